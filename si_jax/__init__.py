@@ -1,0 +1,1 @@
+"""Out-of-distribution detection in JAX: Splitting & Integrating, GAIA and their peers."""
