@@ -1,0 +1,106 @@
+"""Gradient-free densities: where the ReLU that follows a tap is on.
+
+If a tap reaches the logits only through ReLUs, with nothing but element-wise affine operations
+(a residual sum, a BatchNorm) in between, its gradient is zero exactly where those ReLUs are off,
+and not zero elsewhere unless everything behind happens to be off. Whether that is so is read off
+the traced computation, so it holds for any network.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from si_jax import splitting
+
+if TYPE_CHECKING:
+    from si_jax.model import Model
+
+AFFINE = ("add", "sub", "mul", "convert_element_type", "copy", "add_any")
+
+
+def active(
+    model: "Model",
+    variables: Mapping[str, Any],
+    images: Float[Array, "batch height width channels"],
+    taps: Sequence[str],
+) -> dict[str, Bool[Array, "batch *tap"]]:
+    """Where the ReLU behind each tap is on: one forward pass.
+
+    A tap that is itself the input of the linear head counts as on where the weight of the largest
+    logit is not zero, which is exact.
+
+    Raises:
+        ValueError: if some tap is not followed by a ReLU; the message names them all.
+    """
+
+    def run(variables, images):
+        out = splitting.forward(model, variables, images, record=taps)
+        return [out.logits, out.features, *(out.outputs[k] for k in taps)]
+
+    closed = jax.make_jaxpr(run)(variables, images)
+    jaxpr = closed.jaxpr
+    _, features, *tapped = jaxpr.outvars
+    wanted = [jaxpr.outvars[0]]
+    relus: dict[str, list[Any]] = {}
+    for tap, var in zip(taps, tapped, strict=True):
+        if var is not features:
+            relus[tap] = _relu_inputs(jaxpr, var)
+            wanted += relus[tap]
+    missing = [tap for tap, inputs in relus.items() if not inputs]
+    if missing:
+        raise ValueError(
+            f"engine='activation' needs a ReLU behind every tap; there is none behind"
+            f" {', '.join(missing)}: use engine='gradient' or engine='general'"
+        )
+    wanted = list(dict.fromkeys(wanted))
+    part = jaxpr.replace(
+        outvars=wanted, debug_info=jaxpr.debug_info.with_unknown_names(), effects=jaxpr.effects
+    )
+    leaves = jax.tree.leaves((variables, images))
+    values = dict(zip(wanted, jax.core.eval_jaxpr(part, closed.consts, *leaves), strict=True))
+    largest = jnp.argmax(values[jaxpr.outvars[0]], axis=-1)
+    results = {}
+    for tap in taps:
+        if tap in relus:
+            masks = [values[var] > 0 for var in relus[tap]]
+            results[tap] = jnp.any(jnp.stack(masks), axis=0)
+        else:
+            results[tap] = model.head_weights(variables).T[largest] != 0
+    return results
+
+
+def _relu_inputs(jaxpr: Any, tap: Any) -> list[Any]:
+    """Inputs of all ReLUs right behind `tap`; none if anything else than a ReLU consumes it."""
+    carriers, inputs = {tap}, []
+    for eqn in jaxpr.eqns:
+        operands = [v for v in eqn.invars if not _is_literal(v) and v in carriers]
+        if not operands:
+            continue
+        if _is_relu(eqn):
+            inputs.append(operands[0])
+        elif eqn.primitive.name in AFFINE and len(operands) == 1 and _same_shape(eqn, tap):
+            carriers.add(eqn.outvars[0])
+        else:
+            return []
+    return inputs
+
+
+def _same_shape(eqn: Any, tap: Any) -> bool:
+    return eqn.outvars[0].aval.shape == tap.aval.shape
+
+
+def _is_relu(eqn: Any) -> bool:
+    """Whether an equation is max(x, 0), however often it is wrapped."""
+    if eqn.primitive.name == "max":
+        return any(_is_literal(v) and not np.any(v.val) for v in eqn.invars)
+    inner = eqn.params.get("call_jaxpr") or eqn.params.get("jaxpr")
+    equations = getattr(getattr(inner, "jaxpr", inner), "eqns", ())
+    return len(equations) == 1 and len(eqn.invars) == 1 and _is_relu(equations[0])
+
+
+def _is_literal(var: Any) -> bool:
+    return hasattr(var, "val")

@@ -1,0 +1,92 @@
+"""Wide ResNets with pre-activation blocks (Zagoruyko & Komodakis, 2016)."""
+
+from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from si_jax.models.resnet import batch_norm
+
+
+class WideBlock(nn.Module):
+    """Pre-activation block; a projection shortcut starts from the normalised, rectified input.
+
+    Attributes:
+        width: number of output channels.
+        stride: stride of the first convolution and of the shortcut.
+        dropout: rate of the dropout between the convolutions, in training only.
+        dtype: dtype of the computation; the weights stay float32.
+    """
+
+    width: int
+    stride: int = 1
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width channels"], train: bool = False
+    ) -> Float[Array, "batch new_height new_width new_channels"]:
+        """Apply the block."""
+        conv = partial(nn.Conv, features=self.width, use_bias=False, dtype=self.dtype)
+        norm = partial(batch_norm, train=train, dtype=self.dtype)
+        out = nn.relu(norm(name="bn1")(x))
+        if x.shape[-1] != self.width:
+            x = conv(kernel_size=(1, 1), strides=self.stride, padding=0, name="shortcut_conv")(out)
+        out = conv(kernel_size=(3, 3), strides=self.stride, padding=1, name="conv1")(out)
+        out = nn.relu(norm(name="bn2")(out))
+        if self.dropout:
+            out = nn.Dropout(self.dropout, deterministic=not train)(out)
+        return x + conv(kernel_size=(3, 3), padding=1, name="conv2")(out)
+
+
+class WideResNet(nn.Module):
+    """WRN-depth-widen; WRN-40-2 has depth 40 and widen 2.
+
+    Attributes:
+        num_classes: number of logits.
+        depth: 6n + 4 layers, n blocks in each of three stages.
+        widen: factor on the widths 16, 32 and 64.
+        dropout: dropout rate inside the blocks, in training only.
+        dtype: dtype of the computation; the weights stay float32.
+    """
+
+    num_classes: int
+    depth: int = 40
+    widen: int = 2
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width 3"], train: bool = False
+    ) -> Float[Array, "batch classes"]:
+        """Logits of normalised images."""
+        if self.depth < 10 or (self.depth - 4) % 6:
+            raise ValueError(f"depth (={self.depth}) must be 6n + 4 with n >= 1, such as 40")
+        x = nn.Conv(16, (3, 3), padding=1, use_bias=False, dtype=self.dtype, name="conv1")(x)
+        for stage, width in enumerate((16, 32, 64), 1):
+            for index in range((self.depth - 4) // 6):
+                x = WideBlock(
+                    width * self.widen,
+                    stride=2 if index == 0 and stage > 1 else 1,
+                    dropout=self.dropout,
+                    dtype=self.dtype,
+                    name=f"block{stage}_{index}",
+                )(x, train)
+        x = nn.relu(batch_norm(train=train, dtype=self.dtype, name="bn1")(x))
+        x = AveragePool(name="pool")(x)
+        return nn.Dense(self.num_classes, dtype=self.dtype, name="fc")(x)
+
+
+class AveragePool(nn.Module):
+    """Mean over all positions, a module so that its output can be a tap."""
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch channels"]:
+        """Pool."""
+        return jnp.mean(x, axis=(1, 2))
