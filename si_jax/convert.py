@@ -235,9 +235,7 @@ def _check_options(name: str, options: Mapping[str, Any]) -> None:
     found = ", ".join(f"{k} {options[k]}" for k in arch.options)
     expected = ", ".join(f"{k} {v}" for k, v in arch.options.items())
     hint = f"convert it as {same[0]!r}" if same else "no architecture here has that shape"
-    raise ValueError(
-        f"the checkpoint is not a {name} ({expected}): it has {found}; {hint}"
-    )
+    raise ValueError(f"the checkpoint is not a {name} ({expected}): it has {found}; {hint}")
 
 
 def _fill(abstract: Any, layout: Layout, state: Mapping[str, Any]) -> Any:

@@ -226,9 +226,7 @@ def _split_gradients(model, variables, images, chunk, known, target, labels):
     """
 
     def row(i, z):
-        edit = {
-            k: lambda out, k=k, j=j: jnp.where(i == j, z[k], out) for j, k in enumerate(chunk)
-        }
+        edit = {k: lambda out, k=k, j=j: jnp.where(i == j, z[k], out) for j, k in enumerate(chunk)}
         out = splitting.forward(model, variables, images, edit=edit, known=known)
         return target(out), _cross_entropy(out, labels)
 

@@ -111,7 +111,7 @@ def forward(
             "the network must return logits of shape (batch, classes), got "
             f"{jax.tree.map(jnp.shape, logits)}"
         )
-    return Forward(logits.astype(jnp.float32), features[-1], outputs)
+    return Forward(logits, features[-1], outputs)
 
 
 def abstract_forward(model: "Model") -> Forward:

@@ -38,9 +38,9 @@ class BasicBlock(nn.Module):
         out = norm(name="bn2")(out)
         if self.stride != 1 or x.shape[-1] != self.width:
             if self.shortcut == "conv":
-                x = conv(
-                    kernel_size=(1, 1), strides=self.stride, padding=0, name="shortcut_conv"
-                )(x)
+                x = conv(kernel_size=(1, 1), strides=self.stride, padding=0, name="shortcut_conv")(
+                    x
+                )
                 x = norm(name="shortcut_bn")(x)
             else:
                 extra = self.width - x.shape[-1]

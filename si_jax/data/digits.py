@@ -1,0 +1,246 @@
+"""The offline benchmark `digits`: scikit-learn's handwritten digits against four made-up sets.
+
+Nothing is downloaded: the digits and two photographs come with scikit-learn, the letters are
+drawn with the fonts that matplotlib ships. The digits are 8x8 counts (0 to 16) of the ink in the
+4x4 blocks of a 32x32 bitmap; letters and noise are made at the same 8x8 counts and enlarged in the
+same way, so that what sets them apart is their shape and not the way in which they were drawn.
+
+Every function here is deterministic in its arguments.
+"""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+SIZE = 32  # side of an image, pixels
+CLASSES = 10
+TRAIN_COUNT, TEST_COUNT = 1200, 597
+OOD_COUNT = 500  # images of an out-of-distribution set, unless told otherwise
+
+LETTERS = "AEFHKLMNPRTUVWXYdhkmn"  # none that is easily taken for a digit: no O I l Z S B G q ...
+FONTS = (
+    "DejaVuSans",
+    "DejaVuSans-Bold",
+    "DejaVuSans-Oblique",
+    "DejaVuSans-BoldOblique",
+    "DejaVuSerif",
+    "DejaVuSerif-Bold",
+    "DejaVuSerif-Italic",
+    "DejaVuSerif-BoldItalic",
+    "DejaVuSansMono",
+    "DejaVuSansMono-Bold",
+    "DejaVuSansMono-Oblique",
+    "DejaVuSansMono-BoldOblique",
+)
+
+_COUNTS = 8  # side of the grid of ink counts
+_MAX_COUNT = 16  # ink counts run from 0 to this
+_BLOCK = 8  # side of the blocks that `shuffled` moves about, pixels
+_LEAST_CONTRAST = 10  # standard deviation below which a photograph's patch is empty sky
+_SPLIT_SEED = 0
+
+
+def load(
+    split: str,
+) -> tuple[UInt8[np.ndarray, "n 32 32 3"], Int[np.ndarray, " n"]]:
+    """Give the in-distribution digits of one split.
+
+    Args:
+      split: 'train' (1200 images) or 'test' (597 images); fixed, stratified by class.
+
+    Returns:
+      Images, uint8 of shape (n, 32, 32, 3), and labels 0 to 9, int64 of shape (n,).
+
+    Raises:
+      ValueError: if `split` is neither 'train' nor 'test'.
+    """
+    counts, labels = _counts_and_labels(split)
+    return enlarge(counts), labels.copy()
+
+
+def enlarge(counts: Int[np.ndarray, "n 8 8"]) -> UInt8[np.ndarray, "n 32 32 3"]:
+    """Enlarge 8x8 ink counts to 32x32 grey images, smoothly (Pillow's bicubic filter).
+
+    Args:
+      counts: integers from 0 to 16, shape (n, 8, 8).
+
+    Returns:
+      Images, uint8 of shape (n, 32, 32, 3), ink white on black, three equal channels.
+    """
+    grey = np.round(counts * (255 / _MAX_COUNT)).astype(np.uint8)
+    size = (SIZE, SIZE)
+    large = [np.asarray(Image.fromarray(image).resize(size, Image.BICUBIC)) for image in grey]
+    return _to_rgb(large)
+
+
+def letters(count: int = OOD_COUNT, seed: int = 0) -> UInt8[np.ndarray, "n 32 32 3"]:
+    """Draw printed letters of varied font, size, angle and position, inked like the digits.
+
+    Args:
+      count: number of images.
+      seed: seed of all choices.
+
+    Returns:
+      Images, uint8 of shape (count, 32, 32, 3).
+    """
+    rng = np.random.default_rng([seed, 1])
+    bitmaps = np.zeros((count, SIZE, SIZE), np.int64)
+    for bitmap in bitmaps:
+        ink = _draw_letter(
+            LETTERS[rng.integers(len(LETTERS))],
+            FONTS[rng.integers(len(FONTS))],
+            stroke=int(rng.integers(1, 5)),
+            angle=rng.uniform(-15, 15),
+            height=int(rng.integers(24, SIZE + 1)),
+        )
+        height, width = ink.shape
+        top, left = rng.integers(SIZE - height + 1), rng.integers(SIZE - width + 1)
+        bitmap[top : top + height, left : left + width] = ink
+    cell = SIZE // _COUNTS
+    return enlarge(bitmaps.reshape(count, _COUNTS, cell, _COUNTS, cell).sum(axis=(2, 4)))
+
+
+def photos(count: int = OOD_COUNT, seed: int = 0) -> UInt8[np.ndarray, "n 32 32 3"]:
+    """Cut grey square patches of varied scale out of scikit-learn's two sample photographs.
+
+    Patches overlap; those without any contrast (sky, shadow) are left out.
+
+    Args:
+      count: number of images.
+      seed: seed of all choices.
+
+    Returns:
+      Images, uint8 of shape (count, 32, 32, 3).
+    """
+    rng = np.random.default_rng([seed, 2])
+    grey = _photographs()
+    patches = []
+    while len(patches) < count:
+        photograph = grey[rng.integers(len(grey))]
+        longest = min(photograph.size)
+        side = round(SIZE * (longest / SIZE) ** rng.uniform())  # even in the logarithm
+        left = int(rng.integers(photograph.width - side + 1))
+        top = int(rng.integers(photograph.height - side + 1))
+        box = (left, top, left + side, top + side)
+        patch = np.asarray(photograph.resize((SIZE, SIZE), Image.BICUBIC, box=box))
+        if patch.std() >= _LEAST_CONTRAST:
+            patches.append(patch)
+    return _to_rgb(patches)
+
+
+def shuffled(count: int = OOD_COUNT, seed: int = 0) -> UInt8[np.ndarray, "n 32 32 3"]:
+    """Shuffle the 8x8-pixel blocks of held-out digits, each image in its own way.
+
+    Args:
+      count: number of images; beyond 597 the held-out digits are used again, shuffled anew.
+      seed: seed of all choices.
+
+    Returns:
+      Images, uint8 of shape (count, 32, 32, 3), every one different from the digit it was.
+    """
+    rng = np.random.default_rng([seed, 3])
+    digits, _ = load("test")
+    rounds = -(-count // len(digits))
+    order = rng.permuted(np.tile(np.arange(len(digits)), (rounds, 1)), axis=1).ravel()
+    images = np.empty((count, SIZE, SIZE, 3), np.uint8)
+    for image, index in zip(images, order[:count], strict=True):
+        image[:] = digits[index]
+        while np.array_equal(image, digits[index]):  # an identity, or only black blocks moved
+            image[:] = _shuffle_blocks(digits[index], rng)
+    return images
+
+
+def noise(count: int = OOD_COUNT, seed: int = 0) -> UInt8[np.ndarray, "n 32 32 3"]:
+    """Draw every 8x8 ink count independently from the digits' own histogram.
+
+    Args:
+      count: number of images.
+      seed: seed of all choices.
+
+    Returns:
+      Images, uint8 of shape (count, 32, 32, 3).
+    """
+    rng = np.random.default_rng([seed, 4])
+    counts, _ = _counts_and_labels("train")
+    return enlarge(rng.choice(counts.ravel(), size=(count, _COUNTS, _COUNTS)))
+
+
+OOD_SETS: dict[str, Callable[..., np.ndarray]] = {
+    "letters": letters,
+    "photos": photos,
+    "shuffled": shuffled,
+    "noise": noise,
+}
+
+
+@functools.cache
+def _all_counts_and_labels() -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    return data.images.astype(np.int64), data.target.astype(np.int64)
+
+
+def _counts_and_labels(split: str) -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.model_selection import train_test_split
+
+    if split not in ("train", "test"):
+        raise ValueError(f"split (={split!r}) is not one of the digits' splits: 'train' or 'test'.")
+    counts, labels = _all_counts_and_labels()
+    train, test = train_test_split(
+        np.arange(len(labels)),
+        train_size=TRAIN_COUNT,
+        test_size=TEST_COUNT,
+        stratify=labels,
+        random_state=_SPLIT_SEED,
+    )
+    chosen = np.sort(train if split == "train" else test)
+    return counts[chosen], labels[chosen]
+
+
+@functools.cache
+def _photographs() -> tuple[Image.Image, ...]:
+    from sklearn.datasets import load_sample_images
+
+    return tuple(Image.fromarray(image).convert("L") for image in load_sample_images().images)
+
+
+@functools.cache
+def _font(name: str) -> ImageFont.FreeTypeFont:
+    import matplotlib
+
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"
+    # The basic layout engine draws alike whether or not Pillow finds libraqm.
+    return ImageFont.truetype(str(path), 96, layout_engine=ImageFont.Layout.BASIC)
+
+
+def _draw_letter(letter: str, font: str, *, stroke: int, angle: float, height: int) -> np.ndarray:
+    """Draw one letter as a 0/1 bitmap of its bounding box, at most `height` high and SIZE wide.
+
+    Print is thinner than the digits' pen; `stroke` thickens it, in pixels of the 96-pixel font.
+    """
+    canvas = Image.new("L", (192, 192))
+    ImageDraw.Draw(canvas).text(
+        (96, 96), letter, fill=255, font=_font(font), anchor="mm", stroke_width=stroke
+    )
+    canvas = canvas.rotate(angle, Image.BICUBIC)
+    canvas = canvas.crop(canvas.getbbox())
+    scale = min(height / canvas.height, SIZE / canvas.width)
+    size = (max(1, int(canvas.width * scale)), max(1, int(canvas.height * scale)))
+    return (np.asarray(canvas.resize(size, Image.BOX)) > 127).astype(np.int64)
+
+
+def _shuffle_blocks(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    side = SIZE // _BLOCK
+    blocks = image.reshape(side, _BLOCK, side, _BLOCK, 3).swapaxes(1, 2)
+    blocks = blocks.reshape(side * side, _BLOCK, _BLOCK, 3)[rng.permutation(side * side)]
+    return blocks.reshape(side, side, _BLOCK, _BLOCK, 3).swapaxes(1, 2).reshape(image.shape)
+
+
+def _to_rgb(grey: list[np.ndarray]) -> np.ndarray:
+    stacked = np.stack(grey) if grey else np.zeros((0, SIZE, SIZE), np.uint8)
+    return np.repeat(stacked[..., None], 3, axis=-1)

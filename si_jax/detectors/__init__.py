@@ -1,0 +1,55 @@
+"""The table of detectors."""
+
+import inspect
+from typing import Any
+
+from si_jax.detectors import logits, si
+from si_jax.detectors.base import Detector, Inputs, Method, Plan
+from si_jax.model import Model
+
+__all__ = ["DETECTORS", "Detector", "Inputs", "Method", "Plan", "default_options", "make_detector"]
+
+DETECTORS: dict[str, Method] = {
+    "si-z": Method(si.si_z, "S&I zero-deflation", "S&I, ICML 2025", batch_size=32),
+    "si-a": Method(si.si_a, "S&I channel-average", "S&I, ICML 2025", batch_size=16),
+    "gaia-z": Method(si.gaia_z, "GAIA zero-deflation", "Chen et al., NeurIPS 2023"),
+    "gaia-a": Method(si.gaia_a, "GAIA channel-average", "Chen et al., NeurIPS 2023"),
+    "msp": Method(logits.msp, "largest softmax probability", "Hendrycks & Gimpel, ICLR 2017"),
+    "max-logit": Method(logits.max_logit, "largest logit", "Hendrycks et al., ICML 2022"),
+    "energy": Method(logits.energy, "logsumexp of the logits", "Liu et al., NeurIPS 2020"),
+}
+"""Every detector by name."""
+
+
+def make_detector(
+    name: str, model: Model, *, batch_size: int | None = None, **options: Any
+) -> Detector:
+    """Apply a detection method to a model.
+
+    Args:
+        name: a key of `DETECTORS`.
+        model: the network.
+        batch_size: images per batch; None for the method's default. Bounds the memory; no score
+            depends on it.
+        options: the method's options, see `default_options`.
+
+    Raises:
+        ValueError: if there is no such detector, it does not take an option, or an option's value
+            makes no sense.
+    """
+    if name not in DETECTORS:
+        raise ValueError(f"unknown detector {name!r}: choose one of {', '.join(DETECTORS)}")
+    method = DETECTORS[name]
+    known = default_options(name)
+    if unknown := [key for key in options if key not in known]:
+        raise ValueError(
+            f"detector {name!r} does not take the option {', '.join(unknown)}; it takes"
+            f" {', '.join(known) or 'none'}"
+        )
+    return Detector(name, model, method.build(model, **options), batch_size or method.batch_size)
+
+
+def default_options(name: str) -> dict[str, Any]:
+    """Options of a detector and their defaults."""
+    parameters = inspect.signature(DETECTORS[name].build).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}

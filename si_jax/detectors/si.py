@@ -1,0 +1,235 @@
+"""Splitting & Integrating, and GAIA, of which it is the extension.
+
+Two scores of the integrated gradients `a`: zero-deflation (the share of positions where `a` is
+not zero) and channel-average (the mean of `a`, relative to that at the network's end). With one
+step they are GAIA's.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from si_jax import activation, splitting
+from si_jax.detectors.base import Inputs, Plan
+from si_jax.integration import (
+    PRESETS,
+    Path,
+    first_gradients,
+    integrate,
+    log_softmax_sum,
+    max_logit,
+)
+from si_jax.model import Model
+from si_jax.splitting import FEATURES, Taps
+from si_jax.taps import default_taps
+
+ENGINES = ("auto", "general", "gradient", "activation")
+GAIA = Path(steps=1)
+
+
+def si_z(
+    model: Model,
+    *,
+    preset: str = "published",
+    steps: int | None = None,
+    step_size: float | None = None,
+    combine: str | None = None,
+    objective: str | None = None,
+    engine: str = "auto",
+    taps: Taps = None,
+    variant: str | None = None,
+    tap_chunk: int = 12,
+) -> Plan:
+    """S&I zero-deflation.
+
+    Minus the mean over all channels of all taps of `d^2`, where `d` is the share of positions at
+    which the integrated gradient of the largest logit is not zero (paper, section 4; `preset`
+    gives what `steps`, `step_size`, `combine` and `objective` do not).
+
+    Args:
+        model: the network.
+        preset: a key of `si_jax.integration.PRESETS`.
+        steps: number of gradients that are integrated.
+        step_size: length of the adversarial step, in the units of the activation.
+        combine: `"add"` or `"multiply"`.
+        objective: what the adversarial step ascends, `"ce"` or `"max"`.
+        engine: `"general"`, `"gradient"`, `"activation"` or `"auto"`.
+        taps: see `si_jax.splitting.select`; None for the network's own.
+        variant: a named variant of the network's own taps.
+        tap_chunk: taps perturbed at the same time by the general engine; bounds its memory.
+
+    Raises:
+        ValueError: if an option is unknown, or the engine cannot serve the others.
+    """
+    path = _path(preset, steps, step_size, combine, objective)
+    return _zero_deflation(model, path, "si-z", engine, taps, variant, tap_chunk)
+
+
+def gaia_z(
+    model: Model, *, engine: str = "auto", taps: Taps = None, variant: str | None = None
+) -> Plan:
+    """GAIA zero-deflation (Chen et al., NeurIPS 2023, section 4.1): one step, norms as taps."""
+    return _zero_deflation(model, GAIA, "gaia-z", engine, taps, variant, tap_chunk=12)
+
+
+def si_a(
+    model: Model,
+    *,
+    preset: str = "published",
+    steps: int | None = None,
+    step_size: float | None = None,
+    combine: str | None = None,
+    objective: str | None = None,
+    select: float = 0.9,
+    engine: str = "auto",
+    taps: Taps = None,
+    outer: str | None = None,
+    tap_chunk: int = 12,
+) -> Plan:
+    """S&I channel-average.
+
+    Minus the mean over all channels of all inner taps of `(v / outer)^2`. `v` is the absolute mean
+    over the positions of the integrated gradient of the selected features' sum; `outer` is the
+    root of the mean over the channels of the same for the sum of the log-softmax, at the tap at
+    the network's end (paper, section 4).
+
+    Args:
+        model: the network.
+        preset: a key of `si_jax.integration.PRESETS`.
+        steps: number of gradients that are integrated.
+        step_size: length of the adversarial step, in the units of the activation.
+        combine: `"add"` or `"multiply"`.
+        objective: what the adversarial step ascends, `"ce"` or `"max"`.
+        select: share of the features that enter the sum, those with the largest column sums of
+            the head's weights; 1.0 takes all, as the earlier revision of the published code does.
+        engine: `"general"`, `"gradient"` (one step only) or `"auto"`.
+        taps: inner taps; None for the network's own.
+        outer: path of the outer tap; None for the network's own.
+        tap_chunk: taps perturbed at the same time by the general engine; bounds its memory.
+
+    Raises:
+        ValueError: if an option is unknown, or the engine cannot serve the others.
+    """
+    path = _path(preset, steps, step_size, combine, objective)
+    return _channel_average(model, path, select, engine, taps, outer, tap_chunk)
+
+
+def gaia_a(
+    model: Model, *, engine: str = "auto", taps: Taps = None, outer: str | None = None
+) -> Plan:
+    """GAIA channel-average (Chen et al., NeurIPS 2023, section 4.2): one step, all features."""
+    return _channel_average(model, GAIA, 1.0, engine, taps, outer, tap_chunk=12)
+
+
+def _path(preset, steps, step_size, combine, objective) -> Path:
+    if preset not in PRESETS:
+        raise ValueError(f"preset (={preset!r}) must be one of {', '.join(PRESETS)}")
+    given = {"steps": steps, "step_size": step_size, "combine": combine, "objective": objective}
+    return replace(Path(**PRESETS[preset]), **{k: v for k, v in given.items() if v is not None})
+
+
+def _engine(engine: str, fitting: Sequence[str], why: str) -> str:
+    """The engine to use: the cheapest of those that give this very score, or the one asked for."""
+    if engine == "auto":
+        return "gradient" if "gradient" in fitting else "general"
+    if engine not in ENGINES:
+        raise ValueError(f"engine (={engine!r}) must be one of {', '.join(ENGINES)}")
+    if engine not in fitting:
+        raise ValueError(
+            f"engine={engine!r} does not serve {why}; the engines that do: {', '.join(fitting)}"
+        )
+    return engine
+
+
+def _zero_deflation(model, path, role, engine, taps, variant, tap_chunk) -> Plan:
+    if taps is not None and variant is not None:
+        raise ValueError("taps and variant exclude each other: give one of them")
+    taps = default_taps(model, role, variant) if taps is None else splitting.select(model, taps)
+    one_step = path.steps == 1 or path.combine == "add"
+    fitting = ("general", "gradient", "activation") if one_step else ("general",)
+    engine = _engine(engine, fitting, f"{role} with combine={path.combine!r}, steps={path.steps}")
+    if engine == "activation":  # refuses taps that no ReLU follows, before any image is scored
+        image = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
+        jax.eval_shape(lambda v, x: activation.active(model, v, x, taps), model.variables, image)
+
+    def compute(inputs: Inputs):
+        args = (inputs.model, inputs.variables, inputs.images, taps)
+        if engine == "activation":
+            nonzero = activation.active(*args)
+        elif engine == "gradient":
+            nonzero = {k: g != 0 for k, g in first_gradients(*args, target=max_logit).items()}
+        else:
+            integrated = integrate(*args, target=max_logit, path=path, tap_chunk=tap_chunk)
+            nonzero = {k: a != 0 for k, a in integrated.items()}
+        densities = [_over_positions(nonzero[k].astype(jnp.float32)) for k in taps]
+        return {
+            "score": -jnp.mean(jnp.concatenate(densities, axis=-1) ** 2, axis=-1),
+            "tap_density": jnp.stack([jnp.mean(d, axis=-1) for d in densities], axis=-1),
+        }
+
+    settings = {**asdict(path), "engine": engine, "tap_chunk": tap_chunk, "taps": list(taps)}
+    return Plan(compute, settings, forward_only=False)
+
+
+def _channel_average(model, path, select, engine, taps, outer, tap_chunk) -> Plan:
+    if not 0 < select <= 1:
+        raise ValueError(f"select (={select}) must be in (0, 1]")
+    taps = default_taps(model, "inner") if taps is None else splitting.select(model, taps)
+    if outer is None:
+        (outer_tap,) = default_taps(model, "outer")
+    elif outer == FEATURES:
+        outer_tap = FEATURES
+    else:
+        (outer_tap,) = splitting.select(model, outer)
+    model.head_weights(model.variables)  # refuses a head that is not linear
+    fitting = ("general", "gradient") if path.steps == 1 else ("general",)
+    engine = _engine(engine, fitting, f"channel-average with steps={path.steps}")
+
+    def compute(inputs: Inputs):
+        args = (inputs.model, inputs.variables, inputs.images)
+        selected = selected_features(model.head_weights(inputs.variables), select)
+
+        def feature_sum(out):
+            return jnp.sum(out.features * selected, axis=-1)
+
+        if engine == "gradient":
+            inner = first_gradients(*args, taps, target=feature_sum)
+            end = first_gradients(*args, [outer_tap], target=log_softmax_sum)
+        else:
+            inner = integrate(*args, taps, target=feature_sum, path=path, tap_chunk=tap_chunk)
+            end = integrate(*args, [outer_tap], target=log_softmax_sum, path=path)
+        scale = jnp.mean(jnp.abs(_over_positions(end[outer_tap])), axis=-1)  # outer^2
+        v2 = [_over_positions(inner[k]) ** 2 for k in taps]
+        return {
+            "score": -jnp.mean(jnp.concatenate(v2, axis=-1), axis=-1) / scale,
+            "tap_average": jnp.stack([jnp.mean(v, axis=-1) for v in v2], axis=-1),
+            "outer": jnp.sqrt(scale),
+        }
+
+    settings = {
+        **asdict(path),
+        "select": select,
+        "engine": engine,
+        "tap_chunk": tap_chunk,
+        "taps": list(taps),
+        "outer": outer_tap,
+    }
+    return Plan(compute, settings, forward_only=False)
+
+
+def selected_features(
+    weights: Float[Array, "features classes"], share: float
+) -> Float[Array, "features"]:
+    """1 for the floor(share * features) features with the largest sum of weights, else 0."""
+    count = max(1, math.floor(share * weights.shape[0]))
+    chosen = jnp.argsort(-jnp.sum(weights, axis=-1), stable=True)[:count]
+    return jnp.zeros(weights.shape[0], weights.dtype).at[chosen].set(1)
+
+
+def _over_positions(x: Float[Array, "batch *space channels"]) -> Float[Array, "batch channels"]:
+    """Mean over everything between the batch and the channels."""
+    return jnp.mean(x, axis=tuple(range(1, x.ndim - 1)))
