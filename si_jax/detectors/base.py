@@ -1,6 +1,6 @@
 """What every detector is: a function of a batch, with its options."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -33,8 +33,20 @@ class Inputs:
         return splitting.forward(self.model, self.variables, self.images)
 
 
-Compute = Callable[[Inputs], dict[str, Float[Array, "batch ..."]]]
-"""A batch -> its `"score"`, (batch,), and whatever else the detector can tell."""
+State = Mapping[str, Any]
+"""What a detector has learnt from in-distribution images: name -> array. Empty if nothing."""
+
+Compute = Callable[[Inputs, State], dict[str, Float[Array, "batch ..."]]]
+"""A batch and the fit -> its `"score"`, (batch,), and whatever else the detector can tell."""
+
+Batches = Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]]
+"""Gives, each time it is called, all fitting images in batches of (images, labels).
+
+The images are as for `Detector.score`, the labels class indices, -1 where unknown.
+"""
+
+Fit = Callable[[Batches], State]
+"""Streams over the fitting images, as often as it needs to, and returns the state."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +74,13 @@ class Plan:
         compute: the function of a batch.
         settings: the options after presets and defaults, as they go into a report.
         forward_only: whether one shared forward pass is all that `compute` needs.
+        fit: what is learnt from in-distribution images before scoring; None if nothing is.
     """
 
     compute: Compute
     settings: Mapping[str, Any] = field(default_factory=dict)
     forward_only: bool = True
+    fit: Fit | None = None
 
 
 class Detector:
@@ -78,6 +92,8 @@ class Detector:
         settings: every option's value, after presets and defaults.
         batch_size: images per batch; bounds the memory, and no score depends on it.
         forward_only: whether one forward pass is all that it needs.
+        needs_fit: whether it must be fitted before it can score.
+        state: what it has learnt, name -> array; None before it is fitted.
     """
 
     def __init__(self, name: str, model: Model, plan: Plan, batch_size: int):
@@ -88,7 +104,10 @@ class Detector:
         self.settings = dict(plan.settings)
         self.batch_size = batch_size
         self.forward_only = plan.forward_only
+        self.needs_fit = plan.fit is not None
+        self.state: State | None = None if self.needs_fit else {}
         self.compute = plan.compute
+        self._fit = plan.fit
 
     def __repr__(self) -> str:
         options = ", ".join(f"{k}={v!r}" for k, v in self.settings.items() if k != "taps")
@@ -96,10 +115,45 @@ class Detector:
 
     @cached_property
     def _run(self) -> Batched:
-        def run(variables, images):
-            return self.compute(Inputs(self.model, variables, images))
+        def run(weights, images):
+            variables, state = weights
+            return self.compute(Inputs(self.model, variables, images), state)
 
-        return Batched(run, self.model.variables)
+        return Batched(run, (self.model.variables, self.state))
+
+    def fit(self, images: np.ndarray, labels: np.ndarray | None = None) -> "Detector":
+        """Learn from in-distribution training images what the detector needs; returns itself.
+
+        Args:
+            images: as for `score`.
+            labels: (N,) class indices, for the detectors that need them.
+
+        Raises:
+            ValueError: if the images do not fit the model, or labels are needed and missing.
+        """
+        images = self.model.check(images)
+        labels = np.full(len(images), -1) if labels is None else np.asarray(labels)
+        if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
+            raise ValueError(
+                f"labels (shape {labels.shape}, dtype {labels.dtype}) must be one class index for"
+                f" each of the {len(images)} images"
+            )
+        size = self.batch_size
+        starts = range(0, len(images), size)
+        return self.fit_batches(
+            lambda: ((images[i : i + size], labels[i : i + size]) for i in starts)
+        )
+
+    def fit_batches(self, batches: Batches) -> "Detector":
+        """`fit` on a stream of batches, which is never held in memory as a whole."""
+        if self._fit is not None:
+            self.load_state(self._fit(batches))
+        return self
+
+    def load_state(self, state: State) -> None:
+        """Take over a fit, such as one that was saved."""
+        self.state = dict(state)
+        self.__dict__.pop("_run", None)
 
     def score(self, images: np.ndarray) -> Float32[np.ndarray, "batch"]:
         """How in-distribution each image looks; higher is more in-distribution.
@@ -112,7 +166,7 @@ class Detector:
             (N,) float32.
 
         Raises:
-            ValueError: if the images do not fit the model.
+            ValueError: if the images do not fit the model, or the detector needs to be fitted first.
         """
         return self.details(images)["score"]
 
@@ -124,5 +178,14 @@ class Detector:
             `"tap_density"` (N, taps), the mean density at each tap; channel-average gives
             `"tap_average"` (N, taps), the mean of `v^2` at each inner tap, and `"outer"` (N,).
         """
+        self.check_fitted()
         images = self.model.check(images)
         return self._run(images, batch_size=self.batch_size)
+
+    def check_fitted(self) -> None:
+        """Raise a ValueError if the detector needs a fit that it does not have."""
+        if self.state is None:
+            raise ValueError(
+                f"detector {self.name!r} must be fitted first: call fit(images, labels) with"
+                " in-distribution training images"
+            )

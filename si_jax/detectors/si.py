@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from si_jax import activation, splitting
-from si_jax.detectors.base import Inputs, Plan
+from si_jax.detectors.base import Inputs, Plan, State
 from si_jax.integration import (
     PRESETS,
     Path,
@@ -156,7 +156,7 @@ def _zero_deflation(model, path, role, engine, taps, variant, tap_chunk) -> Plan
         image = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
         jax.eval_shape(lambda v, x: activation.active(model, v, x, taps), model.variables, image)
 
-    def compute(inputs: Inputs):
+    def compute(inputs: Inputs, state: State):
         args = (inputs.model, inputs.variables, inputs.images, taps)
         if engine == "activation":
             nonzero = activation.active(*args)
@@ -189,7 +189,7 @@ def _channel_average(model, path, select, engine, taps, outer, tap_chunk) -> Pla
     fitting = ("general", "gradient") if path.steps == 1 else ("general",)
     engine = _engine(engine, fitting, f"channel-average with steps={path.steps}")
 
-    def compute(inputs: Inputs):
+    def compute(inputs: Inputs, state: State):
         args = (inputs.model, inputs.variables, inputs.images)
         selected = selected_features(model.head_weights(inputs.variables), select)
 

@@ -1,0 +1,36 @@
+"""What the scripts share: errors in one sentence, versions, the compilation cache."""
+
+import importlib.metadata
+import os
+import sys
+from collections.abc import Callable
+
+PACKAGES = ("si-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a script's `main`; a user's mistake ends in one sentence and exit status 2.
+
+    Compiled programs are cached on disk in `$JAX_COMPILATION_CACHE_DIR`, if that is set.
+    """
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        if os.environ.get("SI_JAX_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is saved", file=sys.stderr)
+        sys.exit(130)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result."""
+    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "unknown"
+    return found

@@ -1,0 +1,127 @@
+"""Images that are held in memory: arrays, `.npz` files, SVHN's own `.mat` files."""
+
+import os
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from si_jax.data.image_set import NO_LABEL, ImageSet, MissingSet, fingerprint_of
+
+
+def from_arrays(
+    name: str,
+    images: UInt8[np.ndarray, "n height width channels"] | UInt8[np.ndarray, "n height width"],
+    labels: Int[np.ndarray, " n"] | None = None,
+) -> ImageSet:
+    """Make a set of images that are in memory already.
+
+    Args:
+      name: what to call the set.
+      images: uint8 of shape (n, height, width, 3), or grey of shape (n, height, width[, 1]).
+      labels: integers of shape (n,), or None for images without labels.
+
+    Returns:
+      The set. Its fingerprint hashes the pixels and the labels.
+
+    Raises:
+      ValueError: if a shape or a dtype is another.
+    """
+    images = np.asarray(images)
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or images.shape[-1] not in (1, 3) or images.dtype != np.uint8:
+        raise ValueError(
+            f"images of {name} must be uint8 of shape (n, height, width, 3) or (n, height, width,"
+            f" 1), not {images.dtype} of shape {images.shape}."
+        )
+    if not len(images):
+        raise MissingSet(f"{name} holds no images; give at least one.")
+    labels = np.full(len(images), NO_LABEL) if labels is None else np.asarray(labels)
+    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"labels of {name} must be integers of shape ({len(images)},), not {labels.dtype} of"
+            f" shape {labels.shape}."
+        )
+    labels = labels.astype(np.int64)
+
+    def load(index: int) -> tuple[np.ndarray, int]:
+        image = images[index]
+        return np.repeat(image, 3 // image.shape[-1], axis=-1), int(labels[index])
+
+    return ImageSet(
+        name=name,
+        size=len(images),
+        fingerprint=fingerprint_of(
+            "arrays", images.shape, np.ascontiguousarray(images).tobytes(), labels.tobytes()
+        ),
+        load_fn=load,
+        ident_fn=lambda index: f"{name}[{index}]",
+    )
+
+
+def from_npz(path: str | os.PathLike, *, name: str | None = None) -> ImageSet:
+    """Read a `.npz` file with an array `images` and, if the images have labels, one `labels`.
+
+    The whole file is held in memory.
+
+    Args:
+      path: the file; `images` is uint8 of shape (n, height, width, 3) or (n, height, width[, 1]),
+        `labels` is integers of shape (n,).
+      name: what to call the set; the file's name without its ending by default.
+
+    Returns:
+      The set, as `from_arrays` makes it.
+
+    Raises:
+      MissingSet: if the file isn't there.
+      ValueError: if the file is damaged or its arrays are others.
+    """
+    path = _existing_file(path)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in ("images", "labels") if key in file.files}
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"{path} can't be read as a .npz file ({error}); write it anew with numpy.savez."
+        ) from error
+    if "images" not in arrays:
+        raise ValueError(f"{path} has no array called 'images'; write it under that name.")
+    return from_arrays(name or path.stem, arrays["images"], arrays.get("labels"))
+
+
+def from_svhn_mat(path: str | os.PathLike, *, name: str | None = None) -> ImageSet:
+    """Read one of SVHN's own files of 32x32 crops, e.g. `test_32x32.mat`.
+
+    Args:
+      path: the file; `X` is uint8 of shape (32, 32, 3, n), `y` the digits with 10 for zero.
+      name: what to call the set; the file's name without its ending by default.
+
+    Returns:
+      The set, labels 0 to 9.
+
+    Raises:
+      MissingSet: if the file isn't there.
+      ValueError: if the file is damaged or isn't one of SVHN's.
+    """
+    from scipy.io import loadmat
+
+    path = _existing_file(path)
+    try:
+        content = loadmat(path, variable_names=("X", "y"))
+        images, digits = content["X"].transpose(3, 0, 1, 2), content["y"].ravel()
+    except Exception as error:  # scipy raises what its parser stumbles over
+        raise ValueError(
+            f"{path} isn't one of SVHN's .mat files of 32x32 crops ({error}); download it again"
+            " from http://ufldl.stanford.edu/housenumbers."
+        ) from error
+    return from_arrays(name or path.stem, images, digits.astype(np.int64) % 10)
+
+
+def _existing_file(path: str | os.PathLike) -> Path:
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise MissingSet(f"{path} is not a file; give the path of an existing file.")
+    return path

@@ -1,0 +1,73 @@
+"""Decode an image file of any mode to 8-bit RGB."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from si_jax.data.image_set import UnreadableImage
+
+# What a file may hold, whatever its name says: ImageNet has a PNG that is called .JPEG. Formats
+# that Pillow hands to other programs are left out on purpose.
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF")
+_DAMAGE = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+def decode(data: bytes, name: str) -> UInt8[np.ndarray, "height width 3"]:
+    """Decode a JPEG, PNG, WebP, BMP or GIF (first frame) to RGB.
+
+    The result is what Pillow's `convert("RGB")`, and so torchvision's folder loader, gives:
+    grey is replicated, palettes are looked up, CMYK is converted, an alpha channel is *dropped*
+    (not composited on a background), a rotation noted in EXIF is not applied. The exception is
+    16-bit grey, which Pillow may clip: here it keeps its high byte, as Pillow does for 16-bit
+    colour.
+
+    Args:
+      data: the file's content.
+      name: the file's name, for the message.
+
+    Returns:
+      The image, uint8 of shape (height, width, 3).
+
+    Raises:
+      UnreadableImage: if the image is truncated, damaged or in another format.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            image.load()
+            if image.mode.startswith("I"):  # "I;16", "I;16B" and, in older Pillow, "I"
+                return _high_byte(np.asarray(image))
+            return np.array(image.convert("RGB"))
+    except _DAMAGE as error:
+        raise UnreadableImage(
+            f"{name} can't be decoded ({_reason(error, data)}); replace the file or skip"
+            " unreadable images."
+        ) from error
+
+
+def _high_byte(values: np.ndarray) -> np.ndarray:
+    grey = (np.clip(values.astype(np.int64), 0, 0xFFFF) >> 8).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=-1)
+
+
+def _reason(error: Exception, data: bytes) -> str:
+    if not data:
+        return "the file is empty"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not a JPEG, PNG, WebP, BMP or GIF image"
+    return str(error) or type(error).__name__

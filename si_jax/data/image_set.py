@@ -1,0 +1,127 @@
+"""`ImageSet`, the one form in which images reach the rest of the library."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from jaxtyping import UInt8
+
+NO_LABEL = -1  # the label of an image without one
+
+
+class MissingSet(ValueError):
+    """A data set isn't where it was looked for; the message says what to do."""
+
+
+class UnreadableImage(ValueError):
+    """An image can't be decoded; the message names its file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSet:
+    """A finite, ordered set of images that are decoded one at a time, on demand.
+
+    Attributes:
+      name: what the set is called in messages.
+      size: number of images.
+      fingerprint: hexadecimal hash of what determines the content and its order.
+      load_fn: gives the image (uint8, H x W x 3, RGB, at its own size) and the label of an index;
+        safe to call from several threads at once.
+      ident_fn: gives the name of the image at an index, e.g. its file or 'cifar100/test[17]'.
+    """
+
+    name: str
+    size: int
+    fingerprint: str
+    load_fn: Callable[[int], tuple[np.ndarray, int]] = dataclasses.field(repr=False)
+    ident_fn: Callable[[int], str] = dataclasses.field(repr=False)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def load(self, index: int) -> tuple[UInt8[np.ndarray, "height width 3"], int]:
+        """Decode one image.
+
+        Args:
+          index: 0 to len(self) - 1.
+
+        Returns:
+          The image, uint8 RGB of shape (height, width, 3), and its label (-1 if it has none).
+
+        Raises:
+          IndexError: if `index` is out of range.
+          UnreadableImage: if the image is damaged.
+        """
+        return self.load_fn(self._checked(index))
+
+    def ident(self, index: int) -> str:
+        """Name one image, e.g. 'banded/banded_0001.jpg' or 'cifar100/test[17]'."""
+        return self.ident_fn(self._checked(index))
+
+    def _checked(self, index: int) -> int:
+        if not 0 <= index < self.size:
+            raise IndexError(f"index (={index}) is outside {self.name}'s {self.size} images.")
+        return int(index)
+
+
+def subset(image_set: ImageSet, limit: int | None, seed: int = 0) -> ImageSet:
+    """Draw a seeded random subset, kept in the set's own order.
+
+    Args:
+      image_set: the set to draw from.
+      limit: number of images to keep; None, or at least the set's size, keeps all of them.
+      seed: seed of the draw.
+
+    Returns:
+      The subset, which keeps the names of its images and has a fingerprint of its own, or
+      `image_set` itself where nothing is left out.
+
+    Raises:
+      ValueError: if `limit` is not positive.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit (={limit}) must be at least 1, or None for all images.")
+    if limit is None or limit >= len(image_set):
+        return image_set
+    rng = np.random.default_rng(seed)
+    chosen = np.sort(rng.choice(len(image_set), size=limit, replace=False))
+    return take(image_set, chosen)
+
+
+def take(image_set: ImageSet, indices: Iterable[int]) -> ImageSet:
+    """Take the images at the given indices, in that order.
+
+    Args:
+      image_set: the set to take from.
+      indices: integers from 0 to len(image_set) - 1; repetitions are allowed.
+
+    Returns:
+      The set of those images.
+
+    Raises:
+      ValueError: if an index is out of range.
+    """
+    chosen = np.asarray(list(indices), np.int64)
+    if chosen.size and not (chosen.min() >= 0 and chosen.max() < len(image_set)):
+        raise ValueError(
+            f"indices must lie between 0 and {len(image_set) - 1}, the last image of"
+            f" {image_set.name}; they run from {chosen.min()} to {chosen.max()}."
+        )
+    return ImageSet(
+        name=image_set.name,
+        size=len(chosen),
+        fingerprint=fingerprint_of("take", image_set.fingerprint, chosen.tobytes()),
+        load_fn=lambda index: image_set.load(chosen[index]),
+        ident_fn=lambda index: image_set.ident(chosen[index]),
+    )
+
+
+def fingerprint_of(*parts: object) -> str:
+    """Hash the parts (bytes as they are, anything else by its repr) to 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part if isinstance(part, bytes) else repr(part).encode()
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()

@@ -1,0 +1,141 @@
+"""From an `ImageSet` to batches of one static shape, decoded in threads ahead of their use."""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+from jaxtyping import Bool, Int, UInt8
+
+from si_jax.data.image_set import NO_LABEL, ImageSet, UnreadableImage
+
+NO_INDEX = -1  # the index of a padded row
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """A batch of static shape; rows whose mask is False hold black images, to be left out.
+
+    Attributes:
+      images: uint8 of shape (batch, height, width, 3).
+      labels: int32 of shape (batch,); -1 where there is none.
+      indices: int64 of shape (batch,); positions in the set, -1 for the rows that pad the last
+        batch.
+      mask: bool of shape (batch,); False for padded rows and unreadable images.
+      unreadable: names of the batch's images that couldn't be decoded.
+    """
+
+    images: UInt8[np.ndarray, "batch height width 3"]
+    labels: Int[np.ndarray, " batch"]
+    indices: Int[np.ndarray, " batch"]
+    mask: Bool[np.ndarray, " batch"]
+    unreadable: tuple[str, ...] = ()
+
+
+def batches(
+    image_set: ImageSet,
+    transform: Callable[[np.ndarray], np.ndarray],
+    batch_size: int,
+    *,
+    workers: int = 4,
+    start: int = 0,
+    prefetch: int = 2,
+    skip_unreadable: bool = False,
+) -> Iterator[Batch]:
+    """Decode and transform a set's images in threads and yield them in order, in batches.
+
+    At most `prefetch + 1` batches are held at a time. The threads start with the first batch and
+    end with the last one, with an error, or when the generator is closed.
+
+    Args:
+      image_set: the images.
+      transform: brings an image, uint8 of shape (h, w, 3), to the common shape; a `Preprocessing`.
+      batch_size: rows of every batch; the last one is padded.
+      workers: number of threads.
+      start: index of the image to begin with, e.g. where an interrupted run left off.
+      prefetch: number of batches to prepare ahead of the one in use.
+      skip_unreadable: whether to mask out and name images that can't be decoded, rather than
+        raise the error.
+
+    Returns:
+      An iterator over the batches.
+
+    Raises:
+      ValueError: if an argument is out of range (at once), or images differ in shape after
+        `transform`, or (as UnreadableImage) if an image can't be decoded.
+    """
+    for name, value, least in (
+        ("batch_size", batch_size, 1),
+        ("workers", workers, 1),
+        ("start", start, 0),
+        ("prefetch", prefetch, 0),
+    ):
+        if value < least:
+            raise ValueError(f"{name} (={value}) must be at least {least}.")
+    return _generate(image_set, transform, batch_size, workers, start, prefetch, skip_unreadable)
+
+
+def _generate(image_set, transform, batch_size, workers, start, prefetch, skip_unreadable):
+    def load(index: int) -> tuple[np.ndarray, int] | None:
+        try:
+            image, label = image_set.load(index)
+        except UnreadableImage:
+            if skip_unreadable:
+                return None
+            raise
+        return transform(image), label
+
+    starts = iter(range(start, len(image_set), batch_size))
+    pending: collections.deque[tuple[range, list[Future]]] = collections.deque()
+    shape = None
+    executor = ThreadPoolExecutor(workers, thread_name_prefix="si_jax-decode")
+    try:
+        while True:
+            while len(pending) <= prefetch and (first := next(starts, None)) is not None:
+                indices = range(first, min(first + batch_size, len(image_set)))
+                pending.append((indices, [executor.submit(load, index) for index in indices]))
+            if not pending:
+                return
+            indices, futures = pending.popleft()
+            batch = _collate(image_set, indices, [f.result() for f in futures], batch_size, shape)
+            shape = batch.images.shape[1:]
+            del futures
+            yield batch
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _collate(
+    image_set: ImageSet,
+    indices: range,
+    loaded: list[tuple[np.ndarray, int] | None],
+    batch_size: int,
+    shape: tuple[int, ...] | None,
+) -> Batch:
+    readable = [row for row, item in enumerate(loaded) if item is not None]
+    unreadable = tuple(
+        image_set.ident(indices[row]) for row, item in enumerate(loaded) if item is None
+    )
+    if shape is None:
+        if not readable:
+            raise UnreadableImage(
+                f"None of the first {len(indices)} images of {image_set.name} can be decoded, from"
+                f" {unreadable[0]} on; check the set."
+            )
+        shape = loaded[readable[0]][0].shape
+    images = np.zeros((batch_size, *shape), np.uint8)
+    labels = np.full(batch_size, NO_LABEL, np.int32)
+    positions = np.full(batch_size, NO_INDEX, np.int64)
+    mask = np.zeros(batch_size, bool)
+    positions[: len(indices)] = indices
+    for row in readable:
+        image, labels[row] = loaded[row]
+        if image.shape != shape or image.dtype != np.uint8:
+            raise ValueError(
+                f"{image_set.ident(indices[row])} is {image.dtype} of shape {image.shape} after"
+                f" the transform, where uint8 of shape {shape} came first; use a transform that"
+                " gives every image one shape."
+            )
+        images[row], mask[row] = image, True
+    return Batch(images, labels, positions, mask, unreadable)

@@ -1,0 +1,101 @@
+"""The two protocols' ways from an image of any size to the network's input size.
+
+uint8 in, uint8 out; normalisation belongs to the model. Resizing and cropping agree with
+torchvision's `Resize` and `CenterCrop` on Pillow images to the last bit.
+"""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+PROTOCOLS = ("published", "openood")
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """Resize (bilinear, antialiased), then crop the centre; call it on an image.
+
+    Attributes:
+      crop: (height, width) of the result; zeros are added around an image that is smaller.
+      resize: None for no resizing; an integer for the length of the shorter side, the aspect ratio
+        kept; (height, width) to ignore the aspect ratio.
+    """
+
+    crop: tuple[int, int]
+    resize: int | tuple[int, int] | None = None
+
+    def __call__(
+        self, image: UInt8[np.ndarray, "height width 3"]
+    ) -> UInt8[np.ndarray, "crop_height crop_width 3"]:
+        """Apply it to one image, uint8 of shape (height, width, 3)."""
+        return center_crop(resize(image, self.resize), self.crop)
+
+    def __str__(self) -> str:
+        if self.resize is None:
+            step = "no resize"
+        elif isinstance(self.resize, int):
+            step = f"shorter side to {self.resize}"
+        else:
+            step = "resize to {}x{}".format(*self.resize)
+        return "{}, centre crop {}x{}".format(step, *self.crop)
+
+
+# The protocols, by the size of a benchmark's images. Adding one is adding a line.
+PREPROCESSING = {
+    ("published", "small"): Preprocessing(crop=(32, 32)),
+    ("published", "imagenet"): Preprocessing(resize=(480, 480), crop=(480, 480)),
+    ("openood", "small"): Preprocessing(resize=32, crop=(32, 32)),
+    ("openood", "imagenet"): Preprocessing(resize=224, crop=(224, 224)),
+}
+
+
+def resize(
+    image: UInt8[np.ndarray, "height width 3"], size: int | tuple[int, int] | None
+) -> UInt8[np.ndarray, "new_height new_width 3"]:
+    """Resize as torchvision's `Resize` does a Pillow image: bilinear, antialiased.
+
+    Args:
+      image: uint8 of shape (height, width, 3).
+      size: length of the shorter side (the longer one is rounded down), or (height, width) to
+        ignore the aspect ratio, or None to leave the image alone.
+
+    Returns:
+      The resized image, uint8.
+    """
+    if size is None:
+        return image
+    height, width = image.shape[:2]
+    if isinstance(size, int):
+        short = min(height, width)
+        new_height = size if height == short else int(size * height / short)
+        new_width = size if width == short else int(size * width / short)
+    else:
+        new_height, new_width = size
+    if (new_height, new_width) == (height, width):
+        return image
+    return np.array(Image.fromarray(image).resize((new_width, new_height), Image.BILINEAR))
+
+
+def center_crop(
+    image: UInt8[np.ndarray, "height width 3"], size: tuple[int, int]
+) -> UInt8[np.ndarray, "crop_height crop_width 3"]:
+    """Crop the centre as torchvision's `CenterCrop` does, its rounding of offsets included.
+
+    Where a side is too short, zeros are added on both ends (the odd one at the far end). Offsets
+    of a crop are rounded half to even.
+
+    Args:
+      image: uint8 of shape (height, width, 3).
+      size: (height, width) of the result.
+
+    Returns:
+      The crop, uint8 of shape (*size, 3).
+    """
+    missing = [max(0, want - have) for want, have in zip(size, image.shape, strict=False)]
+    if any(missing):
+        margins = [(lack // 2, (lack + 1) // 2) for lack in missing]
+        image = np.pad(image, [*margins, (0, 0)])
+    top, left = (round((have - want) / 2) for want, have in zip(size, image.shape, strict=False))
+    return image[top : top + size[0], left : left + size[1]]

@@ -1,0 +1,144 @@
+"""Sets that TensorFlow Datasets has prepared, read without TensorFlow."""
+
+import importlib.util
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+
+from si_jax.data.decoding import decode
+from si_jax.data.image_set import (
+    NO_LABEL,
+    ImageSet,
+    MissingSet,
+    UnreadableImage,
+    fingerprint_of,
+)
+
+
+def default_data_dir() -> Path:
+    """Give the folder of TFDS's sets: $TFDS_DATA_DIR, or else ~/tensorflow_datasets."""
+    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
+def from_tfds(
+    name: str,
+    split: str,
+    data_dir: str | os.PathLike | None = None,
+    *,
+    fetch: bool = True,
+) -> ImageSet:
+    """Open one split of a TFDS set of images; download and prepare it first if need be.
+
+    A set that is prepared in the array_record format is read as it lies, without TensorFlow and
+    without TFDS's code for that set. To prepare one needs TensorFlow (`pip install
+    "si-jax[tfds]"`); downloads are checked against TFDS's registered checksums.
+
+    Args:
+      name: 'cifar100', or with a configuration 'name/config'; the highest version is taken.
+      split: 'test', 'train[:1000]', 'train+test' and so on.
+      data_dir: the folder that holds the sets; `default_data_dir()` by default.
+      fetch: whether a set that isn't there may be downloaded and prepared.
+
+    Returns:
+      The set; labels are the feature 'label', where there is one. Its fingerprint hashes name,
+      version, split, and the split's sizes and shard lengths.
+
+    Raises:
+      MissingSet: if the set isn't prepared and can't be, or isn't in array_record format.
+      ValueError: if it has no such split or no feature 'image'.
+    """
+    data_dir = default_data_dir() if data_dir is None else Path(data_dir).expanduser()
+    directory = prepared_directory(name, data_dir)
+    if directory is None:
+        if not fetch:
+            raise MissingSet(
+                f"{name} is not prepared in {data_dir}; prepare it there with tfds.builder({name!r}"
+                f", data_dir={str(data_dir)!r}, file_format='array_record')"
+                ".download_and_prepare()."
+            )
+        _prepare(name, data_dir)
+        directory = prepared_directory(name, data_dir)
+        if directory is None:
+            raise MissingSet(f"TFDS prepared {name}, but not in {data_dir}; give another data_dir.")
+    return _open(name, split, directory)
+
+
+def prepared_directory(name: str, data_dir: Path) -> Path | None:
+    """Find the folder of the highest prepared version of a set, or None."""
+    versions = [
+        (tuple(int(number) for number in info.parent.name.split(".")), info.parent)
+        for info in (data_dir / name).glob("*/dataset_info.json")
+        if re.fullmatch(r"\d+\.\d+\.\d+", info.parent.name)
+    ]
+    return max(versions)[1] if versions else None
+
+
+def _prepare(name: str, data_dir: Path) -> None:
+    if importlib.util.find_spec("tensorflow") is None:
+        raise MissingSet(
+            f'{name} is not prepared in {data_dir}; run pip install "si-jax[tfds]" to download and'
+            " prepare it, or give the data_dir in which it is."
+        )
+    import tensorflow_datasets as tfds
+
+    config = tfds.download.DownloadConfig(force_checksums_validation=True)
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+        builder.download_and_prepare(download_config=config)
+    except Exception as error:  # TFDS raises whatever its downloader and its set's code do
+        reason = " ".join(str(error).split())[:300]
+        raise MissingSet(
+            f"{name} can't be downloaded and prepared in {data_dir} ({type(error).__name__}:"
+            f" {reason}); check the network and the free space, or prepare it by hand."
+        ) from error
+
+
+def _open(name: str, split: str, directory: Path) -> ImageSet:
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(str(directory))
+    if builder.info.file_format.value != "array_record":
+        raise MissingSet(
+            f"{directory} is in the format {builder.info.file_format.value}, which has no random"
+            " access; prepare the set again with file_format='array_record' in another data_dir."
+        )
+    if "image" not in builder.info.features:
+        raise ValueError(f"{directory} has no feature 'image'; choose a set of labelled images.")
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    try:
+        source = builder.as_data_source(split=split, decoders=decoders)
+    except (ValueError, KeyError) as error:
+        raise ValueError(
+            f"split (={split!r}) is not one of {directory}, which has"
+            f" {', '.join(sorted(builder.info.splits))}."
+        ) from error
+    except (OSError, FileNotFoundError) as error:
+        raise MissingSet(f"{directory} lacks files ({error}); prepare the set again.") from error
+    if not len(source):
+        raise MissingSet(f"split (={split!r}) of {directory} holds no images; prepare it again.")
+
+    def ident(index: int) -> str:
+        return f"{name}/{split}[{index}]"
+
+    def load(index: int) -> tuple[np.ndarray, int]:
+        try:
+            record = source[index]
+        except Exception as error:  # array_record raises what its C++ reader reports
+            raise UnreadableImage(
+                f"{ident(index)} can't be read from {directory} ({error}); prepare the set again."
+            ) from error
+        return decode(record["image"], ident(index)), int(record.get("label", NO_LABEL))
+
+    shards = [
+        (key, info.shard_lengths, info.num_bytes)
+        for key, info in sorted(builder.info.splits.items())
+    ]
+    return ImageSet(
+        name=f"{name}/{split}",
+        size=len(source),
+        fingerprint=fingerprint_of("tfds", name, str(builder.info.version), split, shards),
+        load_fn=load,
+        ident_fn=ident,
+    )

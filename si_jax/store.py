@@ -1,0 +1,127 @@
+"""Score files: one for each detector and image set, valid for exactly one computation.
+
+A file carries a key, the hash of all that determines its scores. Files are written beside their
+final name and renamed, so what has that name is always whole, whoever else writes at the time.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SOURCES = (
+    "activation.py",
+    "batching.py",
+    "integration.py",
+    "model.py",
+    "splitting.py",
+    "taps.py",
+    "data",
+    "detectors",
+    "models",
+)
+"""The modules that decide what a score is."""
+
+
+@functools.cache
+def code_hash() -> str:
+    """Hex hash of the source files that decide what a score is."""
+    digest = hashlib.sha256()
+    root = Path(__file__).parent
+    for name in SOURCES:
+        path = root / name
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+def key_of(facts: Mapping[str, Any]) -> str:
+    """Hex hash of what determines a file's content; `facts` must be JSON."""
+    text = json.dumps({**facts, "code": code_hash()}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What is known of one detector on one set.
+
+    Attributes:
+        count: images whose scores are known, from the first one on.
+        arrays: name -> array with that many rows.
+        done: whether that is the whole set.
+    """
+
+    count: int
+    arrays: dict[str, np.ndarray]
+    done: bool
+
+
+NOTHING = Progress(0, {}, False)
+
+
+class Store:
+    """Score files below one directory.
+
+    Args:
+        directory: where they lie, as `<directory>/<detector>/<set>.npz`.
+    """
+
+    def __init__(self, directory: str | os.PathLike):
+        self.directory = Path(directory)
+
+    def path(self, detector: str, image_set: str, *, partial: bool = False) -> Path:
+        """Path of a score file, or of the one that holds partial progress."""
+        name = image_set.replace("/", "_") + (".partial.npz" if partial else ".npz")
+        return self.directory / detector / name
+
+    def load(self, detector: str, image_set: str, key: str) -> Progress:
+        """What is stored under that key; nothing where the file is of another computation."""
+        for partial in (False, True):
+            path = self.path(detector, image_set, partial=partial)
+            try:
+                with np.load(path, allow_pickle=False) as file:
+                    arrays = {name: file[name] for name in file.files}
+            except (OSError, ValueError, EOFError):
+                continue
+            if str(arrays.pop("key", "")) == key and "score" in arrays:
+                return Progress(len(arrays["score"]), arrays, done=not partial)
+        return NOTHING
+
+    def save(
+        self,
+        detector: str,
+        image_set: str,
+        key: str,
+        arrays: Mapping[str, np.ndarray],
+        *,
+        done: bool,
+    ) -> Path:
+        """Write scores (`arrays["score"]` and others with as many rows); returns the path."""
+        path = self.path(detector, image_set, partial=not done)
+        write_atomically(path, lambda file: np.savez_compressed(file, key=np.array(key), **arrays))
+        if done:
+            self.path(detector, image_set, partial=True).unlink(missing_ok=True)
+        return path
+
+
+def write_atomically(path: Path, write: Any) -> None:
+    """Call `write(binary file)` and give the file its name only once it is whole and on disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
