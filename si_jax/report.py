@@ -31,15 +31,23 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def columns(report: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
-    """(title, set or group, whether a group's average) of each column of a table."""
+    """(title, set or group, whether a group's average) of each column of a table.
+
+    The average of a group that lacks sets of the benchmark says over how many sets it is; sets
+    that the user added, in the group `extra`, are averaged nowhere.
+    """
     groups = report["groups"]
+    names = list(dict.fromkeys(groups.values()))
     found = []
-    for group in dict.fromkeys(groups.values()):
+    for group in names:
         members = [name for name in groups if groups[name] == group]
         found += [(name, name, False) for name in members]
-        title = "average" if len(set(groups.values())) == 1 else f"{group} average"
-        if group not in report.get("incomplete", ()) and len(members) > 1:
-            found.append((title, group, True))
+        if group == "extra" or len(members) < 2:
+            continue
+        title = f"{group} average"
+        if group in report.get("incomplete", ()):
+            title = f"mean of these {len(members)}"
+        found.append((title, group, True))
     return found
 
 
@@ -79,10 +87,10 @@ def heading(report: Mapping[str, Any]) -> str:
         f"in-distribution {known}: {counts[known]} images, accuracy "
         + ("unknown (no labels)" if accuracy is None else f"{accuracy:.2%}"),
     ]
-    for name, what in report.get("absent", {}).items():
-        lines.append(f"absent: {name} ({what})")
-    for group in report.get("incomplete", ()):
-        lines.append(f"no {group} average: sets of it are absent")
+    for name, stand_in in report.get("absent", {}).items():
+        lines.append(f"absent: {name}" + (f"; {stand_in} stands in" if stand_in else ""))
+    if report.get("incomplete"):
+        lines.append(f"so there is no average of the benchmark: {', '.join(report['incomplete'])}")
     return "\n".join(lines)
 
 

@@ -93,7 +93,11 @@ ISUN = SetEntry("isun", _folders("iSUN", "isun"))
 TINY_IMAGENET = SetEntry(
     "tiny_imagenet",
     _folders(
-        "Imagenet/test", "Imagenet_crop", "images_classic/tin/val", "tiny-imagenet-200/val", "tin/val"
+        "Imagenet/test",
+        "Imagenet_crop",
+        "images_classic/tin/val",
+        "tiny-imagenet-200/val",
+        "tin/val",
     )
     + _folders("tiny_imagenet"),
     stand_in="tiny_imagenet64",
@@ -139,5 +143,3 @@ OPENIMAGE_O = SetEntry(
 )
 CIFAR10_TEST = SetEntry("cifar10", (Tfds("cifar10", "test"), Folder("cifar10/test", 10)))
 CIFAR100_TEST = SetEntry("cifar100", (Tfds("cifar100", "test"), Folder("cifar100/test", 100)))
-
-

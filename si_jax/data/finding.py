@@ -1,0 +1,120 @@
+"""Find an entry of the catalogue on this machine."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from si_jax.data import digits, sources
+from si_jax.data.catalogue import STAND_INS, Digits, Folder, Place, SetEntry, Tfds
+from si_jax.data.image_set import ImageSet, MissingSet
+
+
+@dataclasses.dataclass(frozen=True)
+class Where:
+    """Where to look.
+
+    Attributes:
+      data_dir: the folder of TFDS's sets, None for the default one.
+      ood_root: the folder that holds image folders, or None.
+      extra: paths that the user gives, by the name of the set.
+      fetch: whether a TFDS set that isn't prepared may be downloaded.
+    """
+
+    data_dir: str | os.PathLike | None = None
+    ood_root: str | os.PathLike | None = None
+    extra: Mapping[str, str | os.PathLike] = dataclasses.field(default_factory=dict)
+    fetch: bool = True
+
+
+def find(entry: SetEntry, where: Where) -> ImageSet:
+    """Open a set at the first of its places where it is; only then think of downloading it.
+
+    Args:
+      entry: the catalogue's entry.
+      where: where to look.
+
+    Returns:
+      The set.
+
+    Raises:
+      MissingSet: if it's nowhere; one sentence says what to do.
+      ValueError: if what is there isn't what it should be.
+    """
+    if entry.name in where.extra:
+        return sources.from_path(
+            where.extra[entry.name], name=entry.name, num_classes=_num_classes(entry)
+        )
+    reasons = []
+    for fetch in (False, True) if where.fetch else (False,):
+        for place in entry.places:
+            if fetch and not (isinstance(place, Tfds) and place.fetch):
+                continue
+            try:
+                return _open(place, entry.name, where, fetch)
+            except MissingSet as error:
+                if fetch or _is_there(place, where):
+                    reasons.append(str(error).rstrip("."))
+    raise MissingSet("; or ".join([*dict.fromkeys(reasons), *_advice(entry, where)]) + ".")
+
+
+def find_stand_in(entry: SetEntry, where: Where) -> ImageSet | None:
+    """Open an entry's stand-in under its own name, or give None if it has none or it's absent."""
+    if entry.stand_in is None:
+        return None
+    stand_in = SetEntry(entry.stand_in, STAND_INS[entry.stand_in])
+    try:
+        return find(stand_in, dataclasses.replace(where, fetch=False))
+    except MissingSet:
+        return None
+
+
+def _open(place: Place, name: str, where: Where, fetch: bool) -> ImageSet:
+    match place:
+        case Digits(part):
+            if part in digits.OOD_SETS:
+                return sources.from_arrays(name, digits.OOD_SETS[part]())
+            return sources.from_arrays(name, *digits.load(part))
+        case Tfds(tfds_name, split):
+            return dataclasses.replace(
+                sources.from_tfds(tfds_name, split, where.data_dir, fetch=fetch), name=name
+            )
+        case Folder(path, num_classes):
+            if where.ood_root is None:
+                raise MissingSet("no ood_root was given.")
+            full = Path(where.ood_root).expanduser() / path
+            return sources.from_path(full, name=name, num_classes=num_classes)
+
+
+def _is_there(place: Place, where: Where) -> bool:
+    """Say whether a place holds something, so that the reason why it's no use is worth telling."""
+    match place:
+        case Tfds(name, _):
+            data_dir = Path(where.data_dir or sources.default_data_dir()).expanduser()
+            return sources.prepared_directory(name, data_dir) is not None
+        case Folder(path, _):
+            return (
+                where.ood_root is not None and (Path(where.ood_root).expanduser() / path).exists()
+            )
+    return True
+
+
+def _num_classes(entry: SetEntry) -> int | None:
+    counts = [place.num_classes for place in entry.places if isinstance(place, Folder)]
+    return counts[0] if counts else None
+
+
+def _advice(entry: SetEntry, where: Where) -> list[str]:
+    tfds = [place for place in entry.places if isinstance(place, Tfds)]
+    folders = [place.path for place in entry.places if isinstance(place, Folder)]
+    advice = []
+    if entry.hint:
+        advice.append(entry.hint)
+    if folders:
+        root = "a folder given as --ood-root" if where.ood_root is None else where.ood_root
+        advice.append(f"put it below {root} as {' or '.join(folders)}")
+    if (tfds and not where.fetch) or any(not place.fetch for place in tfds):
+        data_dir = where.data_dir or sources.default_data_dir()
+        advice.append(f"prepare TFDS's {tfds[0].name} in {data_dir} (array_record format)")
+    advice.append(f"name its path with --ood {entry.name}=PATH")
+    return advice
