@@ -260,8 +260,8 @@ def _fill(abstract: Any, layout: Layout, state: Mapping[str, Any]) -> Any:
     faults += [f"left over: {key} {np.shape(state[key])}" for key in state if key not in used]
     if faults:
         raise ValueError(
-            f"the checkpoint does not fit the network, in {len(faults)} names out of"
-            f" {len(paths)}:\n  " + "\n  ".join(faults)
+            f"the checkpoint does not fit the network: {len(faults)} faults, where the network has"
+            f" {len(paths)} weights:\n  " + "\n  ".join(faults)
         )
     return jax.tree.unflatten(jax.tree.structure(abstract), arrays)
 
