@@ -124,10 +124,11 @@ class OodSet:
 
 @dataclasses.dataclass(frozen=True)
 class Absent:
-    """A set that wasn't found, and one sentence on what to do about it."""
+    """A set that wasn't found, one sentence on what to do, and its stand-in's name or ''."""
 
     name: str
     what_to_do: str
+    stand_in: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,10 +200,13 @@ def resolve(
     ood += [OodSet(name, "extra", sources.from_path(p, name=name)) for name, p in added.items()]
     if absent and (test is None or not allow_missing):
         raise MissingSet(_report(table, protocol, absent, allow_missing))
+    train, train_absent = None, ""
     try:
-        train, train_absent = finding.find(table.train, where), ""
+        train = finding.find(table.train, where)
     except MissingSet as error:
-        train, train_absent = None, str(error)
+        if table.train.name in where.extra:
+            raise
+        train_absent = str(error)
     return Resolved(
         benchmark=table,
         protocol=protocol,
@@ -229,16 +233,22 @@ def _find_or_stand_in(
     try:
         return finding.find(entry, where), ""
     except MissingSet as error:
+        if entry.name in where.extra:
+            raise  # the user said where it is, so that's where it must be
         if entry.group == "extra":
             return None, ""
         images = finding.find_stand_in(entry, where)
-        remark = "" if images is None else f" (Its stand-in {entry.stand_in} is there.)"
-        absent.append(Absent(entry.name, f"{error}{remark}"))
-        return images, entry.name if images is not None else ""
+        stand_in = "" if images is None else entry.stand_in
+        absent.append(Absent(entry.name, str(error), stand_in))
+        return images, entry.name if stand_in else ""
 
 
 def _report(table: Benchmark, protocol: str, absent: list[Absent], allow_missing: bool) -> str:
-    lines = "\n".join(f"  {item.name}: {item.what_to_do}" for item in absent)
+    lines = "\n".join(
+        f"  {item.name}: {item.what_to_do}"
+        + (f" Its stand-in {item.stand_in} is there." if item.stand_in else "")
+        for item in absent
+    )
     advice = (
         f"{table.test.name} can't be left out, being in-distribution."
         if allow_missing

@@ -12,7 +12,7 @@ from si_jax.data.image_set import UnreadableImage
 
 # What a file may hold, whatever its name says: ImageNet has a PNG that is called .JPEG. Formats
 # that Pillow hands to other programs are left out on purpose.
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 _DAMAGE = (
     OSError,
     EOFError,
@@ -26,6 +26,8 @@ _DAMAGE = (
     zlib.error,
     Image.DecompressionBombError,
 )
+
+Image.init()  # so that every thread knows all formats
 
 
 def decode(data: bytes, name: str) -> UInt8[np.ndarray, "height width 3"]:

@@ -112,8 +112,9 @@ def _advice(entry: SetEntry, where: Where) -> list[str]:
         advice.append(entry.hint)
     if folders:
         root = "a folder given as --ood-root" if where.ood_root is None else where.ood_root
-        advice.append(f"put it below {root} as {' or '.join(folders)}")
-    if (tfds and not where.fetch) or any(not place.fetch for place in tfds):
+        others = f" (or {', '.join(folders[1:])})" if folders[1:] else ""
+        advice.append(f"put it below {root} as {folders[0]}{others}")
+    if any(not (where.fetch and place.fetch) for place in tfds):
         data_dir = where.data_dir or sources.default_data_dir()
         advice.append(f"prepare TFDS's {tfds[0].name} in {data_dir} (array_record format)")
     advice.append(f"name its path with --ood {entry.name}=PATH")

@@ -73,6 +73,10 @@ def batches(
     ):
         if value < least:
             raise ValueError(f"{name} (={value}) must be at least {least}.")
+    if start > len(image_set):
+        raise ValueError(
+            f"start (={start}) must be at most {len(image_set)}, the size of {image_set.name}."
+        )
     return _generate(image_set, transform, batch_size, workers, start, prefetch, skip_unreadable)
 
 

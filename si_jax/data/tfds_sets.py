@@ -46,8 +46,9 @@ def from_tfds(
       version, split, and the split's sizes and shard lengths.
 
     Raises:
-      MissingSet: if the set isn't prepared and can't be, or isn't in array_record format.
-      ValueError: if it has no such split or no feature 'image'.
+      MissingSet: if the set isn't prepared and can't be, isn't in array_record format, or was
+        prepared without that split.
+      ValueError: if it has no feature 'image'.
     """
     data_dir = default_data_dir() if data_dir is None else Path(data_dir).expanduser()
     directory = prepared_directory(name, data_dir)
@@ -110,9 +111,10 @@ def _open(name: str, split: str, directory: Path) -> ImageSet:
     try:
         source = builder.as_data_source(split=split, decoders=decoders)
     except (ValueError, KeyError) as error:
-        raise ValueError(
-            f"split (={split!r}) is not one of {directory}, which has"
-            f" {', '.join(sorted(builder.info.splits))}."
+        raise MissingSet(
+            f"split (={split!r}) is not among those that are prepared in {directory}"
+            f" ({', '.join(sorted(builder.info.splits))}); choose one of them or give another"
+            " data_dir."
         ) from error
     except (OSError, FileNotFoundError) as error:
         raise MissingSet(f"{directory} lacks files ({error}); prepare the set again.") from error
