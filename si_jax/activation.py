@@ -7,7 +7,7 @@ the traced computation, so it holds for any network.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +15,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from si_jax import splitting
-
-if TYPE_CHECKING:
-    from si_jax.model import Model
+from si_jax.model import Model
 
 AFFINE = ("add", "sub", "mul", "convert_element_type", "copy", "add_any")
 
 
 def active(
-    model: "Model",
+    model: Model,
     variables: Mapping[str, Any],
     images: Float[Array, "batch height width channels"],
     taps: Sequence[str],

@@ -52,7 +52,7 @@ class Batched:
         if len(devices) == 1:
             place = place_weights = devices[0]
         else:
-            mesh = jax.make_mesh((len(devices),), ("batch",), devices=devices)
+            mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
             place = NamedSharding(mesh, PartitionSpec("batch"))
             place_weights = NamedSharding(mesh, PartitionSpec())
         if self._placed is None:

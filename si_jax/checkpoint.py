@@ -150,9 +150,9 @@ def load_model(checkpoint: str | os.PathLike, *, precision: str = "highest") -> 
         model = build_model(
             card["model"],
             card["num_classes"],
-            input_size=card["input_size"],
-            mean=card["mean"],
-            std=card["std"],
+            input_size=tuple(card["input_size"]),
+            mean=tuple(card["mean"]),
+            std=tuple(card["std"]),
             variables={},
             card=card,
             precision=precision,

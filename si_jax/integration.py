@@ -10,17 +10,15 @@ and the integrated gradient is the sum or the product of g[0] ... g[T-1].
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from si_jax import splitting
+from si_jax.model import Model
 from si_jax.splitting import Forward
-
-if TYPE_CHECKING:
-    from si_jax.model import Model
 
 Target = Callable[[Forward], Float[Array, "batch"]]
 """Attribution target: a forward pass -> one number per image, whose gradient is taken."""
@@ -67,8 +65,7 @@ class Path:
             raise ValueError(f"objective (={self.objective!r}) must be 'ce' or 'max'")
 
 
-@dataclass(frozen=True)
-class Trace:
+class Trace(NamedTuple):
     """The gradients at one tap, at every step.
 
     Attributes:
@@ -92,7 +89,7 @@ def log_softmax_sum(out: Forward) -> Float[Array, "batch"]:
 
 
 def integrate(
-    model: "Model",
+    model: Model,
     variables: Mapping[str, Any],
     images: Float[Array, "batch height width channels"],
     taps: Sequence[str],
@@ -126,7 +123,7 @@ def integrate(
 
 
 def gradients_along_path(
-    model: "Model",
+    model: Model,
     variables: Mapping[str, Any],
     images: Float[Array, "batch height width channels"],
     taps: Sequence[str],
@@ -141,7 +138,7 @@ def gradients_along_path(
 
 
 def first_gradients(
-    model: "Model",
+    model: Model,
     variables: Mapping[str, Any],
     images: Float[Array, "batch height width channels"],
     taps: Sequence[str],

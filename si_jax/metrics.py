@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Float
 from sklearn import metrics as skm
 
-Scores = Float[np.ndarray, "n"]
+IdScores = Float[np.ndarray, "known"]
+OodScores = Float[np.ndarray, "novel"]
 
 METRICS: dict[str, str] = {
     "auroc": "AUROC",
@@ -24,7 +25,7 @@ METRICS: dict[str, str] = {
 HIGHER_IS_BETTER = frozenset({"auroc", "aupr_in", "aupr_out", "auin", "auout"})
 
 
-def evaluate(id_scores: Scores, ood_scores: Scores) -> dict[str, float]:
+def evaluate(id_scores: IdScores, ood_scores: OodScores) -> dict[str, float]:
     """All metrics of a pair of score sets.
 
     Args:
@@ -58,7 +59,7 @@ def evaluate(id_scores: Scores, ood_scores: Scores) -> dict[str, float]:
     }
 
 
-def fpr95(id_scores: Scores, ood_scores: Scores) -> float:
+def fpr95(id_scores: IdScores, ood_scores: OodScores) -> float:
     """Share of OOD strictly above the threshold that keeps 95 % of ID (published convention).
 
     The threshold is element round(0.05 n), by Python's rounding, of the n sorted ID scores.
@@ -71,7 +72,7 @@ def fpr95(id_scores: Scores, ood_scores: Scores) -> float:
     return float(np.mean(novel > threshold))
 
 
-def fpr95_ood_positive(id_scores: Scores, ood_scores: Scores) -> float:
+def fpr95_ood_positive(id_scores: IdScores, ood_scores: OodScores) -> float:
     """Share of ID rejected at the threshold that catches 95 % of OOD (OpenOOD's convention).
 
     Raises:
@@ -83,7 +84,7 @@ def fpr95_ood_positive(id_scores: Scores, ood_scores: Scores) -> float:
     return float(fpr[np.argmax(tpr >= 0.95)])
 
 
-def _check(name: str, scores: Scores) -> Scores:
+def _check(name: str, scores: np.ndarray) -> Float[np.ndarray, "n"]:
     scores = np.asarray(scores)
     if scores.ndim != 1 or not len(scores):
         raise ValueError(

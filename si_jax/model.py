@@ -64,7 +64,7 @@ class Model:
         return (*self.input_size, len(self.mean))
 
     @cached_property
-    def calls(self) -> tuple["splitting.Call", ...]:
+    def calls(self) -> tuple[splitting.Call, ...]:
         """Every sub-module's call, in the order in which they end; see `splitting.calls`."""
         return splitting.calls(self)
 
@@ -78,7 +78,9 @@ class Model:
         """Number of trainable weights."""
         return sum(x.size for x in jax.tree.leaves(self.variables["params"]))
 
-    def head_weights(self, variables: Mapping[str, Any]) -> Float[Array, "features classes"]:
+    def head_weights(
+        self, variables: Mapping[str, Any]
+    ) -> Float[Array | np.ndarray, "features classes"]:
         """The weight matrix of the classifier head.
 
         Raises:
@@ -147,7 +149,7 @@ class Model:
         return self._forward(self.check(images), batch_size=batch_size)["features"]
 
     @cached_property
-    def _forward(self) -> "batching.Batched":
+    def _forward(self) -> batching.Batched:
         def forward(variables, images):
             out = splitting.forward(self, variables, self.normalise(images))
             return {"logits": out.logits, "features": out.features}

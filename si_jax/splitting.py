@@ -17,7 +17,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 if TYPE_CHECKING:
-    from si_jax.model import Model
+    import si_jax.model
 
 Taps = str | Sequence[str] | Callable[[nn.Module], bool] | None
 NORMS = (nn.BatchNorm, nn.GroupNorm, nn.LayerNorm)
@@ -57,7 +57,7 @@ class Forward(NamedTuple):
 
 
 def forward(
-    model: "Model",
+    model: "si_jax.model.Model",
     variables: Mapping[str, Any],
     images: Float[Array, "batch height width channels"],
     *,
@@ -114,13 +114,13 @@ def forward(
     return Forward(logits, features[-1], outputs)
 
 
-def abstract_forward(model: "Model") -> Forward:
+def abstract_forward(model: "si_jax.model.Model") -> Forward:
     """Shapes and dtypes of one forward pass with one image, without computing it."""
     image = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
     return jax.eval_shape(lambda v, x: forward(model, v, x), model.variables, image)
 
 
-def calls(model: "Model") -> tuple[Call, ...]:
+def calls(model: "si_jax.model.Model") -> tuple[Call, ...]:
     """All calls of sub-modules, in the order in which they end."""
     found: list[Call] = []
 
@@ -136,7 +136,7 @@ def calls(model: "Model") -> tuple[Call, ...]:
     return tuple(found)
 
 
-def select(model: "Model", taps: Taps = None) -> tuple[str, ...]:
+def select(model: "si_jax.model.Model", taps: Taps = None) -> tuple[str, ...]:
     """Paths of the taps that `taps` asks for, in the order in which the network computes them.
 
     Args:
@@ -175,12 +175,12 @@ def select(model: "Model", taps: Taps = None) -> tuple[str, ...]:
     return tuple(call.path for call in found)
 
 
-def matches(model: "Model", pattern: str) -> bool:
+def matches(model: "si_jax.model.Model", pattern: str) -> bool:
     """Whether a path or glob matches any sub-module's path."""
     return any(fnmatch.fnmatchcase(call.path, pattern) for call in model.calls)
 
 
-def before(model: "Model", tap: str) -> tuple[str, ...]:
+def before(model: "si_jax.model.Model", tap: str) -> tuple[str, ...]:
     """Paths of the innermost calls that cannot depend on `tap`, with itself if it is one."""
     paths = [call.path for call in model.calls]
     end = paths.index(model.head) if tap == FEATURES else paths.index(tap) + 1

@@ -5,15 +5,11 @@ network computes them. `{last}` and `{before_last}` are the numbers of a ResNet'
 `{final}` the index of the last block of its last stage.
 """
 
-from typing import TYPE_CHECKING
-
 from si_jax import splitting
+from si_jax.model import Model
 from si_jax.models.bit import BiT
 from si_jax.models.resnet import ResNet
 from si_jax.models.wide_resnet import WideResNet
-
-if TYPE_CHECKING:
-    from si_jax.model import Model
 
 _BLOCK4 = "block4_*/gn?"
 
@@ -52,7 +48,7 @@ A role with `:gn` behind it is the named variant of BiT's tenth tap: the GroupNo
 """
 
 
-def default_taps(model: "Model", role: str, variant: str | None = None) -> tuple[str, ...]:
+def default_taps(model: Model, role: str, variant: str | None = None) -> tuple[str, ...]:
     """Paths of a network's taps in order.
 
     For a network that is not in `TAPS`, the output of every normalisation layer, and for the role

@@ -6,15 +6,15 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Shaped
 
 from si_jax.data.image_set import NO_LABEL, ImageSet, MissingSet, fingerprint_of
 
 
 def from_arrays(
     name: str,
-    images: UInt8[np.ndarray, "n height width channels"] | UInt8[np.ndarray, "n height width"],
-    labels: Int[np.ndarray, " n"] | None = None,
+    images: Shaped[np.ndarray, "n height width *channels"],
+    labels: Shaped[np.ndarray, " labels"] | None = None,
 ) -> ImageSet:
     """Make a set of images that are in memory already.
 
@@ -81,7 +81,7 @@ def from_npz(path: str | os.PathLike, *, name: str | None = None) -> ImageSet:
     """
     path = _existing_file(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {key: file[key] for key in ("images", "labels") if key in file.files}
     except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(

@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Callable, Iterable
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 NO_LABEL = -1  # the label of an image without one
 
@@ -89,7 +89,7 @@ def subset(image_set: ImageSet, limit: int | None, seed: int = 0) -> ImageSet:
     return take(image_set, chosen)
 
 
-def take(image_set: ImageSet, indices: Iterable[int]) -> ImageSet:
+def take(image_set: ImageSet, indices: Iterable[int] | Int[np.ndarray, " n"]) -> ImageSet:
     """Take the images at the given indices, in that order.
 
     Args:
@@ -112,8 +112,8 @@ def take(image_set: ImageSet, indices: Iterable[int]) -> ImageSet:
         name=image_set.name,
         size=len(chosen),
         fingerprint=fingerprint_of("take", image_set.fingerprint, chosen.tobytes()),
-        load_fn=lambda index: image_set.load(chosen[index]),
-        ident_fn=lambda index: image_set.ident(chosen[index]),
+        load_fn=lambda index: image_set.load(int(chosen[index])),
+        ident_fn=lambda index: image_set.ident(int(chosen[index])),
     )
 
 

@@ -1,0 +1,58 @@
+"""Run-time checks of the annotated shapes, two fake devices, and small networks to test with."""
+
+import os
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+).strip()
+
+import sys
+from pathlib import Path
+
+import jax
+import jaxtyping
+import numpy as np
+import pytest
+from jaxtyping import install_import_hook
+
+hook = install_import_hook("si_jax", "beartype.beartype")
+
+import si_jax  # noqa: E402
+
+GOLDEN = Path(__file__).parent / "golden"
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+sys.path.insert(0, str(GOLDEN))
+
+
+@pytest.fixture
+def unchecked():
+    """Without the shape checks, which come before a function's own and are not there for users."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """Batches go to one device and are not split."""
+    devices = jax.local_devices()[:1]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+
+
+@pytest.fixture(scope="session")
+def digits_model():
+    return si_jax.load_model("digits")
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """A small ResNet on 8x8 images."""
+    return si_jax.build_model(
+        "resnet8", 5, seed=3, input_size=(8, 8), widths=(4, 6, 8), blocks=(1, 2, 1)
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_images():
+    """Thirteen uint8 images for `tiny`."""
+    return np.random.default_rng(0).integers(0, 256, (13, 8, 8, 3), np.uint8)
