@@ -151,8 +151,6 @@ def first_gradients(
 
 def _walk(model, variables, images, taps, target, path, tap_chunk, combine):
     """Tap -> (combined gradient, None), or (None, all gradients) where `combine` is None."""
-    if tap_chunk < 1:
-        raise ValueError(f"tap_chunk (={tap_chunk}) must be at least 1")
     last = path.steps - 1
     trace = combine is None
     ascent = path.objective if last or trace else None

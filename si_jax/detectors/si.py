@@ -132,6 +132,11 @@ def _path(preset, steps, step_size, combine, objective) -> Path:
     return replace(Path(**PRESETS[preset]), **{k: v for k, v in given.items() if v is not None})
 
 
+def _check_chunk(tap_chunk: int) -> None:
+    if isinstance(tap_chunk, bool) or not isinstance(tap_chunk, int) or tap_chunk < 1:
+        raise ValueError(f"tap_chunk (={tap_chunk!r}) must be a whole number of at least 1")
+
+
 def _engine(engine: str, fitting: Sequence[str], why: str) -> str:
     """The engine to use: the cheapest of those that give this very score, or the one asked for."""
     if engine == "auto":
@@ -146,6 +151,7 @@ def _engine(engine: str, fitting: Sequence[str], why: str) -> str:
 
 
 def _zero_deflation(model, path, role, engine, taps, variant, tap_chunk) -> Plan:
+    _check_chunk(tap_chunk)
     if taps is not None and variant is not None:
         raise ValueError("taps and variant exclude each other: give one of them")
     taps = default_taps(model, role, variant) if taps is None else splitting.select(model, taps)
@@ -176,6 +182,7 @@ def _zero_deflation(model, path, role, engine, taps, variant, tap_chunk) -> Plan
 
 
 def _channel_average(model, path, select, engine, taps, outer, tap_chunk) -> Plan:
+    _check_chunk(tap_chunk)
     if not 0 < select <= 1:
         raise ValueError(f"select (={select}) must be in (0, 1]")
     taps = default_taps(model, "inner") if taps is None else splitting.select(model, taps)

@@ -1,0 +1,151 @@
+"""The S&I family: engines agree, and no score depends on how the images are batched."""
+
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+
+import si_jax
+from si_jax.data import digits
+
+NAMES = ("si-z", "si-a", "gaia-z", "gaia-a", "msp", "max-logit", "energy")
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.concatenate([digits.load("test")[0][:7], digits.letters(6)])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scores_do_not_depend_on_batches_order_or_devices(name, digits_model, images, monkeypatch):
+    detector = si_jax.make_detector(name, digits_model)
+    assert len(jax.local_devices()) == 2
+    scores = detector._run(images, batch_size=64)["score"]
+    assert scores.dtype == np.float32 and scores.shape == (13,)
+    order = np.random.default_rng(0).permutation(len(images))
+    np.testing.assert_array_equal(
+        detector._run(images[order], batch_size=64)["score"], scores[order]
+    )
+    one_device = jax.local_devices()[:1]
+    monkeypatch.setattr(jax, "local_devices", lambda: one_device)
+    for batch_size in (1, 7):
+        alone = si_jax.make_detector(name, digits_model, batch_size=batch_size)
+        np.testing.assert_allclose(alone.score(images), scores, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_general_engine_does_not_depend_on_batches_either(digits_model, images):
+    options = {"engine": "general", "combine": "multiply", "step_size": 0.05, "steps": 3}
+    results = [
+        si_jax.make_detector(
+            "si-z", digits_model, batch_size=size, tap_chunk=chunk, **options
+        ).details(images)
+        for size, chunk in ((13, 20), (4, 20), (1, 3))
+    ]
+    positions = 32 * 32 * 16
+    for other in results[1:]:
+        np.testing.assert_allclose(
+            other["tap_density"], results[0]["tap_density"], atol=2.5 / positions
+        )
+        np.testing.assert_allclose(other["score"], results[0]["score"], rtol=1e-4)
+
+
+def test_si_z_with_add_is_gaia_z_by_every_engine(digits_model, images):
+    taps = ["layer*/bn?", "*shortcut_bn"]
+    gaia = si_jax.make_detector("gaia-z", digits_model, taps=taps).details(images)
+    for engine in ("auto", "general", "gradient", "activation"):
+        found = si_jax.make_detector("si-z", digits_model, taps=taps, engine=engine)
+        found = found.details(images)
+        np.testing.assert_allclose(found["score"], gaia["score"], rtol=1e-6)
+        np.testing.assert_allclose(found["tap_density"], gaia["tap_density"], atol=1e-6)
+
+
+def test_multiply_is_another_score(digits_model, images):
+    add = si_jax.make_detector("si-z", digits_model).score(images)
+    path = {"combine": "multiply", "step_size": 0.3}
+    assert np.all(si_jax.make_detector("si-z", digits_model, **path).score(images) > add)
+
+
+def test_si_a_with_one_step_and_all_features_is_gaia_a(digits_model, images):
+    gaia = si_jax.make_detector("gaia-a", digits_model).score(images)
+    for engine in ("auto", "general"):
+        si = si_jax.make_detector("si-a", digits_model, steps=1, select=1.0, engine=engine)
+        np.testing.assert_allclose(si.score(images), gaia, rtol=1e-5)
+
+
+def test_gaia_a_by_hand():
+    """On a linear network with one norm everything has a closed form."""
+
+    class Linear(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.LayerNorm(use_scale=False, use_bias=False, name="norm")(x)
+            return nn.Dense(4, name="head")(x.mean((1, 2)))
+
+    variables = Linear().init(jax.random.key(0), np.zeros((1, 2, 2, 3), np.float32))
+    model = si_jax.Model(
+        Linear(), variables, input_size=(2, 2), mean=(0.5,) * 3, std=(0.5,) * 3, head="head"
+    )
+    images = np.random.default_rng(0).integers(0, 256, (5, 2, 2, 3), np.uint8)
+    w = np.asarray(variables["params"]["head"]["kernel"], np.float64)
+    logits = model.logits(images).astype(np.float64)
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    outer2 = np.abs((1 - 4 * p) @ w.T).mean(-1)  # at the head's input
+    v = 1 / 4  # d (sum of the features) / d position, the same everywhere
+    expected = -(v**2) / outer2
+    found = si_jax.make_detector("gaia-a", model).score(images)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    selected = si_jax.make_detector("si-a", model, steps=1, select=0.7).score(images)
+    # two of the three features are selected: the third channel's gradient vanishes
+    np.testing.assert_allclose(selected, expected * 2 / 3, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("nothing", {}, "unknown detector 'nothing'.*si-z.*energy"),
+        ("energy", {"steps": 2}, "does not take the option steps.*temperature"),
+        ("energy", {"temperature": 0.0}, "temperature"),
+        ("si-z", {"preset": "mine"}, "preset.*published"),
+        ("si-z", {"engine": "fast"}, "engine.*general, gradient, activation"),
+        ("si-z", {"combine": "multiply", "engine": "gradient"}, "engines that do: general"),
+        ("si-a", {"engine": "gradient"}, "engines that do: general"),
+        ("si-a", {"engine": "activation", "steps": 1}, "engines that do: general, gradient"),
+        ("si-a", {"select": 0.0}, "select"),
+        ("si-z", {"tap_chunk": 0}, "tap_chunk"),
+        ("si-z", {"batch_size": -1}, "batch_size"),
+        ("gaia-z", {"taps": "nowhere"}, "nowhere"),
+        ("gaia-z", {"taps": "bn1", "variant": "gn"}, "exclude"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_mistakes_are_one_sentence(digits_model, name, options, message):
+    with pytest.raises(ValueError, match=message):
+        si_jax.make_detector(name, digits_model, **options)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((2, 32, 32), np.uint8), r"shape.*32x32x3"),
+        (np.zeros((2, 28, 28, 3), np.uint8), r"shape.*32x32x3"),
+        (np.zeros((2, 3, 32, 32), np.uint8), r"shape.*32x32x3"),
+        (np.zeros((2, 32, 32, 3), np.int64), "dtype int64"),
+        (np.zeros((2, 32, 32, 3), np.float64), "dtype float64"),
+        (np.full((2, 32, 32, 3), np.nan, np.float32), "NaN"),
+        (np.zeros((0, 32, 32, 3), np.uint8), "empty"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_images_that_do_not_fit(digits_model, images, message):
+    for call in (digits_model.logits, si_jax.make_detector("energy", digits_model).score):
+        with pytest.raises(ValueError, match=message):
+            call(images)
+
+
+def test_uint8_images_are_normalised_inside(digits_model, images):
+    mean, std = np.float32(digits_model.mean), np.float32(digits_model.std)
+    normalised = (images.astype(np.float32) / 255 - mean) / std
+    np.testing.assert_allclose(
+        digits_model.logits(images), digits_model.logits(normalised), atol=1e-4
+    )

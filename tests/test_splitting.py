@@ -1,0 +1,160 @@
+"""Taps by path, glob and predicate, on our networks and on one that is not ours."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+import si_jax
+from si_jax import splitting, taps
+from si_jax.models import architecture
+
+
+class Other(nn.Module):
+    """Not ours: LayerNorm, a module that is called twice, another name for the head."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(6, (3, 3))(x)
+        x = nn.relu(nn.LayerNorm()(x))
+        twice = nn.Dense(6, name="twice")
+        x = nn.relu(twice(nn.relu(twice(x))))
+        x = nn.Sequential([nn.Dense(7), nn.gelu, nn.LayerNorm(name="late")], name="mlp")(x)
+        return nn.Dense(3, name="classify")(x.mean((1, 2)))
+
+
+@pytest.fixture(scope="module")
+def other():
+    module = Other()
+    variables = module.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    return si_jax.Model(
+        module, variables, input_size=(8, 8), mean=(0.5,) * 3, std=(0.25,) * 3, head="classify"
+    )
+
+
+def test_calls_are_in_the_order_in_which_they_end(other):
+    paths = [call.path for call in other.calls]
+    assert paths[:4] == ["Conv_0", "LayerNorm_0", "twice", "twice#1"]
+    assert paths[-2:] == ["mlp", "classify"]
+    shapes = {call.path: call.shape for call in other.calls}
+    assert shapes["twice#1"] == (8, 8, 6)
+    assert shapes["classify"] == (3,)
+    assert not next(c for c in other.calls if c.path == "mlp").leaf
+
+
+def test_default_taps_are_the_norms(other):
+    assert splitting.select(other) == tuple(
+        call.path for call in other.calls if isinstance(call.module, nn.LayerNorm)
+    )
+    assert taps.default_taps(other, "si-z") == splitting.select(other)
+    assert taps.default_taps(other, "outer") == (splitting.FEATURES,)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ("Conv_0", ("Conv_0",)),
+        ("twice*", ("twice", "twice#1")),
+        (["twice#1", "LayerNorm_0"], ("LayerNorm_0", "twice#1")),
+        (lambda module: isinstance(module, nn.Conv), ("Conv_0",)),
+    ],
+)
+def test_select(other, asked, expected):
+    assert splitting.select(other, asked) == expected
+
+
+def test_what_matches_nothing_is_an_error(other):
+    with pytest.raises(ValueError, match=r"nothing.*'nowhere'.*Conv_0"):
+        splitting.select(other, ["Conv_0", "nowhere"])
+    with pytest.raises(ValueError, match="predicate"):
+        splitting.select(other, lambda module: False)
+
+
+def test_known_outputs_replace_calls_and_edits_change_the_rest(other):
+    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+    names = [call.path for call in other.calls]
+    plain = splitting.forward(other, other.variables, x, record=names)
+    known = {k: plain.outputs[k] for k in splitting.before(other, "twice#1")}
+    assert set(known) == {"Conv_0", "LayerNorm_0", "twice", "twice#1"}
+    # with the outputs up to the tap given, the images no longer matter
+    other_images = splitting.forward(other, other.variables, 0 * x, known=known)
+    np.testing.assert_array_equal(other_images.logits, plain.logits)
+    edited = splitting.forward(
+        other, other.variables, x, record=["twice#1"], edit={"twice#1": lambda z: z + 1}
+    )
+    np.testing.assert_array_equal(edited.outputs["twice#1"], plain.outputs["twice#1"] + 1)
+    assert not np.allclose(edited.logits, plain.logits)
+    kernel = other.variables["params"]["classify"]["kernel"]
+    bias = other.variables["params"]["classify"]["bias"]
+    np.testing.assert_allclose(plain.features @ kernel + bias, plain.logits, atol=1e-6)
+
+
+def test_every_detector_works_on_it(other):
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
+    for name in ("si-z", "si-a", "gaia-z", "gaia-a", "msp", "max-logit", "energy"):
+        scores = si_jax.make_detector(name, other).score(images)
+        assert scores.shape == (5,) and scores.dtype == np.float32 and np.isfinite(scores).all()
+    chosen = si_jax.make_detector("si-z", other, taps="twice*", combine="multiply")
+    assert chosen.settings["taps"] == ["twice", "twice#1"]
+    assert chosen.details(images)["tap_density"].shape == (5, 2)
+    # a ReLU follows these two, and none follows the late norm
+    by_gradient = si_jax.make_detector("gaia-z", other, taps="twice*").score(images)
+    by_activation = si_jax.make_detector("gaia-z", other, taps="twice*", engine="activation")
+    np.testing.assert_allclose(by_activation.score(images), by_gradient, atol=1e-6)
+    with pytest.raises(ValueError, match="none behind"):
+        si_jax.make_detector("gaia-z", other, engine="activation")
+
+
+def test_a_wrong_head_is_named(other):
+    wrong = dataclasses.replace(other, head="nowhere")
+    with pytest.raises(ValueError, match=r"nowhere.*Conv_0"):
+        wrong.logits(np.zeros((1, 8, 8, 3), np.uint8))
+    with pytest.raises(ValueError, match="linear layer"):
+        si_jax.make_detector("gaia-a", dataclasses.replace(other, head="LayerNorm_0"))
+
+
+EXPECTED = {  # the table of method, role by role: network -> role -> number of taps, first, last
+    "resnet34": {
+        "si-z": (36, "conv1", "layer4_2/bn2"),
+        "gaia-z": (36, "bn1", "layer4_2/bn2"),
+        "inner": (20, "layer3_0/bn1", "layer4_2/bn2"),
+        "outer": (1, "layer4_2", "layer4_2"),
+    },
+    "wrn_40_2": {
+        "si-z": (38, "block1_0/bn1", "pool"),
+        "gaia-z": (37, "block1_0/bn1", "bn1"),
+        "inner": (37, "block1_0/bn1", "bn1"),
+        "outer": (1, "pool", "pool"),
+    },
+    "bit_r101x1": {
+        "si-z": (10, "block4_unit01/gn1", "before_head"),
+        "gaia-z": (10, "block4_unit01/gn1", "before_head"),
+        "inner": (9, "block4_unit01/gn1", "block4_unit03/gn3"),
+        "outer": (1, "before_head", "before_head"),
+    },
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_published_taps(name):
+    size = {"input_size": (64, 64)} if name.startswith("bit") else {}
+    arch = architecture(name)
+    module = arch.build(num_classes=10, **arch.options)
+    shapes = jax.eval_shape(
+        lambda: module.init(jax.random.key(0), jnp.zeros((1, *size.get("input_size", (32, 32)), 3)))
+    )
+    model = si_jax.build_model(name, 10, variables=shapes, **size)
+    for role, (count, first, last) in EXPECTED[name].items():
+        found = taps.default_taps(model, role)
+        assert (len(found), found[0], found[-1]) == (count, first, last), role
+    if name == "resnet34":
+        s = taps.default_taps(model, "si-z")
+        assert s[7:10] == ("layer2_0/bn1", "layer2_0/bn2", "layer2_0/shortcut_bn")
+        assert "bn1" not in s
+    if name.startswith("bit"):
+        assert taps.default_taps(model, "si-z", "gn")[-1] == "before_head/gn"
+        with pytest.raises(ValueError, match="variant"):
+            taps.default_taps(model, "si-z", "nothing")
