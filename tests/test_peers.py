@@ -391,7 +391,8 @@ def test_vims_rule_for_its_dimension(features, dim):
             return nn.Dense(2, name="head")(x)
 
     shapes = jax.eval_shape(Wide().init, jax.random.key(0), jnp.ones((1, 2, 2, 1)))
-    net = si_jax.Model(Wide(), shapes, (2, 2), (0.5,), (0.5,), head="head")
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    net = si_jax.Model(Wide(), zeros, (2, 2), (0.5,), (0.5,), head="head")
     assert si_jax.make_detector("vim", net).settings["dim"] == dim
 
 
@@ -489,10 +490,14 @@ def test_one_forward_pass_serves_all_forward_only_detectors(make, model, images,
 def test_a_head_without_bias(name, images, train):
     net = build(Tiny(bias=False))
     close(head_bias(net, net.variables), np.zeros(CLASSES))
-    logits = head_logits(net, net.variables, net.features(images))
+    logits = head_logits(net, net.variables, jnp.asarray(net.features(images)))
     close(logits, net.logits(images))
     detector = si_jax.make_detector(name, net).fit(*train)
     assert np.isfinite(detector.score(images)).all()
+
+
+def test_whole_numbers_are_floats_where_floats_are_meant(make):
+    assert repr(make("ash-s", percentile=65).settings) == "{'percentile': 65.0}"
 
 
 def test_published_defaults():
@@ -511,7 +516,7 @@ def test_published_defaults():
     assert default_options("react")["percentile"] == 90
     assert default_options("knn")["k"] == 50
     assert default_options("rankfeat")["stages"] == 2
-    assert kept_count(512, 65) == 512 - 333
+    assert kept_count(512, 65.0) == 512 - 333
 
 
 # Errors
@@ -520,17 +525,19 @@ def test_published_defaults():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("gen", {"gamma": 0}, r"gamma \(=0\)"),
+        ("gen", {"gamma": 0}, r"gamma \(=0.0\)"),
         ("gen", {"top": 0}, r"top \(=0\)"),
-        ("odin", {"temperature": -1}, r"temperature \(=-1\)"),
+        ("odin", {"temperature": -1}, r"temperature \(=-1.0\)"),
         ("odin", {"step": -0.1}, r"step \(=-0.1\)"),
-        ("gradnorm", {"temperature": 0}, r"temperature \(=0\)"),
-        ("ash-s", {"percentile": 100}, r"percentile \(=100\)"),
-        ("scale", {"percentile": 96}, r"percentile \(=96\) leaves none of the 10 features"),
-        ("react", {"percentile": 101}, r"percentile \(=101\)"),
-        ("dice", {"percentile": -1}, r"percentile \(=-1\)"),
+        ("gradnorm", {"temperature": 0}, r"temperature \(=0.0\)"),
+        ("ash-s", {"percentile": 100}, r"percentile \(=100.0\)"),
+        ("scale", {"percentile": 96}, r"percentile \(=96.0\) leaves none of the 10 features"),
+        ("react", {"percentile": 101}, r"percentile \(=101.0\)"),
+        ("dice", {"percentile": -1}, r"percentile \(=-1.0\)"),
         ("knn", {"k": 0}, r"k \(=0\)"),
-        ("knn", {"max_images": 1.5}, r"max_images \(=1.5\)"),
+        ("knn", {"max_images": 0}, r"max_images \(=0\)"),
+        ("ash-s", {"percentile": "high"}, r"percentile \(='high'\) must be a number"),
+        ("energy", {"temperature": True}, r"temperature \(=True\) must be a number"),
         ("vim", {"dim": FEATURES}, r"dim \(=10\) must be from 1 to 9"),
         ("rankfeat", {"stages": 0}, r"stages \(=0\)"),
         ("rankfeat", {"taps": "head"}, "feature map"),

@@ -91,6 +91,7 @@ def make_detector(
             f"detector {name!r} does not take the option {', '.join(unknown)}; it takes"
             f" {', '.join(known) or 'none'}"
         )
+    options = {key: _as(known[key], key, value) for key, value in options.items()}
     return Detector(name, model, method.build(model, **options), batch_size or method.batch_size)
 
 
@@ -98,3 +99,12 @@ def default_options(name: str) -> dict[str, Any]:
     """Options of a detector and their defaults."""
     parameters = inspect.signature(DETECTORS[name].build).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def _as(default: Any, name: str, value: Any) -> Any:
+    """`value` as a float where the default is one, so that 90 and 90.0 are one setting."""
+    if not isinstance(default, float):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} (={value!r}) must be a number")
+    return float(value)

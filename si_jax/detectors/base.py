@@ -166,7 +166,7 @@ class Detector:
             (N,) float32.
 
         Raises:
-            ValueError: if the images do not fit the model, or the detector must be fitted first.
+            ValueError: if the images do not fit the model, or the detector is not fitted.
         """
         return self.details(images)["score"]
 

@@ -22,8 +22,8 @@ def gradnorm(model: Model, *, temperature: float = 1.0) -> Plan:
     """L1 norm of the gradient of KL(uniform || softmax) by the head's weights.
 
     In closed form, as the gradient is the outer product of the features `h` and `(p - 1/C) / T`:
-    `sum_i |h_i| * sum_j |p_j - 1/C| / T` (Huang et al., NeurIPS 2021, eq. 4 and section 4.2). The
-    published code leaves out the factor `1/C`, which changes no order.
+    `sum_i |h_i| * sum_j |p_j - 1/C| / T` (Huang et al., NeurIPS 2021, section 3). The published
+    code (deeplearning-wisc/gradnorm_ood) leaves out the factor `1/C`, which changes no order.
 
     Raises:
         ValueError: if the temperature is not positive, or the head is not linear.
@@ -44,10 +44,11 @@ def gradnorm(model: Model, *, temperature: float = 1.0) -> Plan:
 def ash_p(model: Model, *, percentile: float = 60.0) -> Plan:
     """ASH-P: energy of the features without their smaller `percentile` percent.
 
-    Djurisic et al., ICLR 2023, section 2, algorithm 1. As in the published code, the pooled
+    Djurisic et al., ICLR 2023, algorithm 1. As in the published code (andrijazz/ash), the pooled
     features that enter the head are shaped, and `round(n * percentile / 100)` of the `n` are
     pruned. The defaults of the three variants (60, 65, 90) are the paper's for ImageNet; the
-    default of the published functions is 65 for all three.
+    default of the published functions is 65 for all three. Without pruning, ASH-P is the energy,
+    and ASH-S still scales, by `exp(1)`.
 
     Raises:
         ValueError: if the percentile is not in [0, 100), leaves no feature, or the head is not
@@ -80,7 +81,7 @@ def ash_s(model: Model, *, percentile: float = 90.0) -> Plan:
 
 
 def scale(model: Model, *, percentile: float = 85.0) -> Plan:
-    """SCALE: energy of all features times ASH-S's factor (Xu et al., ICLR 2024, section 3.2).
+    """SCALE: energy of all features times ASH-S's factor (Xu et al., ICLR 2024; code: kai422/SCALE).
 
     Raises:
         ValueError: as `ash_p`.
@@ -95,7 +96,7 @@ def scale(model: Model, *, percentile: float = 85.0) -> Plan:
 def rankfeat(model: Model, *, stages: int = 2, taps: splitting.Taps = None) -> Plan:
     """Energy after removing the rank-1 component of the last feature maps.
 
-    Song et al., NeurIPS 2022, section 3: from the feature map, as a matrix of positions times
+    Song et al., NeurIPS 2022 (code: KingJamesSong/RankFeat): from the feature map, as a matrix of positions times
     channels, its largest singular value's component is subtracted, and the rest of the network is
     run. The published default does so for the last two stages (there "Block 4 + 3"), each on its
     own, and averages the logits. The component is found exactly, not by power iteration.
@@ -173,8 +174,7 @@ def _shaped(
 
     def compute(inputs: Inputs, state: State):
         h = inputs.forward.features
-        _, largest = jax.lax.top_k(h, count)
-        kept = jnp.zeros(h.shape, bool).at[jnp.arange(len(h))[:, None], largest].set(True)
+        kept = jnp.argsort(jnp.argsort(-h, axis=-1), axis=-1) < count
         logits = head_logits(model, inputs.variables, shape(h, kept))
         return {"score": jax.nn.logsumexp(logits, axis=-1)}
 

@@ -36,8 +36,8 @@ def relative_mahalanobis(model: Model) -> Plan:
     """Minus the smallest Mahalanobis distance to a class relative to that to all classes as one.
 
     `-min_c (MD_c - MD_0)`, where `MD_0` is the distance by the mean and the covariance of all
-    images (Ren et al., 2021, "A simple fix to Mahalanobis distance", eq. 3). Fitted as
-    `mahalanobis`.
+    images (Ren et al., 2021, "A simple fix to Mahalanobis distance for improving near-OOD
+    detection"). Fitted as `mahalanobis`.
     """
 
     def fit(batches: Batches) -> State:

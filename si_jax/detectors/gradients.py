@@ -11,7 +11,7 @@ from si_jax.model import Model
 def odin(model: Model, *, temperature: float = 1000.0, step: float = 0.0014) -> Plan:
     """Largest softmax probability at a high temperature, of an image moved towards its class.
 
-    ODIN (Liang et al., ICLR 2018, eq. 1 to 3, and the published code): with `y` the predicted
+    ODIN (Liang et al., ICLR 2018, section 3; code: facebookresearch/odin): with `y` the predicted
     class and `x` the normalised image, `x' = x - step / std * sign(d CE(f(x) / T, y) / dx)`, and
     the score is `max softmax(f(x') / T)`. As published, the sign of 0 is +1, the step is in units
     of [0, 1] images (hence the division by each channel's deviation), and nothing is clipped.

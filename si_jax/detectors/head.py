@@ -5,13 +5,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from si_jax import splitting
 from si_jax.model import Model
 
 
-def head_bias(model: Model, variables: Mapping[str, Any]) -> Float[Array, "classes"]:
+def head_bias(model: Model, variables: Mapping[str, Any]) -> Float[Array | np.ndarray, "classes"]:
     """The bias of the classifier head; zeros where it has none.
 
     Raises:
@@ -28,7 +29,7 @@ def head_logits(
     model: Model,
     variables: Mapping[str, Any],
     features: Float[Array, "batch features"],
-    weights: Float[Array, "features classes"] | None = None,
+    weights: Float[Array | np.ndarray, "features classes"] | None = None,
 ) -> Float[Array, "batch classes"]:
     """Logits of features, by the head's own weights or by others in their place."""
     if weights is None:

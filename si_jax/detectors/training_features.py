@@ -27,7 +27,7 @@ def react(
     threshold: float | None = None,
     max_images: int = 50_000,
 ) -> Plan:
-    """ReAct: energy of the features cut off at a threshold (Sun et al., NeurIPS 2021, eq. 2 to 4).
+    """ReAct: energy of the features cut off at a threshold (Sun et al., NeurIPS 2021, section 3).
 
     Args:
         model: the network.
@@ -60,10 +60,11 @@ def react(
 
 
 def dice(model: Model, *, percentile: float = 90.0) -> Plan:
-    """DICE: energy by the head's weights that contribute most (Sun & Li, ECCV 2022, eq. 3 to 5).
+    """DICE: energy by the head's weights that contribute most (Sun & Li, ECCV 2022, section 3).
 
     A weight's contribution is itself times the mean of its feature over the fitting images; those
-    above the percentile of all contributions are kept, the others set to 0.
+    above the percentile of all contributions are kept, the others set to 0 (as in the published
+    code, deeplearning-wisc/dice).
 
     Raises:
         ValueError: if the percentile is not in [0, 100), or the head is not linear.
@@ -91,8 +92,8 @@ def dice(model: Model, *, percentile: float = 90.0) -> Plan:
 def knn(model: Model, *, k: int = 50, max_images: int = 50_000) -> Plan:
     """Minus the distance to the k-th nearest training feature (Sun et al., ICML 2022, section 3).
 
-    Features are divided by their Euclidean norm first. The published code gives the squared
-    distance, which changes no order. The fitting images' features are compared in chunks.
+    Features are divided by their Euclidean norm first. The published code
+    (deeplearning-wisc/knn-ood) gives the squared distance, which changes no order. The fitting images' features are compared in chunks.
 
     Args:
         model: the network.
@@ -120,7 +121,7 @@ def knn(model: Model, *, k: int = 50, max_images: int = 50_000) -> Plan:
 def vim(model: Model, *, dim: int | None = None) -> Plan:
     """ViM: energy minus the scaled norm of the features outside their principal subspace.
 
-    Wang et al., CVPR 2022, section 4: features are taken relative to `o = -pinv(W^T) b`, the
+    Wang et al., CVPR 2022, section 4 (code: haoqiwang/vim): features are taken relative to `o = -pinv(W^T) b`, the
     subspace is spanned by the first `dim` eigenvectors of their second moment, and the scale is the
     mean largest logit over the mean residual norm of the fitting images. These are run through the
     network twice.
@@ -176,7 +177,7 @@ def vim(model: Model, *, dim: int | None = None) -> Plan:
 
 
 def kl_matching(model: Model) -> Plan:
-    """Minus the smallest KL(softmax || d_c) (Hendrycks et al., ICML 2022, section 4.1).
+    """Minus the smallest KL(softmax || d_c) (Hendrycks et al., ICML 2022).
 
     `d_c` is the mean softmax of the fitting images that are classified as `c`; classes to which
     none of them is assigned are left out. No labels are needed. The paper fits on held-out images.
@@ -250,11 +251,10 @@ def kth_distance(
     start = (jnp.full((len(x), k), -jnp.inf, x.dtype), jnp.zeros((len(x), k), parts[0].dtype))
     (_, nearest), _ = jax.lax.scan(step, start, parts)
 
-    def distance(args):
-        row, indices = args
-        return jnp.max(jnp.linalg.norm(bank[indices] - row, axis=-1))
+    def squared(indices):
+        return jnp.sum((x - bank[indices]) ** 2, axis=-1)
 
-    return jax.lax.map(distance, (x, nearest))
+    return jnp.sqrt(jnp.max(jax.lax.map(squared, nearest.T), axis=0))
 
 
 def _unit(h):
