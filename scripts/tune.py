@@ -50,9 +50,9 @@ def main(argv: list[str] | None = None) -> None:
             raise ValueError(f"{name} (={value}) must be at least 1")
     grid = parse_grid(args.detector, args.grid)
     next(tuning.candidates(args.detector, grid))  # refuses before anything is loaded
-    model, _ = evaluate.load(args)
     if args.dataset not in benchmarks.BENCHMARKS or args.protocol not in preprocessing.PROTOCOLS:
         raise ValueError(f"there is no benchmark {args.dataset} under protocol {args.protocol}")
+    model, _ = evaluate.load(args)
     table = benchmarks.BENCHMARKS[args.dataset]
     transform = preprocessing.PREPROCESSING[args.protocol, table.size]
     train = finding.find(table.train, finding.Where(args.data_dir, args.ood_root))

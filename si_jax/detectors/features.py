@@ -81,7 +81,9 @@ def ash_s(model: Model, *, percentile: float = 90.0) -> Plan:
 
 
 def scale(model: Model, *, percentile: float = 85.0) -> Plan:
-    """SCALE: energy of all features times ASH-S's factor (Xu et al., ICLR 2024; code: kai422/SCALE).
+    """SCALE: energy of all features times ASH-S's factor.
+
+    Xu et al., ICLR 2024 (code: kai422/SCALE). On the features that enter the head.
 
     Raises:
         ValueError: as `ash_p`.
@@ -96,10 +98,11 @@ def scale(model: Model, *, percentile: float = 85.0) -> Plan:
 def rankfeat(model: Model, *, stages: int = 2, taps: splitting.Taps = None) -> Plan:
     """Energy after removing the rank-1 component of the last feature maps.
 
-    Song et al., NeurIPS 2022 (code: KingJamesSong/RankFeat): from the feature map, as a matrix of positions times
-    channels, its largest singular value's component is subtracted, and the rest of the network is
-    run. The published default does so for the last two stages (there "Block 4 + 3"), each on its
-    own, and averages the logits. The component is found exactly, not by power iteration.
+    Song et al., NeurIPS 2022 (code: KingJamesSong/RankFeat): from the feature map, as a matrix of
+    positions times channels, its largest singular value's component is subtracted, and the rest of
+    the network is run. The published default does so for the last two stages (there "Block 4 +
+    3"), each on its own, and averages the logits. The component is found exactly, not by power
+    iteration.
 
     Args:
         model: the network.

@@ -42,7 +42,7 @@ def energy(model: Model, *, temperature: float = 1.0) -> Plan:
 
 
 def gen(model: Model, *, gamma: float = 0.1, top: int = 100) -> Plan:
-    """Minus the generalised entropy of the largest probabilities (Liu et al., CVPR 2023, section 3).
+    """Minus the generalised entropy of the largest probabilities (Liu et al., CVPR 2023).
 
     `-sum_j p_j^gamma (1 - p_j)^gamma` over the `top` largest softmax probabilities `p_j` (all of
     them where there are fewer classes).

@@ -93,7 +93,8 @@ def knn(model: Model, *, k: int = 50, max_images: int = 50_000) -> Plan:
     """Minus the distance to the k-th nearest training feature (Sun et al., ICML 2022, section 3).
 
     Features are divided by their Euclidean norm first. The published code
-    (deeplearning-wisc/knn-ood) gives the squared distance, which changes no order. The fitting images' features are compared in chunks.
+    (deeplearning-wisc/knn-ood) gives the squared distance, which changes no order. The fitting
+    images' features are compared in chunks.
 
     Args:
         model: the network.
@@ -121,10 +122,10 @@ def knn(model: Model, *, k: int = 50, max_images: int = 50_000) -> Plan:
 def vim(model: Model, *, dim: int | None = None) -> Plan:
     """ViM: energy minus the scaled norm of the features outside their principal subspace.
 
-    Wang et al., CVPR 2022, section 4 (code: haoqiwang/vim): features are taken relative to `o = -pinv(W^T) b`, the
-    subspace is spanned by the first `dim` eigenvectors of their second moment, and the scale is the
-    mean largest logit over the mean residual norm of the fitting images. These are run through the
-    network twice.
+    Wang et al., CVPR 2022, section 4 (code: haoqiwang/vim): features are taken relative to
+    `o = -pinv(W^T) b`, the subspace is spanned by the first `dim` eigenvectors of their second
+    moment, and the scale is the mean largest logit over the mean residual norm of the fitting
+    images. These are run through the network twice.
 
     Args:
         model: the network.
