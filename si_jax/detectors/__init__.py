@@ -3,7 +3,7 @@
 import inspect
 from typing import Any
 
-from si_jax.detectors import logits, si
+from si_jax.detectors import features, gaussians, gradients, logits, si, training_features
 from si_jax.detectors.base import Detector, Inputs, Method, Plan
 from si_jax.model import Model
 
@@ -17,6 +17,51 @@ DETECTORS: dict[str, Method] = {
     "msp": Method(logits.msp, "largest softmax probability", "Hendrycks & Gimpel, ICLR 2017"),
     "max-logit": Method(logits.max_logit, "largest logit", "Hendrycks et al., ICML 2022"),
     "energy": Method(logits.energy, "logsumexp of the logits", "Liu et al., NeurIPS 2020"),
+    "gen": Method(logits.gen, "minus the generalised entropy", "Liu et al., CVPR 2023"),
+    "odin": Method(
+        gradients.odin,
+        "largest softmax probability at a high temperature after a step on the image",
+        "Liang et al., ICLR 2018",
+    ),
+    "gradnorm": Method(
+        features.gradnorm, "gradient norm of the head's weights", "Huang et al., NeurIPS 2021"
+    ),
+    "react": Method(
+        training_features.react, "energy of truncated features", "Sun et al., NeurIPS 2021"
+    ),
+    "ash-p": Method(features.ash_p, "energy of pruned features", "Djurisic et al., ICLR 2023"),
+    "ash-b": Method(
+        features.ash_b, "energy of pruned, equalised features", "Djurisic et al., ICLR 2023"
+    ),
+    "ash-s": Method(
+        features.ash_s, "energy of pruned, scaled features", "Djurisic et al., ICLR 2023"
+    ),
+    "scale": Method(features.scale, "energy of scaled features", "Xu et al., ICLR 2024"),
+    "rankfeat": Method(
+        features.rankfeat,
+        "energy without the feature maps' rank-1 component",
+        "Song et al., NeurIPS 2022",
+    ),
+    "dice": Method(
+        training_features.dice, "energy by the head's weightiest weights", "Sun & Li, ECCV 2022"
+    ),
+    "knn": Method(
+        training_features.knn, "distance to the k-th nearest feature", "Sun et al., ICML 2022"
+    ),
+    "mahalanobis": Method(
+        gaussians.mahalanobis, "distance to the nearest class mean", "Lee et al., NeurIPS 2018"
+    ),
+    "relative-mahalanobis": Method(
+        gaussians.relative_mahalanobis,
+        "the same relative to the distance to all classes as one",
+        "Ren et al., 2021",
+    ),
+    "vim": Method(training_features.vim, "energy minus a virtual logit", "Wang et al., CVPR 2022"),
+    "kl-matching": Method(
+        training_features.kl_matching,
+        "divergence from the classes' mean softmax",
+        "Hendrycks et al., ICML 2022",
+    ),
 }
 """Every detector by name."""
 
@@ -46,6 +91,7 @@ def make_detector(
             f"detector {name!r} does not take the option {', '.join(unknown)}; it takes"
             f" {', '.join(known) or 'none'}"
         )
+    options = {key: _as(known[key], key, value) for key, value in options.items()}
     return Detector(name, model, method.build(model, **options), batch_size or method.batch_size)
 
 
@@ -53,3 +99,12 @@ def default_options(name: str) -> dict[str, Any]:
     """Options of a detector and their defaults."""
     parameters = inspect.signature(DETECTORS[name].build).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def _as(default: Any, name: str, value: Any) -> Any:
+    """`value` as a float where the default is one, so that 90 and 90.0 are one setting."""
+    if not isinstance(default, float):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} (={value!r}) must be a number")
+    return float(value)

@@ -1,6 +1,6 @@
 """What every detector is: a function of a batch, with its options."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -189,3 +189,36 @@ class Detector:
                 f"detector {self.name!r} must be fitted first: call fit(images, labels) with"
                 " in-distribution training images"
             )
+
+
+def forward_batches(
+    model: Model, batches: Batches
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Stream over fitting images: (logits, features, labels) of each batch, as NumPy arrays.
+
+    Args:
+        model: the network.
+        batches: as for `Fit`.
+
+    Yields:
+        (batch, classes) and (batch, features) float32, and (batch,) class indices.
+
+    Raises:
+        ValueError: if there is not one image, the images do not fit the model, or an output of the
+            network is not finite.
+    """
+    size = 0
+    for images, labels in batches():
+        if not len(images):
+            continue
+        size = max(size, len(images))  # a last, shorter batch is padded, not compiled again
+        out = model._forward.batch(model.check(images), batch_size=size)
+        logits, features = out["logits"], out["features"]
+        if not (np.isfinite(logits).all() and np.isfinite(features).all()):
+            raise ValueError(
+                "the network gives NaN or infinite logits or features for a fitting image: its"
+                " weights or the images are broken"
+            )
+        yield logits, features, np.asarray(labels)
+    if not size:
+        raise ValueError("images is empty: there is nothing to fit on")

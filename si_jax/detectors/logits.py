@@ -39,3 +39,30 @@ def energy(model: Model, *, temperature: float = 1.0) -> Plan:
         return {"score": temperature * jax.nn.logsumexp(logits, axis=-1)}
 
     return Plan(compute, {"temperature": temperature})
+
+
+def gen(model: Model, *, gamma: float = 0.1, top: int = 100) -> Plan:
+    """Minus the generalised entropy of the largest probabilities (Liu et al., CVPR 2023).
+
+    `-sum_j p_j^gamma (1 - p_j)^gamma` over the `top` largest softmax probabilities `p_j` (all of
+    them where there are fewer classes).
+
+    Args:
+        model: the network.
+        gamma: exponent; the paper's 0.1.
+        top: number of probabilities, the paper's `M` = 100.
+
+    Raises:
+        ValueError: if `gamma` is not in (0, inf) or `top` is no positive whole number.
+    """
+    if not 0 < gamma < float("inf"):
+        raise ValueError(f"gamma (={gamma}) must be positive and finite")
+    if isinstance(top, bool) or not isinstance(top, int) or top < 1:
+        raise ValueError(f"top (={top!r}) must be a whole number of at least 1")
+    count = min(top, model.num_classes)
+
+    def compute(inputs: Inputs, state: State):
+        p, _ = jax.lax.top_k(jax.nn.softmax(inputs.forward.logits), count)
+        return {"score": -jnp.sum((p * (1 - p)) ** gamma, axis=-1)}
+
+    return Plan(compute, {"gamma": gamma, "top": top})

@@ -1,0 +1,216 @@
+"""Detectors that change or weigh the features on their way into the head, image by image."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from si_jax import splitting
+from si_jax.detectors.base import Inputs, Plan, State
+from si_jax.detectors.head import head_logits, num_features
+from si_jax.model import Model
+from si_jax.models.bit import Bottleneck
+from si_jax.models.resnet import BasicBlock
+from si_jax.models.wide_resnet import WideBlock
+
+BLOCKS = (BasicBlock, WideBlock, Bottleneck)
+
+
+def gradnorm(model: Model, *, temperature: float = 1.0) -> Plan:
+    """L1 norm of the gradient of KL(uniform || softmax) by the head's weights.
+
+    In closed form, as the gradient is the outer product of the features `h` and `(p - 1/C) / T`:
+    `sum_i |h_i| * sum_j |p_j - 1/C| / T` (Huang et al., NeurIPS 2021, section 3). The published
+    code (deeplearning-wisc/gradnorm_ood) leaves out the factor `1/C`, which changes no order.
+
+    Raises:
+        ValueError: if the temperature is not positive, or the head is not linear.
+    """
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature (={temperature}) must be positive and finite")
+    num_features(model)  # refuses a head that is not linear
+
+    def compute(inputs: Inputs, state: State):
+        out = inputs.forward
+        p = jax.nn.softmax(out.logits / temperature)
+        distance = jnp.sum(jnp.abs(p - 1 / p.shape[-1]), axis=-1) / temperature
+        return {"score": jnp.sum(jnp.abs(out.features), axis=-1) * distance}
+
+    return Plan(compute, {"temperature": temperature})
+
+
+def ash_p(model: Model, *, percentile: float = 60.0) -> Plan:
+    """ASH-P: energy of the features without their smaller `percentile` percent.
+
+    Djurisic et al., ICLR 2023, algorithm 1. As in the published code (andrijazz/ash), the pooled
+    features that enter the head are shaped, and `round(n * percentile / 100)` of the `n` are
+    pruned. The defaults of the three variants (60, 65, 90) are the paper's for ImageNet; the
+    default of the published functions is 65 for all three. Without pruning, ASH-P is the energy,
+    and ASH-S still scales, by `exp(1)`.
+
+    Raises:
+        ValueError: if the percentile is not in [0, 100), leaves no feature, or the head is not
+            linear.
+    """
+
+    def shape(h, kept):
+        return jnp.where(kept, h, 0)
+
+    return _shaped(model, percentile, shape)
+
+
+def ash_b(model: Model, *, percentile: float = 65.0) -> Plan:
+    """ASH-B: as ASH-P, and the `k` features that are left become `sum(h) / k` (algorithm 2)."""
+
+    def shape(h, kept):
+        count = jnp.sum(kept, axis=-1, keepdims=True)
+        return jnp.where(kept, jnp.sum(h, axis=-1, keepdims=True) / count, 0)
+
+    return _shaped(model, percentile, shape)
+
+
+def ash_s(model: Model, *, percentile: float = 90.0) -> Plan:
+    """ASH-S: as ASH-P, then scaled by `exp(s1 / s2)`, sums before and after (algorithm 3)."""
+
+    def shape(h, kept):
+        return jnp.where(kept, h, 0) * _scale(h, kept)
+
+    return _shaped(model, percentile, shape)
+
+
+def scale(model: Model, *, percentile: float = 85.0) -> Plan:
+    """SCALE: energy of all features times ASH-S's factor.
+
+    Xu et al., ICLR 2024 (code: kai422/SCALE). On the features that enter the head.
+
+    Raises:
+        ValueError: as `ash_p`.
+    """
+
+    def shape(h, kept):
+        return h * _scale(h, kept)
+
+    return _shaped(model, percentile, shape)
+
+
+def rankfeat(model: Model, *, stages: int = 2, taps: splitting.Taps = None) -> Plan:
+    """Energy after removing the rank-1 component of the last feature maps.
+
+    Song et al., NeurIPS 2022 (code: KingJamesSong/RankFeat): from the feature map, as a matrix of
+    positions times channels, its largest singular value's component is subtracted, and the rest of
+    the network is run. The published default does so for the last two stages (there "Block 4 +
+    3"), each on its own, and averages the logits. The component is found exactly, not by power
+    iteration.
+
+    Args:
+        model: the network.
+        stages: number of stages of a ResNet, WRN or BiT, from the last one, whose output is
+            reduced; fewer where the network has fewer.
+        taps: paths of the maps instead; see `si_jax.splitting.select`. For a network of another
+            kind the default is its last output with height and width, before the head.
+
+    Raises:
+        ValueError: if the network has no feature map, or `taps` names something else.
+    """
+    if isinstance(stages, bool) or not isinstance(stages, int) or stages < 1:
+        raise ValueError(f"stages (={stages!r}) must be a whole number of at least 1")
+    taps = _maps(model, stages) if taps is None else splitting.select(model, taps)
+    shapes = {call.path: call.shape for call in model.calls}
+    for tap in taps:
+        if len(shapes[tap]) != 3 or min(shapes[tap][0] * shapes[tap][1], shapes[tap][2]) < 2:
+            raise ValueError(
+                f"taps: the output of {tap!r} has shape {shapes[tap]}, but rankfeat needs a"
+                " feature map of several positions and channels"
+            )
+
+    def compute(inputs: Inputs, state: State):
+        args = (model, inputs.variables, inputs.images)
+        logits = [splitting.forward(*args, edit={tap: without_rank_one}).logits for tap in taps]
+        return {"score": jax.nn.logsumexp(sum(logits) / len(logits), axis=-1)}
+
+    return Plan(compute, {"stages": stages, "taps": list(taps)}, forward_only=False)
+
+
+def without_rank_one(
+    x: Float[Array, "batch height width channels"],
+) -> Float[Array, "batch height width channels"]:
+    """Each feature map minus its best approximation of rank 1."""
+    a = x.reshape(x.shape[0], -1, x.shape[-1])
+    with jax.default_matmul_precision("highest"):
+        if a.shape[1] <= a.shape[2]:  # the eigenvectors of the smaller Gram matrix
+            _, u = jnp.linalg.eigh(jnp.einsum("bpc,bqc->bpq", a, a))
+            u = u[..., -1]
+            component = u[:, :, None] * jnp.einsum("bp,bpc->bc", u, a)[:, None]
+        else:
+            _, v = jnp.linalg.eigh(jnp.einsum("bpc,bpd->bcd", a, a))
+            v = v[..., -1]
+            component = jnp.einsum("bpc,bc->bp", a, v)[:, :, None] * v[:, None]
+    return (a - component).reshape(x.shape)
+
+
+def kept_count(features: int, percentile: float) -> int:
+    """How many features ASH and SCALE keep; halves are rounded to even, as published.
+
+    Raises:
+        ValueError: if the percentile is not in [0, 100) or nothing is kept.
+    """
+    if not 0 <= percentile < 100:
+        raise ValueError(f"percentile (={percentile}) must be in [0, 100)")
+    count = features - int(np.round(features * percentile / 100))
+    if not count:
+        raise ValueError(f"percentile (={percentile}) leaves none of the {features} features")
+    return count
+
+
+def _shaped(
+    model: Model,
+    percentile: float,
+    shape: Callable[
+        [Float[Array, "batch features"], Bool[Array, "batch features"]],
+        Float[Array, "batch features"],
+    ],
+) -> Plan:
+    """Energy of the features after `shape(features, which of them are among the largest)`."""
+    count = kept_count(num_features(model), percentile)
+
+    def compute(inputs: Inputs, state: State):
+        h = inputs.forward.features
+        kept = jnp.argsort(jnp.argsort(-h, axis=-1), axis=-1) < count
+        logits = head_logits(model, inputs.variables, shape(h, kept))
+        return {"score": jax.nn.logsumexp(logits, axis=-1)}
+
+    return Plan(compute, {"percentile": percentile})
+
+
+def _scale(
+    h: Float[Array, "batch features"], kept: Bool[Array, "batch features"]
+) -> Float[Array, "batch 1"]:
+    """exp(sum of all features / sum of the kept ones); 1 where the latter is 0."""
+    before = jnp.sum(h, axis=-1, keepdims=True)
+    after = jnp.sum(jnp.where(kept, h, 0), axis=-1, keepdims=True)
+    zero = after == 0
+    return jnp.where(zero, 1.0, jnp.exp(before / jnp.where(zero, 1, after)))
+
+
+def _maps(model: Model, stages: int) -> tuple[str, ...]:
+    """The outputs of the last stages, in order; of a foreign network its last feature map."""
+    last = {}  # a stage's name -> its last block
+    for call in model.calls:
+        if isinstance(call.module, BLOCKS):
+            last[call.path.rpartition("_")[0]] = call.path
+    if last:
+        return tuple(last.values())[-stages:]
+    paths = [call.path for call in model.calls]
+    found = [
+        call.path
+        for call in model.calls[: paths.index(model.head)]
+        if call.shape is not None and len(call.shape) == 3 and call.shape[0] * call.shape[1] > 1
+    ]
+    if not found:
+        raise ValueError(
+            "rankfeat needs a feature map (height, width, channels), and no sub-module of the"
+            f" network has one: {', '.join(paths)}"
+        )
+    return (found[-1],)

@@ -1,0 +1,131 @@
+"""Detectors that fit a Gaussian to each class's features."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from si_jax.detectors.base import Batches, Inputs, Plan, State, forward_batches
+from si_jax.model import Model
+
+RANK_TOLERANCE = 1e-10  # relative to the largest eigenvalue; float32's rounding is at 1e-14
+
+
+def mahalanobis(model: Model) -> Plan:
+    """Minus the smallest squared Mahalanobis distance to a class mean.
+
+    Lee et al., NeurIPS 2018, eq. 2, on the features that enter the head alone: no input
+    pre-processing, no ensemble of layers, as in later comparisons (Ren et al., 2021; Wang et al.,
+    2022). The covariance is common to the classes; features that never vary are left out of it, as
+    its pseudo-inverse does in the published codes.
+
+    The fit raises a ValueError if labels are missing, a class has no image, or there are too few
+    images for the covariance.
+    """
+
+    def fit(batches: Batches) -> State:
+        return _gaussians(model, batches)
+
+    def compute(inputs: Inputs, state: State):
+        return {"score": -_nearest_class(inputs.forward.features, state)}
+
+    return Plan(compute, fit=fit)
+
+
+def relative_mahalanobis(model: Model) -> Plan:
+    """Minus the smallest Mahalanobis distance to a class relative to that to all classes as one.
+
+    `-min_c (MD_c - MD_0)`, where `MD_0` is the distance by the mean and the covariance of all
+    images (Ren et al., 2021, "A simple fix to Mahalanobis distance for improving near-OOD
+    detection"). Fitted as `mahalanobis`.
+    """
+
+    def fit(batches: Batches) -> State:
+        return _gaussians(model, batches)
+
+    def compute(inputs: Inputs, state: State):
+        h = inputs.forward.features
+        with jax.default_matmul_precision("highest"):
+            whole = jnp.sum(((h - state["mean"]) @ state["whiten_all"]) ** 2, axis=-1)
+        return {"score": whole - _nearest_class(h, state)}
+
+    return Plan(compute, fit=fit)
+
+
+def whitening(covariance: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
+    """`A` with `A A^T` the pseudo-inverse of a covariance matrix.
+
+    Raises:
+        ValueError: if the matrix is zero.
+    """
+    values, vectors = np.linalg.eigh(covariance)
+    kept = values > RANK_TOLERANCE * values[-1]
+    if not values[-1] > 0 or not kept.any():
+        raise ValueError("the covariance is singular: no feature varies among the fitting images")
+    return vectors * np.where(kept, 1 / np.sqrt(np.where(kept, values, 1)), 0)
+
+
+def _nearest_class(h: Float[Array, "batch features"], state: State) -> Float[Array, "batch"]:
+    """Squared Mahalanobis distance to the nearest class mean, class by class."""
+    with jax.default_matmul_precision("highest"):
+        white = (h - state["mean"]) @ state["whiten"]
+    distances = jax.lax.map(
+        lambda mean: jnp.sum((white - mean) ** 2, axis=-1), state["white_class_means"]
+    )
+    return jnp.min(distances, axis=0)
+
+
+def _gaussians(model: Model, batches: Batches) -> State:
+    """Means, and whitening maps of the common and of the whole covariance, in one pass.
+
+    Whitened before they are rounded to float32, distances lose little to a covariance whose
+    eigenvalues differ by many orders of magnitude.
+    """
+    classes = model.num_classes
+    counts, origin = np.zeros(classes), None
+    for _, h, labels in forward_batches(model, batches):
+        _check_labels(labels, classes)
+        if origin is None:  # any point near the data keeps the sums below from cancelling
+            origin = h.mean(axis=0, dtype=np.float64)
+            sums = np.zeros((classes, h.shape[-1]))
+            moment = np.zeros((h.shape[-1], h.shape[-1]))
+        centred = h - origin
+        np.add.at(sums, labels, centred)
+        counts += np.bincount(labels, minlength=classes)
+        moment += centred.T @ centred
+    if not counts.all():
+        missing = np.flatnonzero(counts == 0)
+        raise ValueError(
+            f"labels: {len(missing)} of the {classes} classes have no fitting image, class"
+            f" {missing[0]} for one; fit on images of every class"
+        )
+    total = counts.sum()
+    means, mean = sums / counts[:, None], sums.sum(axis=0) / total
+    whole = moment / total - np.outer(mean, mean)
+    common = (moment - (means * counts[:, None]).T @ means) / total
+    scale = np.trace(whole) / len(whole)
+    varying = int(np.sum(np.diag(whole) > RANK_TOLERANCE * scale))
+    if total - classes < varying:
+        raise ValueError(
+            f"the covariance of {varying} features is singular: images (={int(total)}) are too few"
+            f" for {classes} classes; fit on at least {varying + classes}"
+        )
+    whiten = whitening(common)
+    state = {
+        "mean": origin + mean,
+        "whiten": whiten,
+        "white_class_means": (means - mean) @ whiten,
+        "whiten_all": whitening(whole),
+    }
+    return {name: array.astype(np.float32) for name, array in state.items()}
+
+
+def _check_labels(labels: Int[np.ndarray, "batch"], classes: int) -> None:
+    if (labels < 0).any():
+        raise ValueError(
+            "labels are needed: give the class index of every fitting image to fit(images, labels)"
+        )
+    if (labels >= classes).any():
+        raise ValueError(
+            f"labels (up to {labels.max()}) must be below the model's number of classes, {classes}"
+        )
