@@ -92,7 +92,8 @@ def make_detector(
             f" {', '.join(known) or 'none'}"
         )
     options = {key: _as(known[key], key, value) for key, value in options.items()}
-    return Detector(name, model, method.build(model, **options), batch_size or method.batch_size)
+    size = method.batch_size if batch_size is None else batch_size
+    return Detector(name, model, method.build(model, **options), size)
 
 
 def default_options(name: str) -> dict[str, Any]:
