@@ -50,7 +50,7 @@ def evaluate(id_scores: Scores, ood_scores: Scores) -> dict[str, float]:
     fpr, tpr, _ = skm.roc_curve(is_known, scores, drop_intermediate=False)
     tp, fp = tpr * len(known), fpr * len(novel)
     return {
-        "auroc": float(skm.roc_auc_score(is_known, scores)),
+        "auroc": auroc(known, novel),
         "fpr95": fpr95(known, novel),
         "fpr95_ood_positive": fpr95_ood_positive(known, novel),
         "aupr_in": float(skm.average_precision_score(is_known, scores)),
@@ -59,6 +59,17 @@ def evaluate(id_scores: Scores, ood_scores: Scores) -> dict[str, float]:
         "auin": _precision_area(tp, fp),
         "auout": _precision_area((len(novel) - fp)[::-1], (len(known) - tp)[::-1]),
     }
+
+
+def auroc(id_scores: Scores, ood_scores: Scores) -> float:
+    """Chance that an ID image has a higher score than an OOD image, ties counting half.
+
+    Raises:
+        ValueError: as for `evaluate`.
+    """
+    known, novel = _check("id_scores", id_scores), _check("ood_scores", ood_scores)
+    is_known = np.concatenate([np.ones(len(known), bool), np.zeros(len(novel), bool)])
+    return float(skm.roc_auc_score(is_known, np.concatenate([known, novel])))
 
 
 def fpr95(id_scores: Scores, ood_scores: Scores) -> float:
@@ -161,7 +172,7 @@ def _fpr95_ood_positive_of(known: Counts, novel: Counts) -> float:
 def _average_precision_of(positive: Counts, negative: Counts) -> float:
     """Average precision where the positives are those of low values."""
     tp, fp = np.cumsum(positive), np.cumsum(negative)
-    return float(positive @ (tp / (tp + fp)) / tp[-1])
+    return float(np.sum(positive * tp / (tp + fp)) / tp[-1])
 
 
 def _detection_error_of(known: Counts, novel: Counts) -> float:

@@ -17,7 +17,10 @@ def slow(known, novel, resamples, seed):
     draws = [np.random.default_rng([seed, which]) for which in (0, 1)]
     rows = [
         metrics.evaluate(
-            *(s[rng.integers(len(s), size=len(s))] for s, rng in zip((known, novel), draws))
+            *(
+                s[rng.integers(len(s), size=len(s))]
+                for s, rng in zip((known, novel), draws, strict=True)
+            )
         )
         for _ in range(resamples)
     ]
