@@ -27,21 +27,32 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     if len(args.run) == 1:
-        run = runs.load(args.run[0])
-        out = Path(args.out or args.run[0])
-        print(f"{report.heading(run.results)}\n\n{report.tables(run.results)}\n")
-        print(f"saved {report.write_markdown(report.markdown(run.results), out)}")
-        print(f"saved {html.write(run, out)}")
-        return
-    out = Path(args.out or "results/comparison")
-    entries = comparison.join(runs.load_several(args.run))
+        rebuild(args.run[0], Path(args.out or args.run[0]))
+    else:
+        compare(args.run, Path(args.out or "results/comparison"))
+
+
+def rebuild(directory: str, out: Path) -> None:
+    """Write and print one run's report."""
+    run = runs.load(directory)
+    saved = [report.write_markdown(report.markdown(run.results), out), html.write(run, out)]
+    print(f"{report.heading(run.results)}\n\n{report.tables(run.results)}\n")
+    for path in saved:
+        print(f"saved {path}")
+
+
+def compare(directories: list[str], out: Path) -> None:
+    """Write and print several runs side by side."""
+    entries = comparison.join(runs.load_several(directories))
+    markdown = comparison.markdown(entries)
+    saved = [report.write_markdown(markdown, out), html.write_comparison(entries, out)]
     for title, members in comparison.sections(entries).items():
         print(title)
         for table in comparison.metric_tables(members):
             print(f"\n{table.title}\n{plain(table)}")
         print()
-    print(f"saved {report.write_markdown(comparison.markdown(entries), out)}")
-    print(f"saved {html.write_comparison(entries, out)}")
+    for path in saved:
+        print(f"saved {path}")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ NOTE = (
     "Values in per cent, the best of each column in bold. Runs that differ only in their seed are"
     " joined: mean ± standard deviation over the seeds (of the sample, n - 1)."
 )
+DIFFERENCES = "Settings that differ"
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def overview(entries: Sequence[Entry]) -> Table:
             facts["model"]["name"],
             ", ".join(dict.fromkeys(run.results["checkpoint"] for run in entry.runs)),
             _accuracy([run.results["accuracy"] for run in entry.runs]),
-            f"{counts[0]:,} to {counts[-1]:,}",
+            " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1]))),
             ", ".join(run.name for run in entry.runs),
         )
         rows.append(tuple(map(Cell, cells)))
@@ -114,16 +115,16 @@ def overview(entries: Sequence[Entry]) -> Table:
 
 
 def differences(entries: Sequence[Entry]) -> Table | None:
-    """The settings in which entries differ, a line each; None where there are none."""
+    """The settings that entries share and differ in, a line each; None where there are none."""
     every = [_flat(entry.first) for entry in entries]
     keys = list(dict.fromkeys(key for flat in every for key in flat))
     rows = [
-        tuple(Cell(text) for text in (key, *(flat.get(key, "–") for flat in every)))
+        tuple(map(Cell, (key, *(flat.get(key, "–") for flat in every))))
         for key in keys
-        if len({flat.get(key, "–") for flat in every}) > 1
+        if len({flat[key] for flat in every if key in flat}) > 1
     ]
     header = ("setting", *(entry.name for entry in entries))
-    return Table("Settings that differ", header, tuple(rows), text=True) if rows else None
+    return Table("", header, tuple(rows), text=True) if rows else None
 
 
 def markdown(entries: Sequence[Entry]) -> str:
@@ -133,7 +134,7 @@ def markdown(entries: Sequence[Entry]) -> str:
     for title, members in sections(entries).items():
         parts += [f"# {escape(title)}", *map(markdown_table, metric_tables(members))]
     if differing := differences(entries):
-        parts.append(markdown_table(differing))
+        parts += [f"# {escape(DIFFERENCES)}", markdown_table(differing)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -199,7 +200,8 @@ def _accuracy(values: Sequence[float | None]) -> str:
 def _flat(results: Mapping[str, Any]) -> dict[str, str]:
     """Name -> value of everything that a run was told."""
     found = {key: results.get(key) for key in ("benchmark", "protocol", "preprocessing", "limit")}
-    found |= {f"model: {k}": v for k, v in results["model"].items()}
+    found |= {f"model: {k}": v for k, v in results["model"].items() if k != "weights_sha256"}
+    found["model: weights"] = str(results["model"].get("weights_sha256", ""))[:12]
     found |= {
         f"{detector}: {k}": v
         for detector in results["results"]

@@ -124,7 +124,7 @@ def tap_densities(run: Run, detector: str) -> Figure:
     kind = tap_kind(run, detector)
     taps = run.results["settings"][detector]["taps"]
     sets = run.ood_sets
-    names = 0.3 + 0.065 * max(len(tap) + 3 for tap in taps)  # inches
+    names = 0.3 + 0.057 * max(len(tap) + 3 for tap in taps)  # inches
     foot = names + 0.35 * len(sets) + 0.3
     figure, panels = _grid(len(sets), height=2.5, foot=foot)
     _, total = figure.get_size_inches()

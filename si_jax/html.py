@@ -92,7 +92,7 @@ def comparison_page(entries: Sequence[comparison.Entry]) -> str:
         links[f"part{number}"] = title
         body += [_heading(title, f"part{number}"), *map(table, comparison.metric_tables(members))]
     if differing := comparison.differences(entries):
-        links["settings"] = "Settings that differ"
+        links["settings"] = comparison.DIFFERENCES
         body += [_heading(links["settings"], "settings"), table(differing)]
     return page("Comparison of out-of-distribution detection runs", body, links)
 
@@ -120,7 +120,7 @@ def page(title: str, body: Iterable[str], links: dict[str, str]) -> str:
 
 
 def table(shown: Table) -> str:
-    """A table under its title."""
+    """A table under its title, if it has one."""
 
     def cells(row: Sequence[Cell]) -> Iterator[str]:
         for place, cell in enumerate(row):
@@ -136,8 +136,9 @@ def table(shown: Table) -> str:
         for place, name in enumerate(shown.header)
     )
     rows = "\n".join(f"<tr>{''.join(cells(row))}</tr>" for row in shown.rows)
+    title = f"<h3>{escape(shown.title)}</h3>\n" if shown.title else ""
     return (
-        f'<h3>{escape(shown.title)}</h3>\n<div class="wide"><table>\n<thead><tr>{head}</tr></thead>'
+        f'{title}<div class="wide"><table>\n<thead><tr>{head}</tr></thead>'
         f"\n<tbody>\n{rows}\n</tbody>\n</table></div>"
     )
 
@@ -163,9 +164,13 @@ def _pictures(run: Run) -> Iterator[str]:
     sets = list(dict.fromkeys(name for name, _, _ in run.picks))
     yield f"<p>{CAPTIONS['gallery']}</p>" if sets else "<p>No images were kept with this run.</p>"
     for name in sets:
-        picture = figures.encode(figures.gallery(run, name), "jpeg")
+        large = (
+            max(p.image.shape[0] for k, ps in run.picks.items() if k[0] == name for p in ps) > 48
+        )
+        form = "jpeg" if large else "png"  # whichever is the smaller
+        picture = figures.encode(figures.gallery(run, name), form)
         yield f"<h3>{escape(name)}</h3>" + _figure(
-            picture, f"Most and least in-distribution-looking images of {name}", form="jpeg"
+            picture, f"Most and least in-distribution-looking images of {name}", form=form
         )
 
 

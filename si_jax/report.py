@@ -126,7 +126,7 @@ def column_title(report: Mapping[str, Any], title: str, key: str, is_group: bool
     """A column's title with its group's name, in the Markdown and HTML reports."""
     if not is_group:
         return f"{title} ({report['groups'][key]})"
-    return title if key in title else f"{key}, {title}"
+    return title if key in title else f"{title} ({key})"
 
 
 def _value_cell(report, detector, key, is_group, metric) -> Cell:
@@ -174,13 +174,13 @@ def notes(report: Mapping[str, Any]) -> list[str]:
     found = ["A higher score means that an image looks more in-distribution. Best values in bold."]
     if draws := report.get("bootstrap"):
         found.append(
-            "Beside the values: 95 % confidence intervals by bootstrap over images"
+            "In brackets: 95 % confidence intervals by bootstrap over images"
             f" ({draws['resamples']} resamples, seed {draws['seed']})."
         )
     if missing := report.get("incomplete"):
         found.append(
-            f"Sets of the benchmark are absent or replaced ({'; '.join(_absent(report))}), so the"
-            f" means over the {' and '.join(missing)} sets are not the benchmark's averages."
+            f"Sets of the benchmark are absent, so means over the {' and '.join(missing)} sets are"
+            f" not the benchmark's averages: {', '.join(_absent(report))}."
         )
     return found
 

@@ -94,7 +94,7 @@ def arrow(metric: str) -> str:
 
 
 def markdown_table(table: Table) -> str:
-    """A table under its title as a heading."""
+    """A table under its title as a heading, if it has one."""
 
     def shown(found: Cell) -> str:
         text = escape(found.text)
@@ -105,7 +105,8 @@ def markdown_table(table: Table) -> str:
     rule = ["---"] * names + ["---:"] * (len(table.header) - names)
     rows = [[escape(name) for name in table.header], rule]
     rows += [[shown(found) for found in row] for row in table.rows]
-    return f"## {escape(table.title)}\n\n" + "\n".join(f"| {' | '.join(r)} |" for r in rows)
+    title = f"## {escape(table.title)}\n\n" if table.title else ""
+    return title + "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def markdown_facts(rows: Sequence[tuple[str, str]]) -> str:
