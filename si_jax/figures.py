@@ -81,7 +81,8 @@ def roc_curves(run: Run) -> Figure:
     Args:
         run: with its scores loaded.
     """
-    figure, panels = _grid(len(run.ood_sets), height=3.75, head=0.35)
+    head = 0.13 + 0.22 * math.ceil(len(run.detectors) / 6)
+    figure, panels = _grid(len(run.ood_sets), height=3.75, head=head)
     for axes, name in zip(panels, run.ood_sets, strict=True):
         axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.8)
         for number, detector in enumerate(run.detectors):
