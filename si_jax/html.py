@@ -17,7 +17,9 @@ body { font: 16px/1.5 system-ui, "Segoe UI", Helvetica, Arial, sans-serif; color
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .5rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.3rem; margin: 2.5rem 0 .5rem; padding-top: .6rem; border-top: 2px solid #ddd; }
 h3 { font-size: 1.05rem; margin: 1.6rem 0 .4rem; }
-nav { margin: .5rem 0 1rem; } nav a { margin-right: 1.2rem; display: inline-block; } a { color: #0057a0; }
+nav { margin: .5rem 0 1rem; }
+a { color: #0057a0; }
+nav a { margin-right: 1.2rem; display: inline-block; }
 p, figcaption { max-width: 75ch; }
 .warning { border-left: 6px solid #d55e00; background: #fdf1e9; padding: .6rem 1rem; }
 .wide { overflow-x: auto; }
