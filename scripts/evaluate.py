@@ -13,9 +13,10 @@ import sys
 from pathlib import Path
 
 import si_jax
-from si_jax import cli, evaluation, report
+from si_jax import cli, evaluation, extremes, html, report
 from si_jax.data import benchmarks, sources
 from si_jax.detectors import DETECTORS, default_options
+from si_jax.runs import Run
 from si_jax.store import Store
 
 DEFAULT_DETECTORS = ("si-z", "gaia-z", "msp", "max-logit", "energy")
@@ -104,9 +105,11 @@ def main(argv: list[str] | None = None) -> None:
         },
     )
     out = Path(args.out or f"results/{args.dataset}-{args.protocol}")
-    results, _ = evaluation.evaluate(
+    results, arrays = evaluation.evaluate(
         job, Store(out / "scores"), skip_unreadable=args.skip_unreadable
     )
+    image_sets = (job.id_set, *job.ood_sets.values())
+    extremes.save(out, arrays, image_sets, job.transform, list(detectors))
     stand_ins = {o.stand_in_for: o.name for o in found.ood if o.stand_in_for}
     absent = {a.name: stand_ins.get(a.name, "") for a in found.absent}
     entries = found.benchmark.ood[args.protocol]
@@ -116,16 +119,19 @@ def main(argv: list[str] | None = None) -> None:
         "limit": args.limit,
         "absent": absent,
         "incomplete": sorted({e.group for e in entries if e.name in absent}),
+        "warning": evaluation.chance_warning(results["accuracy"], model.num_classes),
+        **evaluation.intervals(job, arrays),
         "versions": cli.versions(),
         "command": " ".join(["python", *sys.argv]),
     }
     print()
     print(report.heading(results))
-    if warning := evaluation.chance_warning(results["accuracy"], model.num_classes):
-        print(f"WARNING: {warning}")
+    if results["warning"]:
+        print(f"WARNING: {results['warning']}")
     print(f"\n{report.tables(results)}\n")
     for path in report.write(results, out):
         print(f"saved {path}")
+    print(f"saved {html.write(Run(out.name, results, arrays, extremes.load(out)), out)}")
     print(f"saved {out / 'scores'}/<detector>/<set>.npz")
 
 

@@ -178,6 +178,47 @@ def averages(
     return found
 
 
+def intervals(
+    job: Job,
+    arrays: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]],
+    *,
+    resamples: int = 200,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Bootstrap confidence intervals of what `evaluate` measured.
+
+    Args:
+        job: what was evaluated.
+        arrays: the second result of `evaluate`.
+        resamples: number of draws.
+        seed: seed of the draws.
+
+    Returns:
+        `{"intervals": {detector: {ood_set: {metric: [low, high]}}}, "bootstrap": ...}`, JSON to go
+        beside the results.
+    """
+    chosen = ("auroc", "fpr95", "fpr95_ood_positive", "aupr_in", "aupr_out", "detection_error")
+    options = {"metrics": chosen, "resamples": resamples, "seed": seed}
+    known = arrays[job.id_set.name]
+    return {
+        "intervals": {
+            detector: {
+                image_set.name: {
+                    metric: list(ends)
+                    for metric, ends in metrics.bootstrap(
+                        known[detector]["score"],
+                        arrays[image_set.name][detector]["score"],
+                        **options,
+                    ).items()
+                }
+                for image_set in job.ood_sets.values()
+            }
+            for detector in job.detectors
+        },
+        "bootstrap": {"resamples": resamples, "seed": seed, "level": 0.95},
+    }
+
+
 def chance_warning(accuracy: float | None, classes: int) -> str | None:
     """A warning where a classifier is not clearly better than chance."""
     if accuracy is None or accuracy > 3 / classes + 0.02:
