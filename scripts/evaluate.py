@@ -63,6 +63,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if args.list_detectors:
         return list_detectors()
+    if args.dataset not in benchmarks.BENCHMARKS:
+        known = ", ".join(benchmarks.BENCHMARKS)
+        raise ValueError(f"unknown dataset {args.dataset!r}: choose one of {known}")
     model, checkpoint = load(args)
     detectors = evaluation.make_detectors(
         args.detectors,

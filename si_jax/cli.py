@@ -2,17 +2,26 @@
 
 import importlib.metadata
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 
 PACKAGES = ("si-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived: what is under way may be saved, as after Ctrl-C."""
+
+
 def run(main: Callable[[], None]) -> None:
     """Run a script's `main`; a user's mistake ends in one sentence and exit status 2.
 
-    Compiled programs are cached on disk in `$JAX_COMPILATION_CACHE_DIR`, if that is set.
+    SIGTERM ends it as Ctrl-C does, so that progress is saved. Compiled programs are cached on
+    disk in `$JAX_COMPILATION_CACHE_DIR`, if that is set.
     """
+    handled = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGTERM, _terminate) if handled else None
     try:
         main()
     except (ValueError, OSError) as error:
@@ -20,9 +29,16 @@ def run(main: Callable[[], None]) -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("interrupted; what was finished is saved", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(143 if isinstance(error, Terminated) else 130)
+    finally:
+        if handled:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def _terminate(number, frame):
+    raise Terminated
 
 
 def versions() -> dict[str, str]:

@@ -120,9 +120,9 @@ def evaluate(
         "input_size": job.model.input_size,
     }
     began = time.monotonic()
-    arrays, seconds = {}, {}
+    scored = {}
     for image_set in (job.id_set, *job.ood_sets.values()):
-        arrays[image_set.name], seconds[image_set.name] = score_set(
+        scored[image_set.name] = score_set(
             scorer,
             image_set,
             job.transform,
@@ -132,6 +132,7 @@ def evaluate(
             workers=workers,
             skip_unreadable=skip_unreadable,
         )
+    arrays = {name: found.arrays for name, found in scored.items()}
     known = arrays[job.id_set.name]
     results = {
         detector: {
@@ -161,7 +162,12 @@ def evaluate(
         },
         "settings": {name: d.settings for name, d in job.detectors.items()},
         "device": f"{jax.local_device_count()} x {jax.devices()[0].device_kind}",
-        "seconds": {**seconds, "total": time.monotonic() - began},
+        "unreadable": {name: list(s.unreadable) for name, s in scored.items() if s.unreadable},
+        "computed": {name: found.computed for name, found in scored.items()},
+        "seconds": {
+            **{name: found.seconds for name, found in scored.items()},
+            "total": time.monotonic() - began,
+        },
         **job.facts,
     }
     return report, arrays

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,8 @@ def heading(report: Mapping[str, Any]) -> str:
         f"in-distribution {known}: {counts[known]} images, accuracy "
         + ("unknown (no labels)" if accuracy is None else f"{accuracy:.2%}"),
     ]
+    for name, images in report.get("unreadable", {}).items():
+        lines.append(f"left out of {name}: {_left_out(images)}")
     for name, stand_in in report.get("absent", {}).items():
         lines.append(f"absent: {name}" + (f"; {stand_in} stands in" if stand_in else ""))
     if report.get("incomplete"):
@@ -158,6 +160,9 @@ def fact_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         "normalisation": f"mean {listed(model.get('mean'))}, std {listed(model.get('std'))}",
         "images": images,
         "at most per set": "" if report.get("limit") is None else f"{report['limit']:,} (subset)",
+        "unreadable": "; ".join(
+            f"{name}: {_left_out(found)}" for name, found in report.get("unreadable", {}).items()
+        ),
         "absent sets": ", ".join(_absent(report)),
         "seed": str(report["seed"]),
         "device": report.get("device", ""),
@@ -191,6 +196,11 @@ def setting_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         (name, ", ".join(f"{k}={listed(v)}" for k, v in report["settings"].get(name, {}).items()))
         for name in report["results"]
     ]
+
+
+def _left_out(images: Sequence[str]) -> str:
+    shown = ", ".join(images[:3]) + (", ..." if len(images) > 3 else "")
+    return f"{len(images)} unreadable images ({shown})"
 
 
 def _absent(report: Mapping[str, Any]) -> list[str]:

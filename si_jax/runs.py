@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
 from si_jax import extremes, metrics
-from si_jax.store import Store
+from si_jax.store import BROKEN, META, Store
 
 Arrays = Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
 
@@ -187,9 +186,9 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} is missing: evaluate again into the same directory")
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files if name != "key"}
+            arrays = {name: file[name] for name in file.files if name not in META}
         whole = arrays["score"].ndim == 1 and arrays["index"].shape == arrays["score"].shape
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+    except BROKEN:
         whole = False
     if not whole:
         raise ValueError(f"{path} is no score file: evaluate again into the same directory")

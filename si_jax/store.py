@@ -6,9 +6,12 @@ final name and renamed, so what has that name is always whole, whoever else writ
 
 import functools
 import hashlib
+import io
 import json
 import os
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +24,7 @@ SOURCES = (
     "batching.py",
     "integration.py",
     "model.py",
+    "scoring.py",
     "splitting.py",
     "taps.py",
     "data",
@@ -28,6 +32,12 @@ SOURCES = (
     "models",
 )
 """The modules that decide what a score is."""
+
+META = ("key", "seen")
+"""What a score file holds beside its arrays."""
+
+BROKEN = (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error)
+"""What `np.load` and reading from it raise for a file that is damaged or of another kind."""
 
 
 @functools.cache
@@ -53,12 +63,13 @@ class Progress:
     """What is known of one detector on one set.
 
     Attributes:
-        count: images whose scores are known, from the first one on.
-        arrays: name -> array with that many rows.
+        seen: images that were gone through, from the first one on; those that were left out as
+            unreadable count.
+        arrays: name -> array with a row for each image that was scored; empty if there is none.
         done: whether that is the whole set.
     """
 
-    count: int
+    seen: int
     arrays: dict[str, np.ndarray]
     done: bool
 
@@ -88,10 +99,12 @@ class Store:
             try:
                 with np.load(path, allow_pickle=False) as file:
                     arrays = {name: file[name] for name in file.files}
-            except (OSError, ValueError, EOFError):
+                    meta = {name: arrays.pop(name) for name in META}
+            except BROKEN:
                 continue
-            if str(arrays.pop("key", "")) == key and "score" in arrays:
-                return Progress(len(arrays["score"]), arrays, done=not partial)
+            if str(meta["key"]) == key and "score" in arrays:
+                arrays = arrays if len(arrays["score"]) else {}
+                return Progress(int(meta["seen"]), arrays, done=not partial)
         return NOTHING
 
     def save(
@@ -102,17 +115,50 @@ class Store:
         arrays: Mapping[str, np.ndarray],
         *,
         done: bool,
+        seen: int | None = None,
     ) -> Path:
-        """Write scores (`arrays["score"]` and others with as many rows); returns the path."""
+        """Write scores, and where they are all of the set's, delete its partial progress.
+
+        Args:
+            detector: the detector's name.
+            image_set: the set's name.
+            key: see `key_of`.
+            arrays: `"score"` and others with as many rows.
+            done: whether that is the whole set.
+            seen: images that were gone through; as many as there are rows by default.
+
+        Returns:
+            The file's path.
+        """
         path = self.path(detector, image_set, partial=not done)
-        write_atomically(path, lambda file: np.savez_compressed(file, key=np.array(key), **arrays))
+        seen = len(arrays["score"]) if seen is None else seen
+        content = io.BytesIO()
+        np.savez_compressed(content, key=np.array(key), seen=np.array(seen), **arrays)
+        write_atomically(path, lambda file: file.write(content.getbuffer()))
         if done:
-            self.path(detector, image_set, partial=True).unlink(missing_ok=True)
+            self.drop_partial(detector, image_set)
         return path
+
+    def drop_partial(self, detector: str, image_set: str) -> None:
+        """Delete partial progress, of whichever computation."""
+        self.path(detector, image_set, partial=True).unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, write: Any) -> None:
-    """Call `write(binary file)` and give the file its name only once it is whole and on disk."""
+    """Call `write(binary file)` and give the file its name only once it is whole and on disk.
+
+    Raises:
+        OSError: naming the file, if it cannot be written; no part of it is left behind.
+    """
+    try:
+        _write_atomically(path, write)
+    except OSError as error:
+        if error.errno is None or error.filename == str(path):
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+
+
+def _write_atomically(path: Path, write: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:

@@ -42,6 +42,7 @@ def batches(
     start: int = 0,
     prefetch: int = 2,
     skip_unreadable: bool = False,
+    image_shape: tuple[int, int, int] | None = None,
 ) -> Iterator[Batch]:
     """Decode and transform a set's images in threads and yield them in order, in batches.
 
@@ -57,13 +58,15 @@ def batches(
       prefetch: number of batches to prepare ahead of the one in use.
       skip_unreadable: whether to mask out and name images that can't be decoded, rather than
         raise the error.
+      image_shape: the shape that `transform` must give; None for that of the first image, which
+        the first batch must then hold.
 
     Returns:
       An iterator over the batches.
 
     Raises:
       ValueError: if an argument is out of range (at once), or images differ in shape after
-        `transform`, or (as UnreadableImage) if an image can't be decoded.
+        `transform` (or from `image_shape`), or (as UnreadableImage) if an image can't be decoded.
     """
     for name, value, least in (
         ("batch_size", batch_size, 1),
@@ -77,10 +80,12 @@ def batches(
         raise ValueError(
             f"start (={start}) must be at most {len(image_set)}, the size of {image_set.name}."
         )
-    return _generate(image_set, transform, batch_size, workers, start, prefetch, skip_unreadable)
+    return _generate(
+        image_set, transform, batch_size, workers, start, prefetch, skip_unreadable, image_shape
+    )
 
 
-def _generate(image_set, transform, batch_size, workers, start, prefetch, skip_unreadable):
+def _generate(image_set, transform, batch_size, workers, start, prefetch, skip_unreadable, shape):
     def load(index: int) -> tuple[np.ndarray, int] | None:
         try:
             image, label = image_set.load(index)
@@ -92,7 +97,6 @@ def _generate(image_set, transform, batch_size, workers, start, prefetch, skip_u
 
     starts = iter(range(start, len(image_set), batch_size))
     pending: collections.deque[tuple[range, list[Future]]] = collections.deque()
-    shape = None
     executor = ThreadPoolExecutor(workers, thread_name_prefix="si_jax-decode")
     try:
         while True:
@@ -138,8 +142,8 @@ def _collate(
         if image.shape != shape or image.dtype != np.uint8:
             raise ValueError(
                 f"{image_set.ident(indices[row])} is {image.dtype} of shape {image.shape} after"
-                f" the transform, where uint8 of shape {shape} came first; use a transform that"
-                " gives every image one shape."
+                f" the transform, where the batch takes uint8 of shape {shape}; use a transform"
+                " that gives every image that shape."
             )
         images[row], mask[row] = image, True
     return Batch(images, labels, positions, mask, unreadable)
