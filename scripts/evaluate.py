@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import si_jax
-from si_jax import cli, evaluation, extremes, html, report
+from si_jax import cli, evaluation, extremes, fitting, html, report
 from si_jax.data import benchmarks, sources
 from si_jax.detectors import DETECTORS, default_options
 from si_jax.runs import Run
@@ -44,6 +44,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--objective", help="S&I: ce or max")
     add("--engine", help="S&I and GAIA: auto, general, gradient or activation")
     add("--limit", type=int, help="use a random subset of this many images of each set")
+    add("--fit-limit", type=int, default=10_000, help="training images to fit on; default 10000")
     add("--batch-size", type=int, help="images per batch; default: each detector's own")
     add("--seed", type=int, default=0, help="seed of the subset")
     add("--precision", default="highest", help="of matrix products: highest, high or default")
@@ -105,6 +106,7 @@ def main(argv: list[str] | None = None) -> None:
         },
     )
     out = Path(args.out or f"results/{args.dataset}-{args.protocol}")
+    fit = fit_detectors(args, job, found, out)
     results, arrays = evaluation.evaluate(
         job, Store(out / "scores"), skip_unreadable=args.skip_unreadable
     )
@@ -117,6 +119,7 @@ def main(argv: list[str] | None = None) -> None:
         "checkpoint": checkpoint,
         "seed": args.seed,
         "limit": args.limit,
+        "fit": fit,
         "absent": absent,
         "incomplete": sorted({e.group for e in entries if e.name in absent}),
         "warning": evaluation.chance_warning(results["accuracy"], model.num_classes),
@@ -133,6 +136,27 @@ def main(argv: list[str] | None = None) -> None:
         print(f"saved {path}")
     print(f"saved {html.write(Run(out.name, results, arrays, extremes.load(out)), out)}")
     print(f"saved {out / 'scores'}/<detector>/<set>.npz")
+
+
+def fit_detectors(args, job: evaluation.Job, found: benchmarks.Resolved, out: Path) -> dict:
+    """Fit the detectors that need it on the training split; returns what a report says of it."""
+    needy = [name for name, d in job.detectors.items() if d.needs_fit]
+    if not needy:
+        return {}
+    if found.train is None:
+        raise ValueError(
+            f"{', '.join(needy)} must be fitted on training images, which are absent:"
+            f" {found.train_absent}"
+        )
+    train = sources.subset(found.train, args.fit_limit, args.seed)
+    fitting.fit_detectors(
+        job.detectors,
+        train,
+        job.transform,
+        facts=evaluation.score_facts(job),
+        directory=out / "fits",
+    )
+    return {"set": train.name, "images": len(train), "detectors": needy}
 
 
 def load(args: argparse.Namespace) -> tuple[si_jax.Model, str]:

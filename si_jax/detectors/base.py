@@ -191,6 +191,30 @@ class Detector:
             )
 
 
+class CachedBatches:
+    """`Batches` whose logits and features are computed once and kept for the next fit.
+
+    Args:
+        batches: the batches of images.
+        model: the network, the only one that may be fitted on them.
+    """
+
+    def __init__(self, batches: Batches, model: Model):
+        self._batches = batches
+        self._model = model
+        self._outputs: list[tuple[np.ndarray, np.ndarray, np.ndarray]] | None = None
+
+    def __call__(self) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+        """The images and labels."""
+        return self._batches()
+
+    def outputs(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """(logits, features, labels) of every batch."""
+        if self._outputs is None:
+            self._outputs = list(forward_batches(self._model, self._batches))
+        return self._outputs
+
+
 def forward_batches(
     model: Model, batches: Batches
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -207,6 +231,9 @@ def forward_batches(
         ValueError: if there is not one image, the images do not fit the model, or an output of the
             network is not finite.
     """
+    if isinstance(batches, CachedBatches):
+        yield from batches.outputs()
+        return
     size = 0
     for images, labels in batches():
         if not len(images):
