@@ -65,19 +65,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.list_detectors:
         return list_detectors()
     model, checkpoint = load(args)
-    detectors = evaluation.make_detectors(
-        args.detectors,
-        model,
-        common={
-            key: value
-            for key in ("preset", "steps", "step_size", "combine", "objective", "engine")
-            if (value := getattr(args, key)) is not None
-        },
-        options=parse_options(args.options),
-        batch_size=args.batch_size,
-    )
     if args.list_taps:
-        return list_taps(detectors)
+        return list_taps(make_detectors(args, model))
+    make_detectors(args, model)  # refuses what it must before any image is read
     found = benchmarks.resolve(
         args.dataset,
         args.protocol,
@@ -86,12 +76,15 @@ def main(argv: list[str] | None = None) -> None:
         extra=dict(pair(text, "--ood", "NAME=PATH") for text in args.ood),
         allow_missing=args.allow_missing,
     )
-    model_size, crop = model.input_size, found.preprocessing.crop
-    if tuple(crop) != tuple(model_size):
+    classes = found.benchmark.num_classes
+    if model.num_classes != classes:
         raise ValueError(
-            f"the model takes images of {model_size[0]}x{model_size[1]} pixels, but this benchmark"
-            f" under this protocol gives {crop[0]}x{crop[1]}: choose another model or protocol"
+            f"checkpoint {checkpoint} has {model.num_classes} classes, but {args.dataset} has"
+            f" {classes}: choose a checkpoint that was trained on {args.dataset}"
         )
+    # the protocol decides the size; every architecture here pools globally and takes any
+    model = dataclasses.replace(model, input_size=found.preprocessing.crop)
+    detectors = make_detectors(args, model)
     job = evaluation.Job(
         model=model,
         detectors=detectors,
@@ -136,6 +129,21 @@ def main(argv: list[str] | None = None) -> None:
         print(f"saved {path}")
     print(f"saved {html.write(Run(out.name, results, arrays, extremes.load(out)), out)}")
     print(f"saved {out / 'scores'}/<detector>/<set>.npz")
+
+
+def make_detectors(args: argparse.Namespace, model: si_jax.Model) -> dict:
+    """The detectors that the command line asks for."""
+    return evaluation.make_detectors(
+        args.detectors,
+        model,
+        common={
+            key: value
+            for key in ("preset", "steps", "step_size", "combine", "objective", "engine")
+            if (value := getattr(args, key)) is not None
+        },
+        options=parse_options(args.options),
+        batch_size=args.batch_size,
+    )
 
 
 def fit_detectors(args, job: evaluation.Job, found: benchmarks.Resolved, out: Path) -> dict:
