@@ -180,7 +180,7 @@ class Detector:
         """
         self.check_fitted()
         images = self.model.check(images)
-        return self._run(images, batch_size=self.batch_size)
+        return self._run(images, batch_size=self.batch_size, shrink=True)
 
     def check_fitted(self) -> None:
         """Raise a ValueError if the detector needs a fit that it does not have."""
