@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import si_jax
-from si_jax import cli, evaluation, extremes, html, report
+from si_jax import cli, evaluation, extremes, fitting, html, report
 from si_jax.data import benchmarks, sources
 from si_jax.detectors import DETECTORS, default_options
 from si_jax.runs import Run
@@ -44,6 +44,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--objective", help="S&I: ce or max")
     add("--engine", help="S&I and GAIA: auto, general, gradient or activation")
     add("--limit", type=int, help="use a random subset of this many images of each set")
+    add("--fit-limit", type=int, default=10_000, help="training images to fit on; default 10000")
     add("--batch-size", type=int, help="images per batch; default: each detector's own")
     add("--seed", type=int, default=0, help="seed of the subset")
     add("--precision", default="highest", help="of matrix products: highest, high or default")
@@ -67,19 +68,9 @@ def main(argv: list[str] | None = None) -> None:
         known = ", ".join(benchmarks.BENCHMARKS)
         raise ValueError(f"unknown dataset {args.dataset!r}: choose one of {known}")
     model, checkpoint = load(args)
-    detectors = evaluation.make_detectors(
-        args.detectors,
-        model,
-        common={
-            key: value
-            for key in ("preset", "steps", "step_size", "combine", "objective", "engine")
-            if (value := getattr(args, key)) is not None
-        },
-        options=parse_options(args.options),
-        batch_size=args.batch_size,
-    )
     if args.list_taps:
-        return list_taps(detectors)
+        return list_taps(make_detectors(args, model))
+    make_detectors(args, model)  # refuses what it must before any image is read
     found = benchmarks.resolve(
         args.dataset,
         args.protocol,
@@ -88,12 +79,15 @@ def main(argv: list[str] | None = None) -> None:
         extra=dict(pair(text, "--ood", "NAME=PATH") for text in args.ood),
         allow_missing=args.allow_missing,
     )
-    model_size, crop = model.input_size, found.preprocessing.crop
-    if tuple(crop) != tuple(model_size):
+    classes = found.benchmark.num_classes
+    if model.num_classes != classes:
         raise ValueError(
-            f"the model takes images of {model_size[0]}x{model_size[1]} pixels, but this benchmark"
-            f" under this protocol gives {crop[0]}x{crop[1]}: choose another model or protocol"
+            f"checkpoint {checkpoint} has {model.num_classes} classes, but {args.dataset} has"
+            f" {classes}: choose a checkpoint that was trained on {args.dataset}"
         )
+    # the protocol decides the size; every architecture here pools globally and takes any
+    model = dataclasses.replace(model, input_size=found.preprocessing.crop)
+    detectors = make_detectors(args, model)
     job = evaluation.Job(
         model=model,
         detectors=detectors,
@@ -108,6 +102,7 @@ def main(argv: list[str] | None = None) -> None:
         },
     )
     out = Path(args.out or f"results/{args.dataset}-{args.protocol}")
+    fit = fit_detectors(args, job, found, out)
     results, arrays = evaluation.evaluate(
         job, Store(out / "scores"), skip_unreadable=args.skip_unreadable
     )
@@ -120,6 +115,7 @@ def main(argv: list[str] | None = None) -> None:
         "checkpoint": checkpoint,
         "seed": args.seed,
         "limit": args.limit,
+        "fit": fit,
         "absent": absent,
         "incomplete": sorted({e.group for e in entries if e.name in absent}),
         "warning": evaluation.chance_warning(results["accuracy"], model.num_classes),
@@ -136,6 +132,42 @@ def main(argv: list[str] | None = None) -> None:
         print(f"saved {path}")
     print(f"saved {html.write(Run(out.name, results, arrays, extremes.load(out)), out)}")
     print(f"saved {out / 'scores'}/<detector>/<set>.npz")
+
+
+def make_detectors(args: argparse.Namespace, model: si_jax.Model) -> dict:
+    """The detectors that the command line asks for."""
+    return evaluation.make_detectors(
+        args.detectors,
+        model,
+        common={
+            key: value
+            for key in ("preset", "steps", "step_size", "combine", "objective", "engine")
+            if (value := getattr(args, key)) is not None
+        },
+        options=parse_options(args.options),
+        batch_size=args.batch_size,
+    )
+
+
+def fit_detectors(args, job: evaluation.Job, found: benchmarks.Resolved, out: Path) -> dict:
+    """Fit the detectors that need it on the training split; returns what a report says of it."""
+    needy = [name for name, d in job.detectors.items() if d.needs_fit]
+    if not needy:
+        return {}
+    if found.train is None:
+        raise ValueError(
+            f"{', '.join(needy)} must be fitted on training images, which are absent:"
+            f" {found.train_absent}"
+        )
+    train = sources.subset(found.train, args.fit_limit, args.seed)
+    fitting.fit_detectors(
+        job.detectors,
+        train,
+        job.transform,
+        facts=evaluation.score_facts(job),
+        directory=out / "fits",
+    )
+    return {"set": train.name, "images": len(train), "detectors": needy}
 
 
 def load(args: argparse.Namespace) -> tuple[si_jax.Model, str]:

@@ -25,8 +25,14 @@ class Batched:
         self._weights = weights
         self._placed = None
 
-    def __call__(self, images: np.ndarray, *, batch_size: int) -> Any:
+    def __call__(self, images: np.ndarray, *, batch_size: int, shrink: bool = False) -> Any:
         """The function's results for all of `images`, as NumPy arrays (N, ...).
+
+        Args:
+            images: (N, ...) arrays.
+            batch_size: images per batch.
+            shrink: whether fewer images than a batch are padded to a power of two only, which
+                spares work, but compiles the function for a few more shapes.
 
         Raises:
             ValueError: if `batch_size` is not positive or there are no images.
@@ -35,6 +41,8 @@ class Batched:
             raise ValueError(f"batch_size (={batch_size}) must be at least 1")
         if not len(images):
             raise ValueError("images is empty: there is nothing to compute")
+        if shrink:
+            batch_size = min(batch_size, 1 << (len(images) - 1).bit_length())
         parts = []
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size]

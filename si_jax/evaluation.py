@@ -109,16 +109,7 @@ def evaluate(
         PREDICTION: prediction(job.model, max(d.batch_size for d in job.detectors.values())),
     }
     scorer = Scorer(detectors)
-    facts = {
-        **job.facts,
-        "weights": weights_hash(job.model.variables),
-        "mean": job.model.mean,
-        "std": job.model.std,
-        "head": job.model.head,
-        "module": repr(job.model.module),
-        "precision": job.model.precision,
-        "input_size": job.model.input_size,
-    }
+    facts = score_facts(job)
     began = time.monotonic()
     scored = {}
     for image_set in (job.id_set, *job.ood_sets.values()):
@@ -171,6 +162,20 @@ def evaluate(
         **job.facts,
     }
     return report, arrays
+
+
+def score_facts(job: Job) -> dict[str, Any]:
+    """What determines the scores beside detector and images, for the keys of stored files."""
+    return {
+        **job.facts,
+        "weights": weights_hash(job.model.variables),
+        "mean": job.model.mean,
+        "std": job.model.std,
+        "head": job.model.head,
+        "module": repr(job.model.module),
+        "precision": job.model.precision,
+        "input_size": job.model.input_size,
+    }
 
 
 def averages(

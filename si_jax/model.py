@@ -142,11 +142,11 @@ class Model:
         Raises:
             ValueError: if `images` do not fit the model; see `check`.
         """
-        return self._forward(self.check(images), batch_size=batch_size)["logits"]
+        return self._forward(self.check(images), batch_size=batch_size, shrink=True)["logits"]
 
     def features(self, images: np.ndarray, *, batch_size: int = DEFAULT_BATCH_SIZE) -> np.ndarray:
         """Input of the classifier head, (N, features) float32; arguments as for `logits`."""
-        return self._forward(self.check(images), batch_size=batch_size)["features"]
+        return self._forward(self.check(images), batch_size=batch_size, shrink=True)["features"]
 
     @cached_property
     def _forward(self) -> batching.Batched:

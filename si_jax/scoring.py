@@ -16,6 +16,7 @@ from si_jax.data.image_set import ImageSet, UnreadableImage
 from si_jax.data.pipeline import batches
 from si_jax.detectors import Detector, Inputs, Plan
 from si_jax.detectors.base import State
+from si_jax.fitting import fit_hash
 from si_jax.model import Model
 from si_jax.store import NOTHING, Progress, Store, key_of
 
@@ -114,6 +115,7 @@ def score_set(
                 **facts,
                 "detector": d.name,
                 "settings": d.settings,
+                "fit": fit_hash(d),
                 "set": image_set.fingerprint,
             }
         )

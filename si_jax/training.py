@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Int, UInt8
 from tqdm import tqdm
 
 from si_jax.model import Model
@@ -156,7 +156,7 @@ def augment(
     padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     corners = jax.random.randint(crop_key, (count, 2), 0, 2 * padding + 1)
 
-    def crop(image: Array, corner: Array) -> Float[Array, "height width 3"]:
+    def crop(image: Array, corner: Array) -> UInt8[Array, "height width 3"]:
         return jax.lax.dynamic_slice(image, (*corner, 0), (height, width, channels))
 
     images = jax.vmap(crop)(padded, corners)

@@ -504,9 +504,9 @@ def test_published_defaults():
     published = {
         "odin": {"temperature": 1000.0, "step": 0.0014},
         "gen": {"gamma": 0.1, "top": 100},
-        "ash-p": {"percentile": 60.0},
+        "ash-p": {"percentile": 65.0},
         "ash-b": {"percentile": 65.0},
-        "ash-s": {"percentile": 90.0},
+        "ash-s": {"percentile": 65.0},
         "scale": {"percentile": 85.0},
         "dice": {"percentile": 90.0},
         "gradnorm": {"temperature": 1.0},

@@ -180,7 +180,7 @@ class Detector:
         """
         self.check_fitted()
         images = self.model.check(images)
-        return self._run(images, batch_size=self.batch_size)
+        return self._run(images, batch_size=self.batch_size, shrink=True)
 
     def check_fitted(self) -> None:
         """Raise a ValueError if the detector needs a fit that it does not have."""
@@ -189,6 +189,30 @@ class Detector:
                 f"detector {self.name!r} must be fitted first: call fit(images, labels) with"
                 " in-distribution training images"
             )
+
+
+class CachedBatches:
+    """`Batches` whose logits and features are computed once and kept for the next fit.
+
+    Args:
+        batches: the batches of images.
+        model: the network, the only one that may be fitted on them.
+    """
+
+    def __init__(self, batches: Batches, model: Model):
+        self._batches = batches
+        self._model = model
+        self._outputs: list[tuple[np.ndarray, np.ndarray, np.ndarray]] | None = None
+
+    def __call__(self) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+        """The images and labels."""
+        return self._batches()
+
+    def outputs(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """(logits, features, labels) of every batch."""
+        if self._outputs is None:
+            self._outputs = list(forward_batches(self._model, self._batches))
+        return self._outputs
 
 
 def forward_batches(
@@ -207,6 +231,9 @@ def forward_batches(
         ValueError: if there is not one image, the images do not fit the model, or an output of the
             network is not finite.
     """
+    if isinstance(batches, CachedBatches):
+        yield from batches.outputs()
+        return
     size = 0
     for images, labels in batches():
         if not len(images):

@@ -41,14 +41,14 @@ def gradnorm(model: Model, *, temperature: float = 1.0) -> Plan:
     return Plan(compute, {"temperature": temperature})
 
 
-def ash_p(model: Model, *, percentile: float = 60.0) -> Plan:
+def ash_p(model: Model, *, percentile: float = 65.0) -> Plan:
     """ASH-P: energy of the features without their smaller `percentile` percent.
 
     Djurisic et al., ICLR 2023, algorithm 1. As in the published code (andrijazz/ash), the pooled
     features that enter the head are shaped, and `round(n * percentile / 100)` of the `n` are
-    pruned. The defaults of the three variants (60, 65, 90) are the paper's for ImageNet; the
-    default of the published functions is 65 for all three. Without pruning, ASH-P is the energy,
-    and ASH-S still scales, by `exp(1)`.
+    pruned. The default of the three variants is that of the published functions, 65; for ImageNet
+    the paper uses 60, 65 and 90. Without pruning, ASH-P is the energy, and ASH-S still scales, by
+    `exp(1)`.
 
     Raises:
         ValueError: if the percentile is not in [0, 100), leaves no feature, or the head is not
@@ -71,7 +71,7 @@ def ash_b(model: Model, *, percentile: float = 65.0) -> Plan:
     return _shaped(model, percentile, shape)
 
 
-def ash_s(model: Model, *, percentile: float = 90.0) -> Plan:
+def ash_s(model: Model, *, percentile: float = 65.0) -> Plan:
     """ASH-S: as ASH-P, then scaled by `exp(s1 / s2)`, sums before and after (algorithm 3)."""
 
     def shape(h, kept):

@@ -1,0 +1,29 @@
+"""The README's Python runs, and its table of folders is the catalogue's."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from si_jax.data import catalogue
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.parametrize("index", range(len(EXAMPLES)))
+def test_example_runs(index, capsys):
+    exec(compile(EXAMPLES[index], f"README example {index}", "exec"), {"__name__": "readme"})
+
+
+def test_there_are_examples():
+    assert len(EXAMPLES) == 2
+
+
+def test_every_set_and_folder_is_named():
+    entries = [v for v in vars(catalogue).values() if isinstance(v, catalogue.SetEntry)]
+    rows = {m[1]: m[0] for m in re.finditer(r"^\| `(\w+)` \|.*$", README, re.MULTILINE)}
+    for entry in entries:
+        for place in entry.places:
+            name = place.path if isinstance(place, catalogue.Folder) else place.name
+            assert f"`{name}`" in rows[entry.name], (entry.name, name)
