@@ -67,6 +67,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.dataset not in benchmarks.BENCHMARKS:
         known = ", ".join(benchmarks.BENCHMARKS)
         raise ValueError(f"unknown dataset {args.dataset!r}: choose one of {known}")
+    out = Path(args.out or f"results/{args.dataset}-{args.protocol}")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file: give a directory")
     model, checkpoint = load(args)
     if args.list_taps:
         return list_taps(make_detectors(args, model))
@@ -101,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
             "preprocessing": str(found.preprocessing),
         },
     )
-    out = Path(args.out or f"results/{args.dataset}-{args.protocol}")
+    out.mkdir(parents=True, exist_ok=True)
     fit = fit_detectors(args, job, found, out)
     results, arrays = evaluation.evaluate(
         job, Store(out / "scores"), skip_unreadable=args.skip_unreadable
@@ -166,6 +169,7 @@ def fit_detectors(args, job: evaluation.Job, found: benchmarks.Resolved, out: Pa
         job.transform,
         facts=evaluation.score_facts(job),
         directory=out / "fits",
+        skip_unreadable=args.skip_unreadable,
     )
     return {"set": train.name, "images": len(train), "detectors": needy}
 

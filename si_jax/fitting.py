@@ -10,9 +10,10 @@ from tqdm import tqdm
 from si_jax.checkpoint import weights_hash
 from si_jax.data.image_set import ImageSet
 from si_jax.data.pipeline import batches as image_batches
+from si_jax.data.pipeline import tell_unreadable
 from si_jax.detectors import Detector
 from si_jax.detectors.base import CachedBatches
-from si_jax.store import key_of, write_atomically
+from si_jax.store import BROKEN, key_of, write_atomically
 
 
 def fit_detectors(
@@ -24,6 +25,7 @@ def fit_detectors(
     directory: Path,
     batch_size: int = 64,
     workers: int = 4,
+    skip_unreadable: bool = False,
 ) -> None:
     """Fit those detectors that need it, in place, or load their fits where they are stored.
 
@@ -38,6 +40,8 @@ def fit_detectors(
         directory: where fits are kept, as `<directory>/<detector>.npz`.
         batch_size: images per batch.
         workers: threads that decode.
+        skip_unreadable: whether to leave out images that cannot be read, and say so; otherwise an
+            error.
 
     Raises:
         ValueError: if an image cannot be read, or a detector cannot be fitted on these images.
@@ -49,6 +53,7 @@ def fit_detectors(
                 "detector": d.name,
                 "settings": d.settings,
                 "fit": image_set.fingerprint,
+                "skip_unreadable": skip_unreadable,
             }
         )
         for name, d in detectors.items()
@@ -64,12 +69,16 @@ def fit_detectors(
     if not missing:
         return
 
+    unreadable: dict[str, None] = {}  # in order, each once
+
     def stream():
         bar = tqdm(total=len(image_set), desc=f"{image_set.name}: fitting", unit="img")
+        options = {"workers": workers, "skip_unreadable": skip_unreadable}
         with bar:
-            for batch in image_batches(image_set, transform, batch_size, workers=workers):
+            for batch in image_batches(image_set, transform, batch_size, **options):
+                unreadable.update(dict.fromkeys(batch.unreadable))
                 yield batch.images[batch.mask], batch.labels[batch.mask]
-                bar.update(int(batch.mask.sum()))
+                bar.update(int((batch.indices >= 0).sum()))
 
     model = detectors[missing[0]].model
     cached = CachedBatches(stream, model)
@@ -78,6 +87,8 @@ def fit_detectors(
         arrays = {"key": np.array(keys[name]), **detectors[name].state}
         path = directory / f"{name}.npz"
         write_atomically(path, lambda file, a=arrays: np.savez_compressed(file, **a))
+    if unreadable:
+        tell_unreadable(image_set, tuple(unreadable))
 
 
 def fit_hash(detector: Detector) -> str:
@@ -89,6 +100,6 @@ def _load(path: Path, key: str) -> dict[str, np.ndarray] | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             state = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError):
+    except BROKEN:
         return None
     return state if str(state.pop("key", "")) == key else None

@@ -1,7 +1,6 @@
 """Score image sets with many detectors in one pass over the images."""
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from tqdm import tqdm
 
 from si_jax.batching import Batched
 from si_jax.data.image_set import ImageSet, UnreadableImage
-from si_jax.data.pipeline import batches
+from si_jax.data.pipeline import batches, tell_unreadable
 from si_jax.detectors import Detector, Inputs, Plan
 from si_jax.detectors.base import State
 from si_jax.fitting import fit_hash
@@ -159,12 +158,7 @@ def score_set(
     results = {name: results[name] for name in scorer.detectors}
     unreadable = _unreadable(results, image_set)
     if unreadable:
-        shown = ", ".join(unreadable[:10]) + (" and more" if len(unreadable) > 10 else "")
-        tqdm.write(
-            f"{image_set.name}: {len(unreadable)} of {len(image_set)} images cannot be read and"
-            f" are left out: {shown}",
-            file=sys.stderr,
-        )
+        tell_unreadable(image_set, unreadable)
     return Scored(results, unreadable, len(image_set) - start, seconds)
 
 

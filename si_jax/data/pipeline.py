@@ -2,11 +2,13 @@
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
+from tqdm import tqdm
 
 from si_jax.data.image_set import NO_LABEL, ImageSet, UnreadableImage
 
@@ -82,6 +84,16 @@ def batches(
         )
     return _generate(
         image_set, transform, batch_size, workers, start, prefetch, skip_unreadable, image_shape
+    )
+
+
+def tell_unreadable(image_set: ImageSet, names: Sequence[str]) -> None:
+    """Say on standard error, beside progress bars, which images were left out."""
+    shown = ", ".join(names[:10]) + (" and more" if len(names) > 10 else "")
+    tqdm.write(
+        f"{image_set.name}: {len(names)} of {len(image_set)} images cannot be read and are left"
+        f" out: {shown}",
+        file=sys.stderr,
     )
 
 
