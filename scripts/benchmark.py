@@ -1,0 +1,127 @@
+"""Time the input pipeline and the detectors on this machine.
+
+python scripts/benchmark.py data                       # images/s of the input pipeline alone
+python scripts/benchmark.py data --folder PATH
+python scripts/benchmark.py engines                    # detectors, in forward passes
+python scripts/benchmark.py engines --model resnet34 --batch-size 16 --out engines.json
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import jax
+
+from si_jax import benchmarking, cli, models
+from si_jax.data import preprocessing
+from si_jax.store import write_atomically
+from si_jax.tables import text_table
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    data = commands.add_parser("data", help="images/s of decoding, transforming and batching")
+    add = data.add_argument
+    add("--folder", help="a folder of images; otherwise small ones are made for the while")
+    add("--data-dir", help="directory of TFDS sets; those that are prepared there are read")
+    add("--protocol", default="published", help="published (default) or openood")
+    add("--size", default="small", help="small (default) or imagenet: the crop, for all sources")
+    add("--workers", type=int, nargs="+", default=[1, 4], help="threads that decode")
+    add("--limit", type=int, default=2000, help="images of each source")
+    add("--batch-size", type=int, default=64)
+    engines = commands.add_parser("engines", help="cost of the detectors in forward passes")
+    add = engines.add_argument
+    add("--model", default="resnet20", help=f"one of {', '.join(models.ARCHITECTURES)}")
+    add("--input-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"))
+    add("--batch-size", type=int, default=16, help="images per call, for all alike; default 16")
+    add("--precision", default="highest", help="of matrix products: highest, high or default")
+    for command in (data, engines):
+        command.add_argument("--repeats", type=int, default=5, help="the median is over these")
+        command.add_argument("--out", type=Path, help="write the figures as JSON too")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure and print."""
+    args = parse(argv)
+    if args.repeats < 1:
+        raise ValueError(f"--repeats {args.repeats}: at least one is needed")
+    figures = data(args) if args.command == "data" else engines(args)
+    if args.out:
+        content = {**figures, "versions": cli.versions()}
+        write_atomically(args.out, lambda f: f.write(json.dumps(content, indent=2).encode()))
+        print(f"saved {args.out}")
+
+
+def data(args: argparse.Namespace) -> dict:
+    """Print images/s of the input pipeline for each source and number of threads."""
+    if (args.protocol, args.size) not in preprocessing.PREPROCESSING:
+        known = ", ".join(f"{p} {s}" for p, s in preprocessing.PREPROCESSING)
+        raise ValueError(f"no preprocessing {args.protocol} {args.size}: choose one of {known}")
+    transform = preprocessing.PREPROCESSING[args.protocol, args.size]
+    with benchmarking.image_sets(args.folder, args.data_dir) as sets:
+        rows = benchmarking.time_pipeline(
+            sets,
+            transform,
+            workers=args.workers,
+            limit=args.limit,
+            batch_size=args.batch_size,
+            repeats=args.repeats,
+        )
+    threads = [f"{n} thread{'s' * (n > 1)}" for n in args.workers]
+    print(f"input pipeline alone: {transform}, batches of {args.batch_size}, images/s\n")
+    table = [
+        [row["source"], str(row["images"]), *(f"{v:,.0f}" for v in row["images_per_second"])]
+        for row in rows
+    ]
+    print(text_table(["source", "images", *threads], table))
+    return {
+        "preprocessing": str(transform),
+        "batch_size": args.batch_size,
+        "workers": args.workers,
+        "repeats": args.repeats,
+        "sources": rows,
+    }
+
+
+def engines(args: argparse.Namespace) -> dict:
+    """Print what each detector costs in forward passes."""
+    size = tuple(args.input_size) if args.input_size else None
+    model = benchmarking.random_model(args.model, size, args.precision)
+    rows = benchmarking.time_detectors(model, batch_size=args.batch_size, repeats=args.repeats)
+    device = jax.devices()[0].device_kind
+    height, width = model.input_size
+    print(
+        f"{model.name}, {model.num_parameters:,} parameters, {height}x{width}, batches of"
+        f" {args.batch_size}, precision {model.precision}, on one {device}\n"
+        f"a forward pass takes {1000 * rows[0]['seconds_per_image']:.3f} ms an image\n"
+    )
+    table = [
+        [
+            row["name"],
+            f"{row['ratio']:.2f}",
+            f"{row['ratio_low']:.2f} - {row['ratio_high']:.2f}",
+            f"{row['compile_seconds']:.1f}",
+            "unknown" if row["memory_bytes"] is None else f"{row['memory_bytes'] / 2**20:,.1f}",
+        ]
+        for row in rows
+    ]
+    print(text_table(["cost, forward passes", "median", "range", "compile, s", "peak, MiB"], table))
+    print("\npeak: what the compiled program says it needs, weights and images included")
+    return {
+        "model": model.name,
+        "input_size": list(model.input_size),
+        "batch_size": args.batch_size,
+        "precision": model.precision,
+        "repeats": args.repeats,
+        "device": device,
+        "rows": rows,
+    }
+
+
+if __name__ == "__main__":
+    cli.run(main)

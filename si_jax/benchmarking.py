@@ -1,0 +1,264 @@
+"""Times of the input pipeline and of the detectors, for `scripts/benchmark.py`."""
+
+import contextlib
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from PIL import Image
+from tqdm import tqdm
+
+from si_jax import models, splitting
+from si_jax.data import digits, sources
+from si_jax.data.image_set import ImageSet
+from si_jax.data.pipeline import batches
+from si_jax.detectors import Inputs, make_detector
+from si_jax.model import Model
+
+TFDS_SETS = (("cifar10", "test"), ("cifar100", "test"), ("svhn_cropped", "test"))
+"""Those that are timed where they are prepared."""
+
+LEAST_SECONDS = 0.3
+"""How long short programs are timed at a time, being called over and over."""
+
+TIMED: dict[str, tuple[str, dict[str, Any]]] = {
+    "energy": ("energy", {}),
+    "gaia-z, gradient": ("gaia-z", {"engine": "gradient"}),
+    "si-z, activation": ("si-z", {"engine": "activation"}),
+    "si-z, gradient": ("si-z", {"engine": "gradient"}),
+    "si-z, general, 2 steps": ("si-z", {"engine": "general", "steps": 2}),
+    "si-a, general, 2 steps": ("si-a", {"engine": "general", "steps": 2}),
+}
+"""What a row is called -> the detector and its options."""
+
+
+@contextlib.contextmanager
+def image_sets(
+    folder: str | os.PathLike | None = None, data_dir: str | os.PathLike | None = None
+) -> Iterator[dict[str, ImageSet]]:
+    """Sources to time: name -> set.
+
+    Args:
+        folder: a folder of images; None for small PNG and JPEG files that are made for the while.
+        data_dir: directory of TFDS sets, of which those of `TFDS_SETS` that are prepared are
+            taken.
+
+    Raises:
+        ValueError: if `folder` holds no images, or `data_dir` is given and holds no such set.
+    """
+    sets = {"digits, arrays": sources.from_arrays("digits", *digits.load("test"))}
+    with tempfile.TemporaryDirectory() as scratch:
+        if folder is not None:
+            sets[f"folder {folder}"] = sources.from_folder(folder)
+        else:
+            for kind, side in (("png", 32), ("jpg", 32), ("jpg", 256)):
+                path = Path(scratch, f"{kind}{side}")
+                _make_folder(path, kind, side)
+                sets[f"folder, {kind.upper()} {side}x{side}"] = sources.from_folder(path)
+        found = {}
+        if data_dir is not None:
+            for name, split in TFDS_SETS:
+                with contextlib.suppress(sources.MissingSet):
+                    found[f"TFDS, {name}/{split}"] = sources.from_tfds(
+                        name, split, data_dir, fetch=False
+                    )
+            if not found:
+                names = ", ".join(name for name, _ in TFDS_SETS)
+                raise ValueError(f"{data_dir} holds none of {names}: prepare one of them there")
+        yield sets | found
+
+
+def time_pipeline(
+    sets: Mapping[str, ImageSet],
+    transform: Callable[[np.ndarray], np.ndarray],
+    *,
+    workers: Sequence[int],
+    limit: int,
+    batch_size: int,
+    repeats: int,
+) -> list[dict[str, Any]]:
+    """Images/s of decoding, transforming and batching, with nothing done to the batches.
+
+    Args:
+        sets: name -> set.
+        transform: as for `si_jax.data.pipeline.batches`.
+        workers: numbers of threads to try.
+        limit: images of each set.
+        batch_size: rows of a batch.
+        repeats: passes over each set, of which the median counts.
+
+    Returns:
+        For each set `"source"`, `"images"` and `"images_per_second"`, one for each of `workers`.
+    """
+    sets = {name: sources.subset(found, limit) for name, found in sets.items()}
+    jobs = [(name, count) for name in sets for count in workers]
+    seconds: dict[tuple[str, int], list[float]] = {job: [] for job in jobs}
+    with tqdm(total=(repeats + 1) * len(jobs), desc="data", unit="pass", leave=False) as bar:
+        for repeat in range(repeats + 1):  # the first pass warms the caches up and is not counted
+            for job in jobs:
+                name, count = job
+                began = time.perf_counter()
+                for _ in batches(sets[name], transform, batch_size, workers=count):
+                    pass
+                if repeat:
+                    seconds[job].append(time.perf_counter() - began)
+                bar.update()
+    return [
+        {
+            "source": name,
+            "images": len(found),
+            "images_per_second": [
+                len(found) / statistics.median(seconds[name, count]) for count in workers
+            ],
+        }
+        for name, found in sets.items()
+    ]
+
+
+def random_model(
+    name: str, input_size: tuple[int, int] | None = None, precision: str = "highest"
+) -> Model:
+    """A network with random weights, drawn without compiling its initialisation.
+
+    Weights are normal with He's variance, scales and variances of norms 1 and offsets 0.
+
+    Args:
+        name: a key of `si_jax.models.ARCHITECTURES`.
+        input_size: height and width of the images; None for the architecture's own.
+        precision: see `si_jax.Model`.
+
+    Raises:
+        ValueError: if there is no such architecture.
+    """
+    arch = models.architecture(name)
+    size = tuple(input_size or arch.input_size)
+    module: nn.Module = arch.build(num_classes=arch.num_classes, **arch.options)
+    images = jax.ShapeDtypeStruct((1, *size, len(arch.mean)), np.float32)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), images)
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        if leaf.ndim > 1:
+            scale = np.sqrt(2 / np.prod(leaf.shape[:-1]))
+            return (scale * rng.standard_normal(leaf.shape)).astype(leaf.dtype)
+        ones = path[-1].key in ("scale", "var")
+        return np.full(leaf.shape, 1 if ones else 0, leaf.dtype)
+
+    return Model(
+        module,
+        jax.tree_util.tree_map_with_path(draw, shapes),
+        input_size=size,
+        mean=arch.mean,
+        std=arch.std,
+        head=arch.head,
+        name=name,
+        call_kwargs={"train": False},
+        precision=precision,
+    )
+
+
+def time_detectors(model: Model, *, batch_size: int, repeats: int) -> list[dict[str, Any]]:
+    """What detectors cost in forward passes, on one device.
+
+    All programs run once in each repetition, so that the machine's moods touch them alike; a ratio
+    is that of two times of one repetition.
+
+    Args:
+        model: the network.
+        batch_size: images per call, for all alike.
+        repeats: repetitions, of which the median counts.
+
+    Returns:
+        The forward pass, then each of `TIMED`: `"name"`, `"seconds_per_image"`, `"ratio"`,
+        `"ratio_low"` and `"ratio_high"` (the least and the greatest), `"compile_seconds"` and
+        `"memory_bytes"` (what the compiled program says it needs; None where it does not).
+
+    Raises:
+        ValueError: if `batch_size` is not positive.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size (={batch_size}) must be at least 1")
+
+    def forward(variables, images):
+        return splitting.forward(model, variables, model.normalise(images)).logits
+
+    functions = {"forward pass": forward}
+    for title, (name, options) in TIMED.items():
+        detector = make_detector(name, model, batch_size=batch_size, **options)
+        functions[title] = lambda v, x, compute=detector.compute: compute(Inputs(model, v, x), {})
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (batch_size, *model.image_shape), np.uint8)
+    arguments = jax.device_put((model.variables, images), jax.local_devices()[0])
+    programs, compile_seconds = {}, {}
+    for title, function in tqdm(functions.items(), desc="compiling", unit="program", leave=False):
+        began = time.perf_counter()
+        programs[title] = jax.jit(function).lower(*arguments).compile()
+        compile_seconds[title] = time.perf_counter() - began
+        jax.block_until_ready(programs[title](*arguments))
+    calls = {title: _calls(program, arguments) for title, program in programs.items()}
+
+    seconds: dict[str, list[float]] = {title: [] for title in programs}
+    for _ in tqdm(range(repeats), desc="timing", unit="repetition", leave=False):
+        for title, program in programs.items():
+            seconds[title].append(_seconds(program, arguments, calls[title]))
+
+    rows = []
+    for title, program in programs.items():
+        ratios = [a / b for a, b in zip(seconds[title], seconds["forward pass"], strict=True)]
+        rows.append(
+            {
+                "name": title,
+                "seconds_per_image": statistics.median(seconds[title]) / batch_size,
+                "ratio": statistics.median(ratios),
+                "ratio_low": min(ratios),
+                "ratio_high": max(ratios),
+                "compile_seconds": compile_seconds[title],
+                "memory_bytes": _memory(program),
+            }
+        )
+    return rows
+
+
+def _seconds(program: Any, arguments: tuple, calls: int) -> float:
+    """Seconds of a call, the mean over several."""
+    began = time.perf_counter()
+    for _ in range(calls):
+        jax.block_until_ready(program(*arguments))
+    return (time.perf_counter() - began) / calls
+
+
+def _calls(program: Any, arguments: tuple) -> int:
+    """How many calls take about `LEAST_SECONDS`, at least one."""
+    return max(1, min(1000, round(LEAST_SECONDS / _seconds(program, arguments, 1))))
+
+
+def _memory(program: Any) -> int | None:
+    """Bytes that a compiled program needs at most, as far as it says."""
+    try:
+        analysis = program.memory_analysis()
+    except (NotImplementedError, jax.errors.JaxRuntimeError):
+        return None
+    if analysis is None:
+        return None
+    parts = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
+    needed = sum(int(getattr(analysis, part, 0)) for part in parts)
+    # on some devices the peak leaves the temporary buffers out
+    return max(needed, int(getattr(analysis, "peak_memory_in_bytes", 0))) or None
+
+
+def _make_folder(path: Path, kind: str, side: int, count: int = 200) -> None:
+    """Write smooth random images, which compress as photographs rather than as noise do."""
+    path.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        coarse = rng.integers(0, 256, (max(2, side // 8), max(2, side // 8), 3), np.uint8)
+        image = Image.fromarray(coarse).resize((side, side), Image.BICUBIC)
+        image.save(path / f"{number:04d}.{kind}")
