@@ -1,0 +1,88 @@
+"""Measure whether the engines, the adversarial steps and the precision change zero-deflation.
+
+    python scripts/compare_engines.py
+    python scripts/compare_engines.py --dataset cifar10 --checkpoint checkpoints/resnet20
+
+Everything is compared with one forward and one backward pass in float32 (`engine="gradient"`, which
+is GAIA-Z on the same taps), image by image and position by position.
+"""
+
+import argparse
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+
+import si_jax
+from si_jax import cli
+from si_jax.data import benchmarks, finding, pipeline, preprocessing, sources
+from si_jax.report import text_table
+
+VARIANTS = {
+    "activation": {"engine": "activation"},
+    "general, add, 0.001": {"engine": "general"},
+    "general, add, 1/255": {"engine": "general", "step_size": 1 / 255},
+    "general, add, 0.1": {"engine": "general", "step_size": 0.1},
+    "general, multiply, 0.001": {"engine": "general", "combine": "multiply"},
+    "general, multiply, 1/255": {"engine": "general", "preset": "published-defaults"},
+    "general, multiply, 0.1": {"engine": "general", "combine": "multiply", "step_size": 0.1},
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Compare and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--dataset", default="digits", help=f"one of {', '.join(benchmarks.BENCHMARKS)}")
+    add("--checkpoint", default="digits", help="bundled name or checkpoint directory")
+    add("--limit", type=int, default=300, help="test images to compare; default 300")
+    add("--seed", type=int, default=0, help="seed of the subset")
+    add("--data-dir", help="directory of TFDS sets")
+    add("--ood-root", help="directory that holds folders of images")
+    args = parser.parse_args(argv)
+
+    if args.dataset not in benchmarks.BENCHMARKS:
+        raise ValueError(f"--dataset {args.dataset}: choose {', '.join(benchmarks.BENCHMARKS)}")
+    table = benchmarks.BENCHMARKS[args.dataset]
+    model = si_jax.load_model(args.checkpoint)
+    found = finding.find(table.test, finding.Where(args.data_dir, args.ood_root))
+    image_set = sources.subset(found, args.limit, args.seed)
+    transform = preprocessing.PREPROCESSING["published", table.size]
+    images = np.concatenate([b.images[b.mask] for b in pipeline.batches(image_set, transform, 64)])
+
+    detector = si_jax.make_detector("si-z", model, engine="gradient")
+    taps = detector.settings["taps"]
+    shapes = {call.path: call.shape for call in model.calls}
+    sizes = np.array([np.prod(shapes[tap]) for tap in taps])
+    expected = detector.details(images)
+    rows = []
+    for name, options in VARIANTS.items():
+        options = {"tap_chunk": len(taps), "batch_size": 16, **options}
+        found = si_jax.make_detector("si-z", model, **options).details(images)
+        rows.append(row(name, found, expected, sizes))
+    half = dataclasses.replace(model, module=model.module.clone(dtype=jnp.bfloat16))
+    found = si_jax.make_detector("si-z", half, engine="gradient").details(images)
+    rows.append(row("gradient, in bfloat16", found, expected, sizes))
+    print(f"{model.name}, {args.dataset}, {len(images)} images, {sizes.sum():,} positions each")
+    header = ["compared with gradient", "images that differ", "positions", "score, relative"]
+    print(text_table([*header, "rank correlation"], rows))
+
+
+def row(name: str, found: dict, expected: dict, sizes: np.ndarray) -> list[str]:
+    """How many images and (net, per tap) positions differ, and by how much the scores do."""
+    positions = np.round(np.abs(found["tap_density"] - expected["tap_density"]) * sizes)
+    relative = np.abs(found["score"] / expected["score"] - 1).max()
+    ranks = [np.argsort(np.argsort(scores["score"])) for scores in (found, expected)]
+    return [
+        name,
+        str(int((positions.max(axis=1) > 0).sum())),
+        f"{positions.sum() / (len(positions) * sizes.sum()):.1e}",
+        f"{relative:.1e}",
+        f"{np.corrcoef(*ranks)[0, 1]:.4f}",
+    ]
+
+
+if __name__ == "__main__":
+    cli.run(main)
