@@ -3,10 +3,11 @@
 import dataclasses
 import hashlib
 import json
+import numbers
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,12 @@ def build_model(
         options: overrides of the architecture's own options, such as `shortcut="pad"`.
 
     Raises:
-        ValueError: if the architecture is unknown or does not take an option.
+        ValueError: if the architecture is unknown or does not take an option, or the input size
+            is not two positive numbers.
     """
     arch = architecture(name)
     num_classes = num_classes or arch.num_classes
-    input_size = tuple(input_size or arch.input_size)
+    input_size = checked_size(input_size or arch.input_size)
     try:
         module = arch.build(num_classes=num_classes, **_tuples({**arch.options, **options}))
     except TypeError as error:
@@ -82,6 +84,18 @@ def build_model(
             **(card or {}),
         },
     )
+
+
+def checked_size(input_size: Sequence[int]) -> tuple[int, int]:
+    """A height and a width in pixels.
+
+    Raises:
+        ValueError: if they are not two positive whole numbers.
+    """
+    size = tuple(input_size)
+    if len(size) != 2 or any(not isinstance(n, numbers.Integral) or n < 1 for n in size):
+        raise ValueError(f"input_size (={size}) must be a height and a width of at least 1 pixel")
+    return int(size[0]), int(size[1])
 
 
 def init(module: nn.Module, input_size: tuple[int, int], seed: int) -> dict[str, Any]:

@@ -1,106 +1,25 @@
 """Import PyTorch checkpoints (and Google's BiT files) into the Flax networks.
 
-Every Flax weight has one name in the other framework, given by the tables below: the module's path
-is rewritten pattern by pattern, the leaf's name by `LEAVES`. What is missing, left over or of
-another shape is an error that lists everything.
+The tables of `si_jax.convert_names` give every Flax weight its one name in the other framework.
+What is missing, left over or of another shape is an error that lists everything.
 """
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from si_jax.checkpoint import build_model, init
-from si_jax.convert_files import load_file, to_float32
+from si_jax.checkpoint import build_model, checked_size, init
+from si_jax.convert_files import find_state, load_file, shape_of, to_float32
+from si_jax.convert_names import LAYOUTS, Layout, canonical, flax_name, source_name
 from si_jax.model import Model
 from si_jax.models import ARCHITECTURES, NORMALISATIONS, architecture
 from si_jax.models.bit import BiT
 from si_jax.models.resnet import ResNet
 from si_jax.models.wide_resnet import WideResNet
-
-
-class Layout(NamedTuple):
-    """How a published checkpoint names what a Flax network holds.
-
-    Attributes:
-        modules: (pattern, replacement) pairs that turn a Flax module path into the other name.
-        leaves: Flax leaf name -> the other leaf name.
-        separator: what stands between the module's name and the leaf's.
-        oihw: whether kernels are stored as (out, in, height, width), linear layers as (out, in).
-    """
-
-    modules: tuple[tuple[str, str], ...]
-    leaves: Mapping[str, str]
-    separator: str = "."
-    oihw: bool = True
-
-
-LEAVES = {
-    "kernel": "weight",
-    "scale": "weight",
-    "bias": "bias",
-    "mean": "running_mean",
-    "var": "running_var",
-}
-
-LAYOUTS: dict[str, Layout] = {
-    "resnet": Layout(
-        (
-            (r"^layer(\d+)_(\d+)/", r"layer\1.\2."),
-            (r"shortcut_conv$", "shortcut.0"),
-            (r"shortcut_bn$", "shortcut.1"),
-        ),
-        LEAVES,
-    ),
-    "wide_resnet": Layout(
-        (
-            (r"^block(\d+)_(\d+)/", r"block\1.layer.\2."),
-            (r"shortcut_conv$", "convShortcut"),
-        ),
-        LEAVES,
-    ),
-    "bit": Layout(
-        (
-            (r"^root$", "root.conv"),
-            (r"^block(\d+)_unit(\d+)/", r"body.block\1.unit\2."),
-            (r"^before_head/gn$", "before_head.gn"),
-            (r"^head$", "head.conv"),
-        ),
-        LEAVES,
-    ),
-    "bit_npz": Layout(
-        (
-            (r"^root$", "resnet/root_block/standardized_conv2d"),
-            (r"^block(\d+)_unit(\d+)/gn1$", r"resnet/block\1/unit\2/a/group_norm"),
-            (r"^block(\d+)_unit(\d+)/gn2$", r"resnet/block\1/unit\2/b/group_norm"),
-            (r"^block(\d+)_unit(\d+)/gn3$", r"resnet/block\1/unit\2/c/group_norm"),
-            (r"^block(\d+)_unit(\d+)/conv1$", r"resnet/block\1/unit\2/a/standardized_conv2d"),
-            (r"^block(\d+)_unit(\d+)/conv2$", r"resnet/block\1/unit\2/b/standardized_conv2d"),
-            (r"^block(\d+)_unit(\d+)/conv3$", r"resnet/block\1/unit\2/c/standardized_conv2d"),
-            (
-                r"^block(\d+)_unit(\d+)/downsample$",
-                r"resnet/block\1/unit\2/a/proj/standardized_conv2d",
-            ),
-            (r"^before_head/gn$", "resnet/group_norm"),
-            (r"^head$", "resnet/head/conv2d"),
-        ),
-        {"kernel": "kernel", "scale": "gamma", "bias": "beta"},
-        separator="/",
-        oihw=False,
-    ),
-}
-"""Layout's name -> how its checkpoints are read."""
-
-ALIASES: dict[str, tuple[tuple[str, str], ...]] = {
-    "resnet": ((r"^fc\.", "linear."), (r"\.downsample\.", ".shortcut.")),
-    "wide_resnet": ((r"^linear\.", "fc."),),
-    "bit": ((r"^head\.gn\.", "before_head.gn."),),
-    "bit_npz": (),
-}
-"""Other spellings of the same names, as (pattern, replacement) pairs."""
 
 
 def convert_torch(
@@ -134,25 +53,27 @@ def convert_torch(
         raise ValueError(
             f"normalisation (={normalisation!r}) must be one of {', '.join(NORMALISATIONS)}"
         )
+    input_size = checked_size(input_size or arch.input_size)
     if isinstance(source, Mapping):
-        state, card = source, {"source": "a mapping of arrays"}
+        state, card = find_state(source), {"source": "a mapping of arrays"}
+        if state is None:
+            raise ValueError("the mapping holds no state dict (names and their arrays)")
     else:
         state, card = load_file(source)
-    state = {k.removeprefix("module."): v for k, v in state.items()}
     layout = _layout(name, state)
-    for pattern, replacement in ALIASES[layout]:
-        state = {re.sub(pattern, replacement, k): v for k, v in state.items()}
-    state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    originals = canonical(layout, state)
+    state = {k: state[original] for k, original in originals.items()}
 
+    _check_family(name, layout, state)
     options, num_classes = _infer(arch, layout, state)
     _check_options(name, {**arch.options, **options})
     options = {**arch.options, **options}
     if normalisation is None:
         is_cifar10 = num_classes == 10 and arch.normalisation == "cifar100"
         normalisation = "cifar10" if is_cifar10 else arch.normalisation
-    input_size = tuple(input_size or arch.input_size)
     module = arch.build(num_classes=num_classes, **options)
-    variables = _fill(jax.eval_shape(lambda: init(module, input_size, 0)), LAYOUTS[layout], state)
+    abstract = jax.eval_shape(lambda: init(module, input_size, 0))
+    variables = _fill(abstract, LAYOUTS[layout], state, originals)
     mean, std = NORMALISATIONS[normalisation]
     return build_model(
         name,
@@ -169,7 +90,7 @@ def convert_torch(
 def source_names(model: Model, layout: str) -> dict[str, str]:
     """Flax name -> name in a checkpoint of that layout, for every weight of `model`."""
     return {
-        _flax_name(path): _source_name(path, LAYOUTS[layout])
+        flax_name(path): source_name(path, LAYOUTS[layout])
         for path, _ in jax.tree.leaves_with_path(dict(model.variables))
     }
 
@@ -181,11 +102,25 @@ def _layout(name: str, state: Mapping[str, Any]) -> str:
     return {ResNet: "resnet", WideResNet: "wide_resnet"}[build]
 
 
+def _check_family(name: str, layout: str, state: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint in which no name is that of a block of this family."""
+    if any(re.match(LAYOUTS[layout].block, k) for k in state):
+        return
+    other = [x.network for x in LAYOUTS.values() if any(re.match(x.block, k) for k in state)]
+    if other and other[0] != LAYOUTS[layout].network:
+        found = f"its names are a {other[0]}'s"
+    else:
+        found = f"none of its names (such as {next(iter(state), None)!r}) is a block's"
+    raise ValueError(
+        f"the checkpoint is not a {name}: {found}, and {name} is a {LAYOUTS[layout].network}"
+    )
+
+
 def _infer(arch, layout: str, state: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
     """Options that the names and shapes of a checkpoint tell, and the number of classes."""
 
     def shape(key):
-        return tuple(np.shape(state[key])) if key in state else ()
+        return shape_of(state.get(key))
 
     def last(pattern):
         return max((int(m[1]) for k in state if (m := re.match(pattern, k))), default=-1)
@@ -238,26 +173,27 @@ def _check_options(name: str, options: Mapping[str, Any]) -> None:
     raise ValueError(f"the checkpoint is not a {name} ({expected}): it has {found}; {hint}")
 
 
-def _fill(abstract: Any, layout: Layout, state: Mapping[str, Any]) -> Any:
+def _fill(
+    abstract: Any, layout: Layout, state: Mapping[str, Any], originals: Mapping[str, str]
+) -> Any:
     """The tree of `abstract`'s shapes, filled from `state`; every fault is listed."""
     faults: list[str] = []
     arrays, used = [], set()
     paths = jax.tree.leaves_with_path(abstract)
     for path, leaf in paths:
-        flax_name, key = _flax_name(path), _source_name(path, layout)
+        ours, key = flax_name(path), source_name(path, layout)
         used.add(key)
         if key not in state:
-            faults.append(f"missing: {key} (for {flax_name} {leaf.shape})")
+            faults.append(f"missing: {key} (for {ours} {leaf.shape})")
             continue
-        value = to_float32(key, state[key])
+        value = to_float32(originals[key], state[key])
         if path[-1].key == "kernel":
             value = _to_kernel(value, leaf.ndim, layout.oihw)
         if value.shape != leaf.shape:
-            faults.append(
-                f"wrong shape: {key} {tuple(np.shape(state[key]))}, for {flax_name} {leaf.shape}"
-            )
+            shape = shape_of(state[key])
+            faults.append(f"wrong shape: {originals[key]} {shape}, for {ours} {leaf.shape}")
         arrays.append(np.ascontiguousarray(value))
-    faults += [f"left over: {key} {np.shape(state[key])}" for key in state if key not in used]
+    faults += [f"left over: {originals[k]} {shape_of(state[k])}" for k in state if k not in used]
     if faults:
         raise ValueError(
             f"the checkpoint does not fit the network: {len(faults)} faults, where the network has"
@@ -275,16 +211,3 @@ def _to_kernel(value: np.ndarray, ndim: int, oihw: bool) -> np.ndarray:
     if ndim == 2 and value.ndim == 4 and value.shape[:2] == (1, 1):
         value = value[0, 0]  # a 1x1 convolution that serves as the linear head
     return value
-
-
-def _flax_name(path) -> str:
-    return "/".join(key.key for key in path)
-
-
-def _source_name(path, layout: Layout) -> str:
-    module, leaf = "/".join(key.key for key in path[1:-1]), path[-1].key
-    for pattern, replacement in layout.modules:
-        module = re.sub(pattern, replacement, module)
-    if module == "resnet/head/conv2d":
-        return f"{module}/{leaf}"  # the head alone has a bias, and it is called so
-    return module + layout.separator + layout.leaves[leaf]
