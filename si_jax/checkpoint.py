@@ -138,6 +138,8 @@ def save_checkpoint(
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
             checkpointer.save(temporary / "weights", weights)
+        # needed on storage without renaming alone, and it names this machine's directories
+        (temporary / "weights" / "commit_success.txt").unlink(missing_ok=True)
         (temporary / "card.json").write_text(json.dumps(card, indent=2) + "\n")
         temporary.chmod(0o755)
         if directory.exists():
