@@ -105,7 +105,7 @@ def _read_torch(path: Path) -> Any:
         import torch
     except ImportError:
         raise ValueError(
-            f"reading {path.name} needs PyTorch: install it with pip install 'si-jax[torch]'"
+            f"reading {path.name} needs PyTorch: install it with pip install -e '.[torch]'"
         ) from None
     try:
         with warnings.catch_warnings():
@@ -131,7 +131,7 @@ def _read_safetensors(path: Path) -> Any:
         from safetensors.numpy import load_file as load
     except ImportError:
         raise ValueError(
-            f"reading {path.name} needs safetensors: install it with pip install 'si-jax[torch]'"
+            f"reading {path.name} needs safetensors: install it with pip install -e '.[torch]'"
         ) from None
     try:
         return load(path)

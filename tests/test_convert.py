@@ -572,7 +572,7 @@ def test_without_the_package_that_reads_a_file(package, suffix, tmp_path, monkey
     path.write_bytes(TEXT)
     status, _, err = run(capsys, path, "--model", "resnet8", "--out", tmp_path / "b")
     assert status == 2
-    assert "pip install 'si-jax[torch]'" in err and err.count("\n") == 1
+    assert "pip install -e '.[torch]'" in err and err.count("\n") == 1
     assert not (tmp_path / "b").exists()
 
 

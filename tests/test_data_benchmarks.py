@@ -102,7 +102,7 @@ def test_absent_sets_are_all_listed(ood_root, tmp_path):
     message = str(caught.value)
     assert "lacks 2 of its sets" in message
     assert "svhn: svhn_cropped is not prepared in" in message
-    assert 'pip install "si-jax[tfds]"' in message
+    assert 'pip install -e ".[tfds]"' in message
     assert "--ood lsun=PATH" in message
     assert "stand-in svhn_grey_recrop is there" in message
     assert "--allow-missing" in message

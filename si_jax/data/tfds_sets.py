@@ -33,7 +33,7 @@ def from_tfds(
 
     A set that is prepared in the array_record format is read as it lies, without TensorFlow and
     without TFDS's code for that set. To prepare one needs TensorFlow (`pip install
-    "si-jax[tfds]"`); downloads are checked against TFDS's registered checksums.
+    -e ".[tfds]"`); downloads are checked against TFDS's registered checksums.
 
     Args:
       name: 'cifar100', or with a configuration 'name/config'; the highest version is taken.
@@ -79,7 +79,7 @@ def prepared_directory(name: str, data_dir: Path) -> Path | None:
 def _prepare(name: str, data_dir: Path) -> None:
     if importlib.util.find_spec("tensorflow") is None:
         raise MissingSet(
-            f'{name} is not prepared in {data_dir}; run pip install "si-jax[tfds]" to download and'
+            f'{name} is not prepared in {data_dir}; run pip install -e ".[tfds]" to download and'
             " prepare it, or give the data_dir in which it is."
         )
     import tensorflow_datasets as tfds
