@@ -74,6 +74,12 @@ def main(argv: list[str] | None = None) -> None:
     if args.list_taps:
         return list_taps(make_detectors(args, model))
     make_detectors(args, model)  # refuses what it must before any image is read
+    classes = benchmarks.BENCHMARKS[args.dataset].num_classes
+    if model.num_classes != classes:
+        raise ValueError(
+            f"checkpoint {checkpoint} has {model.num_classes} classes, but {args.dataset} has"
+            f" {classes}: choose a checkpoint that was trained on {args.dataset}"
+        )
     found = benchmarks.resolve(
         args.dataset,
         args.protocol,
@@ -82,12 +88,6 @@ def main(argv: list[str] | None = None) -> None:
         extra=dict(pair(text, "--ood", "NAME=PATH") for text in args.ood),
         allow_missing=args.allow_missing,
     )
-    classes = found.benchmark.num_classes
-    if model.num_classes != classes:
-        raise ValueError(
-            f"checkpoint {checkpoint} has {model.num_classes} classes, but {args.dataset} has"
-            f" {classes}: choose a checkpoint that was trained on {args.dataset}"
-        )
     # the protocol decides the size; every architecture here pools globally and takes any
     model = dataclasses.replace(model, input_size=found.preprocessing.crop)
     detectors = make_detectors(args, model)
