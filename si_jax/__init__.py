@@ -1,7 +1,7 @@
 """Out-of-distribution detection in JAX: Splitting & Integrating, GAIA and their peers."""
 
 from si_jax import metrics
-from si_jax.checkpoint import build_model, load_model, save_checkpoint
+from si_jax.checkpoint import build_model, load_model, save_checkpoint, with_new_head
 from si_jax.convert import convert_torch
 from si_jax.detectors import DETECTORS, Detector, make_detector
 from si_jax.model import Model
@@ -17,4 +17,5 @@ __all__ = [
     "make_detector",
     "metrics",
     "save_checkpoint",
+    "with_new_head",
 ]

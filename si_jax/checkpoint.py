@@ -86,6 +86,35 @@ def build_model(
     )
 
 
+def with_new_head(model: Model, num_classes: int) -> Model:
+    """The model with a head of zeros for `num_classes` classes, to be fine-tuned.
+
+    Args:
+        model: a model made by `build_model` or `load_model`.
+        num_classes: number of logits.
+    """
+    card = {k: model.card[k] for k in ("model", "options", "input_size", "mean", "std")}
+    new = build_model(
+        card["model"],
+        num_classes,
+        input_size=model.input_size,
+        mean=model.mean,
+        std=model.std,
+        variables={},
+        precision=model.precision,
+        **card["options"],
+    )
+    abstract = jax.eval_shape(lambda: init(new.module, new.input_size, 0))
+    path = ("params", *model.head.split("/"))
+
+    def keep(keys: tuple, leaf: Any, expected: Any) -> np.ndarray:
+        inside = tuple(key.key for key in keys[: len(path)]) == path
+        return np.zeros(expected.shape, expected.dtype) if inside else np.asarray(leaf)
+
+    variables = jax.tree.map_with_path(keep, dict(model.variables), abstract)
+    return dataclasses.replace(new, variables=variables)
+
+
 def checked_size(input_size: Sequence[int]) -> tuple[int, int]:
     """A height and a width in pixels.
 

@@ -1,0 +1,147 @@
+"""Training images and held-out images of a data set, as arrays in one size."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from tqdm import tqdm
+
+from si_jax.data import finding
+from si_jax.data.benchmarks import BENCHMARKS
+from si_jax.data.folders import from_folder
+from si_jax.data.image_set import ImageSet, MissingSet, take
+from si_jax.data.pipeline import batches
+
+HELD_OUT_SHARE = 0.1  # of a folder that has no split of its own
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSets:
+    """Images to train on and others to evaluate on.
+
+    Attributes:
+      name: what the data is called.
+      train: training images with labels.
+      held_out: images with labels of the same classes.
+      num_classes: number of classes.
+      split: how the two came about, for a checkpoint's card.
+    """
+
+    name: str
+    train: ImageSet
+    held_out: ImageSet
+    num_classes: int
+    split: str
+
+
+def find(
+    dataset: str,
+    data_dir: str | os.PathLike | None = None,
+    *,
+    fetch: bool = True,
+    seed: int = 0,
+) -> TrainingSets:
+    """Find a data set's training and held-out images.
+
+    Args:
+      dataset: the name of a benchmark, or the path of a folder with one folder of images per
+        class; or with `train` and `val` (or `test`) that each have such folders. Without these, a
+        tenth of the images is held out, drawn by `seed`.
+      data_dir: the folder of TFDS's sets (`sources.default_data_dir()` by default).
+      fetch: whether TFDS sets that aren't prepared may be downloaded.
+      seed: seed of the draw.
+
+    Raises:
+      MissingSet: if there is no such data set, or it has no training split.
+      ValueError: if a folder's images lie in fewer than two class folders.
+    """
+    if dataset in BENCHMARKS:
+        table = BENCHMARKS[dataset]
+        where = finding.Where(data_dir, fetch=fetch)
+        try:
+            train = finding.find(table.train, where)
+        except MissingSet as error:
+            raise MissingSet(f"{dataset} has no training split here: {error}") from None
+        test = finding.find(table.test, where)
+        split = f"{len(train)} training and {len(test)} test images"
+        return TrainingSets(dataset, train, test, table.num_classes, split)
+    root = Path(dataset).expanduser()
+    if not root.is_dir():
+        raise MissingSet(
+            f"dataset (={dataset!r}) is neither a folder nor one of {', '.join(BENCHMARKS)}."
+        )
+    if (root / "train").is_dir():
+        held_out_root = next((root / n for n in ("val", "test") if (root / n).is_dir()), None)
+        if held_out_root is None:
+            raise MissingSet(f"{root} has a folder train, but none called val or test beside it.")
+        classes = _class_folders(root / "train")
+        train = from_folder(root / "train", num_classes=len(classes))
+        held_out = from_folder(held_out_root, num_classes=len(classes))
+        if classes != _class_folders(held_out_root):
+            raise ValueError(f"{held_out_root} and {root / 'train'} have different class folders.")
+        split = f"{len(train)} images in train and {len(held_out)} in {held_out_root.name}"
+        return TrainingSets(root.resolve().name, train, held_out, len(classes), split)
+    classes = _class_folders(root)
+    images = from_folder(root, num_classes=len(classes))
+    order = np.random.default_rng(seed).permutation(len(images))
+    count = max(1, round(HELD_OUT_SHARE * len(images)))
+    train, held_out = take(images, np.sort(order[count:])), take(images, np.sort(order[:count]))
+    split = f"{len(train)} training and {len(held_out)} held-out images, drawn by seed {seed}"
+    return TrainingSets(root.resolve().name, train, held_out, len(classes), split)
+
+
+def load(
+    image_set: ImageSet,
+    transform: Callable[[np.ndarray], np.ndarray],
+    shape: tuple[int, int, int],
+    *,
+    max_gib: float = 8.0,
+) -> tuple[UInt8[np.ndarray, "n height width 3"], Int[np.ndarray, " n"]]:
+    """Decode all images of a set into memory.
+
+    Args:
+      image_set: the set.
+      transform: brings an image to the common shape; a `Preprocessing`.
+      shape: that shape.
+      max_gib: memory that the images may take, in GiB.
+
+    Returns:
+      Images, uint8 of shape (n, *shape), and labels, int64 of shape (n,).
+
+    Raises:
+      ValueError: if they would take more memory, an image is without a label, or one can't be
+        decoded.
+    """
+    size = len(image_set) * int(np.prod(shape)) / GIB
+    if size > max_gib:
+        raise ValueError(
+            f"{image_set.name}'s {len(image_set)} images would take {size:.1f} GiB, more than"
+            f" max_gib (={max_gib:g}): lower the input size, or raise the limit."
+        )
+    images = np.empty((len(image_set), *shape), np.uint8)
+    labels = np.empty(len(image_set), np.int64)
+    with tqdm(total=len(image_set), desc=f"{image_set.name}: reading", unit="img") as bar:
+        for batch in batches(image_set, transform, 256, image_shape=shape):
+            images[batch.indices[batch.mask]] = batch.images[batch.mask]
+            labels[batch.indices[batch.mask]] = batch.labels[batch.mask]
+            bar.update(int(batch.mask.sum()))
+    if (labels < 0).any():
+        name = image_set.ident(int(np.argmin(labels)))
+        raise ValueError(
+            f"{name} of {image_set.name} has no label: training images lie in one folder per class."
+        )
+    return images, labels
+
+
+def _class_folders(root: Path) -> list[str]:
+    names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if len(names) < 2:
+        raise ValueError(
+            f"{root} has {len(names)} class folders; training needs one folder per class, and two"
+            " classes at least."
+        )
+    return names
