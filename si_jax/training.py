@@ -76,7 +76,7 @@ class Recipe:
                 raise ValueError(f"{name} (={getattr(self, name)}) must not be negative")
 
 
-Labelled = tuple[UInt8[np.ndarray, "n height width channels"], Int[np.ndarray, "n"]]
+Labelled = tuple[UInt8[np.ndarray, "m height width channels"], Int[np.ndarray, "m"]]
 """Images in the model's input size and their class indices."""
 
 
@@ -135,12 +135,12 @@ def train(
                 batch = jax.device_put(batch, split)
                 state, totals = step(state, totals, images, labels, batch)
                 if (i + 1) % REFRESH == 0 or i + 1 == steps_per_epoch:
-                    loss, correct = np.asarray(totals) / (i + 1)
+                    loss, correct = (float(x) / (i + 1) for x in np.asarray(totals))
                     _check_loss(loss, epoch, recipe, run)
                     accuracy = correct / recipe.batch_size
                     bar.update(epoch * steps_per_epoch + i + 1 - bar.n)
                     bar.set_postfix(epoch=epoch + 1, loss=f"{loss:.3f}", accuracy=f"{accuracy:.1%}")
-            row = {"epoch": epoch + 1, "loss": float(loss), "accuracy": float(accuracy)}
+            row = {"epoch": epoch + 1, "loss": loss, "accuracy": accuracy}
             if held_out is not None:
                 row |= _held_out(evaluate, _result(state, recipe), *held_out)
                 _check_loss(row["held_out_loss"], epoch, recipe, run)

@@ -52,7 +52,7 @@ class TrainingRun:
     ):
         self.directory = None if directory is None else Path(directory).resolve()
         self.epochs_done = 0
-        self.log: list[dict[str, float]] = []
+        self.log: list[dict[str, Any]] = []
         if self.directory is None:
             return
         self._claim(
@@ -94,7 +94,7 @@ class TrainingRun:
         self.epochs_done = epoch
         return jax.tree.unflatten(structure, leaves)
 
-    def save(self, epoch: int, state: Any, row: dict[str, float]) -> None:
+    def save(self, epoch: int, state: Any, row: dict[str, Any]) -> None:
         """Keep the state after `epoch` epochs, and the epoch's row of the log."""
         self.log.append(row)
         if self.directory is None:
@@ -134,7 +134,7 @@ class TrainingRun:
                 " choose another --out, or remove that directory to begin again"
             )
 
-    def _read_log(self, epochs: int) -> list[dict[str, float]]:
+    def _read_log(self, epochs: int) -> list[dict[str, Any]]:
         with (self.directory / "log.csv").open(newline="") as file:
             rows = [
                 {k: float(v) for k, v in row.items() if v != ""} for row in csv.DictReader(file)

@@ -1,4 +1,8 @@
-"""Training: it learns, a seed reproduces it, norms are not decayed, mistakes are named."""
+"""Training: it learns, it resumes to the bit, its options do what they say, mistakes are named."""
+
+import csv
+import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +10,11 @@ import numpy as np
 import optax
 import pytest
 
+import si_jax
 from si_jax import training
+from si_jax.augmentation import augment
+
+RECIPE = training.Recipe(epochs=4, batch_size=16, learning_rate=0.05, crop_padding=1)
 
 
 @pytest.fixture(scope="module")
@@ -19,16 +27,88 @@ def coloured():
     return images.astype(np.uint8), labels
 
 
+def assert_same(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def interrupt(monkeypatch, after):
+    """Make the next run stop once its loss has been looked at so often."""
+    check, steps = training._check_loss, []
+
+    def stop(*args):
+        steps.append(args)
+        if len(steps) > after:
+            raise KeyboardInterrupt
+        return check(*args)
+
+    monkeypatch.setattr(training, "_check_loss", stop)
+
+
 @pytest.mark.slow
 def test_it_learns_and_a_seed_reproduces_it(tiny, coloured):
-    recipe = training.Recipe(epochs=6, batch_size=16, learning_rate=0.05, crop_padding=1)
+    recipe = dataclasses.replace(RECIPE, epochs=6)
     trained = training.train(tiny, *coloured, recipe)
     assert training.accuracy(trained, *coloured) > 0.9 > training.accuracy(tiny, *coloured)
-    again = training.train(tiny, *coloured, recipe)
+    assert_same(trained.variables, training.train(tiny, *coloured, recipe).variables)
+    other = training.train(tiny, *coloured, dataclasses.replace(recipe, seed=1))
+    kernels = [m.variables["params"]["conv1"]["kernel"] for m in (trained, other)]
+    assert not np.array_equal(*kernels)
+
+
+@pytest.mark.parametrize("options", [{}, {"ema": 0.9, "label_smoothing": 0.1}])
+def test_an_interrupted_run_resumes_to_the_bit(tiny, coloured, tmp_path, monkeypatch, options):
+    recipe = dataclasses.replace(RECIPE, **options)
+    held_out = (coloured[0][:10], coloured[1][:10])
+    whole = training.train(tiny, *coloured, recipe, held_out=held_out)
+    directory = tmp_path / "run"
+    monkeypatch.setattr(training, "REFRESH", 1)  # so that it is interrupted within an epoch
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=2 * 5 + 2)  # two epochs of four steps and an evaluation, two steps
+        with pytest.raises(KeyboardInterrupt):
+            training.train(tiny, *coloured, recipe, held_out=held_out, directory=directory)
+    with (directory / "log.csv").open() as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
+    resumed = training.train(tiny, *coloured, recipe, held_out=held_out, directory=directory)
+    assert_same(whole.variables, resumed.variables)
+    with (directory / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+    logged = float(rows[-1]["held_out_accuracy"])
+    assert logged == pytest.approx(training.accuracy(resumed, *held_out))
+    # and once it is finished, there is nothing left to do
+    again = training.train(tiny, *coloured, recipe, held_out=held_out, directory=directory)
+    assert_same(resumed.variables, again.variables)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_epoch(
+    tiny, coloured, tmp_path, monkeypatch
+):
+    directory = tmp_path / "run"
+    recipe = dataclasses.replace(RECIPE, learning_rate=1e30, warmup=0.6)
+    schedule = optax.join_schedules([optax.constant_schedule(0.01), lambda _: 1e38], [5])
+    monkeypatch.setattr(optax, "warmup_cosine_decay_schedule", lambda *_: schedule)
+    with pytest.raises(ValueError, match=r"loss became.*epoch 2: lower.*after epoch 1 are kept"):
+        training.train(tiny, *coloured, recipe, directory=directory)
+    run = training.TrainingRun(directory, tiny, recipe, coloured[0], coloured[1].astype(np.int32))
+    optimiser = training._optimiser(recipe, 16)
+    state = run.restore(training._initial_state(tiny, optimiser, recipe))
+    assert run.epochs_done == 1 and state["step"] == 4
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+
+
+def test_devices_share_a_batch(tiny, coloured, one_device, monkeypatch):
+    recipe = dataclasses.replace(RECIPE, epochs=1)
+    alone = training.train(tiny, *coloured, recipe)
+    monkeypatch.undo()
+    assert len(jax.local_devices()) == 2
+    together = training.train(tiny, *coloured, recipe)
     for a, b in zip(
-        jax.tree.leaves(trained.variables), jax.tree.leaves(again.variables), strict=True
+        jax.tree.leaves(alone.variables), jax.tree.leaves(together.variables), strict=True
     ):
-        np.testing.assert_array_equal(a, b)
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    _, split = training._placements(15)  # as many devices as divide the batch
+    assert split.mesh.size == 1
 
 
 def test_only_kernels_decay():
@@ -43,15 +123,91 @@ def test_only_kernels_decay():
     assert (params["scale"] == 1).all() and (params["bias"] == 1).all()
 
 
+def one_step(model, recipe, images, labels):
+    optimiser = training._optimiser(recipe, 100)
+    state = training._initial_state(model, optimiser, recipe)
+    state["step"] = np.int32(7)
+    batch = np.arange(recipe.batch_size, dtype=np.int32)
+    labels = labels.astype(np.int32)
+    return state, *training._step(
+        model, optimiser, recipe, state, np.zeros(2, np.float32), images, labels, batch
+    )
+
+
+def test_a_step_s_loss_and_average(tiny, coloured):
+    recipe = dataclasses.replace(RECIPE, crop_padding=0, flip=False, label_smoothing=0.2, ema=0.75)
+    images, labels = coloured
+    before, after, totals = one_step(tiny, recipe, images, labels)
+    logits, updates = tiny.module.apply(
+        tiny.variables, tiny.normalise(jnp.asarray(images[:16])), train=True,
+        mutable=["batch_stats"],
+    )  # fmt: skip
+    log_p = np.asarray(jax.nn.log_softmax(logits))
+    targets = 0.8 * np.eye(5)[labels[:16]] + 0.2 / 5
+    assert float(totals[0]) == pytest.approx(-np.mean(np.sum(targets * log_p, -1)), rel=1e-5)
+    assert float(totals[1]) == np.sum(np.argmax(log_p, -1) == labels[:16])
+    for old, new, average in zip(
+        jax.tree.leaves(before["variables"]),
+        jax.tree.leaves(after["variables"]),
+        jax.tree.leaves(after["average"]),
+        strict=True,
+    ):
+        decay = min(0.75, 8 / 17)
+        np.testing.assert_allclose(average, decay * old + (1 - decay) * new, rtol=1e-5, atol=1e-7)
+    assert_close = np.testing.assert_allclose
+    assert_close(
+        after["variables"]["batch_stats"]["bn1"]["mean"], updates["batch_stats"]["bn1"]["mean"],
+        rtol=1e-4, atol=1e-6,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("resnet8", {"widths": (4, 6, 8)}),
+        ("wrn_16_4", {"depth": 10, "widen": 1}),
+        ("bit_r50x1", {"units": (1, 1, 1, 1)}),
+    ],
+)
+def test_bfloat16_computes_in_it_and_keeps_float32_weights(coloured, name, options):
+    images, labels = coloured
+    model = si_jax.build_model(name, 5, input_size=(8, 8), **options)
+    if name.startswith("bit"):  # whose head is zero at first, and lets no gradient through
+        rng = np.random.default_rng(0)
+        kernel = rng.normal(0, 0.01, model.variables["params"]["head"]["kernel"].shape)
+        head = {**model.variables["params"]["head"], "kernel": np.float32(kernel)}
+        params = {**model.variables["params"], "head": head}
+        model = dataclasses.replace(model, variables={**model.variables, "params": params})
+    recipe = dataclasses.replace(RECIPE, learning_rate=0.01)
+    before, exact, _ = one_step(model, recipe, images, labels)
+    recipe = dataclasses.replace(recipe, bfloat16=True)
+    _, rough, _ = one_step(model, recipe, images, labels)
+    for x, y in zip(jax.tree.leaves(exact), jax.tree.leaves(rough), strict=True):
+        assert x.dtype == y.dtype
+    step = [
+        np.concatenate([
+            np.ravel(np.asarray(new) - old)
+            for new, old in zip(
+                jax.tree.leaves(s["variables"]["params"]),
+                jax.tree.leaves(before["variables"]["params"]),
+                strict=True,
+            )
+        ])
+        for s in (exact, rough)
+    ]  # fmt: skip
+    difference = np.linalg.norm(step[0] - step[1]) / np.linalg.norm(step[0])
+    assert 1e-4 < difference < 0.3
+
+
 def test_augmentation_crops_and_mirrors():
     images = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3) + 1
-    same = training.augment(jnp.asarray(images), jax.random.key(0), 0, flip=False)
+    same = augment(jnp.asarray(images), jax.random.key(0), 0, flip=False)
     np.testing.assert_array_equal(same, images)
     many = images.repeat(20, axis=0)
-    flipped = training.augment(jnp.asarray(many), jax.random.key(0), 0, flip=True)
+    flipped = augment(jnp.asarray(many), jax.random.key(0), 0, flip=True)
     mirrored = [np.array_equal(new, old[:, ::-1]) for new, old in zip(flipped, many, strict=True)]
     assert 5 < sum(mirrored) < 35
-    cropped = np.asarray(training.augment(jnp.asarray(images), jax.random.key(1), 2, flip=False))
+    cropped = np.asarray(augment(jnp.asarray(images), jax.random.key(1), 2, flip=False))
     assert cropped.shape == images.shape and set(np.unique(cropped)) <= {0, *np.unique(images)}
 
 
@@ -62,17 +218,35 @@ def test_augmentation_crops_and_mirrors():
         (np.full(64, -1), {}, "below 5"),
         (np.zeros(63, int), {}, "one class index"),
         (np.zeros(64, int), {"batch_size": 65}, "batch_size"),
+        (np.zeros(64, int), {"batch_size": 0}, r"batch_size \(=0\) must be at least 1"),
+        (np.zeros(64, int), {"ema": 1.0}, r"ema \(=1.0\) must be in \[0, 1\)"),
+        (np.zeros(64, int), {"learning_rate": 0.0}, "learning_rate .* must be positive"),
+        (np.zeros(64, int), {"weight_decay": -1.0}, "weight_decay .* must not be negative"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
 def test_mistakes(tiny, coloured, labels, recipe, message):
-    recipe = training.Recipe(epochs=1, **{"batch_size": 16, **recipe})
     with pytest.raises(ValueError, match=message):
-        training.train(tiny, coloured[0], labels, recipe)
+        training.train(tiny, coloured[0], labels, dataclasses.replace(RECIPE, **recipe))
 
 
-@pytest.mark.slow
-def test_a_loss_that_is_not_finite_stops(tiny, coloured):
-    recipe = training.Recipe(epochs=3, batch_size=16, learning_rate=1e30, warmup=0.01)
-    with pytest.raises(ValueError, match=r"loss became.*learning rate"):
-        training.train(tiny, *coloured, recipe)
+def test_a_directory_that_holds_something_else(tiny, coloured, tmp_path):
+    one = dataclasses.replace(RECIPE, epochs=1)
+    directory = tmp_path / "run"
+    training.train(tiny, *coloured, one, directory=directory)
+    other = dataclasses.replace(one, learning_rate=0.01)
+    with pytest.raises(ValueError, match=r"another run, which differs in learning_rate: choose"):
+        training.train(tiny, *coloured, other, directory=directory)
+    with pytest.raises(ValueError, match=r"another run, which differs in images: choose"):
+        training.train(tiny, coloured[0][::-1], coloured[1], one, directory=directory)
+    before = json.loads((directory / "run.json").read_text())
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "todo.txt").write_text("mine")
+    with pytest.raises(ValueError, match="no training run"):
+        training.train(tiny, *coloured, one, directory=tmp_path / "notes")
+    assert json.loads((directory / "run.json").read_text()) == before
+    for file in (directory / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"cannot be resumed .*: remove it to begin again"):
+        training.train(tiny, *coloured, one, directory=directory)
