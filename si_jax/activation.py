@@ -7,7 +7,7 @@ the traced computation, so it holds for any network.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,20 +20,6 @@ from si_jax.model import Model
 AFFINE = ("add", "sub", "mul", "convert_element_type", "copy", "add_any")
 
 
-class Traced(NamedTuple):
-    """What one forward pass gives, with where the ReLUs are on.
-
-    Attributes:
-        logits: (batch, classes).
-        features: (batch, features), the input of the classifier head.
-        active: tap -> where the ReLU behind it is on, in the tap's shape.
-    """
-
-    logits: Float[Array, "batch classes"]
-    features: Float[Array, "batch features"]
-    active: dict[str, Bool[Array, "batch *tap"]]
-
-
 def active(
     model: Model,
     variables: Mapping[str, Any],
@@ -41,7 +27,7 @@ def active(
     taps: Sequence[str],
 ) -> dict[str, Bool[Array, "batch *tap"]]:
     """Where the ReLU behind each tap is on: one forward pass; see `forward`."""
-    return forward(model, variables, images, taps).active
+    return forward(model, variables, images, taps)[1]
 
 
 def forward(
@@ -50,8 +36,8 @@ def forward(
     images: Float[Array, "batch height width channels"],
     taps: Sequence[str],
     offsets: Mapping[str, Float[Array, "batch *tap"]] | None = None,
-) -> Traced:
-    """One forward pass: logits, features, and where the ReLU behind each tap is on.
+) -> tuple[splitting.Forward, dict[str, Bool[Array, "batch *tap"]]]:
+    """One forward pass: its logits and features, and where the ReLU behind each tap is on.
 
     A tap that is itself the input of the linear head counts as on where the weight of the largest
     logit is not zero, which is exact.
@@ -103,7 +89,7 @@ def forward(
             results[tap] = jnp.any(jnp.stack(masks), axis=0)
         else:
             results[tap] = model.head_weights(variables).T[largest] != 0
-    return Traced(values[logits], values[features], results)
+    return splitting.Forward(values[logits], values[features], {}), results
 
 
 def check(model: Model, taps: Sequence[str]) -> None:

@@ -25,7 +25,7 @@ def si_c(
     *,
     components: str | Sequence[str] = tuple(COMPONENTS),
     clip: bool = True,
-    shrinkage: float | str = 0.1,
+    shrinkage: int | float | str = 0.1,
     max_channels: int = 4096,
     max_calibration: int = 5000,
     taps: Taps = None,
@@ -52,7 +52,7 @@ def si_c(
 
     Densities are read off the ReLUs behind the taps (engine `activation`), or, where there is a
     tap that no ReLU follows, off the gradient of the largest logit (engine `gradient`, one
-    backward pass more). A gradient of an exact zero has the logarithm of 1e-30.
+    backward pass more). Where all gradients vanish, the logarithm is that of 1e-30.
 
     Args:
         model: the network, with a linear head.
@@ -80,7 +80,7 @@ def si_c_forward(
     *,
     components: str | Sequence[str] = FORWARD,
     clip: bool = True,
-    shrinkage: float | str = 0.1,
+    shrinkage: int | float | str = 0.1,
     max_channels: int = 4096,
     max_calibration: int = 5000,
     taps: Taps = None,
@@ -102,12 +102,10 @@ def si_c_forward(
 def _plan(model, options, clip, shrinkage, max_channels, max_calibration, seed) -> Plan:
     if not isinstance(clip, bool):
         raise ValueError(f"clip (={clip!r}) must be True or False")
-    if isinstance(shrinkage, str):
-        if shrinkage != "ledoit-wolf":
-            raise ValueError(f"shrinkage (={shrinkage!r}) must be a number or 'ledoit-wolf'")
-    elif isinstance(shrinkage, bool) or not 0 < shrinkage <= 1:
-        raise ValueError(f"shrinkage (={shrinkage!r}) must be in (0, 1]")
-    else:
+    if shrinkage != "ledoit-wolf":
+        number = isinstance(shrinkage, int | float) and not isinstance(shrinkage, bool)
+        if not number or not 0 < shrinkage <= 1:
+            raise ValueError(f"shrinkage (={shrinkage!r}) must be in (0, 1], or 'ledoit-wolf'")
         shrinkage = float(shrinkage)
     check_count("max_calibration", max_calibration, calibration.LEAST_IMAGES)
     found = reader(model, max_channels=max_channels, seed=seed, **options)

@@ -44,7 +44,7 @@ def fit(
     channels: Channels | None = None,
     *,
     components: Sequence[str] = tuple(COMPONENTS),
-    shrinkage: float | str = 0.1,
+    shrinkage: int | float | str = 0.1,
     max_calibration: int = 5000,
     seed: int = 0,
 ) -> State:

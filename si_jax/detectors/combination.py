@@ -21,6 +21,9 @@ COMPONENTS = {
 """Component -> what its reading is called, in the order in which components are always listed."""
 
 LEAST = 1e-30  # what a zero is taken for before its logarithm; float32 still holds it
+LIMIT = 10.0
+"""How many deviations a component can speak for in-distribution: far beyond any such image, yet so
+that a single one, such as gradients that all vanish in a dead network, does not outweigh others."""
 
 
 def apply(
@@ -60,7 +63,7 @@ def combine(
     components: Sequence[str],
     clip: bool,
 ) -> Float[Array | np.ndarray, "batch"]:
-    """The score: the sum of the standardised components.
+    """The score: the sum of the standardised components, each of them cut off at `LIMIT`.
 
     Args:
         standardised: components less their medians, divided by their spreads; 0 is typical.
@@ -69,10 +72,8 @@ def combine(
             there: an image whose densities are closer to the mean than usual is no more
             in-distribution for it.
     """
-    columns = {name: standardised[:, i] for i, name in enumerate(components)}
-    if clip and "zero-deflation" in columns:
-        columns["zero-deflation"] = columns["zero-deflation"].clip(max=0)
-    return sum(columns.values())
+    limits = [0.0 if clip and name == "zero-deflation" else LIMIT for name in components]
+    return standardised.clip(max=np.float32(limits)).sum(axis=-1)
 
 
 def standardise(

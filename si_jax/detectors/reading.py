@@ -167,8 +167,7 @@ def _passes(model, variables, images, taps, engine, inner):
 
     def run(offsets):
         if engine == "activation":
-            out = activation.forward(model, variables, images, taps, offsets)
-            active = out.active
+            out, active = activation.forward(model, variables, images, taps, offsets)
         else:
             edit = {k: lambda z, k=k: z + offsets[k] for k in offsets}
             out, active = splitting.forward(model, variables, images, edit=edit), None
