@@ -35,8 +35,8 @@ def forward(
     variables: Mapping[str, Any],
     images: Float[Array, "batch height width channels"],
     taps: Sequence[str],
-    offsets: Mapping[str, Float[Array, "batch *tap"]] | None = None,
-) -> tuple[splitting.Forward, dict[str, Bool[Array, "batch *tap"]]]:
+    offsets: Mapping[str, Float[Array, "batch ..."]] | None = None,
+) -> tuple[splitting.Forward, dict[str, Bool[Array, "batch ..."]]]:
     """One forward pass: its logits and features, and where the ReLU behind each tap is on.
 
     A tap that is itself the input of the linear head counts as on where the weight of the largest
