@@ -40,7 +40,7 @@ def held_out(seed: int = 0) -> Iterator[bool]:
 
 
 def fit(
-    readings: Iterable[Mapping[str, Num[np.ndarray, "batch ..."]]],
+    readings: Iterable[Mapping[str, Num[np.ndarray, "..."]]],
     channels: Channels | None = None,
     *,
     components: Sequence[str] = tuple(COMPONENTS),
