@@ -61,8 +61,8 @@ def si_c(
         clip: whether zero-deflation counts only below its median.
         shrinkage: share of the identity in the covariance, in (0, 1], or `"ledoit-wolf"`.
         max_channels: most channels whose densities are used, drawn from each tap in proportion to
-            its channels, at least one each. The fit takes `32 * max_channels^2` bytes, half a GB
-            by default, what it leaves an eighth of that.
+            its channels, at least one each. The fit takes `48 * max_channels^2` bytes, 0.8 GB by
+            default, and leaves a twelfth of that.
         max_calibration: most images that medians and quantiles are taken of.
         taps: taps of zero-deflation, see `si_jax.splitting.select`; None for the network's own.
         inner: taps of channel-average; None for the network's own.
