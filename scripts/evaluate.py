@@ -19,7 +19,7 @@ from si_jax.detectors import DETECTORS, default_options
 from si_jax.runs import Run
 from si_jax.store import Store
 
-DEFAULT_DETECTORS = ("si-z", "gaia-z", "msp", "max-logit", "energy")
+DEFAULT_DETECTORS = ("si-c", "si-z", "gaia-z", "msp", "max-logit", "energy")
 DEFAULT_CHECKPOINTS = {"digits": "digits"}
 
 
@@ -35,7 +35,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         " another framework; 'random' for fresh weights")  # fmt: skip
     add("--model", help="architecture, for --checkpoint FILE or --checkpoint random")
     add("--normalisation", help="of a FILE's network: cifar10, cifar100, imagenet or half")
-    add("--detectors", nargs="+", default=list(DEFAULT_DETECTORS), metavar="NAME")
+    add("--detectors", nargs="+", metavar="NAME", help=f"default: {' '.join(DEFAULT_DETECTORS)};"
+        " without training images, those of them that need none")  # fmt: skip
     add("--set", nargs="+", default=[], metavar="DETECTOR.OPTION=VALUE", dest="options")
     add("--preset", help="S&I: published (default) or published-defaults")
     add("--steps", type=int, help="S&I: number of gradients integrated")
@@ -91,6 +92,8 @@ def main(argv: list[str] | None = None) -> None:
     # the protocol decides the size; every architecture here pools globally and takes any
     model = dataclasses.replace(model, input_size=found.preprocessing.crop)
     detectors = make_detectors(args, model)
+    if args.detectors is None and found.train is None:
+        detectors = without_fits(args, detectors, found.train_absent)
     job = evaluation.Job(
         model=model,
         detectors=detectors,
@@ -140,7 +143,7 @@ def main(argv: list[str] | None = None) -> None:
 def make_detectors(args: argparse.Namespace, model: si_jax.Model) -> dict:
     """The detectors that the command line asks for."""
     return evaluation.make_detectors(
-        args.detectors,
+        args.detectors or DEFAULT_DETECTORS,
         model,
         common={
             key: value
@@ -150,6 +153,19 @@ def make_detectors(args: argparse.Namespace, model: si_jax.Model) -> dict:
         options=parse_options(args.options),
         batch_size=args.batch_size,
     )
+
+
+def without_fits(args, detectors: dict, absent: str) -> dict:
+    """The default detectors less those that need training images, with a line on stderr.
+
+    Those that `--set` names are kept, as if asked for.
+    """
+    asked = parse_options(args.options)
+    needy = [name for name, d in detectors.items() if d.needs_fit and name not in asked]
+    for name in needy:
+        why = f"it must be fitted on training images, which are absent: {absent}"
+        print(f"{name} is left out: {why}", file=sys.stderr)
+    return {name: d for name, d in detectors.items() if name not in needy}
 
 
 def fit_detectors(args, job: evaluation.Job, found: benchmarks.Resolved, out: Path) -> dict:
@@ -234,7 +250,7 @@ def list_detectors() -> None:
 def list_taps(detectors) -> None:
     """Print the taps of every detector that has some, in order."""
     for name, detector in detectors.items():
-        for role in ("taps", "outer"):
+        for role in ("taps", "inner", "outer"):
             taps = detector.settings.get(role, [])
             for index, tap in enumerate([taps] if isinstance(taps, str) else taps):
                 print(f"{name}  {role}  {index:3d}  {tap}")

@@ -26,23 +26,44 @@ def active(
     images: Float[Array, "batch height width channels"],
     taps: Sequence[str],
 ) -> dict[str, Bool[Array, "batch *tap"]]:
-    """Where the ReLU behind each tap is on: one forward pass.
+    """Where the ReLU behind each tap is on: one forward pass; see `forward`."""
+    return forward(model, variables, images, taps)[1]
+
+
+def forward(
+    model: Model,
+    variables: Mapping[str, Any],
+    images: Float[Array, "batch height width channels"],
+    taps: Sequence[str],
+    offsets: Mapping[str, Float[Array, "batch ..."]] | None = None,
+) -> tuple[splitting.Forward, dict[str, Bool[Array, "batch ..."]]]:
+    """One forward pass: its logits and features, and where the ReLU behind each tap is on.
 
     A tap that is itself the input of the linear head counts as on where the weight of the largest
     logit is not zero, which is exact.
 
+    Args:
+        model: the network.
+        variables: its variables.
+        images: normalised images.
+        taps: paths whose ReLUs are looked for.
+        offsets: path -> what is added to that sub-module's output, so that the pass can be
+            differentiated there.
+
     Raises:
         ValueError: if some tap is not followed by a ReLU; the message names them all.
     """
+    arguments = (variables, images, dict(offsets or {}))
 
-    def run(variables, images):
-        out = splitting.forward(model, variables, images, record=taps)
+    def run(variables, images, offsets):
+        edit = {path: lambda out, path=path: out + offsets[path] for path in offsets}
+        out = splitting.forward(model, variables, images, record=taps, edit=edit)
         return [out.logits, out.features, *(out.outputs[k] for k in taps)]
 
-    closed = jax.make_jaxpr(run)(variables, images)
+    closed = jax.make_jaxpr(run)(*arguments)
     jaxpr = closed.jaxpr
-    _, features, *tapped = jaxpr.outvars
-    wanted = [jaxpr.outvars[0]]
+    logits, features, *tapped = jaxpr.outvars
+    wanted = [logits, features]
     relus: dict[str, list[Any]] = {}
     for tap, var in zip(taps, tapped, strict=True):
         if var is not features:
@@ -58,9 +79,9 @@ def active(
     part = jaxpr.replace(
         outvars=wanted, debug_info=jaxpr.debug_info.with_unknown_names(), effects=jaxpr.effects
     )
-    leaves = jax.tree.leaves((variables, images))
+    leaves = jax.tree.leaves(arguments)
     values = dict(zip(wanted, jax.core.eval_jaxpr(part, closed.consts, *leaves), strict=True))
-    largest = jnp.argmax(values[jaxpr.outvars[0]], axis=-1)
+    largest = jnp.argmax(values[logits], axis=-1)
     results = {}
     for tap in taps:
         if tap in relus:
@@ -68,7 +89,17 @@ def active(
             results[tap] = jnp.any(jnp.stack(masks), axis=0)
         else:
             results[tap] = model.head_weights(variables).T[largest] != 0
-    return results
+    return splitting.Forward(values[logits], values[features], {}), results
+
+
+def check(model: Model, taps: Sequence[str]) -> None:
+    """Refuse taps that no ReLU follows, before any image is scored.
+
+    Raises:
+        ValueError: if some tap is not followed by a ReLU; the message names them all.
+    """
+    image = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
+    jax.eval_shape(lambda v, x: active(model, v, x, taps), model.variables, image)
 
 
 def _relu_inputs(jaxpr: Any, tap: Any) -> list[Any]:

@@ -28,11 +28,16 @@ TFDS_SETS = (("cifar10", "test"), ("cifar100", "test"), ("svhn_cropped", "test")
 LEAST_SECONDS = 0.3
 """How long short programs are timed at a time, being called over and over."""
 
+FIT_IMAGES = 40
+"""How many images those detectors that need a fit are fitted on; no time depends on it much."""
+
 TIMED: dict[str, tuple[str, dict[str, Any]]] = {
     "energy": ("energy", {}),
     "gaia-z, gradient": ("gaia-z", {"engine": "gradient"}),
     "si-z, activation": ("si-z", {"engine": "activation"}),
     "si-z, gradient": ("si-z", {"engine": "gradient"}),
+    "si-c-forward": ("si-c-forward", {}),
+    "si-c": ("si-c", {}),
     "si-z, general, 2 steps": ("si-z", {"engine": "general", "steps": 2}),
     "si-a, general, 2 steps": ("si-a", {"engine": "general", "steps": 2}),
 }
@@ -167,7 +172,8 @@ def random_model(
 def time_detectors(model: Model, *, batch_size: int, repeats: int) -> list[dict[str, Any]]:
     """What detectors cost in forward passes, on one device.
 
-    All programs run once in each repetition, so that the machine's moods touch them alike; a ratio
+    Detectors that learn from training images learn from random ones here. All programs run once in
+    each repetition, so that the machine's moods touch them alike; a ratio
     is that of two times of one repetition.
 
     Args:
@@ -186,29 +192,34 @@ def time_detectors(model: Model, *, batch_size: int, repeats: int) -> list[dict[
     if batch_size < 1:
         raise ValueError(f"batch_size (={batch_size}) must be at least 1")
 
-    def forward(variables, images):
+    def forward(variables, images, state):
         return splitting.forward(model, variables, model.normalise(images)).logits
-
-    functions = {"forward pass": forward}
-    for title, (name, options) in TIMED.items():
-        detector = make_detector(name, model, batch_size=batch_size, **options)
-        functions[title] = lambda v, x, compute=detector.compute: compute(Inputs(model, v, x), {})
 
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (batch_size, *model.image_shape), np.uint8)
-    arguments = jax.device_put((model.variables, images), jax.local_devices()[0])
+    others = rng.integers(0, 256, (FIT_IMAGES, *model.image_shape), np.uint8)
+    functions, states = {"forward pass": forward}, {"forward pass": {}}
+    for title, (name, options) in TIMED.items():
+        detector = make_detector(name, model, batch_size=batch_size, **options)
+        compute = detector.compute
+        functions[title] = lambda v, x, s, compute=compute: compute(Inputs(model, v, x), s)
+        states[title] = detector.fit(others).state if detector.needs_fit else {}
+
+    device = jax.local_devices()[0]
+    shared = jax.device_put((model.variables, images), device)
+    arguments = {k: (*shared, jax.device_put(state, device)) for k, state in states.items()}
     programs, compile_seconds = {}, {}
     for title, function in tqdm(functions.items(), desc="compiling", unit="program", leave=False):
         began = time.perf_counter()
-        programs[title] = jax.jit(function).lower(*arguments).compile()
+        programs[title] = jax.jit(function).lower(*arguments[title]).compile()
         compile_seconds[title] = time.perf_counter() - began
-        jax.block_until_ready(programs[title](*arguments))
-    calls = {title: _calls(program, arguments) for title, program in programs.items()}
+        jax.block_until_ready(programs[title](*arguments[title]))
+    calls = {title: _calls(program, arguments[title]) for title, program in programs.items()}
 
     seconds: dict[str, list[float]] = {title: [] for title in programs}
     for _ in tqdm(range(repeats), desc="timing", unit="repetition", leave=False):
         for title, program in programs.items():
-            seconds[title].append(_seconds(program, arguments, calls[title]))
+            seconds[title].append(_seconds(program, arguments[title], calls[title]))
 
     rows = []
     for title, program in programs.items():

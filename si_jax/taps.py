@@ -24,12 +24,21 @@ TAPS: dict[type, dict[str, tuple[str, ...]]] = {
             "layer{last}_*/shortcut_bn",
         ),
         "outer": ("layer{last}_{final}",),
+        "si-c": ("conv1", "layer*/bn?", "layer*/shortcut_bn"),
+        "si-c-inner": (
+            "layer{before_last}_*/bn?",
+            "layer{before_last}_*/shortcut_bn",
+            "layer{last}_*/bn?",
+            "layer{last}_*/shortcut_bn",
+        ),
     },
     WideResNet: {
         "si-z": ("block*/bn?", "bn1", "pool"),
         "gaia-z": ("block*/bn?", "bn1"),
         "inner": ("block*/bn?", "bn1"),
         "outer": ("pool",),
+        "si-c": ("block*/bn?", "bn1"),
+        "si-c-inner": ("block2_*/bn?", "block3_*/bn?", "bn1"),
     },
     BiT: {
         "si-z": (_BLOCK4, "before_head"),
@@ -38,11 +47,16 @@ TAPS: dict[type, dict[str, tuple[str, ...]]] = {
         "gaia-z:gn": (_BLOCK4, "before_head/gn"),
         "inner": (_BLOCK4,),
         "outer": ("before_head",),
+        "si-c": (_BLOCK4, "before_head/gn"),
+        "si-c-inner": (_BLOCK4,),
     },
 }
 """Network -> role -> patterns.
 
 `si-z` and `gaia-z` are the taps of zero-deflation, `inner` and `outer` those of channel-average.
+`si-c` are those of the calibrated form's densities: the norms
+and the stem, but no pooled tap, whose every density is 1; `si-c-inner` are those of its gradient,
+the norms of the last two stages (of BiT's last block, before which no gradient is needed).
 A role with `:gn` behind it is the named variant of BiT's tenth tap: the GroupNorm inside
 `before_head` in place of `before_head` itself, which the published evaluation uses for Textures.
 """
@@ -56,7 +70,7 @@ def default_taps(model: Model, role: str, variant: str | None = None) -> tuple[s
 
     Args:
         model: the network.
-        role: `"si-z"`, `"gaia-z"`, `"inner"` or `"outer"`.
+        role: `"si-z"`, `"gaia-z"`, `"inner"`, `"outer"`, `"si-c"` or `"si-c-inner"`.
         variant: a named variant of the role, such as BiT's `"gn"`; None for the default.
 
     Raises:

@@ -625,6 +625,37 @@ def test_unreadable_images_of_a_folder(script, tmp_path, capsys):
         assert "left out of odd: 1 unreadable" in printed.out
 
 
+def test_the_default_detectors_with_and_without_training_images(
+    script, tmp_path, capsys, monkeypatch
+):
+    import dataclasses
+
+    few = ["--limit", "8", "--fit-limit", "30"]
+    results, _ = script(*few, "--out", str(tmp_path / "with"))
+    assert list(results["results"]) == ["si-c", "si-z", "gaia-z", "msp", "max-logit", "energy"]
+    assert results["fit"] == {"set": "digits_train", "images": 30, "detectors": ["si-c"]}
+    assert "left out" not in capsys.readouterr().err
+
+    resolve = evaluate.benchmarks.resolve
+
+    def without_training(*args, **options):
+        return dataclasses.replace(
+            resolve(*args, **options), train=None, train_absent="it is nowhere."
+        )
+
+    monkeypatch.setattr(evaluate.benchmarks, "resolve", without_training)
+    results, _ = script(*few, "--out", str(tmp_path / "without"))
+    assert list(results["results"]) == ["si-z", "gaia-z", "msp", "max-logit", "energy"]
+    assert results["fit"] == {}
+    told = [x for x in capsys.readouterr().err.splitlines() if "left out" in x]
+    assert told == [
+        "si-c is left out: it must be fitted on training images, which are absent: it is nowhere."
+    ]
+    for asked in (["--detectors", "energy", "si-c"], ["--set", "si-c.clip=false"]):
+        with pytest.raises(ValueError, match=r"si-c must be fitted .* it is nowhere"):
+            script(*few, *asked, "--out", str(tmp_path / "asked"))
+
+
 def test_a_network_that_gives_nan(script, tmp_path, capsys, monkeypatch, digits_model):
     import dataclasses
 

@@ -3,13 +3,32 @@
 import inspect
 from typing import Any
 
-from si_jax.detectors import features, gaussians, gradients, logits, si, training_features
+from si_jax.detectors import (
+    calibrated,
+    features,
+    gaussians,
+    gradients,
+    logits,
+    si,
+    training_features,
+)
 from si_jax.detectors.base import Detector, Inputs, Method, Plan
 from si_jax.model import Model
 
 __all__ = ["DETECTORS", "Detector", "Inputs", "Method", "Plan", "default_options", "make_detector"]
 
 DETECTORS: dict[str, Method] = {
+    "si-c": Method(
+        calibrated.si_c,
+        "S&I calibrated: energy, channel-average and zero-deflation",
+        "this library, after S&I",
+        batch_size=32,
+    ),
+    "si-c-forward": Method(
+        calibrated.si_c_forward,
+        "S&I calibrated, without a gradient: energy and zero-deflation",
+        "this library, after S&I",
+    ),
     "si-z": Method(si.si_z, "S&I zero-deflation", "S&I, ICML 2025", batch_size=32),
     "si-a": Method(si.si_a, "S&I channel-average", "S&I, ICML 2025", batch_size=16),
     "gaia-z": Method(si.gaia_z, "GAIA zero-deflation", "Chen et al., NeurIPS 2023"),
@@ -91,7 +110,8 @@ def make_detector(
             f"detector {name!r} does not take the option {', '.join(unknown)}; it takes"
             f" {', '.join(known) or 'none'}"
         )
-    options = {key: _as(known[key], key, value) for key, value in options.items()}
+    kinds = {key: p.annotation for key, p in inspect.signature(method.build).parameters.items()}
+    options = {key: _as(kinds[key], key, value) for key, value in options.items()}
     size = method.batch_size if batch_size is None else batch_size
     return Detector(name, model, method.build(model, **options), size)
 
@@ -102,9 +122,9 @@ def default_options(name: str) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
-def _as(default: Any, name: str, value: Any) -> Any:
-    """`value` as a float where the default is one, so that 90 and 90.0 are one setting."""
-    if not isinstance(default, float):
+def _as(kind: Any, name: str, value: Any) -> Any:
+    """`value` as a float where the option is one, so that 90 and 90.0 are one setting."""
+    if kind is not float:
         return value
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{name} (={value!r}) must be a number")

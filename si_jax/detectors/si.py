@@ -9,7 +9,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -158,9 +157,8 @@ def _zero_deflation(model, path, role, engine, taps, variant, tap_chunk) -> Plan
     one_step = path.steps == 1 or path.combine == "add"
     fitting = ("general", "gradient", "activation") if one_step else ("general",)
     engine = _engine(engine, fitting, f"{role} with combine={path.combine!r}, steps={path.steps}")
-    if engine == "activation":  # refuses taps that no ReLU follows, before any image is scored
-        image = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
-        jax.eval_shape(lambda v, x: activation.active(model, v, x, taps), model.variables, image)
+    if engine == "activation":
+        activation.check(model, taps)
 
     def compute(inputs: Inputs, state: State):
         args = (inputs.model, inputs.variables, inputs.images, taps)
@@ -171,7 +169,7 @@ def _zero_deflation(model, path, role, engine, taps, variant, tap_chunk) -> Plan
         else:
             integrated = integrate(*args, target=max_logit, path=path, tap_chunk=tap_chunk)
             nonzero = {k: a != 0 for k, a in integrated.items()}
-        densities = [_over_positions(nonzero[k].astype(jnp.float32)) for k in taps]
+        densities = [over_positions(nonzero[k].astype(jnp.float32)) for k in taps]
         return {
             "score": -jnp.mean(jnp.concatenate(densities, axis=-1) ** 2, axis=-1),
             "tap_density": jnp.stack([jnp.mean(d, axis=-1) for d in densities], axis=-1),
@@ -209,8 +207,8 @@ def _channel_average(model, path, select, engine, taps, outer, tap_chunk) -> Pla
         else:
             inner = integrate(*args, taps, target=feature_sum, path=path, tap_chunk=tap_chunk)
             end = integrate(*args, [outer_tap], target=log_softmax_sum, path=path)
-        scale = jnp.mean(jnp.abs(_over_positions(end[outer_tap])), axis=-1)  # outer^2
-        v2 = [_over_positions(inner[k]) ** 2 for k in taps]
+        scale = jnp.mean(jnp.abs(over_positions(end[outer_tap])), axis=-1)  # outer^2
+        v2 = [over_positions(inner[k]) ** 2 for k in taps]
         return {
             "score": -jnp.mean(jnp.concatenate(v2, axis=-1), axis=-1) / scale,
             "tap_average": jnp.stack([jnp.mean(v, axis=-1) for v in v2], axis=-1),
@@ -237,6 +235,6 @@ def selected_features(
     return jnp.zeros(weights.shape[0], weights.dtype).at[chosen].set(1)
 
 
-def _over_positions(x: Float[Array, "batch *space channels"]) -> Float[Array, "batch channels"]:
+def over_positions(x: Float[Array, "batch *space channels"]) -> Float[Array, "batch channels"]:
     """Mean over everything between the batch and the channels."""
     return jnp.mean(x, axis=tuple(range(1, x.ndim - 1)))

@@ -1,0 +1,150 @@
+"""S&I-C, the calibrated form of Splitting & Integrating.
+
+The activation densities of zero-deflation relative to their distribution over training images, the
+gradients of channel-average with their two parts apart, and the energy, all of them standardised
+on training images. One forward pass, and one backward pass where gradients are asked for.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from si_jax import activation
+from si_jax.detectors import calibration
+from si_jax.detectors.base import Batches, Inputs, Plan, State
+from si_jax.detectors.combination import COMPONENTS, apply
+from si_jax.detectors.reading import Reader, batched, canonical_components, check_count, reader
+from si_jax.model import Model
+from si_jax.splitting import Taps
+
+FORWARD = ("energy", "zero-deflation")
+
+
+def si_c(
+    model: Model,
+    *,
+    components: str | Sequence[str] = tuple(COMPONENTS),
+    clip: bool = True,
+    shrinkage: int | float | str = 0.1,
+    max_channels: int = 4096,
+    max_calibration: int = 5000,
+    taps: Taps = None,
+    inner: Taps = None,
+    seed: int = 0,
+) -> Plan:
+    """S&I-C: the sum of energy, channel-average and zero-deflation, each standardised.
+
+    Of an image with logits `f` of C classes and `p = softmax(f)`:
+
+    - energy: `logsumexp(f)`;
+    - channel-average: `log(outer^2) - log(mean_c v_c^2)`, minus the logarithm of S&I-A's
+      abnormality with its parts averaged apart. `v` is the absolute mean over the positions of the
+      gradient of the features' sum at the inner taps. `outer^2` is the mean over the features c of
+      `|sum_j (1 - C p_j) W_cj| / positions`, with W the head's weights: S&I-A's outer part, for a
+      linear head behind an average over the positions;
+    - zero-deflation: `-0.5 log(u' S^-1 u)`, where `u` are the densities of all channels of the
+      taps, standardised, and `S = (1 - shrinkage) Cov(u) + shrinkage I`.
+
+    The score is the sum of these less their medians, divided by (95 % - 5 % quantile) / 3.29; see
+    `si_jax.detectors.combination.combine`. Means and covariance are fitted on 70 % of the training
+    images, medians and quantiles on the other 30 %; no labels are needed; see
+    `si_jax.detectors.calibration.fit`. The combination was chosen on CIFAR networks.
+
+    Densities are read off the ReLUs behind the taps (engine `activation`), or, where there is a
+    tap that no ReLU follows, off the gradient of the largest logit (engine `gradient`, one
+    backward pass more). Where all gradients vanish, the logarithm is that of 1e-30.
+
+    Args:
+        model: the network, with a linear head.
+        components: any of `energy`, `channel-average`, `zero-deflation`, as a sequence or one
+            string with commas.
+        clip: whether zero-deflation counts only below its median.
+        shrinkage: share of the identity in the covariance, in (0, 1], or `"ledoit-wolf"`.
+        max_channels: most channels whose densities are used, drawn from each tap in proportion to
+            its channels, at least one each. The fit takes `48 * max_channels^2` bytes, 0.8 GB by
+            default, and leaves a twelfth of that.
+        max_calibration: most images that medians and quantiles are taken of.
+        taps: taps of zero-deflation, see `si_jax.splitting.select`; None for the network's own.
+        inner: taps of channel-average; None for the network's own.
+        seed: seed of the draws of channels and of images.
+
+    Raises:
+        ValueError: if an option makes no sense, or the head is not linear.
+    """
+    options = {"components": components, "taps": taps, "inner": inner}
+    return _plan(model, options, clip, shrinkage, max_channels, max_calibration, seed)
+
+
+def si_c_forward(
+    model: Model,
+    *,
+    components: str | Sequence[str] = FORWARD,
+    clip: bool = True,
+    shrinkage: int | float | str = 0.1,
+    max_channels: int = 4096,
+    max_calibration: int = 5000,
+    taps: Taps = None,
+    seed: int = 0,
+) -> Plan:
+    """S&I-C without a gradient: energy and zero-deflation, one forward pass; see `si_c`.
+
+    Raises:
+        ValueError: as `si_c`; if channel-average is asked for, or no ReLU follows some tap.
+    """
+    components = canonical_components(components, FORWARD)
+    options = {"components": components, "taps": taps, "inner": None}
+    plan = _plan(model, options, clip, shrinkage, max_channels, max_calibration, seed)
+    if plan.settings.get("engine") == "gradient":
+        activation.check(model, plan.settings["taps"])  # says which tap lacks its ReLU
+    return plan
+
+
+def _plan(model, options, clip, shrinkage, max_channels, max_calibration, seed) -> Plan:
+    if not isinstance(clip, bool):
+        raise ValueError(f"clip (={clip!r}) must be True or False")
+    if shrinkage != "ledoit-wolf":
+        number = isinstance(shrinkage, int | float) and not isinstance(shrinkage, bool)
+        if not number or not 0 < shrinkage <= 1:
+            raise ValueError(f"shrinkage (={shrinkage!r}) must be in (0, 1], or 'ledoit-wolf'")
+        shrinkage = float(shrinkage)
+    check_count("max_calibration", max_calibration, calibration.LEAST_IMAGES)
+    found = reader(model, max_channels=max_channels, seed=seed, **options)
+    score_options = {"components": found.components, "clip": clip}
+
+    def fit(batches: Batches) -> State:
+        return calibration.fit(
+            _stream(found, model, batches),
+            found.channels,
+            components=found.components,
+            shrinkage=shrinkage,
+            max_calibration=max_calibration,
+            seed=seed,
+        )
+
+    def compute(inputs: Inputs, state: State):
+        return apply(state, found.read(inputs.variables, inputs.images), **score_options)
+
+    settings = {
+        "components": list(found.components),
+        "clip": clip,
+        "shrinkage": shrinkage,
+        "max_channels": max_channels,
+        "max_calibration": max_calibration,
+        "seed": seed,
+    }
+    if found.channels:
+        settings |= {"engine": found.engine, "taps": list(found.channels.taps)}
+    if found.inner:
+        settings["inner"] = list(found.inner)
+    return Plan(compute, settings, forward_only=False, fit=fit)
+
+
+def _stream(found: Reader, model: Model, batches: Batches) -> Iterator[Mapping[str, np.ndarray]]:
+    """Readings of the fitting images, batch by batch."""
+    run, size = batched(found, model), 0
+    for images, _ in batches():
+        if len(images):
+            size = max(size, len(images))  # a last, shorter batch is padded, not compiled again
+            yield run.batch(model.check(images), batch_size=size)
+    if not size:
+        raise ValueError("images is empty: there is nothing to fit on")

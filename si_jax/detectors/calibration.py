@@ -1,0 +1,220 @@
+"""The fit of S&I-C by readings alone: NumPy arrays in and out, no network.
+
+Readings (see `si_jax.detectors.combination`) can be computed once, by
+`si_jax.detectors.reading.readings`, and then be fitted here in many ways.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float, Num
+from scipy.linalg import solve_triangular
+
+from si_jax.detectors.base import State
+from si_jax.detectors.channels import Channels
+from si_jax.detectors.combination import (
+    COMPONENTS,
+    component_values,
+    standardise,
+    tap_abnormality,
+)
+
+BLOCK, HELD_OUT = 10, 3
+"""Of every ten fitting images in a row, three are for the calibration part."""
+
+LEAST_IMAGES = 2 * BLOCK  # 14 and 6: far too few for good scores, yet enough to compute some
+LEAST_SHRINKAGE = 1e-3  # below which a covariance with doubled channels could be singular
+DEVIATIONS = 3.29  # a normal distribution's 95 % quantile minus its 5 % quantile
+
+
+def held_out(seed: int = 0) -> Iterator[bool]:
+    """Whether each fitting image in turn is for the calibration part; without end.
+
+    Three of every ten in a row, drawn at random, so that it depends on the position in the stream
+    alone, and the parts are of 70 % and 30 % however few images there are.
+    """
+    rng = np.random.default_rng(seed)
+    while True:
+        yield from (rng.permutation(BLOCK) < HELD_OUT).tolist()
+
+
+def fit(
+    readings: Iterable[Mapping[str, Num[np.ndarray, "..."]]],
+    channels: Channels | None = None,
+    *,
+    components: Sequence[str] = tuple(COMPONENTS),
+    shrinkage: int | float | str = 0.1,
+    max_calibration: int = 5000,
+    seed: int = 0,
+) -> State:
+    """Learn from the readings of in-distribution images what `apply` needs.
+
+    `mean`, `sigma` and the covariance come from 70 % of the images, medians and quantiles from
+    the other 30 % (fitted and standardised on the same images, the distances would come out far
+    too small). Channels that never vary are left out: nothing is known of how they do, and their
+    slightest deviation would decide. For the same reason `sigma` is at least half a position's
+    share, so that a difference of one position never counts as more than two deviations.
+
+    Args:
+        readings: parts of any size, in the order of the images.
+        channels: what the densities are of; needed for zero-deflation.
+        components: keys of `COMPONENTS`, in its order.
+        shrinkage: share of the identity in the covariance of the standardised densities, or
+            `"ledoit-wolf"` for the share of Ledoit & Wolf (Journal of Multivariate Analysis, 2004),
+            which it estimates from at most `max_calibration` images of the first part.
+        max_calibration: most images of the second part that are kept, drawn at random.
+        seed: seed of the draws.
+
+    Returns:
+        float32 arrays. Of K components `"median"` and `"spread"` (K,). With zero-deflation of D
+        channels at T taps: `"mean"` and `"scale"` (D,), the latter 1 / sigma, or 0 for a channel
+        that is left out; `"whiten"` (D, D) with `whiten @ whiten.T` the inverse of the covariance;
+        `"tap_share"` (D, T), which takes the mean over each tap's channels; and `"tap_calibration"`
+        (n, T), the abnormality of each tap for the n images of the second part, each column
+        sorted; and `"shrinkage"`, the share of the identity.
+
+    Raises:
+        ValueError: if there are fewer than 20 images, a reading is not finite, or nothing varies.
+    """
+    dense = "zero-deflation" in components
+    names = [COMPONENTS[c] for c in components if c != "zero-deflation"] + ["density"] * dense
+    apart, sums = held_out(seed), Moments()
+    kept = Sample(max_calibration, [seed, 1])
+    rows = Sample(max_calibration if shrinkage == "ledoit-wolf" else 0, [seed, 2])
+    count = 0
+    for part in readings:
+        columns = [np.reshape(part[name], (len(part[name]), -1)) for name in names]
+        table = np.concatenate(columns, axis=-1).astype(np.float32)
+        if not np.isfinite(table).all():
+            raise ValueError(
+                "the network gives a reading that is NaN or infinite for a fitting image: its"
+                " weights or the images are broken"
+            )
+        count += len(table)
+        second = np.fromiter(itertools.islice(apart, len(table)), bool, len(table))
+        kept.add(table[second])
+        if dense:
+            density = table[~second, len(names) - 1 :]
+            sums.add(density)
+            rows.add(density)
+    if count < LEAST_IMAGES:
+        raise ValueError(
+            f"images (={count}) are too few to fit on: give at least {LEAST_IMAGES}, and better"
+            " thousands"
+        )
+    table = np.stack(kept.rows)
+    held = {name: table[:, i] for i, name in enumerate(names)}
+    state: dict[str, np.ndarray] = {}
+    if dense:
+        held["density"] = table[:, len(names) - 1 :]
+        state = _densities(sums, channels, shrinkage, rows.rows)
+        abnormality = tap_abnormality(state, standardise(state, held["density"]))
+        state["tap_calibration"] = np.sort(abnormality, axis=0).astype(np.float32)
+    values = component_values(state, held, components)
+    low, median, high = np.percentile(values, [5, 50, 95], axis=0)
+    for name, spread in zip(components, high - low, strict=True):
+        if not spread > 0:
+            raise ValueError(f"{name} does not vary among the fitting images: give others")
+    state["median"], state["spread"] = median, (high - low) / DEVIATIONS
+    return {name: np.asarray(array, np.float32) for name, array in state.items()}
+
+
+class Moments:
+    """Running mean and second moment of rows, in float64, around the first of them."""
+
+    def __init__(self):
+        self.count = 0
+
+    def add(self, rows: Float[np.ndarray, "rows columns"]) -> None:
+        """Take in more rows."""
+        if not len(rows):
+            return
+        if not self.count:
+            self._origin = rows[0].astype(np.float64)
+            self._sum = np.zeros(rows.shape[-1])
+            self._moment = np.zeros((rows.shape[-1], rows.shape[-1]))
+        centred = rows - self._origin
+        self.count += len(rows)
+        self._sum += centred.sum(axis=0)
+        self._moment += centred.T @ centred
+
+    def mean(self) -> Float[np.ndarray, "columns"]:
+        """Mean of the rows so far."""
+        return self._origin + self._sum / self.count
+
+    def covariance(self) -> Float[np.ndarray, "columns columns"]:
+        """Their covariance, divided by their number; exactly 0 for a column that is constant."""
+        mean = self._sum / self.count
+        return self._moment / self.count - np.outer(mean, mean)
+
+
+class Sample:
+    """All rows, or `capacity` of them drawn evenly; not by how they come in parts."""
+
+    def __init__(self, capacity: int, seed: Sequence[int]):
+        self.rows: list[np.ndarray] = []
+        self._capacity = capacity
+        self._seen = 0
+        self._rng = np.random.default_rng(seed)
+
+    def add(self, rows: Float[np.ndarray, "rows columns"]) -> None:
+        """Take in more rows."""
+        for row in rows if self._capacity else ():
+            if self._seen < self._capacity:
+                self.rows.append(row.copy())
+            elif (slot := int(self._rng.random() * (self._seen + 1))) < self._capacity:
+                self.rows[slot] = row.copy()
+            self._seen += 1
+
+
+def ledoit_wolf(
+    standardised: Float[np.ndarray, "images channels"],
+    covariance: Float[np.ndarray, "channels channels"],
+    count: int,
+) -> float:
+    """Ledoit & Wolf's share of the identity in a covariance, at least 0.001.
+
+    `min(b^2, d^2) / d^2` with `d^2 = ||C - m I||^2` and `b^2 = (mean ||u u' - C||^2) / count`
+    (Journal of Multivariate Analysis, 2004, section 3.2), `m` the mean of the diagonal.
+
+    Args:
+        standardised: some or all of the images, of mean 0, for the fourth moments.
+        covariance: that of all `count` images.
+        count: number of images that the covariance was computed from.
+    """
+    square = np.sum(covariance**2)
+    distance = square - np.trace(covariance) ** 2 / len(covariance)
+    fourth = np.mean(np.sum(standardised.astype(np.float64) ** 2, axis=-1) ** 2)
+    share = min(1.0, (fourth - square) / count / distance) if distance > 0 else 1.0
+    return max(share, LEAST_SHRINKAGE)
+
+
+def _densities(
+    moments: Moments, channels: Channels, shrinkage: float | str, rows: list[np.ndarray]
+) -> dict[str, np.ndarray]:
+    """What is learnt of the densities from the first part; see `fit`."""
+    covariance = moments.covariance()
+    variance = np.diag(covariance).copy()
+    varying = variance > 0
+    if not varying.any():
+        raise ValueError("zero-deflation: no density varies among the fitting images: give others")
+    sigma = np.maximum(np.sqrt(np.where(varying, variance, 1)), 0.5 / channels.positions)
+    scale = np.where(varying, 1 / sigma, 0)
+    mean = moments.mean()
+    covariance *= scale[:, None]
+    covariance *= scale
+    share = shrinkage
+    if shrinkage == "ledoit-wolf":
+        some = ((np.stack(rows) - mean) * scale)[:, varying]
+        share = ledoit_wolf(some, covariance[np.ix_(varying, varying)], moments.count)
+    covariance *= 1 - share
+    covariance[np.diag_indices_from(covariance)] += share
+    root = np.linalg.cholesky(covariance)
+    whiten = solve_triangular(root, np.eye(len(root)), lower=True).T
+    tap_share = np.zeros((len(scale), len(channels.taps)))
+    tap_share[np.arange(len(scale)), channels.tap] = varying
+    tap_share /= np.maximum(tap_share.sum(axis=0), 1)
+    state = {"mean": mean, "scale": scale, "whiten": whiten, "tap_share": tap_share}
+    state["shrinkage"] = np.array(share)
+    return {name: array.astype(np.float32) for name, array in state.items()}

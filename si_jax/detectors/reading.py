@@ -1,0 +1,210 @@
+"""What S&I-C reads of an image: energy, channel-average and densities, by shared passes.
+
+The readings are described in `si_jax.detectors.combination`.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from si_jax import activation, splitting
+from si_jax.batching import Batched
+from si_jax.detectors.channels import Channels, select_channels
+from si_jax.detectors.combination import COMPONENTS, LEAST
+from si_jax.detectors.si import over_positions
+from si_jax.integration import max_logit
+from si_jax.model import Model
+from si_jax.splitting import Taps
+from si_jax.taps import default_taps
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What is read of an image, and where.
+
+    Attributes:
+        read: (variables, normalised images) -> readings, see `si_jax.detectors.combination`.
+        components: what the readings are for.
+        channels: the channels whose densities are read; None without zero-deflation.
+        inner: taps of channel-average; empty without it.
+        engine: where densities come from, `"activation"` or `"gradient"`; None without them.
+    """
+
+    read: Callable[[Mapping[str, Any], Array], dict[str, Array]]
+    components: tuple[str, ...]
+    channels: Channels | None
+    inner: tuple[str, ...]
+    engine: str | None
+
+
+def canonical_components(
+    components: str | Sequence[str], known: Sequence[str] = tuple(COMPONENTS)
+) -> tuple[str, ...]:
+    """The components asked for, each once, in the order of `known`.
+
+    Raises:
+        ValueError: if there is none, or an unknown one.
+    """
+    given = components
+    if isinstance(given, str):
+        given = [name.strip() for name in given.split(",")]
+    sequence = isinstance(given, Sequence) and len(given) > 0
+    if not sequence or any(name not in known for name in given):
+        raise ValueError(
+            f"components (={components!r}) must be one or more of {', '.join(known)}, with commas"
+            " in between"
+        )
+    return tuple(name for name in known if name in given)
+
+
+def reader(
+    model: Model,
+    *,
+    components: str | Sequence[str] = tuple(COMPONENTS),
+    max_channels: int = 4096,
+    taps: Taps = None,
+    inner: Taps = None,
+    seed: int = 0,
+) -> Reader:
+    """Decide what is read of an image, and how; arguments as for `si_c`.
+
+    Raises:
+        ValueError: as `si_c`.
+    """
+    components = canonical_components(components)
+    model.head_weights(model.variables)  # refuses a head that is not linear
+    check_count("max_channels", max_channels, 1)
+    check_count("seed", seed, 0)
+    channels, engine, inner_paths, positions = None, None, (), 1
+    if "zero-deflation" in components:
+        paths = default_taps(model, "si-c") if taps is None else splitting.select(model, taps)
+        channels = select_channels(_shapes(model, paths), max_channels, seed)
+        engine = _engine(model, paths)
+    if "channel-average" in components:
+        inner_paths = (
+            default_taps(model, "si-c-inner") if inner is None else splitting.select(model, inner)
+        )
+        (outer,) = default_taps(model, "outer")
+        if outer != splitting.FEATURES:
+            positions = math.prod(_shapes(model, [outer])[outer][:-1])
+
+    def read(variables, images):
+        tapped = channels.taps if channels else ()
+        logits, gradients, active = _passes(model, variables, images, tapped, engine, inner_paths)
+        energy = jax.nn.logsumexp(logits, axis=-1)
+        readings = {"energy": energy} if "energy" in components else {}
+        if inner_paths:
+            v2 = [over_positions(gradients[k]) ** 2 for k in inner_paths]
+            v2 = jnp.mean(jnp.concatenate(v2, axis=-1), axis=-1)
+            outer2 = outer_squared(logits, model.head_weights(variables), positions)
+            readings["channel_average"] = _log(outer2) - _log(v2)
+        if channels:
+            density = [over_positions(active[k].astype(jnp.float32)) for k in tapped]
+            density = jnp.concatenate(density, axis=-1)[:, channels.index]
+            # a ReLU of NaN is off: the logits tell that something is wrong
+            readings["density"] = jnp.where(jnp.isfinite(energy)[:, None], density, jnp.nan)
+        return readings
+
+    return Reader(read, components, channels, inner_paths, engine)
+
+
+def readings(
+    found: Reader, model: Model, images: np.ndarray, *, batch_size: int = 64
+) -> dict[str, np.ndarray]:
+    """The readings of images, to be fitted and scored without the network.
+
+    Args:
+        found: what to read, by `reader` of the same model.
+        model: the network.
+        images: as for `si_jax.detectors.Detector.score`.
+        batch_size: images per batch.
+
+    Returns:
+        float32 arrays, those that the components need: `"energy"` (N,), `"channel_average"` (N,),
+        `"density"` (N, D).
+
+    Raises:
+        ValueError: if the images do not fit the model.
+    """
+    return batched(found, model)(model.check(images), batch_size=batch_size, shrink=True)
+
+
+def outer_squared(
+    logits: Float[Array, "batch classes"],
+    weights: Float[Array | np.ndarray, "features classes"],
+    positions: int,
+) -> Float[Array, "batch"]:
+    """Mean over the channels of the absolute gradient of the sum of the log-softmax.
+
+    Closed form of S&I-A's `outer^2` for a linear head behind an average over `positions`.
+    """
+    classes = weights.shape[-1]
+    with jax.default_matmul_precision("highest"):
+        gradient = (1 - classes * jax.nn.softmax(logits)) @ weights.T
+    return jnp.mean(jnp.abs(gradient), axis=-1) / positions
+
+
+def batched(found: Reader, model: Model) -> Batched:
+    """`readings` batch by batch."""
+    return Batched(lambda v, x: found.read(v, model.normalise(x)), model.variables)
+
+
+def _passes(model, variables, images, taps, engine, inner):
+    """Logits; gradient of the features' sum at each inner tap; where each tap is active.
+
+    One forward pass, whose linearisation serves every gradient.
+    """
+    needed = tuple(dict.fromkeys((*inner, *(taps if engine == "gradient" else ()))))
+    shapes = jax.eval_shape(
+        lambda v, x: splitting.forward(model, v, x, record=needed).outputs, variables, images
+    )
+
+    def run(offsets):
+        if engine == "activation":
+            out, active = activation.forward(model, variables, images, taps, offsets)
+        else:
+            edit = {k: lambda z, k=k: z + offsets[k] for k in offsets}
+            out, active = splitting.forward(model, variables, images, edit=edit), None
+        return (jnp.sum(out.features, axis=-1), max_logit(out)), (out.logits, active)
+
+    offsets = {k: jnp.zeros(shapes[k].shape, shapes[k].dtype) for k in needed}
+    if not needed:
+        _, (logits, active) = run(offsets)
+        return logits, {}, active
+    (total, largest), pullback, (logits, active) = jax.vjp(run, offsets, has_aux=True)
+    one, zero = jnp.ones_like(total), jnp.zeros_like(largest)
+    (gradients,) = pullback((one, zero)) if inner else ({},)
+    if engine == "gradient":
+        (by_logit,) = pullback((zero, one))
+        active = {k: by_logit[k] != 0 for k in taps}
+    return logits, gradients, active
+
+
+def _engine(model: Model, taps: Sequence[str]) -> str:
+    try:
+        activation.check(model, taps)
+    except ValueError:
+        return "gradient"
+    return "activation"
+
+
+def _shapes(model: Model, paths: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of its output without the batch axis."""
+    shapes = {call.path: call.shape for call in model.calls}
+    return {path: shapes[path] for path in paths}
+
+
+def _log(x: Float[Array, "batch"]) -> Float[Array, "batch"]:
+    return jnp.log(jnp.maximum(x, LEAST))
+
+
+def check_count(name: str, value: int, least: int) -> None:
+    """Raise a ValueError if an option is no whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} (={value!r}) must be a whole number of at least {least}")
