@@ -2,28 +2,20 @@
 
 Colours are Okabe and Ito's, which colour-blind readers can tell apart; the in-distribution set is
 always blue and an out-of-distribution set always vermilion. Every function gives a
-`matplotlib.figure.Figure`; `encode` turns it into a file's bytes.
+`matplotlib.figure.Figure`; `si_jax.panels.encode` turns it into a file's bytes.
 """
 
-import io
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
 
 from si_jax.extremes import COUNT, ENDS
+from si_jax.panels import KNOWN, NOVEL, WIDTH, grid, labels, short, style, tidy
 from si_jax.runs import Run
 
-KNOWN, NOVEL = "#0072B2", "#D55E00"  # blue, vermilion
-LINES = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-DASHES = ("-", "--", ":", "-.")
-WIDTH = 11.0  # inches
 POINTS = 400  # of a ROC curve
 TAPS_NAMED = 30  # more taps than these are not all named
 TAP_ARRAYS = {
@@ -33,17 +25,6 @@ TAP_ARRAYS = {
 """Array in a score file -> what its columns, one for each tap, are."""
 
 
-def encode(figure: Figure, form: str = "png", dpi: int = 160) -> bytes:
-    """A figure as the bytes of a PNG or JPEG file."""
-    figure.set_dpi(dpi)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    file = io.BytesIO()
-    options = {"quality": 90, "subsampling": 0} if form == "jpeg" else {}
-    Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").save(file, form, **options)
-    return file.getvalue()
-
-
 def histograms(run: Run, detector: str) -> Figure:
     """A detector's scores, in-distribution against each out-of-distribution set.
 
@@ -51,7 +32,7 @@ def histograms(run: Run, detector: str) -> Figure:
         run: with its scores loaded.
         detector: one of `run.detectors`.
     """
-    figure, panels = _grid(len(run.ood_sets), height=2.3)
+    figure, panels = grid(len(run.ood_sets), height=2.3)
     known = run.scores(run.known, detector).astype(np.float64)
     threshold = np.sort(known)[round(0.05 * len(known))]
     for axes, name in zip(panels, run.ood_sets, strict=True):
@@ -60,18 +41,18 @@ def histograms(run: Run, detector: str) -> Figure:
         for scores, colour, label in ((known, KNOWN, run.known), (novel, NOVEL, name)):
             share = np.histogram(np.clip(scores, edges[0], edges[-1]), edges)[0] / len(scores)
             axes.stairs(share, edges, fill=True, color=colour, alpha=0.3)
-            axes.stairs(share, edges, color=colour, linewidth=1.2, label=_short(label))
+            axes.stairs(share, edges, color=colour, linewidth=1.2, label=short(label))
         axes.axvline(threshold, color="#444444", linestyle="--", linewidth=0.9)
         row = run.results["results"][detector][name]
         axes.set_title(
-            f"{_short(name)} ({run.results['groups'][name]})   AUROC {100 * row['auroc']:.2f}",
+            f"{short(name)} ({run.results['groups'][name]})   AUROC {100 * row['auroc']:.2f}",
             fontsize=9,
         )
         axes.legend(fontsize=7.5, frameon=False)
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        _tidy(axes)
-    _labels(panels, "score", "share of images")
+        tidy(axes)
+    labels(panels, "score", "share of images")
     return figure
 
 
@@ -82,19 +63,19 @@ def roc_curves(run: Run) -> Figure:
         run: with its scores loaded.
     """
     head = 0.13 + 0.22 * math.ceil(len(run.detectors) / 6)
-    figure, panels = _grid(len(run.ood_sets), height=3.75, head=head)
+    figure, panels = grid(len(run.ood_sets), height=3.75, head=head)
     for axes, name in zip(panels, run.ood_sets, strict=True):
         axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.8)
         for number, detector in enumerate(run.detectors):
             fpr, tpr = _roc(run.scores(run.known, detector), run.scores(name, detector))
-            axes.plot(fpr, tpr, linewidth=1.5, label=detector, **_style(number))
+            axes.plot(fpr, tpr, linewidth=1.5, label=detector, **style(number))
         axes.axhline(0.95, color="#999999", linestyle=":", linewidth=0.9)
         axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
-        axes.set_title(f"{_short(name)} ({run.results['groups'][name]})", fontsize=9)
-        _tidy(axes)
+        axes.set_title(f"{short(name)} ({run.results['groups'][name]})", fontsize=9)
+        tidy(axes)
     handles = panels[0].get_legend_handles_labels() if panels else ([], [])
     figure.legend(*handles, loc="upper left", ncols=6, fontsize=9, frameon=False)
-    _labels(panels, "share of OOD images taken for in-distribution", "share of ID images kept")
+    labels(panels, "share of OOD images taken for in-distribution", "share of ID images kept")
     return figure
 
 
@@ -127,7 +108,7 @@ def tap_densities(run: Run, detector: str) -> Figure:
     sets = run.ood_sets
     names = 0.3 + 0.057 * max(len(tap) + 3 for tap in taps)  # inches
     foot = names + 0.35 * len(sets) + 0.3
-    figure, panels = _grid(len(sets), height=2.5, foot=foot)
+    figure, panels = grid(len(sets), height=2.5, foot=foot)
     _, total = figure.get_size_inches()
     place = (1.5 / WIDTH, names / total, 1 - 2.1 / WIDTH, 0.35 * len(sets) / total)
     known = _tap_values(run, run.known, detector, kind)
@@ -144,12 +125,12 @@ def tap_densities(run: Run, detector: str) -> Figure:
             low, high = np.percentile(values, (10, 90), axis=0)
             axes.fill_between(places, low, high, color=colour, alpha=0.22, linewidth=0)
             mean = values.mean(axis=0)
-            axes.plot(places, mean, ".-", color=colour, label=_short(label), **thin)
-        axes.set_title(f"{_short(name)} ({run.results['groups'][name]})", fontsize=9)
+            axes.plot(places, mean, ".-", color=colour, label=short(label), **thin)
+        axes.set_title(f"{short(name)} ({run.results['groups'][name]})", fontsize=9)
         axes.legend(fontsize=7.5, frameon=False)
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-        _tidy(axes)
-    _labels(panels, "layer", TAP_ARRAYS[kind])
+        tidy(axes)
+    labels(panels, "layer", TAP_ARRAYS[kind])
     _tap_map(figure, place, auroc, sets, taps)
     return figure
 
@@ -183,41 +164,6 @@ def gallery(run: Run, image_set: str) -> Figure:
     axes.set(xlim=(0, WIDTH), ylim=(height, 0))
     axes.set_axis_off()
     return figure
-
-
-def _grid(
-    count: int, *, columns: int = 3, height: float, head: float = 0.0, foot: float = 0.0
-) -> tuple[Figure, list]:
-    """A figure with `count` panels in rows of `columns`, a `height` and margins in inches."""
-    rows = math.ceil(count / columns)
-    total = head + rows * height + foot
-    figure = Figure(figsize=(WIDTH, max(total, 0.5)))
-    if not count:
-        return figure, []
-    space = {"wspace": 0.2, "hspace": 0.75 / (height - 0.75)}
-    inside = {"left": 0.6 / WIDTH, "right": 1 - 0.15 / WIDTH}
-    inside |= {"bottom": (foot + 0.45) / total, "top": 1 - (head + 0.3) / total}
-    panels = list(figure.subplots(rows, columns, squeeze=False, gridspec_kw=inside | space).flat)
-    for axes in panels[count:]:
-        axes.remove()
-    return figure, panels[:count]
-
-
-def _labels(panels: list, horizontal: str, vertical: str) -> None:
-    for axes in panels:
-        axes.set_xlabel(horizontal, fontsize=8)
-        if axes.get_subplotspec().is_first_col():
-            axes.set_ylabel(vertical, fontsize=8)
-
-
-def _tidy(axes) -> None:
-    axes.tick_params(labelsize=7.5)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _style(number: int) -> Mapping[str, Any]:
-    rounds, colour = divmod(number, len(LINES))
-    return {"color": LINES[colour], "linestyle": DASHES[rounds % len(DASHES)]}
 
 
 def _edges(known: np.ndarray, novel: np.ndarray, bins: int = 60) -> np.ndarray:
@@ -267,7 +213,7 @@ def _tap_map(figure: Figure, place, auroc: np.ndarray, sets: list[str], taps: li
     every = math.ceil(len(taps) / TAPS_NAMED)
     places = range(0, len(taps), every)
     axes.set_xticks(places, [f"{i} {taps[i]}" for i in places], rotation=90, fontsize=7.5)
-    axes.set_yticks(range(len(sets)), [_short(name, 20) for name in sets], fontsize=8)
+    axes.set_yticks(range(len(sets)), [short(name, 20) for name in sets], fontsize=8)
     axes.set_title("AUROC of each layer alone, % (50: the layer tells nothing)", fontsize=9)
     if len(taps) <= TAPS_NAMED:
         for (row, column), value in np.ndenumerate(100 * auroc):
@@ -290,7 +236,3 @@ def _thumbnail(axes, image: np.ndarray, left: float, top: float, side: float) ->
         interpolation="nearest",
         aspect="auto",
     )
-
-
-def _short(name: str, length: int = 28) -> str:
-    return name if len(name) <= length else f"{name[: length - 1]}…"

@@ -146,21 +146,21 @@ def table(shown: Table) -> str:
 
 
 def _pictures(run: Run) -> Iterator[str]:
-    from si_jax import figures  # here, as matplotlib takes a while to import
+    from si_jax import figures, panels  # here, as matplotlib takes a while to import
 
     names = ", ".join(run.ood_sets)
     if run.ood_sets:
         yield _heading("ROC curves", "roc")
-        yield _figure(figures.encode(figures.roc_curves(run)), f"ROC curves: {names}", "roc")
+        yield _figure(panels.encode(figures.roc_curves(run)), f"ROC curves: {names}", "roc")
         yield _heading("Scores", "scores") + f"<p>{CAPTIONS['histograms']}</p>"
     for detector in run.detectors if run.ood_sets else ():
-        picture = figures.encode(figures.histograms(run, detector))
+        picture = panels.encode(figures.histograms(run, detector))
         yield f"<h3>{escape(detector)}</h3>" + _figure(picture, f"Scores of {detector}: {names}")
     tapped = [d for d in run.detectors if run.ood_sets and figures.tap_kind(run, d)]
     if tapped:
         yield _heading("Layers", "layers") + f"<p>{CAPTIONS['taps']}</p>"
     for detector in tapped:
-        picture = figures.encode(figures.tap_densities(run, detector))
+        picture = panels.encode(figures.tap_densities(run, detector))
         yield f"<h3>{escape(detector)}</h3>" + _figure(picture, f"Layers of {detector}: {names}")
     yield _heading("Images", "images")
     sets = list(dict.fromkeys(name for name, _, _ in run.picks))
@@ -170,7 +170,7 @@ def _pictures(run: Run) -> Iterator[str]:
             max(p.image.shape[0] for k, ps in run.picks.items() if k[0] == name for p in ps) > 48
         )
         form = "jpeg" if large else "png"  # whichever is the smaller
-        picture = figures.encode(figures.gallery(run, name), form)
+        picture = panels.encode(figures.gallery(run, name), form)
         yield f"<h3>{escape(name)}</h3>" + _figure(
             picture, f"Most and least in-distribution-looking images of {name}", form=form
         )

@@ -108,9 +108,7 @@ def bootstrap(
 ) -> dict[str, tuple[float, float]]:
     """95 % confidence intervals by the percentile bootstrap over images.
 
-    In-distribution and out-of-distribution images are drawn with replacement, each from their own
-    set. The draws depend on the seed and the sets' sizes alone, so detectors are compared on the
-    same draws. The intervals say how much depends on the choice of the images, not of the weights.
+    The intervals say how much depends on the choice of the images, not of the weights.
 
     Args:
         id_scores: (n,) scores of in-distribution images.
@@ -124,6 +122,32 @@ def bootstrap(
 
     Raises:
         ValueError: as for `evaluate`; or if a metric is unknown or `resamples` is less than 2.
+    """
+    drawn = bootstrap_draws(id_scores, ood_scores, metrics=metrics, resamples=resamples, seed=seed)
+    return {name: interval(values) for name, values in drawn.items()}
+
+
+def interval(drawn: Float[np.ndarray, "resamples"]) -> tuple[float, float]:
+    """The middle 95 % of what was drawn."""
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def bootstrap_draws(
+    id_scores: IdScores,
+    ood_scores: OodScores,
+    *,
+    metrics: Sequence[str] = ("auroc", "fpr95"),
+    resamples: int = 200,
+    seed: int = 0,
+) -> dict[str, Float[np.ndarray, "resamples"]]:
+    """Metrics of images drawn with replacement; arguments and errors as for `bootstrap`.
+
+    In-distribution and out-of-distribution images are drawn each from their own set. The draws
+    depend on the seed and the sets' sizes alone, so detectors are compared on the same draws.
+
+    Returns:
+        Metric -> (resamples,) fractions.
     """
     known, novel = _check("id_scores", id_scores), _check("ood_scores", ood_scores)
     if unknown := [name for name in metrics if name not in METRICS]:
@@ -144,10 +168,7 @@ def bootstrap(
         counts = counts[:, counts.any(axis=0)]
         for name in metrics:
             found[name][draw] = _FROM_COUNTS[name](*counts)
-    return {
-        name: tuple(float(end) for end in np.percentile(drawn, (2.5, 97.5)))
-        for name, drawn in found.items()
-    }
+    return found
 
 
 def _auroc_of(known: Counts, novel: Counts) -> float:

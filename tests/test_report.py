@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from si_jax import comparison, evaluation, extremes, figures, html, metrics, report, runs
+from si_jax import comparison, evaluation, extremes, figures, html, metrics, panels, report, runs
 from si_jax.data.image_set import ImageSet
 from si_jax.store import Store
 
@@ -206,7 +206,7 @@ def test_figures_leave_matplotlib_alone(run):
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    png = figures.encode(figures.histograms(run, "msp"), dpi=50)
+    png = panels.encode(figures.histograms(run, "msp"), dpi=50)
     assert png.startswith(b"\x89PNG")
     assert dict(matplotlib.rcParams) == before
 
@@ -226,7 +226,7 @@ def test_figures_of_constant_scores_of_one_image_each(tmp_path):
                "settings": {}}  # fmt: skip
     run = runs.Run("x", results, {"a": {"msp": one}, "b": {"msp": one}})
     for figure in (figures.histograms(run, "msp"), figures.roc_curves(run)):
-        assert figures.encode(figure, dpi=40)
+        assert panels.encode(figure, dpi=40)
     assert figures.tap_kind(run, "msp") is None
 
 

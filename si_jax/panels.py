@@ -1,0 +1,70 @@
+"""What all figures share: colours, rows of panels, and a figure as the bytes of a file."""
+
+import io
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+KNOWN, NOVEL = "#0072B2", "#D55E00"  # blue, vermilion
+LINES = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+DASHES = ("-", "--", ":", "-.")
+WIDTH = 11.0  # inches
+
+
+def encode(figure: Figure, form: str = "png", dpi: int = 160) -> bytes:
+    """A figure as the bytes of a PNG or JPEG file."""
+    figure.set_dpi(dpi)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    file = io.BytesIO()
+    options = {"quality": 90, "subsampling": 0} if form == "jpeg" else {}
+    Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").save(file, form, **options)
+    return file.getvalue()
+
+
+def grid(
+    count: int, *, columns: int = 3, height: float, head: float = 0.0, foot: float = 0.0
+) -> tuple[Figure, list]:
+    """A figure with `count` panels in rows of `columns`, a `height` and margins in inches."""
+    rows = math.ceil(count / columns)
+    total = head + rows * height + foot
+    figure = Figure(figsize=(WIDTH, max(total, 0.5)))
+    if not count:
+        return figure, []
+    space = {"wspace": 0.2, "hspace": 0.75 / (height - 0.75)}
+    inside = {"left": 0.6 / WIDTH, "right": 1 - 0.15 / WIDTH}
+    inside |= {"bottom": (foot + 0.45) / total, "top": 1 - (head + 0.3) / total}
+    panels = list(figure.subplots(rows, columns, squeeze=False, gridspec_kw=inside | space).flat)
+    for axes in panels[count:]:
+        axes.remove()
+    return figure, panels[:count]
+
+
+def labels(panels: list, horizontal: str, vertical: str) -> None:
+    """Name the axes of a row of panels, the vertical one at the first of each row alone."""
+    for axes in panels:
+        axes.set_xlabel(horizontal, fontsize=8)
+        if axes.get_subplotspec().is_first_col():
+            axes.set_ylabel(vertical, fontsize=8)
+
+
+def tidy(axes) -> None:
+    """Small numbers, and no frame on the right and at the top."""
+    axes.tick_params(labelsize=7.5)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def style(number: int) -> Mapping[str, Any]:
+    """Colour and dashes of a line by its number; 28 of them differ."""
+    rounds, colour = divmod(number, len(LINES))
+    return {"color": LINES[colour], "linestyle": DASHES[rounds % len(DASHES)]}
+
+
+def short(name: str, length: int = 28) -> str:
+    """A name cut to a length."""
+    return name if len(name) <= length else f"{name[: length - 1]}…"
