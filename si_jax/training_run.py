@@ -156,5 +156,5 @@ def _hash(*arrays: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _short(value: float) -> float | str:
+def _short(value: int | float) -> int | str:
     return value if isinstance(value, int) else f"{value:.6g}"

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from scipy.special import logit as scipy_logit
 from scipy.special import logsumexp, softmax
 from sklearn import covariance as sklearn_covariance
 
@@ -107,6 +108,7 @@ def read_by_hand(model, images):
     p = softmax(logits, axis=-1)
     outer2 = np.abs((1 - CLASSES * p) @ weights.T).mean(axis=-1)
     return {
+        "confidence": scipy_logit(p.max(axis=-1)),
         "energy": logsumexp(logits, axis=-1),
         "channel_average": np.log(outer2) - np.log((np.concatenate(v, axis=-1) ** 2).mean(-1)),
         "density": np.concatenate([m.mean(axis=(1, 2)) for m in masks], axis=-1),
@@ -136,30 +138,54 @@ def fit_by_hand(readings, shrinkage=0.1):
     return components, second
 
 
+def standardised_by_hand(values, new):
+    low, median, high = np.quantile(values, [0.05, 0.5, 0.95], axis=0)
+    return (new - median) / ((high - low) / 3.29)
+
+
+def veto_form_by_hand(known, new, known_sum, new_sum):
+    """Confidence, and what overrules it; `known` of the calibration images."""
+    base = [
+        standardised_by_hand(known[name], new[name]) * share
+        for name, share in (("confidence", 0.75), ("energy", 0.25))
+    ]
+    quantile = np.quantile(known_sum, 0.05)
+    excess = np.mean(quantile - known_sum[known_sum <= quantile])
+    return sum(base) - 4 * np.maximum(0, quantile - new_sum) / excess
+
+
 def test_against_numpy(model, train, images, fitted):
     known, new = read_by_hand(model, train), read_by_hand(model, images)
     components, second = fit_by_hand(known)
-    values, taps = components({name: x[second] for name, x in known.items()})
-    low, median, high = np.quantile(values, [0.05, 0.5, 0.95], axis=0)
+    held = {name: x[second] for name, x in known.items()}
+    values, taps = components(held)
     raw, abnormality = components(new)
-    z = (raw - median) / ((high - low) / 3.29)
+    z, held_z = standardised_by_hand(values, raw), standardised_by_hand(values, values)
     found = fitted["si-c"].details(images)
+    np.testing.assert_allclose(found["confidence"], new["confidence"], rtol=1e-4, atol=1e-5)
     for i, name in enumerate(("energy", "channel_average", "zero_deflation")):
         np.testing.assert_allclose(found[name], raw[:, i], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found["standardised"], z, rtol=1e-3, atol=1e-3)
-    clipped = np.minimum(z, [np.inf, np.inf, 0]).sum(axis=-1)
-    np.testing.assert_allclose(found["score"], clipped, rtol=1e-3, atol=2e-3)
+    expected = veto_form_by_hand(held, new, held_z.sum(axis=-1), z.sum(axis=-1))
+    np.testing.assert_allclose(found["score"], expected, rtol=1e-3, atol=5e-3)
+    assert (found["veto"] > 0).any() and (found["veto"] == 0).any()
     assert found["score"].dtype == found["tap_pvalue"].dtype == np.float32
     expected = (1 + (taps[None] >= abnormality[:, None]).sum(axis=1)) / (1 + len(taps))
     np.testing.assert_allclose(found["tap_pvalue"], expected, atol=1e-6)
-    plain = si_jax.make_detector("si-c", model, clip=False)
-    plain.load_state(fitted["si-c"].state)
-    np.testing.assert_allclose(plain.score(images), z.sum(axis=-1), rtol=1e-3, atol=2e-3)
     assert (z[:, 2] > 0).any()
-    forward = np.minimum(z, [np.inf, 0, 0])[:, [0, 2]].sum(axis=-1)
+    clipped = np.minimum(z, [np.inf, np.inf, 0]).sum(axis=-1)
+    for form, expected in (("sum", z.sum(axis=-1)), ("clipped", clipped)):
+        other = si_jax.make_detector("si-c", model, form=form)
+        other.load_state(fitted["si-c"].state)
+        np.testing.assert_allclose(other.score(images), expected, rtol=1e-3, atol=2e-3)
+    two, held_two = z[:, [0, 2]].sum(axis=-1), held_z[:, [0, 2]].sum(axis=-1)
     found = fitted["si-c-forward"].details(images)
-    np.testing.assert_allclose(found["score"], forward, rtol=1e-3, atol=2e-3)
-    assert set(found) == {"score", "energy", "zero_deflation", "standardised", "tap_pvalue"}
+    expected = veto_form_by_hand(held, new, held_two, two)
+    np.testing.assert_allclose(found["score"], expected, rtol=1e-3, atol=5e-3)
+    assert set(found) == {
+        "score", "sum", "veto", "confidence", "energy", "zero_deflation", "standardised",
+        "tap_pvalue",
+    }  # fmt: skip
 
 
 def test_readings_and_numpy_give_what_the_detector_gives(model, train, images, fitted):
@@ -178,12 +204,13 @@ def test_readings_and_numpy_give_what_the_detector_gives(model, train, images, f
 
 @pytest.mark.parametrize("components", ["energy", "zero-deflation", "channel-average,energy"])
 def test_some_components(model, train, images, fitted, components):
-    found = si_jax.make_detector("si-c", model, components=components, clip=False).fit(train)
+    found = si_jax.make_detector("si-c", model, components=components, form="sum").fit(train)
     details, whole = found.details(images), fitted["si-c"].details(images)
     names = [name.replace("-", "_") for name in sorted(components.split(","))]
     taps = ["tap_pvalue"] if components == "zero-deflation" else []
     expected = {"channel_average": 1, "energy": 0, "zero_deflation": 2}
-    assert set(details) == {"score", "standardised", *names, *taps}
+    always = {"score", "sum", "veto", "confidence", "standardised"}
+    assert set(details) == {*always, *names, *taps}
     columns = sorted(expected[name] for name in names)
     for name in [*names, *taps]:
         np.testing.assert_allclose(details[name], whole[name], rtol=1e-5)
@@ -371,8 +398,9 @@ def made(count, width=12, seed=0, **given):
     """Readings without a network, and their channels."""
     rng = np.random.default_rng(seed)
     density = np.clip(0.5 + 0.1 * rng.normal(size=(count, width)), 0, 1).astype(np.float32)
-    energy, average = rng.normal(size=(2, count)).astype(np.float32)
-    readings = {"energy": energy, "channel_average": average, "density": density, **given}
+    energy, average, confidence = rng.normal(size=(3, count)).astype(np.float32)
+    readings = {"confidence": confidence, "energy": energy, "channel_average": average}
+    readings |= {"density": density, **given}
     return readings, channels.select_channels(
         {"a": (8, 8, width // 2), "b": (8, 8, width // 2)}, 99
     )
@@ -454,13 +482,46 @@ def test_pvalues_are_uniform_in_distribution_and_small_for_noise(digits_model):
     assert (noise.min(axis=-1) <= 0.01).mean() > 0.9
 
 
-def test_the_combination():
-    names = tuple(combination.COMPONENTS)
-    z = np.float32([[1, -2, 3], [50, -2, -60]])
+def test_the_forms():
+    names = ("energy", "channel-average")
+    state = {"median": np.float32([1, 0]), "spread": np.float32([1, 2])}
+    state |= {"base_median": np.float32([0, 1]), "base_spread": np.float32([2, 1])}
+    state |= {"veto_quantile": np.float32(-2), "veto_excess": np.float32(0.5)}
+    readings = {
+        "confidence": np.float32([4, 4, np.nan]),
+        "energy": np.float32([2, -3, 1]),
+        "channel_average": np.float32([100, 0, 0]),
+    }
     for convert in (np.asarray, jnp.asarray):
-        for clip, expected in ((True, [-1, -52]), (False, [2, -52])):
-            np.testing.assert_allclose(combination.combine(convert(z), names, clip), expected)
-    assert np.isnan(combination.combine(np.float32([[np.nan, 0, 0]]), names, True)).all()
+        values = {name: convert(x) for name, x in readings.items()}
+        found = combination.apply(state, values, components=names)
+        np.testing.assert_allclose(found["sum"], [11, -4, 0])  # 1 + 10, where 50 is cut off
+        np.testing.assert_allclose(found["veto"], [0, 4, 0])
+        np.testing.assert_allclose(found["score"], [1.75, 0.5 - 16, np.nan])
+        for form in ("sum", "clipped"):
+            other = combination.apply(state, values, components=names, form=form)
+            np.testing.assert_allclose(other["score"], [11, -4, 0])
+
+
+def test_log_odds_order_as_the_largest_probability_and_do_not_saturate():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 30, (50, 7)).astype(np.float32)
+    found = np.asarray(reading.log_odds(jnp.asarray(logits)))
+    exact = logits.astype(np.float64)
+    top = exact.argmax(-1)
+    others = np.where(np.eye(7, dtype=bool)[top], -np.inf, exact)
+    expected = exact.max(-1) - logsumexp(others, axis=-1)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert (np.asarray(jax.nn.softmax(logits)).max(-1) == 1).sum() > 5
+
+
+def test_a_veto_needs_no_spread_in_the_tail():
+    readings, _ = made(100)
+    components = ("energy",)
+    readings["energy"] = np.where(np.arange(100) % 3 == 0, 1, 2).astype(np.float32)
+    state = calibration.fit([readings], components=components)
+    assert state["veto_excess"] == np.float32(calibration.LEAST_EXCESS)
+    assert np.isfinite(combination.apply(state, readings, components=components)["score"]).all()
 
 
 # Errors
@@ -483,7 +544,7 @@ def test_the_combination():
         ({"max_channels": 1}, r"max_channels \(=1\) must be at least 2"),
         ({"max_calibration": 5}, r"max_calibration \(=5\) must be"),
         ({"seed": -1}, r"seed \(=-1\) must be"),
-        ({"clip": "no"}, r"clip \(='no'\) must be"),
+        ({"form": "no"}, r"form \(='no'\) must be one of veto, sum, clipped"),
         ({"taps": "nowhere"}, "nowhere"),
     ],
 )
@@ -534,5 +595,7 @@ def test_a_constant_component_is_refused():
     readings, found = made(100)
     with pytest.raises(ValueError, match="energy does not vary"):
         calibration.fit([{**readings, "energy": np.ones(100, np.float32)}], found)
+    with pytest.raises(ValueError, match="confidence does not vary"):
+        calibration.fit([{**readings, "confidence": np.ones(100, np.float32)}], found)
     with pytest.raises(ValueError, match="no density varies"):
         calibration.fit([{**readings, "density": np.ones((100, 12), np.float32)}], found)

@@ -651,7 +651,7 @@ def test_the_default_detectors_with_and_without_training_images(
     assert told == [
         "si-c is left out: it must be fitted on training images, which are absent: it is nowhere."
     ]
-    for asked in (["--detectors", "energy", "si-c"], ["--set", "si-c.clip=false"]):
+    for asked in (["--detectors", "energy", "si-c"], ["--set", "si-c.form=sum"]):
         with pytest.raises(ValueError, match=r"si-c must be fitted .* it is nowhere"):
             script(*few, *asked, "--out", str(tmp_path / "asked"))
 

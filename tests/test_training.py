@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import json
 
 import jax
@@ -128,10 +129,8 @@ def one_step(model, recipe, images, labels):
     state = training._initial_state(model, optimiser, recipe)
     state["step"] = np.int32(7)
     batch = np.arange(recipe.batch_size, dtype=np.int32)
-    labels = labels.astype(np.int32)
-    return state, *training._step(
-        model, optimiser, recipe, state, np.zeros(2, np.float32), images, labels, batch
-    )
+    step = jax.jit(functools.partial(training._step, model, optimiser, recipe))
+    return state, *step(state, np.zeros(2, np.float32), images, labels.astype(np.int32), batch)
 
 
 def test_a_step_s_loss_and_average(tiny, coloured):

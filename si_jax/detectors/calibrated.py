@@ -12,7 +12,7 @@ import numpy as np
 from si_jax import activation
 from si_jax.detectors import calibration
 from si_jax.detectors.base import Batches, Inputs, Plan, State
-from si_jax.detectors.combination import COMPONENTS, apply
+from si_jax.detectors.combination import COMPONENTS, FORMS, apply
 from si_jax.detectors.reading import Reader, batched, canonical_components, check_count, reader
 from si_jax.model import Model
 from si_jax.splitting import Taps
@@ -24,7 +24,7 @@ def si_c(
     model: Model,
     *,
     components: str | Sequence[str] = tuple(COMPONENTS),
-    clip: bool = True,
+    form: str = "veto",
     shrinkage: int | float | str = 0.1,
     max_channels: int = 4096,
     max_calibration: int = 5000,
@@ -32,7 +32,7 @@ def si_c(
     inner: Taps = None,
     seed: int = 0,
 ) -> Plan:
-    """S&I-C: the sum of energy, channel-average and zero-deflation, each standardised.
+    """S&I-C: the network's confidence, overruled where its activations are abnormal.
 
     Of an image with logits `f` of C classes and `p = softmax(f)`:
 
@@ -45,10 +45,18 @@ def si_c(
     - zero-deflation: `-0.5 log(u' S^-1 u)`, where `u` are the densities of all channels of the
       taps, standardised, and `S = (1 - shrinkage) Cov(u) + shrinkage I`.
 
-    The score is the sum of these less their medians, divided by (95 % - 5 % quantile) / 3.29; see
-    `si_jax.detectors.combination.combine`. Means and covariance are fitted on 70 % of the training
-    images, medians and quantiles on the other 30 %; no labels are needed; see
-    `si_jax.detectors.calibration.fit`. The combination was chosen on CIFAR networks.
+    Each is standardised: less its median, divided by (95 % - 5 % quantile) / 3.29. `form="sum"`
+    adds them up, which is best on far OOD. The default, `form="veto"`, is the network's confidence
+    less a penalty where that sum is below its 5 % quantile, which keeps near OOD as good as the
+    confidence; see `si_jax.detectors.combination.FORMS`. Means and covariance are fitted on 70 % of
+    the training images, medians and quantiles on the other 30 %; no labels are needed; see
+    `si_jax.detectors.calibration.fit`.
+
+    How the form was chosen: 1422 combinations were ranked on synthetic validation OOD (noise,
+    blurred and shuffled images, mixtures of two) and misclassified images, for a CIFAR-100
+    ResNet-14. The best by that rule, the same form with the confidence alone, was 0.1 points
+    short on that network's near set; the energy's quarter and the weight of 4 were set after
+    seeing that.
 
     Densities are read off the ReLUs behind the taps (engine `activation`), or, where there is a
     tap that no ReLU follows, off the gradient of the largest logit (engine `gradient`, one
@@ -58,7 +66,7 @@ def si_c(
         model: the network, with a linear head.
         components: any of `energy`, `channel-average`, `zero-deflation`, as a sequence or one
             string with commas.
-        clip: whether zero-deflation counts only below its median.
+        form: `veto` (default), `sum` or `clipped`; see `si_jax.detectors.combination.FORMS`.
         shrinkage: share of the identity in the covariance, in (0, 1], or `"ledoit-wolf"`.
         max_channels: most channels whose densities are used, drawn from each tap in proportion to
             its channels, at least one each. The fit takes `48 * max_channels^2` bytes, 0.8 GB by
@@ -72,14 +80,14 @@ def si_c(
         ValueError: if an option makes no sense, or the head is not linear.
     """
     options = {"components": components, "taps": taps, "inner": inner}
-    return _plan(model, options, clip, shrinkage, max_channels, max_calibration, seed)
+    return _plan(model, options, form, shrinkage, max_channels, max_calibration, seed)
 
 
 def si_c_forward(
     model: Model,
     *,
     components: str | Sequence[str] = FORWARD,
-    clip: bool = True,
+    form: str = "veto",
     shrinkage: int | float | str = 0.1,
     max_channels: int = 4096,
     max_calibration: int = 5000,
@@ -93,15 +101,15 @@ def si_c_forward(
     """
     components = canonical_components(components, FORWARD)
     options = {"components": components, "taps": taps, "inner": None}
-    plan = _plan(model, options, clip, shrinkage, max_channels, max_calibration, seed)
+    plan = _plan(model, options, form, shrinkage, max_channels, max_calibration, seed)
     if plan.settings.get("engine") == "gradient":
         activation.check(model, plan.settings["taps"])  # says which tap lacks its ReLU
     return plan
 
 
-def _plan(model, options, clip, shrinkage, max_channels, max_calibration, seed) -> Plan:
-    if not isinstance(clip, bool):
-        raise ValueError(f"clip (={clip!r}) must be True or False")
+def _plan(model, options, form, shrinkage, max_channels, max_calibration, seed) -> Plan:
+    if form not in FORMS:
+        raise ValueError(f"form (={form!r}) must be one of {', '.join(FORMS)}")
     if shrinkage != "ledoit-wolf":
         number = isinstance(shrinkage, int | float) and not isinstance(shrinkage, bool)
         if not number or not 0 < shrinkage <= 1:
@@ -109,7 +117,7 @@ def _plan(model, options, clip, shrinkage, max_channels, max_calibration, seed) 
         shrinkage = float(shrinkage)
     check_count("max_calibration", max_calibration, calibration.LEAST_IMAGES)
     found = reader(model, max_channels=max_channels, seed=seed, **options)
-    score_options = {"components": found.components, "clip": clip}
+    score_options = {"components": found.components, "form": form}
 
     def fit(batches: Batches) -> State:
         return calibration.fit(
@@ -126,7 +134,7 @@ def _plan(model, options, clip, shrinkage, max_channels, max_calibration, seed) 
 
     settings = {
         "components": list(found.components),
-        "clip": clip,
+        "form": form,
         "shrinkage": shrinkage,
         "max_channels": max_channels,
         "max_calibration": max_calibration,

@@ -15,6 +15,7 @@ from si_jax.detectors.base import State
 from si_jax.detectors.channels import Channels
 from si_jax.detectors.combination import (
     COMPONENTS,
+    component_sum,
     component_values,
     standardise,
     tap_abnormality,
@@ -25,6 +26,8 @@ BLOCK, HELD_OUT = 10, 3
 
 LEAST_IMAGES = 2 * BLOCK  # 14 and 6: far too few for good scores, yet enough to compute some
 LEAST_SHRINKAGE = 1e-3  # below which a covariance with doubled channels could be singular
+TAIL = 5  # per cent of the calibration images whose sum brings a veto
+LEAST_EXCESS = 0.01  # in deviations of a component; a normal distribution's is 0.42 of its own
 DEVIATIONS = 3.29  # a normal distribution's 95 % quantile minus its 5 % quantile
 
 
@@ -67,7 +70,9 @@ def fit(
         seed: seed of the draws.
 
     Returns:
-        float32 arrays. Of K components `"median"` and `"spread"` (K,). With zero-deflation of D
+        float32 arrays. Of K components `"median"` and `"spread"` (K,), of confidence and energy
+        `"base_median"` and `"base_spread"` (2,); of the components' sum the 5 % quantile,
+        `"veto_quantile"`, and the mean excess below it, `"veto_excess"`. With zero-deflation of D
         channels at T taps: `"mean"` and `"scale"` (D,), the latter 1 / sigma, or 0 for a channel
         that is left out; `"whiten"` (D, D) with `whiten @ whiten.T` the inverse of the covariance;
         `"tap_share"` (D, T), which takes the mean over each tap's channels; and `"tap_calibration"`
@@ -78,7 +83,8 @@ def fit(
         ValueError: if there are fewer than 20 images, a reading is not finite, or nothing varies.
     """
     dense = "zero-deflation" in components
-    names = [COMPONENTS[c] for c in components if c != "zero-deflation"] + ["density"] * dense
+    names = ["confidence", "energy"]
+    names += ["channel_average"] * ("channel-average" in components) + ["density"] * dense
     apart, sums = held_out(seed), Moments()
     kept = Sample(max_calibration, [seed, 1])
     rows = Sample(max_calibration if shrinkage == "ledoit-wolf" else 0, [seed, 2])
@@ -112,12 +118,26 @@ def fit(
         abnormality = tap_abnormality(state, standardise(state, held["density"]))
         state["tap_calibration"] = np.sort(abnormality, axis=0).astype(np.float32)
     values = component_values(state, held, components)
+    state["median"], state["spread"] = _centre(values, components)
+    base = np.stack([held["confidence"], held["energy"]], axis=-1)
+    state["base_median"], state["base_spread"] = _centre(base, ["confidence", "energy"])
+    total = component_sum((values - state["median"]) / state["spread"])
+    quantile = np.percentile(total, TAIL)
+    state["veto_quantile"] = quantile
+    excess = np.mean(quantile - total[total <= quantile])
+    state["veto_excess"] = max(excess, LEAST_EXCESS)
+    return {name: np.asarray(array, np.float32) for name, array in state.items()}
+
+
+def _centre(
+    values: Float[np.ndarray, "images columns"], names: Sequence[str]
+) -> tuple[Float[np.ndarray, "columns"], Float[np.ndarray, "columns"]]:
+    """Median of each column, and its deviation by the 5 % and 95 % quantiles."""
     low, median, high = np.percentile(values, [5, 50, 95], axis=0)
-    for name, spread in zip(components, high - low, strict=True):
+    for name, spread in zip(names, high - low, strict=True):
         if not spread > 0:
             raise ValueError(f"{name} does not vary among the fitting images: give others")
-    state["median"], state["spread"] = median, (high - low) / DEVIATIONS
-    return {name: np.asarray(array, np.float32) for name, array in state.items()}
+    return median, (high - low) / DEVIATIONS
 
 
 class Moments:

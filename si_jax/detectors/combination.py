@@ -1,7 +1,8 @@
 """S&I-C's score of readings and a fit: the same functions for NumPy and for JAX arrays.
 
-An image's readings are its `"energy"` (N,), `"channel_average"` (N,), and `"density"` (N, D), the
-shares of the positions at which the D selected channels are on; those that a component needs.
+An image's readings are its `"confidence"` (N,), the log-odds of the predicted class, its `"energy"`
+(N,), and where a component needs them its `"channel_average"` (N,) and `"density"` (N, D), the
+shares of the positions at which the D selected channels are on.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,8 @@ COMPONENTS = {
 }
 """Component -> what its reading is called, in the order in which components are always listed."""
 
+ENERGY_SHARE = 0.25
+VETO_WEIGHT = 4.0
 LEAST = 1e-30  # what a zero is taken for before its logarithm; float32 still holds it
 LIMIT = 10.0
 """How many deviations a component can speak for in-distribution: far beyond any such image, yet so
@@ -31,49 +34,85 @@ def apply(
     readings: Mapping[str, Num[Array | np.ndarray, "batch ..."]],
     *,
     components: Sequence[str] = tuple(COMPONENTS),
-    clip: bool = True,
+    form: str = "veto",
 ) -> dict[str, Num[Array | np.ndarray, "batch ..."]]:
     """Scores of images by their readings, and what they were made of.
 
     Args:
-        state: what `fit` returned, for the same components.
+        state: what `fit` returned, for the same components; it serves every form.
         readings: of the images, NumPy or JAX arrays.
         components: keys of `COMPONENTS`, in its order.
-        clip: see `combine`.
+        form: a key of `FORMS`.
 
     Returns:
-        `"score"` (N,); the reading of each component, (N,), by its name in `COMPONENTS`;
-        `"standardised"` (N, K), the same less their medians, divided by their spreads; and with
-        zero-deflation `"tap_pvalue"` (N, T), the share of the calibration images, and of this one,
-        whose tap is at least as abnormal, where a tap's abnormality is the mean of the squared
-        standardised densities over its channels. Of a tap with no channel that varies, it is 1.
+        `"score"` (N,); `"sum"` (N,), that of the standardised components, and `"veto"` (N,), by how
+        much that is below what is normal, see `veto`; `"confidence"` (N,) and the reading of each
+        component, (N,), by its name in `COMPONENTS`; `"standardised"` (N, K), the components less
+        their medians, divided by their spreads; and with zero-deflation `"tap_pvalue"` (N, T), the
+        share of the calibration images, and of this one, whose tap is at least as abnormal, where a
+        tap's abnormality is the mean of the squared standardised densities over its channels. Of a
+        tap with no channel that varies, it is 1.
     """
     values = component_values(state, readings, components)
     standardised = (values - state["median"]) / state["spread"]
-    results = {"score": combine(standardised, components, clip), "standardised": standardised}
+    total = component_sum(standardised)
+    results = {
+        "sum": total,
+        "veto": veto(state, total),
+        "standardised": standardised,
+        "confidence": readings["confidence"],
+    }
     results |= {COMPONENTS[name]: values[:, i] for i, name in enumerate(components)}
     if "zero-deflation" in components:
         abnormality = tap_abnormality(state, standardise(state, readings["density"]))
         results["tap_pvalue"] = pvalues(state["tap_calibration"], abnormality)
-    return results
+    return {"score": FORMS[form](state, readings, results, components), **results}
 
 
-def combine(
+def component_sum(
     standardised: Float[Array | np.ndarray, "batch components"],
-    components: Sequence[str],
-    clip: bool,
 ) -> Float[Array | np.ndarray, "batch"]:
-    """The score: the sum of the standardised components, each of them cut off at `LIMIT`.
+    """Sum of the standardised components, each of them cut off at `LIMIT`."""
+    return standardised.clip(max=np.float32(LIMIT)).sum(axis=-1)
 
-    Args:
-        standardised: components less their medians, divided by their spreads; 0 is typical.
-        components: what the columns are.
-        clip: whether zero-deflation counts only where it is below its median. It tells little
-            there: an image whose densities are closer to the mean than usual is no more
-            in-distribution for it.
+
+def veto(
+    state: State, total: Float[Array | np.ndarray, "batch"]
+) -> Float[Array | np.ndarray, "batch"]:
+    """How far a sum is below the 5 % quantile of the calibration images, in mean excesses.
+
+    It is 0 for 95 % of them. If sums below the quantile fall off exponentially, it is log(0.05 / p)
+    with p the share of in-distribution images that are as abnormal.
     """
-    limits = [0.0 if clip and name == "zero-deflation" else LIMIT for name in components]
-    return standardised.clip(max=np.float32(limits)).sum(axis=-1)
+    return ((state["veto_quantile"] - total) / state["veto_excess"]).clip(min=0)
+
+
+def _veto_form(state, readings, results, components):
+    pair = [readings["confidence"], readings["energy"]]
+    xp = np if isinstance(pair[0], np.ndarray) else jnp
+    base = (xp.stack(pair, axis=-1) - state["base_median"]) / state["base_spread"]
+    base = base * np.float32([1 - ENERGY_SHARE, ENERGY_SHARE])
+    return base.sum(axis=-1) - VETO_WEIGHT * results["veto"]
+
+
+def _clipped_form(state, readings, results, components):
+    limits = [0.0 if name == "zero-deflation" else LIMIT for name in components]
+    return results["standardised"].clip(max=np.float32(limits)).sum(axis=-1)
+
+
+FORMS = {
+    "veto": _veto_form,
+    "sum": lambda state, readings, results, components: results["sum"],
+    "clipped": _clipped_form,
+}
+"""How a score is made of the components.
+
+`veto` is the network's confidence, three parts of the standardised log-odds of the predicted class
+and one of the energy, less four times the `veto`: what the components find abnormal beyond the
+calibration images' 5 % quantile overrules the confidence, what they find normal does not add to it.
+`sum` is that of the standardised components. `clipped` is the same with zero-deflation cut off at
+its median: densities closer to the mean than usual do not count in an image's favour.
+"""
 
 
 def standardise(

@@ -98,7 +98,7 @@ def reader(
         tapped = channels.taps if channels else ()
         logits, gradients, active = _passes(model, variables, images, tapped, engine, inner_paths)
         energy = jax.nn.logsumexp(logits, axis=-1)
-        readings = {"energy": energy} if "energy" in components else {}
+        readings = {"confidence": log_odds(logits), "energy": energy}
         if inner_paths:
             v2 = [over_positions(gradients[k]) ** 2 for k in inner_paths]
             v2 = jnp.mean(jnp.concatenate(v2, axis=-1), axis=-1)
@@ -126,13 +126,23 @@ def readings(
         batch_size: images per batch.
 
     Returns:
-        float32 arrays, those that the components need: `"energy"` (N,), `"channel_average"` (N,),
-        `"density"` (N, D).
+        float32 arrays: `"confidence"` (N,), `"energy"` (N,), and where the components need them
+        `"channel_average"` (N,) and `"density"` (N, D).
 
     Raises:
         ValueError: if the images do not fit the model.
     """
     return batched(found, model)(model.check(images), batch_size=batch_size, shrink=True)
+
+
+def log_odds(logits: Float[Array, "batch classes"]) -> Float[Array, "batch"]:
+    """Log-odds of the predicted class: orders images as the largest softmax probability does.
+
+    Unlike that, it does not saturate at 1 in float32.
+    """
+    predicted = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=bool)
+    others = jnp.where(predicted, -jnp.inf, logits)
+    return jnp.max(logits, axis=-1) - jax.nn.logsumexp(others, axis=-1)
 
 
 def outer_squared(
