@@ -13,11 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from si_jax.extremes import COUNT, ENDS
-from si_jax.panels import KNOWN, NOVEL, WIDTH, grid, labels, short, style, tidy
+from si_jax.panels import KNOWN, NOVEL, WIDTH, grid, labels, short, style, tap_map, tidy
 from si_jax.runs import Run
 
 POINTS = 400  # of a ROC curve
-TAPS_NAMED = 30  # more taps than these are not all named
 TAP_ARRAYS = {
     "tap_density": "share of non-zeros",
     "tap_average": "mean of (v / outer)²",
@@ -131,7 +130,8 @@ def tap_densities(run: Run, detector: str) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         tidy(axes)
     labels(panels, "layer", TAP_ARRAYS[kind])
-    _tap_map(figure, place, auroc, sets, taps)
+    title = "AUROC of each layer alone, % (50: the layer tells nothing)"
+    tap_map(figure, place, auroc, sets, taps, title=title, colours="PuOr")
     return figure
 
 
@@ -205,25 +205,6 @@ def _auroc(known: Float[np.ndarray, "n"], novel: Float[np.ndarray, "m"]) -> floa
     """Chance that the second has a greater value than the first, which is in ascending order."""
     below = [np.searchsorted(known, novel, side=side).mean() for side in ("left", "right")]
     return float(sum(below) / (2 * len(known)))
-
-
-def _tap_map(figure: Figure, place, auroc: np.ndarray, sets: list[str], taps: list[str]) -> None:
-    axes = figure.add_axes(place)
-    picture = axes.imshow(100 * auroc, cmap="PuOr", vmin=0, vmax=100, aspect="auto")
-    every = math.ceil(len(taps) / TAPS_NAMED)
-    places = range(0, len(taps), every)
-    axes.set_xticks(places, [f"{i} {taps[i]}" for i in places], rotation=90, fontsize=7.5)
-    axes.set_yticks(range(len(sets)), [short(name, 20) for name in sets], fontsize=8)
-    axes.set_title("AUROC of each layer alone, % (50: the layer tells nothing)", fontsize=9)
-    if len(taps) <= TAPS_NAMED:
-        for (row, column), value in np.ndenumerate(100 * auroc):
-            colour = "white" if abs(value - 50) > 32 else "black"
-            axes.text(
-                column, row, f"{value:.0f}", ha="center", va="center", fontsize=7.5, color=colour
-            )
-    left, bottom, width, height = place
-    bar = figure.colorbar(picture, figure.add_axes((left + width + 0.01, bottom, 0.012, height)))
-    bar.ax.tick_params(labelsize=7.5)
 
 
 def _thumbnail(axes, image: np.ndarray, left: float, top: float, side: float) -> None:

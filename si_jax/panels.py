@@ -2,10 +2,11 @@
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
@@ -14,6 +15,7 @@ KNOWN, NOVEL = "#0072B2", "#D55E00"  # blue, vermilion
 LINES = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", "--", ":", "-.")
 WIDTH = 11.0  # inches
+TAPS_NAMED = 30  # more taps than these are not all named
 
 
 def encode(figure: Figure, form: str = "png", dpi: int = 160) -> bytes:
@@ -68,3 +70,49 @@ def style(number: int) -> Mapping[str, Any]:
 def short(name: str, length: int = 28) -> str:
     """A name cut to a length."""
     return name if len(name) <= length else f"{name[: length - 1]}…"
+
+
+def tap_map(
+    figure: Figure,
+    place: tuple[float, float, float, float],
+    values: Float[np.ndarray, "sets taps"],
+    sets: Sequence[str],
+    taps: Sequence[str],
+    *,
+    title: str,
+    colours: str,
+) -> None:
+    """A map of fractions, one row for each set and one column for each tap, in per cent.
+
+    Args:
+        figure: where it is drawn.
+        place: left, bottom, width and height, in parts of the figure.
+        values: fractions.
+        sets: names of the rows.
+        taps: names of the columns.
+        title: what the values are.
+        colours: name of a colour map.
+    """
+    axes = figure.add_axes(place)
+    picture = axes.imshow(100 * values, cmap=colours, vmin=0, vmax=100, aspect="auto")
+    every = math.ceil(len(taps) / TAPS_NAMED)
+    places = range(0, len(taps), every)
+    axes.set_xticks(places, [f"{i} {taps[i]}" for i in places], rotation=90, fontsize=7.5)
+    axes.set_yticks(range(len(sets)), [short(name, 20) for name in sets], fontsize=8)
+    axes.set_title(title, fontsize=9)
+    if len(taps) <= TAPS_NAMED:
+        for (row, column), value in np.ndenumerate(100 * values):
+            red, green, blue, _ = picture.cmap(value / 100)
+            dark = 0.3 * red + 0.6 * green + 0.1 * blue < 0.5
+            axes.text(
+                column,
+                row,
+                f"{value:.0f}",
+                ha="center",
+                va="center",
+                fontsize=7.5,
+                color="white" if dark else "black",
+            )
+    left, bottom, width, height = place
+    bar = figure.colorbar(picture, figure.add_axes((left + width + 0.01, bottom, 0.012, height)))
+    bar.ax.tick_params(labelsize=7.5)

@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from si_jax.metrics import METRICS
@@ -104,12 +105,19 @@ def heading(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def metric_tables(report: Mapping[str, Any]) -> list[Table]:
-    """One table per metric of `SHOWN`, in per cent, detectors by sets and averages."""
+def metric_tables(
+    report: Mapping[str, Any], titles: Mapping[str, str] = MappingProxyType(SHOWN)
+) -> list[Table]:
+    """One table per metric, in per cent, detectors by sets and averages.
+
+    Args:
+        report: the results.
+        titles: metric -> title of its table.
+    """
     found = columns(report)
     header = ("detector", *(column_title(report, *column) for column in found))
     shown = []
-    for metric, title in SHOWN.items():
+    for metric, title in titles.items():
         rows = [
             [_value_cell(report, detector, key, group, metric) for _, key, group in found]
             for detector in report["results"]
@@ -134,7 +142,7 @@ def column_title(report: Mapping[str, Any], title: str, key: str, is_group: bool
 def _value_cell(report, detector, key, is_group, metric) -> Cell:
     text = percent(cell(report, detector, key, is_group, metric))
     ends = report.get("intervals", {}).get(detector, {}).get(key, {}).get(metric)
-    if is_group or not ends:
+    if not ends:
         return Cell(text)
     return Cell(text, f"({100 * ends[0]:.1f}–{100 * ends[1]:.1f})")
 
