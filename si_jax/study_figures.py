@@ -34,7 +34,7 @@ def densities(layers: Mapping[str, Any], groups: Mapping[str, str]) -> Figure:
                 places, layers["density"][which], ".-", color=colour, label=short(which), **thin
             )
         axes.set_title(f"{short(name)} ({groups[name]})", fontsize=9)
-        axes.set_ylim(0, 1)
+        axes.sharey(panels[0])
         axes.legend(fontsize=7.5, frameon=False)
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         tidy(axes)
@@ -80,7 +80,7 @@ def by_images(rows: Sequence[Mapping[str, Any]], yardstick: Mapping[str, Any]) -
         if row["table"] == "images" and not row["failure"]:
             lines.setdefault((row["components"], row["form"]), []).append(row)
     panels_of = [shown for shown in SHOWN if shown[0] in yardstick]
-    figure, panels = grid(len(panels_of), height=3.1, head=0.3)
+    figure, panels = grid(len(panels_of), height=3.1, head=0.3, foot=0.25)
     for axes, (group, metric, title) in zip(panels, panels_of, strict=True):
         for number, ((components, form), found) in enumerate(lines.items()):
             counts = np.array([row["images"] for row in found]) * 1.02 ** (number - 1.5)

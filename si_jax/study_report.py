@@ -108,7 +108,8 @@ def ablation_table(case: Mapping[str, Any], name: str) -> Table:
     shown = [pair for pair in VALUES if pair[0] in case["groups"].values()]
     yardstick = case["averages"]["msp"].get("near")
     header = ["S&I-C", "form", "images", "channels", "shrinkage"]
-    header += [f"{group} {NAMES[metric]}" for group, metric in shown] + ["msp's near AUROC"]
+    header += [f"{group} {NAMES[metric]}" for group, metric in shown]
+    header += ["msp's near AUROC", "note"]
     rows = []
     for row in case["ablations"]:
         if row["table"] != name:
@@ -125,6 +126,7 @@ def ablation_table(case: Mapping[str, Any], name: str) -> Table:
                 detail = "" if spread is None else f"± {percent(spread)}"
                 cells.append(Cell(percent(row["mean"][group][metric]), detail))
             cells.append(Cell("–" if yardstick is None else percent(yardstick["auroc"])))
+            cells.append(Cell(""))
         rows.append(tuple(cells))
     return Table(f"{ABLATIONS[name]}, %", tuple(header), tuple(rows), stubs=2)
 
