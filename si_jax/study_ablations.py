@@ -187,7 +187,7 @@ def layers(readings: CaseReadings) -> dict[str, Any]:
     Returns:
         `taps`; `density`: set (`"in-distribution"` first) -> (taps,) mean density; `band`: (2,
         taps), the middle 90 % of the in-distribution images; `rejected`: set -> (taps,) share of
-        images with p < 0.05, empty where there can be no fit; `positions`: of each tap.
+        images with p < 0.05, empty where S&I-C cannot be fitted. As lists.
     """
     sets = {"in-distribution": readings.known, **readings.novel}
     density = {name: by_tap(found["density"], readings.channels) for name, found in sets.items()}

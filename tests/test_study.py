@@ -140,7 +140,7 @@ def test_an_ablation_is_the_detector(case, directory, readings):
             known, novel = study_ablations.scores(readings, Fit(components), form)
             for image_set, found in ({case.id_set.name: known} | novel).items():
                 with np.load(store.path(f"{name}-{form}", image_set)) as file:
-                    np.testing.assert_allclose(found, file["score"], rtol=2e-3, atol=2e-3)
+                    np.testing.assert_allclose(found, file["score"], rtol=1e-4, atol=1e-3)
 
 
 def test_fewer_channels_are_those_of_the_detector(case, readings):
