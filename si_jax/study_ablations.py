@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from si_jax.detectors import calibration, combination
@@ -26,6 +27,9 @@ SHRINKAGE = (0.01, 0.03, 0.1, 0.3, "ledoit-wolf")
 CHANNELS = (64, 128, 256, None)
 MAIN = tuple((components, form) for components in (ALL, FORWARD) for form in ("veto", "sum"))
 """The main forms: components and form, with a gradient and without."""
+
+SMALL = 1000
+"""Below so many channels, threads wait for each other longer than they help."""
 
 LEVEL = 0.05
 """Below which p-value a tap counts as abnormal."""
@@ -132,8 +136,10 @@ def run(
         for fit in row.fits:
             wanted.setdefault(fit, {})[row.form] = None
     found = {}
-    for fit, forms in tqdm(wanted.items(), desc=f"{title}: ablations", unit="fit"):
-        found |= {(fit, form): value for form, value in _values(readings, groups, fit, forms)}
+    small = len(readings.channels.index) < SMALL
+    with threadpool_limits(1 if small else None, user_api="blas"):
+        for fit, forms in tqdm(wanted.items(), desc=f"{title}: ablations", unit="fit"):
+            found |= {(fit, form): value for form, value in _values(readings, groups, fit, forms)}
     results = [_joined(row, [found[fit, row.form] for fit in row.fits]) for row in rows]
     content = json.dumps({"key": key, "rows": results}, allow_nan=False).encode()
     write_atomically(path, lambda file: file.write(content))
