@@ -20,7 +20,7 @@ from si_jax.runs import Run
 from si_jax.store import Store
 
 DEFAULT_DETECTORS = ("si-c", "si-z", "gaia-z", "msp", "max-logit", "energy")
-DEFAULT_CHECKPOINTS = {"digits": "digits"}
+DEFAULT_CHECKPOINTS = {"digits": "digits", "cifar100": "cifar100_resnet20"}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -196,7 +196,7 @@ def load(args: argparse.Namespace) -> tuple[si_jax.Model, str]:
     if checkpoint is None:
         raise ValueError(
             f"no checkpoint for {args.dataset} comes with the package: give --checkpoint DIRECTORY,"
-            " or --model NAME --checkpoint FILE for a PyTorch file"
+            " --model NAME --checkpoint FILE for a PyTorch file, or train one with scripts/train.py"
         )
     if checkpoint == "random":
         if not args.model:

@@ -17,7 +17,7 @@ def test_example_runs(index, capsys):
 
 
 def test_there_are_examples():
-    assert len(EXAMPLES) == 2
+    assert len(EXAMPLES) == 3
 
 
 def test_every_set_and_folder_is_named():
