@@ -124,6 +124,7 @@ def run(case: Case, args: argparse.Namespace, directory: Path) -> dict[str, Any]
         "calibration": {
             "set": case.found.test.name if case.note else case.found.train.name,
             "images": len(case.draws[0]),
+            "draws": args.seeds,
             "disjoint_draws": len(case.draws),
             "note": case.note,
         },

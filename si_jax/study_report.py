@@ -133,14 +133,9 @@ def ablation_table(case: Mapping[str, Any], name: str) -> Table:
 
 def facts(case: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(name, value) of what a reader must know of a case."""
-    calibration = case["calibration"]
-    return [
-        *((name, value) for name, value in report.fact_rows(case) if name not in ("command",
-        "versions")),
-        ("calibration", f"{calibration['images']:,} images of {calibration['set']};"
-         f" {calibration['disjoint_draws']} draws that share no image"),
-        *([("stand-in", calibration["note"])] if calibration["note"] else []),
-    ]  # fmt: skip
+    shown = report.fact_rows(case)
+    shown = [(name, value) for name, value in shown if name not in ("command", "versions")]
+    return [*shown, ("calibration", calibrated(case))]
 
 
 def text(study: Mapping[str, Any]) -> str:
@@ -185,9 +180,13 @@ def title(case: Mapping[str, Any]) -> str:
 def calibrated(case: Mapping[str, Any]) -> str:
     """What was calibrated on, in a line."""
     found = case["calibration"]
-    return f"{found['images']} images of {found['set']}" + (
-        f"; {found['note']}" if found["note"] else ""
-    )
+    draws, own = found["draws"], found["disjoint_draws"]
+    parts = [f"{found['images']:,} images of {found['set']}", f"{draws} draws that share no image"]
+    if own < draws:
+        parts[1] = (
+            f"{draws} draws, {own} of them on images of its own; the others split the first's anew"
+        )
+    return "; ".join([*parts, *filter(None, [found["note"]])])
 
 
 def write(study: Mapping[str, Any], directory: Path) -> list[Path]:

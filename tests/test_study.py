@@ -74,6 +74,7 @@ def test_the_json_holds_all(out):
     assert case["calibration"] == {
         "set": "digits_train",
         "images": 100,
+        "draws": 2,
         "disjoint_draws": 2,
         "note": "",
     }
@@ -179,6 +180,18 @@ def test_half_of_the_test_set_stands_in(case):
     assert [len(n) for n in names] == [298, 299] and not names[0] & names[1]
     assert second.name == "digits_test_half"
     assert halved.note.startswith("digits_train is absent: half of digits (298 images")
+
+
+def test_it_is_told_which_draws_share_images(out):
+    (case,) = load(out)["cases"]
+    assert study_report.calibrated(case) == (
+        "100 images of digits_train; 2 draws that share no image"
+    )
+    fewer = case | {"calibration": case["calibration"] | {"disjoint_draws": 1, "note": "Half"}}
+    assert study_report.calibrated(fewer) == (
+        "100 images of digits_train; 2 draws, 1 of them on images of its own; the others split"
+        " the first's anew; Half"
+    )
 
 
 def test_more_draws_than_sets(case, readings):
