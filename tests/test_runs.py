@@ -199,16 +199,21 @@ def test_an_interruption_keeps_what_was_done(digits_model, tmp_path, error):
 
 
 def test_sigterm_keeps_what_was_done(digits_model, tmp_path, capsys):
+    scorer = Counting(digits_model)
+
     class Killed(Images):
         def load(self, index):
             if index == 13:
+                while len(scorer.computed["msp"]) < 12:  # the batches before, on another thread
+                    time.sleep(0.01)
+                time.sleep(0.2)
                 os.kill(os.getpid(), signal.SIGTERM)
-                time.sleep(0.3)
+                time.sleep(0.5)
             return super().load(index)
 
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as ended:
-        cli.run(lambda: score(digits_model, tmp_path, Killed()))
+        cli.run(lambda: score(digits_model, tmp_path, Killed(), scorer=scorer))
     assert ended.value.code == 143
     assert "interrupted" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is before
