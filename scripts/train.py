@@ -5,6 +5,14 @@ python scripts/train.py --dataset cifar100 --model resnet34 --out checkpoints/ci
 python scripts/train.py --dataset FOLDER --init checkpoints/bit --new-head --out checkpoints/mine
 
 The same command resumes a run that was interrupted.
+
+Measured (accuracy on the test images):
+
+- digits, resnet8, seed 0: 98.99 % in 3 minutes on two CPU cores
+- cifar100, resnet20, --epochs 16 --batch-size 64, seed 0: 63.05 % in 116 minutes on two CPU cores
+  that were busy with other work too (2.9 steps/s, 72 minutes, while they were not)
+
+The defaults for CIFAR (resnet34, 100 epochs) are for an accelerator and have not been measured.
 """
 
 import argparse

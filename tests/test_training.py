@@ -11,8 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-import si_jax
-from si_jax import training
+from si_jax import benchmarking, training
 from si_jax.augmentation import augment
 
 RECIPE = training.Recipe(epochs=4, batch_size=16, learning_rate=0.05, crop_padding=1)
@@ -52,9 +51,6 @@ def test_it_learns_and_a_seed_reproduces_it(tiny, coloured):
     trained = training.train(tiny, *coloured, recipe)
     assert training.accuracy(trained, *coloured) > 0.9 > training.accuracy(tiny, *coloured)
     assert_same(trained.variables, training.train(tiny, *coloured, recipe).variables)
-    other = training.train(tiny, *coloured, dataclasses.replace(recipe, seed=1))
-    kernels = [m.variables["params"]["conv1"]["kernel"] for m in (trained, other)]
-    assert not np.array_equal(*kernels)
 
 
 @pytest.mark.parametrize("options", [{}, {"ema": 0.9, "label_smoothing": 0.1}])
@@ -160,27 +156,10 @@ def test_a_step_s_loss_and_average(tiny, coloured):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("resnet8", {"widths": (4, 6, 8)}),
-        ("wrn_16_4", {"depth": 10, "widen": 1}),
-        ("bit_r50x1", {"units": (1, 1, 1, 1)}),
-    ],
-)
-def test_bfloat16_computes_in_it_and_keeps_float32_weights(coloured, name, options):
+def test_a_step_in_bfloat16_keeps_float32_weights(tiny, coloured):
     images, labels = coloured
-    model = si_jax.build_model(name, 5, input_size=(8, 8), **options)
-    if name.startswith("bit"):  # whose head is zero at first, and lets no gradient through
-        rng = np.random.default_rng(0)
-        kernel = rng.normal(0, 0.01, model.variables["params"]["head"]["kernel"].shape)
-        head = {**model.variables["params"]["head"], "kernel": np.float32(kernel)}
-        params = {**model.variables["params"], "head": head}
-        model = dataclasses.replace(model, variables={**model.variables, "params": params})
-    recipe = dataclasses.replace(RECIPE, learning_rate=0.01)
-    _, exact, _ = one_step(model, recipe, images, labels)
-    recipe = dataclasses.replace(recipe, bfloat16=True)
-    _, rough, _ = one_step(model, recipe, images, labels)
+    _, exact, _ = one_step(tiny, RECIPE, images, labels)
+    _, rough, _ = one_step(tiny, dataclasses.replace(RECIPE, bfloat16=True), images, labels)
     for x, y in zip(jax.tree.leaves(exact), jax.tree.leaves(rough), strict=True):
         assert x.dtype == y.dtype
     momenta = [
@@ -189,6 +168,20 @@ def test_bfloat16_computes_in_it_and_keeps_float32_weights(coloured, name, optio
     ]  # after one step, they are the gradients
     difference = np.linalg.norm(momenta[0] - momenta[1]) / np.linalg.norm(momenta[0])
     assert 1e-4 < difference < 0.3
+
+
+@pytest.mark.parametrize("name", ["resnet8", "wrn_16_4", "bit_r50x1"])
+def test_every_network_computes_in_bfloat16(name):
+    model = benchmarking.random_model(name)
+    image = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+
+    def logits(dtype, x):
+        module = model.module.clone(dtype=dtype)
+        out, _ = module.apply(model.variables, x, train=True, mutable=["batch_stats"])
+        return out
+
+    for dtype in (jnp.float32, jnp.bfloat16):
+        assert jax.eval_shape(functools.partial(logits, dtype), image).dtype == dtype
 
 
 def test_augmentation_crops_and_mirrors():
