@@ -4,6 +4,7 @@ import contextlib
 import csv
 import dataclasses
 import hashlib
+import io
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ import orbax.checkpoint as ocp
 
 from si_jax.checkpoint import weights_hash
 from si_jax.model import Model
+from si_jax.store import write_atomically
 
 COLUMNS = ("epoch", "loss", "accuracy", "held_out_loss", "held_out_accuracy", "seconds")
 
@@ -99,10 +101,11 @@ class TrainingRun:
         self.log.append(row)
         if self.directory is None:
             return
-        with (self.directory / "log.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows({k: _short(v) for k, v in row.items()} for row in self.log)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, COLUMNS)
+        writer.writeheader()
+        writer.writerows({k: _short(v) for k, v in row.items()} for row in self.log)
+        _write(self.directory / "log.csv", text.getvalue())
         leaves = [np.asarray(x) for x in jax.tree.leaves(state)]
         self._states.save(epoch, args=ocp.args.StandardSave(_named(leaves)))
 
@@ -116,9 +119,12 @@ class TrainingRun:
         """Make the directory this run's, or see that it is."""
         facts = json.loads(json.dumps(facts))
         path = self.directory / "run.json"
-        if not self.directory.exists():
-            self.directory.mkdir(parents=True)
-            path.write_text(json.dumps(facts, indent=2) + "\n")
+        # a run that was killed before it had written anything leaves an empty directory behind
+        if not self.directory.exists() or (
+            self.directory.is_dir()
+            and all(p.name.startswith(f".{path.name}.") for p in self.directory.iterdir())
+        ):
+            _write(path, json.dumps(facts, indent=2) + "\n")
             return
         found = None
         with contextlib.suppress(OSError, ValueError):
@@ -142,6 +148,10 @@ class TrainingRun:
         for row in rows:
             row["epoch"] = int(row["epoch"])
         return rows[:epochs]
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def _named(leaves: list[np.ndarray]) -> dict[str, np.ndarray]:

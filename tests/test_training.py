@@ -235,3 +235,12 @@ def test_a_directory_that_holds_something_else(tiny, coloured, tmp_path):
             file.write_bytes(b"")
     with pytest.raises(ValueError, match=r"cannot be resumed .*: remove it to begin again"):
         training.train(tiny, *coloured, one, directory=directory)
+
+
+def test_a_run_killed_before_its_first_file_can_begin_again(tiny, coloured, tmp_path):
+    directory = tmp_path / "run"
+    directory.mkdir()
+    (directory / ".run.json.abc").write_text("{")
+    training.train(tiny, *coloured, dataclasses.replace(RECIPE, epochs=1), directory=directory)
+    assert json.loads((directory / "run.json").read_text())["epochs"] == 1
+    assert len((directory / "log.csv").read_text().splitlines()) == 2
