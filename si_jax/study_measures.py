@@ -9,7 +9,7 @@ from jaxtyping import Float
 from si_jax import evaluation, metrics
 from si_jax.metrics import IdScores
 
-MEASURED = ("auroc", "fpr95")
+MEASURED = ("auroc", "fpr95", "fpr95_ood_positive")
 Novel = Mapping[str, Float[np.ndarray, "_"]]
 """Set -> scores of its images."""
 
@@ -34,6 +34,7 @@ def group_means(
         name: {
             "auroc": metrics.auroc(known, scores),
             "fpr95": metrics.fpr95(known, scores),
+            "fpr95_ood_positive": metrics.fpr95_ood_positive(known, scores),
         }
         for name, scores in novel.items()
     }

@@ -7,6 +7,7 @@ from typing import Any
 
 from si_jax import report
 from si_jax.store import write_atomically
+from si_jax.study_measures import MEASURED
 from si_jax.tables import (
     Cell,
     Table,
@@ -18,7 +19,7 @@ from si_jax.tables import (
     plain,
 )
 
-TITLES = {name: report.SHOWN[name] for name in ("auroc", "fpr95")}
+TITLES = {name: report.SHOWN[name] for name in MEASURED}
 ABLATIONS = {
     "components": "Ablation: components and forms (E energy, A channel-average, M zero-deflation)",
     "images": "Ablation: number of calibration images",
@@ -28,11 +29,13 @@ ABLATIONS = {
 }
 """Ablation -> title of its table."""
 
-VALUES = (("far", "auroc"), ("far", "fpr95"), ("near", "auroc"), ("near", "fpr95"))
-NAMES = {"auroc": "AUROC", "fpr95": "FPR95"}
+VALUES = tuple((group, metric) for group in ("far", "near") for metric in MEASURED)
+NAMES = {"auroc": "AUROC", "fpr95": "FPR95", "fpr95_ood_positive": "FPR95, OpenOOD's"}
 NOTES = (
-    "Values in per cent; FPR95 by the published convention (in-distribution positive); far and near"
-    " are means over the sets of the group. Best values in bold.",
+    "Values in per cent; FPR95 by the published convention (in-distribution positive), the share of"
+    " OOD among what is accepted when 95 % of in-distribution images are; OpenOOD's is the share of"
+    " in-distribution images refused when 95 % of OOD are. Far and near are means over the sets of"
+    " the group. Best values in bold.",
     "In brackets: 95 % intervals by bootstrap over the test images; differences are paired, over"
     " the same draws. They say nothing of other networks, nor of other calibration images, for"
     " which see the ablation of draws.",

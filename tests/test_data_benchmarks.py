@@ -66,7 +66,7 @@ def test_digits_needs_nothing(protocol):
 
 
 def test_published_cifar10(ood_root):
-    found = resolve("cifar10", "published", ood_root=ood_root)
+    found = resolve("cifar10", "published", ood_root=ood_root, extra={})
     assert names(found, "far") == ["svhn", "lsun", "tiny_imagenet", "places365", "textures"]
     assert names(found, "near") == ["cifar100"]
     assert names(found, "extra") == []
@@ -98,7 +98,7 @@ def test_absent_sets_are_all_listed(ood_root, tmp_path):
         folder.rename(folder.with_name(f"moved_{folder.name}"))
     put(ood_root, "svhn_grey_recrop", 3)
     with pytest.raises(sources.MissingSet) as caught:
-        resolve("cifar10", "published", ood_root=ood_root)
+        resolve("cifar10", "published", ood_root=ood_root, extra={})
     message = str(caught.value)
     assert "lacks 2 of its sets" in message
     assert "svhn: svhn_cropped is not prepared in" in message
@@ -106,6 +106,9 @@ def test_absent_sets_are_all_listed(ood_root, tmp_path):
     assert "--ood lsun=PATH" in message
     assert "stand-in svhn_grey_recrop is there" in message
     assert "--allow-missing" in message
+    with pytest.raises(sources.MissingSet) as caught:  # where there is no such option
+        resolve("cifar10", "published", ood_root=ood_root)
+    assert "lsun: " in str(caught.value) and "--ood " not in str(caught.value)
 
     found = resolve("cifar10", "published", ood_root=ood_root, allow_missing=True)
     assert [(item.name, item.stand_in) for item in found.absent] == [

@@ -169,7 +169,8 @@ def resolve(
       data_dir: the folder of TFDS's sets (`sources.default_data_dir()` by default).
       ood_root: the folder that holds image folders.
       extra: paths of folders, `.npz` or `.mat` files by name; the name of one of the benchmark's
-        own sets says where that set is, any other adds a set to the group 'extra'.
+        own sets says where that set is, any other adds a set to the group 'extra'. None where the
+        user has no way to give them, so that messages do not advise it.
       allow_missing: whether absent sets are left out (or represented by their stand-in, under
         its own name) rather than an error. The in-distribution set can't be left out.
       fetch: whether TFDS sets that aren't prepared may be downloaded.
@@ -183,7 +184,8 @@ def resolve(
     """
     table = _choose("benchmark", benchmark, BENCHMARKS)
     entries = _choose("protocol", protocol, table.ood)
-    where = finding.Where(data_dir, ood_root, dict(extra or {}), fetch)
+    options = ("--ood-root",) if extra is None else ("--ood-root", "--ood")
+    where = finding.Where(data_dir, ood_root, dict(extra or {}), fetch, options)
     absent: list[Absent] = []
 
     test, stand_in_for = _find_or_stand_in(table.test, where, absent)

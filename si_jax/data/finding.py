@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from si_jax.data import digits, sources
@@ -19,12 +19,15 @@ class Where:
       ood_root: the folder that holds image folders, or None.
       extra: paths that the user gives, by the name of the set.
       fetch: whether a TFDS set that isn't prepared may be downloaded.
+      options: the command-line options by which the user can give a place, of `--ood-root` and
+        `--ood`; messages advise no other.
     """
 
     data_dir: str | os.PathLike | None = None
     ood_root: str | os.PathLike | None = None
     extra: Mapping[str, str | os.PathLike] = dataclasses.field(default_factory=dict)
     fetch: bool = True
+    options: Collection[str] = ("--ood-root",)
 
 
 def find(entry: SetEntry, where: Where) -> ImageSet:
@@ -110,12 +113,13 @@ def _advice(entry: SetEntry, where: Where) -> list[str]:
     advice = []
     if entry.hint:
         advice.append(entry.hint)
-    if folders:
+    if folders and "--ood-root" in where.options:
         root = "a folder given as --ood-root" if where.ood_root is None else where.ood_root
         others = f" (or {', '.join(folders[1:])})" if folders[1:] else ""
         advice.append(f"put it below {root} as {folders[0]}{others}")
     if any(not (where.fetch and place.fetch) for place in tfds):
         data_dir = where.data_dir or sources.default_data_dir()
         advice.append(f"prepare TFDS's {tfds[0].name} in {data_dir} (array_record format)")
-    advice.append(f"name its path with --ood {entry.name}=PATH")
+    if "--ood" in where.options:
+        advice.append(f"name its path with --ood {entry.name}=PATH")
     return advice

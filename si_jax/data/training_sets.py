@@ -61,7 +61,7 @@ def find(
     """
     if dataset in BENCHMARKS:
         table = BENCHMARKS[dataset]
-        where = finding.Where(data_dir, fetch=fetch)
+        where = finding.Where(data_dir, fetch=fetch, options=())
         try:
             train = finding.find(table.train, where)
         except MissingSet as error:

@@ -48,7 +48,10 @@ def si_c(
     Each is standardised: less its median, divided by (95 % - 5 % quantile) / 3.29. `form="sum"`
     adds them up, which is best on far OOD. The default, `form="veto"`, is the network's confidence
     less a penalty where that sum is below its 5 % quantile, which keeps near OOD as good as the
-    confidence; see `si_jax.detectors.combination.FORMS`. Means and covariance are fitted on 70 % of
+    confidence; see `si_jax.detectors.combination.FORMS`. That is made for thresholds that accept
+    about 95 % of in-distribution images, as the published convention of FPR95 has them: images that
+    are not vetoed are ordered by the confidence alone, so where more are refused, the sum is better
+    on far OOD. Means and covariance are fitted on 70 % of
     the training images, medians and quantiles on the other 30 %; no labels are needed; see
     `si_jax.detectors.calibration.fit`.
 
