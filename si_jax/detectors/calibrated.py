@@ -50,10 +50,9 @@ def si_c(
     less a penalty where that sum is below its 5 % quantile, which keeps near OOD as good as the
     confidence; see `si_jax.detectors.combination.FORMS`. That is made for thresholds that accept
     about 95 % of in-distribution images, as the published convention of FPR95 has them: images that
-    are not vetoed are ordered by the confidence alone, so where more are refused, the sum is better
-    on far OOD. Means and covariance are fitted on 70 % of
-    the training images, medians and quantiles on the other 30 %; no labels are needed; see
-    `si_jax.detectors.calibration.fit`.
+    are not vetoed are ordered by the confidence alone, so where more are refused, the sum is often
+    better on far OOD. Means and covariance are fitted on 70 % of the training images, medians and
+    quantiles on the other 30 %; no labels are needed; see `si_jax.detectors.calibration.fit`.
 
     How the form was chosen: 1422 combinations were ranked on synthetic validation OOD (noise,
     blurred and shuffled images, mixtures of two) and misclassified images, for a CIFAR-100
