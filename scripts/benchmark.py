@@ -14,7 +14,7 @@ import jax
 
 from si_jax import benchmarking, cli, models
 from si_jax.data import preprocessing
-from si_jax.store import write_atomically
+from si_jax.store import write_text
 from si_jax.tables import text_table
 
 
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     figures = data(args) if args.command == "data" else engines(args)
     if args.out:
         content = {**figures, "versions": cli.versions()}
-        write_atomically(args.out, lambda f: f.write(json.dumps(content, indent=2).encode()))
+        write_text(args.out, json.dumps(content, indent=2))
         print(f"saved {args.out}")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from si_jax import comparison, report
 from si_jax.runs import Run
-from si_jax.store import write_atomically
+from si_jax.store import write_text
 from si_jax.tables import Cell, Table
 
 STYLE = """
@@ -202,5 +202,5 @@ def _name_class(shown: Table, place: int) -> str:
 
 
 def _write(path: Path, content: str) -> Path:
-    write_atomically(path, lambda file: file.write(content.encode()))
+    write_text(path, content)
     return path

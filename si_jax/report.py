@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from si_jax.metrics import METRICS
-from si_jax.store import write_atomically
+from si_jax.store import write_text
 from si_jax.tables import (
     Cell,
     Table,
@@ -256,12 +256,12 @@ def write(report: Mapping[str, Any], directory: Path) -> list[Path]:
         "results.csv": text.getvalue(),
     }
     for name, content in files.items():
-        write_atomically(directory / name, lambda file, c=content: file.write(c.encode()))
+        write_text(directory / name, content)
     return [*(directory / name for name in files), write_markdown(markdown(report), directory)]
 
 
 def write_markdown(text: str, directory: Path) -> Path:
     """Write `report.md`; returns its path."""
     path = Path(directory) / "report.md"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_text(path, text)
     return path

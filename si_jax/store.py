@@ -158,6 +158,11 @@ def write_atomically(path: Path, write: Any) -> None:
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a file of text, UTF-8; whole and errors as `write_atomically`."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
 def _write_atomically(path: Path, write: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)

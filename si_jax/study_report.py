@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from si_jax import report
-from si_jax.store import write_atomically
+from si_jax.store import write_text
 from si_jax.study_measures import MEASURED
 from si_jax.tables import (
     Cell,
@@ -199,5 +199,5 @@ def write(study: Mapping[str, Any], directory: Path) -> list[Path]:
         "study.md": markdown(study),
     }
     for name, content in files.items():
-        write_atomically(directory / name, lambda file, c=content: file.write(c.encode()))
+        write_text(directory / name, content)
     return [directory / name for name in files]

@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 
 from si_jax.checkpoint import weights_hash
 from si_jax.model import Model
-from si_jax.store import write_atomically
+from si_jax.store import write_text
 
 COLUMNS = ("epoch", "loss", "accuracy", "held_out_loss", "held_out_accuracy", "seconds")
 
@@ -105,7 +105,7 @@ class TrainingRun:
         writer = csv.DictWriter(text, COLUMNS)
         writer.writeheader()
         writer.writerows({k: _short(v) for k, v in row.items()} for row in self.log)
-        _write(self.directory / "log.csv", text.getvalue())
+        write_text(self.directory / "log.csv", text.getvalue())
         leaves = [np.asarray(x) for x in jax.tree.leaves(state)]
         self._states.save(epoch, args=ocp.args.StandardSave(_named(leaves)))
 
@@ -124,7 +124,7 @@ class TrainingRun:
             self.directory.is_dir()
             and all(p.name.startswith(f".{path.name}.") for p in self.directory.iterdir())
         ):
-            _write(path, json.dumps(facts, indent=2) + "\n")
+            write_text(path, json.dumps(facts, indent=2) + "\n")
             return
         found = None
         with contextlib.suppress(OSError, ValueError):
@@ -148,10 +148,6 @@ class TrainingRun:
         for row in rows:
             row["epoch"] = int(row["epoch"])
         return rows[:epochs]
-
-
-def _write(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def _named(leaves: list[np.ndarray]) -> dict[str, np.ndarray]:
