@@ -12,10 +12,11 @@ from pathlib import Path
 
 import jax
 
-from si_jax import benchmarking, cli, models
+from si_jax import cli, models
 from si_jax.data import preprocessing
-from si_jax.store import write_text
-from si_jax.tables import text_table
+from si_jax.data.files import write_text
+from si_jax.evaluation import speed
+from si_jax.reporting.tables import text_table
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -63,8 +64,8 @@ def data(args: argparse.Namespace) -> dict:
         known = ", ".join(f"{p} {s}" for p, s in preprocessing.PREPROCESSING)
         raise ValueError(f"no preprocessing {args.protocol} {args.size}: choose one of {known}")
     transform = preprocessing.PREPROCESSING[args.protocol, args.size]
-    with benchmarking.image_sets(args.folder, args.data_dir) as sets:
-        rows = benchmarking.time_pipeline(
+    with speed.image_sets(args.folder, args.data_dir) as sets:
+        rows = speed.time_pipeline(
             sets,
             transform,
             workers=args.workers,
@@ -91,8 +92,8 @@ def data(args: argparse.Namespace) -> dict:
 def engines(args: argparse.Namespace) -> dict:
     """Print what each detector costs in forward passes."""
     size = tuple(args.input_size) if args.input_size else None
-    model = benchmarking.random_model(args.model, size, args.precision)
-    rows = benchmarking.time_detectors(model, batch_size=args.batch_size, repeats=args.repeats)
+    model = speed.random_model(args.model, size, args.precision)
+    rows = speed.time_detectors(model, batch_size=args.batch_size, repeats=args.repeats)
     device = jax.devices()[0].device_kind
     height, width = model.input_size
     print(

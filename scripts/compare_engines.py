@@ -16,7 +16,7 @@ import numpy as np
 import si_jax
 from si_jax import cli
 from si_jax.data import benchmarks, finding, pipeline, preprocessing, sources
-from si_jax.report import text_table
+from si_jax.reporting.report import text_table
 
 VARIANTS = {
     "activation": {"engine": "activation"},

@@ -13,11 +13,13 @@ import sys
 from pathlib import Path
 
 import si_jax
-from si_jax import cli, evaluation, extremes, fitting, html, report
+from si_jax import cli
 from si_jax.data import benchmarks, sources
 from si_jax.detectors import DETECTORS, default_options
-from si_jax.runs import Run
-from si_jax.store import Store
+from si_jax.evaluation import benchmark, fitting
+from si_jax.evaluation.store import Store
+from si_jax.reporting import extremes, html, report
+from si_jax.reporting.runs import Run
 
 DEFAULT_DETECTORS = ("si-c", "si-z", "gaia-z", "msp", "max-logit", "energy")
 DEFAULT_CHECKPOINTS = {"digits": "digits", "cifar100": "cifar100_resnet20"}
@@ -94,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
     detectors = make_detectors(args, model)
     if args.detectors is None and found.train is None:
         detectors = without_fits(args, detectors, found.train_absent)
-    job = evaluation.Job(
+    job = benchmark.Job(
         model=model,
         detectors=detectors,
         id_set=sources.subset(found.test, args.limit, args.seed),
@@ -109,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     out.mkdir(parents=True, exist_ok=True)
     fit = fit_detectors(args, job, found, out)
-    results, arrays = evaluation.evaluate(
+    results, arrays = benchmark.evaluate(
         job, Store(out / "scores"), skip_unreadable=args.skip_unreadable
     )
     image_sets = (job.id_set, *job.ood_sets.values())
@@ -124,8 +126,8 @@ def main(argv: list[str] | None = None) -> None:
         "fit": fit,
         "absent": absent,
         "incomplete": sorted({e.group for e in entries if e.name in absent}),
-        "warning": evaluation.chance_warning(results["accuracy"], model.num_classes),
-        **evaluation.intervals(job, arrays),
+        "warning": benchmark.chance_warning(results["accuracy"], model.num_classes),
+        **benchmark.intervals(job, arrays),
         "versions": cli.versions(),
         "command": " ".join(["python", *sys.argv]),
     }
@@ -142,7 +144,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def make_detectors(args: argparse.Namespace, model: si_jax.Model) -> dict:
     """The detectors that the command line asks for."""
-    return evaluation.make_detectors(
+    return benchmark.make_detectors(
         args.detectors or DEFAULT_DETECTORS,
         model,
         common={
@@ -168,7 +170,7 @@ def without_fits(args, detectors: dict, absent: str) -> dict:
     return {name: d for name, d in detectors.items() if name not in needy}
 
 
-def fit_detectors(args, job: evaluation.Job, found: benchmarks.Resolved, out: Path) -> dict:
+def fit_detectors(args, job: benchmark.Job, found: benchmarks.Resolved, out: Path) -> dict:
     """Fit the detectors that need it on the training split; returns what a report says of it."""
     needy = [name for name, d in job.detectors.items() if d.needs_fit]
     if not needy:
@@ -183,7 +185,7 @@ def fit_detectors(args, job: evaluation.Job, found: benchmarks.Resolved, out: Pa
         job.detectors,
         train,
         job.transform,
-        facts=evaluation.score_facts(job),
+        facts=benchmark.score_facts(job),
         directory=out / "fits",
         skip_unreadable=args.skip_unreadable,
     )

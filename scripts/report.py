@@ -10,8 +10,9 @@ Runs that differ only in their seed are joined as mean and standard deviation ov
 import argparse
 from pathlib import Path
 
-from si_jax import cli, comparison, html, report, runs
-from si_jax.tables import plain
+from si_jax import cli
+from si_jax.reporting import comparison, html, report, runs
+from si_jax.reporting.tables import plain
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -14,15 +14,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from si_jax import cli, evaluation, study_ablations, study_rivals
-from si_jax import study_figures as figures
-from si_jax import study_report as report
+from si_jax import cli
 from si_jax.data import benchmarks
+from si_jax.data.files import write_atomically
 from si_jax.detectors import DETECTORS
-from si_jax.panels import encode
-from si_jax.store import write_atomically
-from si_jax.study_readings import read_case
-from si_jax.study_sets import Case, load_networks, prepare
+from si_jax.evaluation import benchmark
+from si_jax.reporting.panels import encode
+from si_jax.study import ablations, figures, report, rivals
+from si_jax.study.readings import read_case
+from si_jax.study.sets import Case, load_networks, prepare
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
                         ("seed", 0), ("batch_size", 1)):  # fmt: skip
         if (value := getattr(args, name)) is not None and value < least:
             raise ValueError(f"--{name.replace('_', '-')} (={value}) must be at least {least}")
-    study_rivals.check_names(args.detectors)
+    rivals.check_names(args.detectors)
     out = Path(args.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file: give a directory")
@@ -101,7 +101,7 @@ def find(args: argparse.Namespace) -> list[Case]:
 
 def run(case: Case, args: argparse.Namespace, directory: Path) -> dict[str, Any]:
     """One network under one protocol, as it goes into the JSON."""
-    results, _ = study_rivals.evaluate(
+    results, _ = rivals.evaluate(
         case,
         args.detectors,
         directory,
@@ -120,7 +120,7 @@ def run(case: Case, args: argparse.Namespace, directory: Path) -> dict[str, Any]
         "limit": args.limit,
         "absent": absent,
         "incomplete": sorted({e.group for e in entries if e.name in absent}),
-        "warning": evaluation.chance_warning(results["accuracy"], case.model.num_classes),
+        "warning": benchmark.chance_warning(results["accuracy"], case.model.num_classes),
         "calibration": {
             "set": case.found.test.name if case.note else case.found.train.name,
             "images": len(case.draws[0]),
@@ -128,14 +128,14 @@ def run(case: Case, args: argparse.Namespace, directory: Path) -> dict[str, Any]
             "disjoint_draws": len(case.draws),
             "note": case.note,
         },
-        "ablations": study_ablations.run(
+        "ablations": ablations.run(
             readings,
             case.groups,
-            study_ablations.plan(args.seeds),
+            ablations.plan(args.seeds),
             directory / "ablations.json",
             case.name,
         ),
-        "layers": study_ablations.layers(readings),
+        "layers": ablations.layers(readings),
     }
 
 
@@ -145,7 +145,7 @@ def draw(found: Mapping[str, Any], case: Case, out: Path) -> dict[str, str]:
     if found["layers"]["rejected"]:
         pictures["abnormal layers"] = figures.abnormal_taps(found["layers"], case.groups)
     pictures["number of calibration images"] = figures.by_images(
-        found["ablations"], found["averages"][study_rivals.YARDSTICK]
+        found["ablations"], found["averages"][rivals.YARDSTICK]
     )
     paths = {}
     for name, figure in pictures.items():

@@ -28,11 +28,12 @@ import jax
 import numpy as np
 
 import si_jax
-from si_jax import cli, training
+from si_jax import cli
 from si_jax.data import training_sets
 from si_jax.data.digits import SIZE
 from si_jax.data.preprocessing import Preprocessing
 from si_jax.models import NORMALISATIONS
+from si_jax.training import training
 
 Recipe = training.Recipe
 DEFAULTS = {

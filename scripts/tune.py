@@ -13,8 +13,9 @@ import argparse
 import evaluate
 import numpy as np
 
-from si_jax import cli, tuning
+from si_jax import cli
 from si_jax.data import benchmarks, finding, pipeline, preprocessing, sources
+from si_jax.evaluation import tuning
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

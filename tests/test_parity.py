@@ -7,15 +7,16 @@ just as much as those positions weigh, and by 1e-6 otherwise.
 """
 
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 import recipe
-from conftest import GOLDEN
 
 import si_jax
 from si_jax import integration, taps
 
+GOLDEN = Path(__file__).parent / "golden"
 NETWORKS = {  # our name -> the recipe's, classes, image size
     "resnet34": ("resnet34", 100, 32),
     "wrn_40_2": ("wrn_40_2", 100, 32),

@@ -1,0 +1,190 @@
+"""Choose a detector's options on validation images made from the in-distribution ones.
+
+No test set takes part: the images are a part of the training split that the detector is not fitted
+on, and the out-of-distribution ones are made of them.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Shaped
+
+from si_jax.detectors import default_options, make_detector
+from si_jax.evaluation import metrics
+from si_jax.evaluation.scoring import Scorer
+from si_jax.model import Model
+
+_PERCENTILES = (65, 70, 75, 80, 85, 90, 95)
+_STEPS = {"preset": ("published", "published-defaults")}
+
+GRIDS: dict[str, dict[str, tuple]] = {
+    "si-z": _STEPS,
+    "si-a": {**_STEPS, "select": (0.9, 1.0)},
+    "energy": {"temperature": (1, 10, 100, 1000)},
+    "odin": {"temperature": (1, 10, 100, 1000), "step": (0.0014, 0.0028)},
+    "gen": {"gamma": (0.01, 0.1, 0.5, 1, 2, 5, 10), "top": (10, 50, 100, 200, 500, 1000)},
+    "react": {"percentile": (85, 90, 95, 99)},
+    "ash-p": {"percentile": _PERCENTILES},
+    "ash-b": {"percentile": _PERCENTILES},
+    "ash-s": {"percentile": _PERCENTILES},
+    "scale": {"percentile": _PERCENTILES},
+    "rankfeat": {"stages": (1, 2)},
+    "dice": {"percentile": (10, 30, 50, 70, 90)},
+    "knn": {"k": (50, 100, 200, 500, 1000)},
+    "vim": {"dim": (256, 1000)},
+}
+"""Detector -> option -> values, mostly those of OpenOOD v1.5 (Zhang et al., 2023)."""
+
+PATCHES = 4  # shuffled images are cut into this many patches a side
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One choice of options.
+
+    Attributes:
+        options: name -> value.
+        auroc: validation set -> AUROC, a fraction.
+    """
+
+    options: Mapping[str, Any]
+    auroc: Mapping[str, float]
+
+    @property
+    def mean(self) -> float:
+        """Mean AUROC over the validation sets."""
+        return float(np.mean(list(self.auroc.values())))
+
+
+def candidates(
+    name: str, grid: Mapping[str, Sequence[Any]] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Every combination of a grid, the detector's defaults first.
+
+    Args:
+        name: the detector.
+        grid: option -> values; None for the detector's own in `GRIDS`.
+
+    Raises:
+        ValueError: if the detector has no grid, or does not take an option.
+    """
+    grid = GRIDS.get(name) if grid is None else grid
+    if not grid:
+        raise ValueError(
+            f"detector {name!r} has no grid to search; those that have: {', '.join(GRIDS)}"
+        )
+    known = default_options(name)
+    if unknown := [option for option in grid if option not in known]:
+        raise ValueError(f"detector {name!r} does not take the option {', '.join(unknown)}")
+    default = {option: known[option] for option in grid}
+    yield default
+    for values in itertools.product(*grid.values()):
+        options = dict(zip(grid, values, strict=True))
+        if options != default:
+            yield options
+
+
+def tune(
+    name: str,
+    model: Model,
+    fit: tuple[np.ndarray, np.ndarray | None],
+    validation: Shaped[np.ndarray, "n height width channels"],
+    ood: Mapping[str, np.ndarray],
+    *,
+    grid: Mapping[str, Sequence[Any]] | None = None,
+    batch_size: int | None = None,
+) -> tuple[list[Trial], dict[str, str]]:
+    """Try every combination of a detector's options, all of them on one forward pass if they can.
+
+    Args:
+        name: the detector.
+        model: the network.
+        fit: images and labels to fit on, for a detector that is fitted.
+        validation: in-distribution images that are not among those.
+        ood: name -> out-of-distribution validation images; see `validation_ood`.
+        grid: option -> values; None for the detector's own in `GRIDS`.
+        batch_size: images per batch; None for the detector's default.
+
+    Returns:
+        The trials, the best mean AUROC first and of equals the earlier one in the grid (the
+        defaults are the first); and for each combination that the network or the number of fitting
+        images rules out, the reason.
+
+    Raises:
+        ValueError: if there is no grid, nothing can be tried, or `ood` is empty.
+    """
+    if not ood:
+        raise ValueError("ood is empty: give at least one validation set")
+    detectors, tried, skipped = {}, [], {}
+    for options in candidates(name, grid):
+        try:
+            detector = make_detector(name, model, batch_size=batch_size, **options)
+            if detector.needs_fit:
+                detector.fit(*fit)
+        except ValueError as error:
+            skipped[describe(name, options)] = str(error)
+            continue
+        detectors[str(len(tried))] = detector
+        tried.append(options)
+    if not tried:
+        raise ValueError(f"no options of {name!r} can be tried: {next(iter(skipped.values()))}")
+    scorer = Scorer(detectors)
+    known = scorer(validation)
+    found = {set_name: scorer(images) for set_name, images in ood.items()}
+    trials = [
+        Trial(
+            options,
+            {
+                set_name: metrics.evaluate(known[key]["score"], scores[key]["score"])["auroc"]
+                for set_name, scores in found.items()
+            },
+        )
+        for key, options in zip(detectors, tried, strict=True)
+    ]
+    return sorted(trials, key=lambda trial: -trial.mean), skipped
+
+
+def validation_ood(
+    images: Shaped[np.ndarray, "n height width channels"], seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Out-of-distribution images made of in-distribution ones.
+
+    Args:
+        images: (n, height, width, channels).
+        seed: seed of all choices.
+
+    Returns:
+        `noise`, every pixel drawn from all pixels of the images; and `shuffled`, the images with
+        their 4 x 4 patches in another order (a remainder at the right and at the bottom stays).
+
+    Raises:
+        ValueError: if the images are smaller than 4 x 4 pixels.
+    """
+    n, height, width, channels = images.shape
+    if min(height, width) < PATCHES:
+        raise ValueError(f"images ({height}x{width}) are too small for {PATCHES}x{PATCHES} patches")
+    rng = np.random.default_rng(seed)
+    pixels = images.reshape(-1, channels)
+    noise = pixels[rng.integers(len(pixels), size=(n, height, width))]
+
+    h, w = height // PATCHES, width // PATCHES
+    shuffled = images.copy()
+    for image in shuffled:
+        part = image[: PATCHES * h, : PATCHES * w]  # a view
+        patches = part.reshape(PATCHES, h, PATCHES, w, channels).swapaxes(1, 2)
+        patches = patches.reshape(PATCHES**2, h, w, channels)[rng.permutation(PATCHES**2)]
+        patches = patches.reshape(PATCHES, PATCHES, h, w, channels).swapaxes(1, 2)
+        part[:] = patches.reshape(part.shape)
+    return {"noise": noise, "shuffled": shuffled}
+
+
+def describe(name: str, options: Mapping[str, Any]) -> str:
+    """Options as the command line of `scripts/evaluate.py` takes them behind `--set`."""
+    values = {True: "true", False: "false", None: "null"}
+    return " ".join(
+        f"{name}.{option}={values[v] if v is None or isinstance(v, bool) else v}"
+        for option, v in options.items()
+    )

@@ -1,0 +1,211 @@
+"""Runs side by side; those that differ only in their seed are joined."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from si_jax.reporting import report
+from si_jax.reporting.runs import Run
+from si_jax.reporting.tables import Cell, Table, arrow, escape, mark_best, markdown_table, percent
+
+SEED = re.compile(r"(seed[ _=-]?)(\d+)", re.IGNORECASE)
+NOTE = (
+    "Values in per cent, the best of each column in bold. Runs that differ only in their seed are"
+    " joined: mean ± standard deviation over the seeds (of the sample, n - 1)."
+)
+DIFFERENCES = "Settings that differ"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a comparison: a run, or several that differ only in their seed."""
+
+    name: str
+    runs: tuple[Run, ...]
+
+    @property
+    def first(self) -> Mapping[str, Any]:
+        """Results of the first run, which stand for what all have in common."""
+        return self.runs[0].results
+
+
+def join(runs: Sequence[Run]) -> list[Entry]:
+    """Join the runs that differ only in their seed, in the order of the first of each.
+
+    A seed is `results["seed"]` and any `seed0` in the checkpoint's name. Where two runs agree in
+    the seed as well, all runs of that kind are kept apart.
+
+    Args:
+        runs: their names must differ.
+    """
+    kinds: dict[str, list[Run]] = {}
+    for run in runs:
+        kinds.setdefault(_kind(run.results), []).append(run)
+    entries = []
+    for members in kinds.values():
+        if len(members) > 1 and len({_seed(run.results) for run in members}) == len(members):
+            name = _common([run.name for run in members])
+            entries.append(Entry(f"{name} ({len(members)} seeds)", tuple(members)))
+        else:
+            entries += [Entry(run.name, (run,)) for run in members]
+    return entries
+
+
+def sections(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
+    """Title -> the entries that can be compared: those of one benchmark, protocol and ID set."""
+    found: dict[str, list[Entry]] = {}
+    for entry in entries:
+        facts = entry.first
+        title = f"{facts['benchmark']} ({facts['protocol']}), in-distribution set"
+        found.setdefault(f"{title} {facts['in_distribution']}", []).append(entry)
+    return found
+
+
+def metric_tables(entries: Sequence[Entry]) -> list[Table]:
+    """One table per metric: detectors and runs by sets and averages, in per cent.
+
+    Args:
+        entries: of one section.
+    """
+    columns = list(dict.fromkeys(c for entry in entries for c in _columns(entry.first)))
+    lines = [
+        (detector, entry)
+        for detector in dict.fromkeys(d for e in entries for d in e.runs[0].detectors)
+        for entry in entries
+        if detector in entry.first["results"]
+    ]
+    shown = []
+    for metric, title in report.SHOWN.items():
+        cells, means = [], []
+        for detector, entry in lines:
+            values = [_values(entry, detector, column, metric) for column in columns]
+            cells.append([_cell(v) for v in values])
+            means.append([float(np.mean(v)) if v else None for v in values])
+        rows = [
+            (Cell(detector), Cell(entry.name), *row)
+            for (detector, entry), row in zip(lines, mark_best(cells, means, metric), strict=True)
+        ]
+        header = ("detector", "run", *(title for title, *_ in columns))
+        shown.append(Table(f"{title}, % ({arrow(metric)})", header, tuple(rows), stubs=2))
+    return shown
+
+
+def overview(entries: Sequence[Entry]) -> Table:
+    """What the runs are, a line for each entry."""
+    header = ("run", "seeds", "model", "checkpoint", "accuracy", "images per set", "directories")
+    rows = []
+    for entry in entries:
+        facts = entry.first
+        counts = sorted(facts["counts"].values())
+        cells = (
+            entry.name,
+            ", ".join(str(run.results["seed"]) for run in entry.runs),
+            facts["model"]["name"],
+            ", ".join(dict.fromkeys(run.results["checkpoint"] for run in entry.runs)),
+            _accuracy([run.results["accuracy"] for run in entry.runs]),
+            " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1]))),
+            ", ".join(run.name for run in entry.runs),
+        )
+        rows.append(tuple(map(Cell, cells)))
+    return Table("Runs", header, tuple(rows), text=True)
+
+
+def differences(entries: Sequence[Entry]) -> Table | None:
+    """The settings that entries share and differ in, a line each; None where there are none."""
+    every = [_flat(entry.first) for entry in entries]
+    keys = list(dict.fromkeys(key for flat in every for key in flat))
+    rows = [
+        tuple(map(Cell, (key, *(flat.get(key, "–") for flat in every))))
+        for key in keys
+        if len({flat[key] for flat in every if key in flat}) > 1
+    ]
+    header = ("setting", *(entry.name for entry in entries))
+    return Table("", header, tuple(rows), text=True) if rows else None
+
+
+def markdown(entries: Sequence[Entry]) -> str:
+    """The comparison as Markdown."""
+    parts = ["# Comparison of out-of-distribution detection runs"]
+    parts += [markdown_table(overview(entries)), escape(NOTE)]
+    for title, members in sections(entries).items():
+        parts += [f"# {escape(title)}", *map(markdown_table, metric_tables(members))]
+    if differing := differences(entries):
+        parts += [f"# {escape(DIFFERENCES)}", markdown_table(differing)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _common(names: Sequence[str]) -> str:
+    """What the names begin with, less a word for the seed; the first name if that is nothing."""
+    alike = [len(set(letters)) == 1 for letters in zip(*names, strict=False)]
+    prefix = names[0][: (*alike, False).index(False)]
+    return re.sub(r"[-_. ]*(seed)?[-_. =]*$", "", prefix) or names[0]
+
+
+def _kind(results: Mapping[str, Any]) -> str:
+    """What two runs that differ only in their seed have in common."""
+    named = SEED.search(results["checkpoint"])
+    model = {k: v for k, v in results["model"].items() if not named or k != "weights_sha256"}
+    keys = ("benchmark", "protocol", "preprocessing", "in_distribution", "groups", "limit")
+    facts = {key: results.get(key) for key in (*keys, "counts", "absent")}
+    checkpoint = SEED.sub(r"\1*", results["checkpoint"])
+    settings = _seedless(results["settings"])
+    detectors = sorted(results["results"])
+    return json.dumps([facts, model, checkpoint, settings, detectors], sort_keys=True)
+
+
+def _seed(results: Mapping[str, Any]) -> tuple:
+    return results["seed"], *(number for _, number in SEED.findall(results["checkpoint"]))
+
+
+def _seedless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _seedless(v) for k, v in value.items() if k != "seed"}
+    return value
+
+
+def _columns(results: Mapping[str, Any]) -> list[tuple[str, str, bool, tuple[str, ...]]]:
+    """(title, set or group, whether an average, the sets in it); alike in all runs if the same."""
+    found = []
+    for title, key, is_group in report.columns(results):
+        members = tuple(n for n, g in results["groups"].items() if g == key) if is_group else ()
+        found.append((report.column_title(results, title, key, is_group), key, is_group, members))
+    return found
+
+
+def _values(entry: Entry, detector: str, column: tuple, metric: str) -> list[float]:
+    if column not in _columns(entry.first):
+        return []
+    _, key, is_group, _ = column
+    return [report.cell(run.results, detector, key, is_group, metric) for run in entry.runs]
+
+
+def _cell(values: Sequence[float]) -> Cell:
+    if not values:
+        return Cell("–")
+    text = percent(float(np.mean(values)))
+    return Cell(text, f"± {percent(float(np.std(values, ddof=1)))}" if len(values) > 1 else "")
+
+
+def _accuracy(values: Sequence[float | None]) -> str:
+    if None in values:
+        return "unknown"
+    spread = f" ± {np.std(values, ddof=1):.2%}" if len(values) > 1 else ""
+    return f"{np.mean(values):.2%}{spread}"
+
+
+def _flat(results: Mapping[str, Any]) -> dict[str, str]:
+    """Name -> value of everything that a run was told."""
+    found = {key: results.get(key) for key in ("benchmark", "protocol", "preprocessing", "limit")}
+    found |= {f"model: {k}": v for k, v in results["model"].items() if k != "weights_sha256"}
+    found["model: weights"] = str(results["model"].get("weights_sha256", ""))[:12]
+    found |= {
+        f"{detector}: {k}": v
+        for detector in results["results"]
+        for k, v in results["settings"].get(detector, {}).items()
+    }
+    found |= {f"version of {k}": v for k, v in results.get("versions", {}).items()}
+    return {name: report.listed(value) for name, value in found.items()}

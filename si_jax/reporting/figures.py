@@ -1,0 +1,219 @@
+"""The pictures of a report, drawn with matplotlib without touching its global state.
+
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; the in-distribution set is
+always blue and an out-of-distribution set always vermilion. Every function gives a
+`matplotlib.figure.Figure`; `si_jax.reporting.panels.encode` turns it into a file's bytes.
+"""
+
+import math
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from si_jax.reporting.extremes import COUNT, ENDS
+from si_jax.reporting.panels import KNOWN, NOVEL, WIDTH, grid, labels, short, style, tap_map, tidy
+from si_jax.reporting.runs import Run
+
+POINTS = 400  # of a ROC curve
+TAP_ARRAYS = {
+    "tap_density": "share of non-zeros",
+    "tap_average": "mean of (v / outer)²",
+}
+"""Array in a score file -> what its columns, one for each tap, are."""
+
+
+def histograms(run: Run, detector: str) -> Figure:
+    """A detector's scores, in-distribution against each out-of-distribution set.
+
+    Args:
+        run: with its scores loaded.
+        detector: one of `run.detectors`.
+    """
+    figure, panels = grid(len(run.ood_sets), height=2.3)
+    known = run.scores(run.known, detector).astype(np.float64)
+    threshold = np.sort(known)[round(0.05 * len(known))]
+    for axes, name in zip(panels, run.ood_sets, strict=True):
+        novel = run.scores(name, detector).astype(np.float64)
+        edges = _edges(known, novel)
+        for scores, colour, label in ((known, KNOWN, run.known), (novel, NOVEL, name)):
+            share = np.histogram(np.clip(scores, edges[0], edges[-1]), edges)[0] / len(scores)
+            axes.stairs(share, edges, fill=True, color=colour, alpha=0.3)
+            axes.stairs(share, edges, color=colour, linewidth=1.2, label=short(label))
+        axes.axvline(threshold, color="#444444", linestyle="--", linewidth=0.9)
+        row = run.results["results"][detector][name]
+        axes.set_title(
+            f"{short(name)} ({run.results['groups'][name]})   AUROC {100 * row['auroc']:.2f}",
+            fontsize=9,
+        )
+        axes.legend(fontsize=7.5, frameon=False)
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        tidy(axes)
+    labels(panels, "score", "share of images")
+    return figure
+
+
+def roc_curves(run: Run) -> Figure:
+    """ROC curves, one panel for each out-of-distribution set and one line for each detector.
+
+    Args:
+        run: with its scores loaded.
+    """
+    head = 0.13 + 0.22 * math.ceil(len(run.detectors) / 6)
+    figure, panels = grid(len(run.ood_sets), height=3.75, head=head)
+    for axes, name in zip(panels, run.ood_sets, strict=True):
+        axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.8)
+        for number, detector in enumerate(run.detectors):
+            fpr, tpr = _roc(run.scores(run.known, detector), run.scores(name, detector))
+            axes.plot(fpr, tpr, linewidth=1.5, label=detector, **style(number))
+        axes.axhline(0.95, color="#999999", linestyle=":", linewidth=0.9)
+        axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+        axes.set_title(f"{short(name)} ({run.results['groups'][name]})", fontsize=9)
+        tidy(axes)
+    handles = panels[0].get_legend_handles_labels() if panels else ([], [])
+    figure.legend(*handles, loc="upper left", ncols=6, fontsize=9, frameon=False)
+    labels(panels, "share of OOD images taken for in-distribution", "share of ID images kept")
+    return figure
+
+
+def tap_kind(run: Run, detector: str) -> str | None:
+    """The array in a detector's score files that has a column for each tap; None if there is none.
+
+    Args:
+        run: with its scores loaded.
+        detector: one of `run.detectors`.
+    """
+    taps = run.results["settings"].get(detector, {}).get("taps", [])
+    for kind in TAP_ARRAYS:
+        if kind in (arrays := run.arrays[run.known][detector]):
+            return kind if arrays[kind].shape[1:] == (len(taps),) else None
+    return None
+
+
+def tap_densities(run: Run, detector: str) -> Figure:
+    """What each layer contributes, in-distribution against each out-of-distribution set.
+
+    Lines are means over the images, bands hold the middle 80 % of them; the last panel shows the
+    AUROC that each layer alone would have.
+
+    Args:
+        run: with its scores loaded.
+        detector: one for which `tap_kind` is not None.
+    """
+    kind = tap_kind(run, detector)
+    taps = run.results["settings"][detector]["taps"]
+    sets = run.ood_sets
+    names = 0.3 + 0.057 * max(len(tap) + 3 for tap in taps)  # inches
+    foot = names + 0.35 * len(sets) + 0.3
+    figure, panels = grid(len(sets), height=2.5, foot=foot)
+    _, total = figure.get_size_inches()
+    place = (1.5 / WIDTH, names / total, 1 - 2.1 / WIDTH, 0.35 * len(sets) / total)
+    known = _tap_values(run, run.known, detector, kind)
+    ordered = np.sort(known, axis=0)
+    places, thin = np.arange(len(taps)), {"linewidth": 1.1, "markersize": 4}
+    auroc = np.zeros((len(sets), len(taps)))
+    for number, (axes, name) in enumerate(zip(panels, sets, strict=True)):
+        novel = _tap_values(run, name, detector, kind)
+        auroc[number] = [_auroc(k, n) for k, n in zip(ordered.T, novel.T, strict=True)]
+        axes.sharey(panels[0])
+        if kind == "tap_average":
+            axes.set_yscale("log", nonpositive="clip")
+        for values, colour, label in ((known, KNOWN, run.known), (novel, NOVEL, name)):
+            low, high = np.percentile(values, (10, 90), axis=0)
+            axes.fill_between(places, low, high, color=colour, alpha=0.22, linewidth=0)
+            mean = values.mean(axis=0)
+            axes.plot(places, mean, ".-", color=colour, label=short(label), **thin)
+        axes.set_title(f"{short(name)} ({run.results['groups'][name]})", fontsize=9)
+        axes.legend(fontsize=7.5, frameon=False)
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        tidy(axes)
+    labels(panels, "layer", TAP_ARRAYS[kind])
+    title = "AUROC of each layer alone, % (50: the layer tells nothing)"
+    tap_map(figure, place, auroc, sets, taps, title=title, colours="PuOr")
+    return figure
+
+
+def gallery(run: Run, image_set: str) -> Figure:
+    """The images of a set that look most and least in-distribution, one row for each detector.
+
+    Args:
+        run: with its picks loaded.
+        image_set: a set of which `run.picks` has images.
+    """
+    detectors = [d for d in run.detectors if (image_set, d, "most") in run.picks]
+    left, step, gap, head, line = 1.15, 0.8, 0.25, 0.3, 0.98
+    height = head + line * len(detectors)
+    figure = Figure(figsize=(WIDTH, height))
+    axes = figure.add_axes((0, 0, 1, 1))
+    for end, name in enumerate(ENDS):
+        start = left + end * (COUNT * step + gap)
+        title = f"{name} in-distribution-looking"
+        axes.text(start, 0.08, title, fontsize=9, va="top", weight="bold")
+        for row, detector in enumerate(detectors):
+            top = head + row * line
+            if not end:
+                axes.text(left - 0.1, top + 0.36, detector, fontsize=9, ha="right", va="center")
+            for place, pick in enumerate(run.picks.get((image_set, detector, name), [])[:COUNT]):
+                _thumbnail(axes, pick.image, start + place * step, top, step - 0.08)
+                middle = start + place * step + (step - 0.08) / 2
+                axes.text(
+                    middle, top + 0.75, f"{pick.score:.4g}", fontsize=7, ha="center", va="top"
+                )
+    axes.set(xlim=(0, WIDTH), ylim=(height, 0))
+    axes.set_axis_off()
+    return figure
+
+
+def _edges(known: np.ndarray, novel: np.ndarray, bins: int = 60) -> np.ndarray:
+    """Edges of bins that show both; the outermost take what lies beyond."""
+    ends = [np.percentile(scores, (0.5, 99.5)) for scores in (known, novel)]
+    low, high = min(e[0] for e in ends), max(e[1] for e in ends)
+    if not high - low > 1e-9 * max(abs(low), abs(high), 1e-30):
+        margin = 0.5 * max(abs(low), 1e-6)
+        low, high = low - margin, high + margin
+    return np.linspace(low, high, bins + 1)
+
+
+def _roc(
+    known: Float[np.ndarray, "n"], novel: Float[np.ndarray, "m"]
+) -> tuple[Float[np.ndarray, "points"], Float[np.ndarray, "points"]]:
+    """False and true positive rate at so few thresholds that the curve is quickly drawn."""
+    values = np.unique(np.concatenate([known, novel]))[::-1]
+    fpr, tpr = (
+        np.concatenate([[0.0], 1 - np.searchsorted(np.sort(s), values, side="left") / len(s)])
+        for s in (novel, known)
+    )
+    length = np.concatenate([[0.0], np.cumsum(np.diff(fpr) + np.diff(tpr))])
+    chosen = np.unique(np.searchsorted(length, np.linspace(0, length[-1], POINTS)))
+    chosen = np.minimum(chosen, len(fpr) - 1)
+    return fpr[chosen], tpr[chosen]
+
+
+def _tap_values(
+    run: Run, image_set: str, detector: str, kind: str
+) -> Float[np.ndarray, "images taps"]:
+    arrays = run.arrays[image_set][detector]
+    values = arrays[kind].astype(np.float64)
+    if kind == "tap_average":
+        values = values / arrays["outer"].astype(np.float64)[:, None] ** 2
+    return values
+
+
+def _auroc(known: Float[np.ndarray, "n"], novel: Float[np.ndarray, "m"]) -> float:
+    """Chance that the second has a greater value than the first, which is in ascending order."""
+    below = [np.searchsorted(known, novel, side=side).mean() for side in ("left", "right")]
+    return float(sum(below) / (2 * len(known)))
+
+
+def _thumbnail(axes, image: np.ndarray, left: float, top: float, side: float) -> None:
+    """An image fitted into a square, `top` measured downwards."""
+    height, width = (side * n / max(image.shape[:2]) for n in image.shape[:2])
+    left, top = left + (side - width) / 2, top + (side - height) / 2
+    axes.imshow(
+        image,
+        extent=(left, left + width, top + height, top),
+        interpolation="nearest",
+        aspect="auto",
+    )

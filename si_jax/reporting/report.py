@@ -1,0 +1,267 @@
+"""Results as text tables, Markdown, JSON and CSV."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from si_jax.data.files import write_text
+from si_jax.evaluation.metrics import METRICS
+from si_jax.reporting.tables import (
+    Cell,
+    Table,
+    arrow,
+    escape,
+    mark_best,
+    markdown_facts,
+    markdown_table,
+    percent,
+    text_table,
+)
+
+CONVENTIONS = {
+    "published convention (in-distribution positive)": "fpr95",
+    "OpenOOD convention (out-of-distribution positive)": "fpr95_ood_positive",
+}
+"""Title -> the metric that it reports beside AUROC."""
+
+SHOWN = {
+    "auroc": "AUROC",
+    "fpr95": "FPR95, published convention (in-distribution positive)",
+    "fpr95_ood_positive": "FPR95, OpenOOD convention (out-of-distribution positive)",
+    "aupr_in": "AUPR, in-distribution positive",
+    "aupr_out": "AUPR, out-of-distribution positive",
+    "detection_error": "Detection error",
+}
+"""Metric -> title of its table in the Markdown and HTML reports."""
+
+
+def columns(report: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
+    """(title, set or group, whether a group's average) of each column of a table.
+
+    The average of a group that lacks sets of the benchmark says over how many sets it is; sets
+    that the user added, in the group `extra`, are averaged nowhere.
+    """
+    groups = report["groups"]
+    names = list(dict.fromkeys(groups.values()))
+    found = []
+    for group in names:
+        members = [name for name in groups if groups[name] == group]
+        found += [(name, name, False) for name in members]
+        if group == "extra" or len(members) < 2:
+            continue
+        title = f"{group} average"
+        if group in report.get("incomplete", ()):
+            title = f"mean of these {len(members)}"
+        found.append((title, group, True))
+    return found
+
+
+def cell(report: Mapping[str, Any], detector: str, key: str, is_group: bool, metric: str) -> float:
+    """One value of a table, a fraction."""
+    return report["averages" if is_group else "results"][detector][key][metric]
+
+
+def tables(report: Mapping[str, Any]) -> str:
+    """The tables that a run prints: AUROC / FPR95 in per cent, one table per convention."""
+    shown = []
+    for title, metric in CONVENTIONS.items():
+        found = columns(report)
+        rows = [
+            [detector]
+            + [
+                f"{100 * cell(report, detector, key, group, 'auroc'):.2f} /"
+                f" {100 * cell(report, detector, key, group, metric):6.2f}"
+                for _, key, group in found
+            ]
+            for detector in report["results"]
+        ]
+        header = ["AUROC / FPR95, %", *(name for name, _, _ in found)]
+        shown.append(f"{title}\n{text_table(header, rows)}")
+    return "\n\n".join(shown)
+
+
+def heading(report: Mapping[str, Any]) -> str:
+    """What was evaluated, in a few lines."""
+    model, counts = report["model"], report["counts"]
+    known = report["in_distribution"]
+    accuracy = report["accuracy"]
+    lines = [
+        f"benchmark {report['benchmark']}, protocol {report['protocol']}, seed {report['seed']}",
+        f"model {model['name']} ({model['parameters']:,} parameters, checkpoint"
+        f" {report['checkpoint']})",
+        f"in-distribution {known}: {counts[known]} images, accuracy "
+        + ("unknown (no labels)" if accuracy is None else f"{accuracy:.2%}"),
+    ]
+    for name, images in report.get("unreadable", {}).items():
+        lines.append(f"left out of {name}: {_left_out(images)}")
+    for name, stand_in in report.get("absent", {}).items():
+        lines.append(f"absent: {name}" + (f"; {stand_in} stands in" if stand_in else ""))
+    if report.get("incomplete"):
+        lines.append(f"so there is no average of the benchmark: {', '.join(report['incomplete'])}")
+    return "\n".join(lines)
+
+
+def metric_tables(
+    report: Mapping[str, Any], titles: Mapping[str, str] = MappingProxyType(SHOWN)
+) -> list[Table]:
+    """One table per metric, in per cent, detectors by sets and averages.
+
+    Args:
+        report: the results.
+        titles: metric -> title of its table.
+    """
+    found = columns(report)
+    header = ("detector", *(column_title(report, *column) for column in found))
+    shown = []
+    for metric, title in titles.items():
+        rows = [
+            [_value_cell(report, detector, key, group, metric) for _, key, group in found]
+            for detector in report["results"]
+        ]
+        values = [
+            [cell(report, detector, key, group, metric) for _, key, group in found]
+            for detector in report["results"]
+        ]
+        rows = mark_best(rows, values, metric)
+        rows = [(Cell(name), *row) for name, row in zip(report["results"], rows, strict=True)]
+        shown.append(Table(f"{title}, % ({arrow(metric)})", header, tuple(rows)))
+    return shown
+
+
+def column_title(report: Mapping[str, Any], title: str, key: str, is_group: bool) -> str:
+    """A column's title with its group's name, in the Markdown and HTML reports."""
+    if not is_group:
+        return f"{title} ({report['groups'][key]})"
+    return title if key in title else f"{title} ({key})"
+
+
+def _value_cell(report, detector, key, is_group, metric) -> Cell:
+    text = percent(cell(report, detector, key, is_group, metric))
+    ends = report.get("intervals", {}).get(detector, {}).get(key, {}).get(metric)
+    if not ends:
+        return Cell(text)
+    return Cell(text, f"({100 * ends[0]:.1f}–{100 * ends[1]:.1f})")
+
+
+def fact_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(name, value) of what a reader must know of a run, in order."""
+    model, counts, accuracy = report["model"], report["counts"], report["accuracy"]
+    size = " x ".join(map(str, model.get("input_size", ())))
+    names = (report["in_distribution"], *report["groups"])
+    images = ", ".join(f"{name} {counts[name]:,}" for name in names)
+    seconds = report.get("seconds", {}).get("total")
+    versions = report.get("versions", {})
+    found = {
+        "benchmark": f"{report['benchmark']}, protocol {report['protocol']}",
+        "in-distribution set": report["in_distribution"],
+        "accuracy there": "unknown (no labels)" if accuracy is None else f"{accuracy:.2%}",
+        "model": f"{model['name']}, {model['parameters']:,} parameters"
+        + (f", {model['classes']} classes" if "classes" in model else ""),
+        "checkpoint": report["checkpoint"],
+        "weights (SHA-256)": model.get("weights_sha256", ""),
+        "preprocessing": report["preprocessing"],
+        "input": f"{size} pixels",
+        "normalisation": f"mean {listed(model.get('mean'))}, std {listed(model.get('std'))}",
+        "images": images,
+        "at most per set": "" if report.get("limit") is None else f"{report['limit']:,} (subset)",
+        "unreadable": "; ".join(
+            f"{name}: {_left_out(found)}" for name, found in report.get("unreadable", {}).items()
+        ),
+        "absent sets": ", ".join(_absent(report)),
+        "seed": str(report["seed"]),
+        "device": report.get("device", ""),
+        "matrix products": f"{model['precision']} precision" if "precision" in model else "",
+        "seconds": "" if seconds is None else f"{seconds:.1f} (scores already stored take none)",
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "command": report.get("command", ""),
+    }
+    return [(name, value) for name, value in found.items() if value]
+
+
+def notes(report: Mapping[str, Any]) -> list[str]:
+    """Sentences that belong beside the tables."""
+    found = ["A higher score means that an image looks more in-distribution. Best values in bold."]
+    if draws := report.get("bootstrap"):
+        found.append(
+            "In brackets: 95 % confidence intervals by bootstrap over images"
+            f" ({draws['resamples']} resamples, seed {draws['seed']})."
+        )
+    if missing := report.get("incomplete"):
+        found.append(
+            f"Sets of the benchmark are absent, so means over the {' and '.join(missing)} sets are"
+            f" not the benchmark's averages: {', '.join(_absent(report))}."
+        )
+    return found
+
+
+def setting_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(detector, its settings) of each detector."""
+    return [
+        (name, ", ".join(f"{k}={listed(v)}" for k, v in report["settings"].get(name, {}).items()))
+        for name in report["results"]
+    ]
+
+
+def _left_out(images: Sequence[str]) -> str:
+    shown = ", ".join(images[:3]) + (", ..." if len(images) > 3 else "")
+    return f"{len(images)} unreadable images ({shown})"
+
+
+def _absent(report: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name} ({stand_in} stands in)" if stand_in else name
+        for name, stand_in in report.get("absent", {}).items()
+    ]
+
+
+def listed(value: Any) -> str:
+    """A setting's value as text."""
+    return "[" + ", ".join(map(str, value)) + "]" if isinstance(value, list | tuple) else str(value)
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """A run's facts and tables as Markdown."""
+    parts = [f"# {escape(title(report))}"]
+    if warning := report.get("warning"):
+        parts.append(f"**Warning:** {escape(warning)}.")
+    parts += [markdown_facts(fact_rows(report)), *map(escape, notes(report))]
+    parts += map(markdown_table, metric_tables(report))
+    parts += ["## Settings", markdown_facts(setting_rows(report))]
+    return "\n\n".join(parts) + "\n"
+
+
+def title(report: Mapping[str, Any]) -> str:
+    """A run in a few words."""
+    return (
+        f"Out-of-distribution detection: {report['benchmark']} ({report['protocol']}),"
+        f" {report['model']['name']}"
+    )
+
+
+def write(report: Mapping[str, Any], directory: Path) -> list[Path]:
+    """Write `results.json`, `results.csv` and `report.md`; returns their paths."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["detector", "set", "group", "images", *METRICS])
+    for detector, rows in report["results"].items():
+        for name, values in rows.items():
+            facts = [detector, name, report["groups"][name], report["counts"][name]]
+            writer.writerow(facts + [f"{values[metric]:.6f}" for metric in METRICS])
+    files = {
+        "results.json": json.dumps(report, indent=2) + "\n",
+        "results.csv": text.getvalue(),
+    }
+    for name, content in files.items():
+        write_text(directory / name, content)
+    return [*(directory / name for name in files), write_markdown(markdown(report), directory)]
+
+
+def write_markdown(text: str, directory: Path) -> Path:
+    """Write `report.md`; returns its path."""
+    path = Path(directory) / "report.md"
+    write_text(path, text)
+    return path

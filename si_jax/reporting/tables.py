@@ -1,0 +1,119 @@
+"""Tables as data, with the best values marked, and as plain text and Markdown."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from si_jax.evaluation.metrics import HIGHER_IS_BETTER
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a `Table`: its text, what follows in small print, and whether it is the best."""
+
+    text: str
+    detail: str = ""
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Attributes:
+        title: what it shows.
+        header: (columns,) titles.
+        rows: (rows,) of (columns,) cells.
+        stubs: how many columns, from the first one on, name the rows.
+        text: whether the other columns are words, not numbers.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    stubs: int = 1
+    text: bool = False
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned, the first to the left and the others to the right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+
+    def line(row):
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        return "  ".join(cells).rstrip()
+
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join([line(header), rule, *map(line, rows)])
+
+
+def plain(table: Table) -> str:
+    """A table as text, the best values marked by a star."""
+    rows = [
+        [f"{cell.text} {cell.detail}".strip() + " *" * cell.best for cell in row]
+        for row in table.rows
+    ]
+    return text_table(table.header, rows)
+
+
+def mark_best(
+    rows: Sequence[Sequence[Cell]], values: Sequence[Sequence[float | None]], metric: str
+) -> list[tuple[Cell, ...]]:
+    """The rows with each column's best value marked, and all that read the same; none of one row.
+
+    Args:
+        rows: cells, detectors by columns.
+        values: the numbers in them, None where there is none.
+        metric: which decides what is better.
+    """
+    if len(rows) < 2:
+        return [tuple(row) for row in rows]
+    choose = max if metric in HIGHER_IS_BETTER else min
+    best = [
+        choose((percent(v) for v in column if v is not None), key=float, default=None)
+        for column in zip(*values, strict=True)
+    ]
+    return [
+        tuple(
+            Cell(c.text, c.detail, v is not None and percent(v) == b)
+            for c, v, b in zip(row, found, best, strict=True)
+        )
+        for row, found in zip(rows, values, strict=True)
+    ]
+
+
+def percent(fraction: float) -> str:
+    """A fraction as it is printed, in per cent."""
+    return f"{100 * fraction:.2f}"
+
+
+def arrow(metric: str) -> str:
+    """Which way a metric is better."""
+    return "higher is better" if metric in HIGHER_IS_BETTER else "lower is better"
+
+
+def markdown_table(table: Table) -> str:
+    """A table under its title as a heading, if it has one."""
+
+    def shown(found: Cell) -> str:
+        text = escape(found.text)
+        text = f"**{text}**" if found.best else text
+        return f"{text} {escape(found.detail)}" if found.detail else text
+
+    names = len(table.header) if table.text else table.stubs
+    rule = ["---"] * names + ["---:"] * (len(table.header) - names)
+    rows = [[escape(name) for name in table.header], rule]
+    rows += [[shown(found) for found in row] for row in table.rows]
+    title = f"## {escape(table.title)}\n\n" if table.title else ""
+    return title + "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def markdown_facts(rows: Sequence[tuple[str, str]]) -> str:
+    """Names and values as a list."""
+    return "\n".join(f"- {escape(name)}: {escape(value) or '-'}" for name, value in rows)
+
+
+def escape(text: str) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    return re.sub(r"([\\`*_\[\]<>|#&~$])", r"\\\1", " ".join(text.split()))

@@ -1,0 +1,143 @@
+"""What S&I-C reads of every image of a case, computed once and kept in files."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from si_jax.batching import Batched
+from si_jax.data.files import BROKEN, write_atomically
+from si_jax.data.image_set import ImageSet
+from si_jax.data.pipeline import batches
+from si_jax.detectors import default_options
+from si_jax.detectors.channels import Channels, select_channels
+from si_jax.detectors.reading import Reader, batched, reader
+from si_jax.evaluation import benchmark
+from si_jax.evaluation.store import key_of
+from si_jax.study.sets import Case
+
+Readings = Mapping[str, np.ndarray]
+"""Reading's name -> float32 array with a row for each image."""
+
+
+@dataclass(frozen=True)
+class CaseReadings:
+    """All that the ablations of a case need.
+
+    Attributes:
+        channels: what the densities are of.
+        known: readings of the in-distribution test images.
+        novel: set -> readings of its images.
+        draws: readings of each calibration set.
+        key: hash of all that determines them.
+    """
+
+    channels: Channels
+    known: Readings
+    novel: Mapping[str, Readings]
+    draws: tuple[Readings, ...]
+    key: str
+
+
+def read_case(case: Case, directory: Path, *, batch_size: int = 64) -> CaseReadings:
+    """The readings of all sets of a case, from their files where they are stored.
+
+    Args:
+        case: network and sets.
+        directory: where they are kept, as `<directory>/<set>.npz`.
+        batch_size: images per batch.
+
+    Raises:
+        ValueError: if the network cannot be read, as `si_jax.detectors.reading.reader`; or an
+            image cannot be.
+    """
+    found = reader(case.model, max_channels=default_options("si-c")["max_channels"])
+    run = batched(found, case.model)
+    facts = benchmark.score_facts(case.job({})) | {"reader": _facts(found)}
+    keys, read = [], {}
+    for image_set in (*case.draws, case.id_set, *case.ood_sets.values()):
+        keys.append(key_of({**facts, "set": image_set.fingerprint}))
+        path = directory / f"{image_set.name.replace('/', '_')}.npz"
+        stored = _load(path, keys[-1])
+        if stored is None:
+            stored = _read(run, case, image_set, batch_size)
+            arrays = {"key": np.array(keys[-1]), **stored}
+            write_atomically(path, lambda file, a=arrays: np.savez_compressed(file, **a))
+        read[image_set.name] = stored
+    return CaseReadings(
+        channels=found.channels,
+        known=read[case.id_set.name],
+        novel={name: read[name] for name in case.ood_sets},
+        draws=tuple(read[image_set.name] for image_set in case.draws),
+        key=key_of({"readings": keys}),
+    )
+
+
+def by_tap(density: np.ndarray, channels: Channels) -> np.ndarray:
+    """Mean over each tap's channels.
+
+    Args:
+        density: (N, D).
+        channels: what they are of.
+
+    Returns:
+        (N, taps).
+    """
+    taps = range(len(channels.taps))
+    return np.stack([density[:, channels.tap == tap].mean(axis=1) for tap in taps], axis=1)
+
+
+def fewer_channels(channels: Channels, count: int) -> tuple[np.ndarray, Channels]:
+    """The channels that S&I-C would draw if it could have `count` of them.
+
+    Returns:
+        Their places among all channels read, and what they are.
+
+    Raises:
+        ValueError: if `count` is below the number of taps.
+    """
+    numbers = np.bincount(channels.tap, minlength=len(channels.taps))
+    shapes = {tap: (1, int(n)) for tap, n in zip(channels.taps, numbers, strict=True)}
+    places = select_channels(shapes, count).index
+    chosen = Channels(
+        channels.taps, channels.index[places], channels.tap[places], channels.positions[places]
+    )
+    return places, chosen
+
+
+def _read(run: Batched, case: Case, image_set: ImageSet, batch_size: int) -> dict[str, np.ndarray]:
+    def parts() -> Iterator[dict[str, np.ndarray]]:
+        title = f"{case.network.name}, {image_set.name}: readings"
+        with tqdm(total=len(image_set), desc=title, unit="img") as bar:
+            for batch in batches(
+                image_set,
+                case.found.preprocessing,
+                batch_size,
+                image_shape=case.model.image_shape,
+            ):
+                yield run.batch(case.model.check(batch.images[batch.mask]), batch_size=batch_size)
+                bar.update(int(batch.mask.sum()))
+
+    read = list(parts())
+    return {name: np.concatenate([part[name] for part in read]) for name in read[0]}
+
+
+def _facts(found: Reader) -> dict[str, object]:
+    return {
+        "channels": hashlib.sha256(found.channels.index.astype(np.int64).tobytes()).hexdigest(),
+        "taps": found.channels.taps,
+        "inner": found.inner,
+        "engine": found.engine,
+    }
+
+
+def _load(path: Path, key: str) -> dict[str, np.ndarray] | None:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except BROKEN:
+        return None
+    return arrays if str(arrays.pop("key", "")) == key else None

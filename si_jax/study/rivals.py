@@ -1,0 +1,163 @@
+"""The main tables of the study of S&I-C: the calibrated forms among all other detectors."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from si_jax.data.image_set import UnreadableImage
+from si_jax.detectors import DETECTORS, Detector, make_detector
+from si_jax.evaluation import benchmark, fitting
+from si_jax.evaluation.store import Store
+from si_jax.model import Model
+from si_jax.study import measures
+from si_jax.study.sets import Case
+
+FORMS = ("veto", "sum")
+CALIBRATED = ("si-c", "si-c-forward")
+"""The detectors that are evaluated in each of `FORMS`, as `<name>-<form>`."""
+
+YARDSTICK = "msp"
+"""What differences are taken from; always evaluated."""
+
+Scores = Mapping[str, Mapping[str, np.ndarray]]
+"""Set -> detector -> (N,) scores."""
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise a ValueError if a detector is unknown or there is none."""
+    if not names or (unknown := [name for name in names if name not in DETECTORS]):
+        given = ", ".join(map(repr, unknown)) if names else "nothing"
+        raise ValueError(f"--detectors: {given}: choose among {', '.join(DETECTORS)}")
+
+
+def evaluate(
+    case: Case,
+    names: Sequence[str],
+    directory: Path,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> tuple[dict[str, Any], Scores]:
+    """Fit, score and measure the detectors on a case; what is stored is not computed again.
+
+    A detector that cannot be made, fitted or scored on this network is left out and named.
+
+    Args:
+        case: network and sets.
+        names: keys of `DETECTORS`; `msp` is added.
+        directory: where fits and scores are kept.
+        resamples: bootstrap draws.
+        seed: their seed.
+        batch_size: images per batch; None for each detector's default.
+
+    Returns:
+        What `si_jax.evaluation.benchmark.evaluate` returns, with more: `"failures"` (detector ->
+        reason),
+        `"intervals"` (detector -> set or group -> metric -> [low, high]) and `"over_msp"`
+        (detector -> group -> metric -> [difference, low, high]), all fractions; and the scores.
+
+    Raises:
+        ValueError: if an image cannot be read.
+    """
+    names = tuple(dict.fromkeys((*names, YARDSTICK)))
+    detectors, failures = make(names, case.model, batch_size)
+    failures |= _fit(case, detectors, directory / "fits")
+    detectors = {name: d for name, d in detectors.items() if name not in failures}
+    store = Store(directory / "scores")
+    try:
+        report, arrays = benchmark.evaluate(case.job(detectors), store)
+    except UnreadableImage:
+        raise
+    except ValueError:
+        unfit = _each(detectors, lambda one: benchmark.evaluate(case.job(one), store))
+        failures |= unfit
+        detectors = {name: d for name, d in detectors.items() if name not in unfit}
+        report, arrays = benchmark.evaluate(case.job(detectors), store)
+    scores = {
+        image_set: {name: found[name]["score"] for name in detectors}
+        for image_set, found in arrays.items()
+    }
+    return report | {"failures": failures} | _compare(case, scores, report, resamples, seed), scores
+
+
+def make(
+    names: Sequence[str], model: Model, batch_size: int | None = None
+) -> tuple[dict[str, Detector], dict[str, str]]:
+    """The detectors, S&I-C in each of its forms; and for those that cannot be made, the reason."""
+    detectors, failures = {}, {}
+    for name in names:
+        forms = {f"{name}-{form}": {"form": form} for form in FORMS}
+        for label, options in (forms if name in CALIBRATED else {name: {}}).items():
+            try:
+                detectors[label] = make_detector(name, model, batch_size=batch_size, **options)
+            except ValueError as error:
+                failures[label] = str(error)
+    return detectors, failures
+
+
+def _fit(case: Case, detectors: Mapping[str, Detector], directory: Path) -> dict[str, str]:
+    """Fit in place; returns why some cannot be. A fit of S&I-C serves all of its forms."""
+    shared = {f"{n}-{form}": f"{n}-{FORMS[0]}" for n in CALIBRATED for form in FORMS[1:]}
+    own = {name: d for name, d in detectors.items() if name not in shared}
+
+    def fit(some: Mapping[str, Detector]) -> None:
+        fitting.fit_detectors(
+            some,
+            case.draws[0],
+            case.found.preprocessing,
+            facts=benchmark.score_facts(case.job({})),
+            directory=directory,
+        )
+
+    failures = {}
+    try:
+        fit(own)
+    except UnreadableImage:
+        raise
+    except ValueError:
+        failures = _each({n: d for n, d in own.items() if d.needs_fit}, fit)
+    for name, source in shared.items():
+        if source in failures:
+            failures[name] = failures[source]
+        elif name in detectors:
+            detectors[name].load_state(detectors[source].state)
+    return failures
+
+
+def _each(detectors: Mapping[str, Detector], run) -> dict[str, str]:
+    """Which detectors `run` refuses one by one, and why."""
+    failures = {}
+    for name, detector in detectors.items():
+        try:
+            run({name: detector})
+        except UnreadableImage:
+            raise
+        except ValueError as error:
+            failures[name] = str(error)
+    return failures
+
+
+def _compare(case: Case, scores: Scores, report, resamples: int, seed: int) -> dict[str, Any]:
+    known, means = scores[case.id_set.name], report["averages"]
+    found = {
+        name: measures.drawn(
+            known[name],
+            {image_set: scores[image_set][name] for image_set in case.ood_sets},
+            case.groups,
+            resamples=resamples,
+            seed=seed,
+        )
+        for name in known
+    }
+    rival = found[YARDSTICK], means[YARDSTICK]
+    return {
+        "intervals": {name: measures.intervals(rows) for name, rows in found.items()},
+        "over_msp": {
+            name: measures.differences(rows, rival[0], means[name], rival[1])
+            for name, rows in found.items()
+        },
+        "bootstrap": {"resamples": resamples, "seed": seed, "level": 0.95},
+    }

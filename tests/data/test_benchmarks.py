@@ -1,0 +1,216 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from si_jax.data import catalogue, sources, tfds_sets
+from si_jax.data.benchmarks import BENCHMARKS, resolve
+from si_jax.data.pipeline import batches
+from si_jax.data.preprocessing import PREPROCESSING, PROTOCOLS
+
+SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
+
+
+def put(root, name, count=2, side=40):
+    """Put a few images below `root`, as a folder by that name."""
+    (root / name).mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        image = np.full((side, side, 3), number, np.uint8)
+        Image.fromarray(image).save(root / name / f"{number}.png")
+
+
+@pytest.fixture
+def ood_root(tmp_path, monkeypatch):
+    """A root with an in-distribution set of ten classes and every set of `published`."""
+    monkeypatch.setattr(tfds_sets.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    root = tmp_path / "root"
+    for label in range(10):
+        put(root, f"cifar10/test/{label}", 1)
+    for label in range(100):
+        put(root, f"cifar100/test/{label:02d}", 1)
+    for name in ("svhn", "LSUN", "tiny_imagenet", "places365/test_subset", "dtd/images/banded"):
+        put(root, name)
+    return root
+
+
+def names(resolved, group):
+    return [found.name for found in resolved.ood if found.group == group]
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS.values(), ids=list(BENCHMARKS))
+def test_tables_are_consistent(benchmark):
+    assert set(benchmark.ood) == set(PROTOCOLS)
+    for protocol, entries in benchmark.ood.items():
+        assert (protocol, benchmark.size) in PREPROCESSING
+        assert len({entry.name for entry in entries}) == len(entries)
+        assert benchmark.test.name not in {entry.name for entry in entries}
+        for entry in (*entries, benchmark.test):
+            assert entry.places
+            assert entry.stand_in is None or entry.stand_in in catalogue.STAND_INS
+            assert entry.name not in catalogue.STAND_INS
+            assert entry.group in (*catalogue.GROUPS, "")
+        assert {entry.group for entry in entries} <= set(catalogue.GROUPS)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_digits_needs_nothing(protocol):
+    found = resolve("digits", protocol, fetch=False)
+    assert (len(found.test), len(found.train)) == (597, 1200)
+    assert names(found, "far") == ["photos", "shuffled", "noise"]
+    assert names(found, "near") == ["letters"]
+    assert found.absent == ()
+    image, _ = found.ood[0].images.load(0)
+    np.testing.assert_array_equal(found.preprocessing(image), image)
+
+
+def test_published_cifar10(ood_root):
+    found = resolve("cifar10", "published", ood_root=ood_root, extra={})
+    assert names(found, "far") == ["svhn", "lsun", "tiny_imagenet", "places365", "textures"]
+    assert names(found, "near") == ["cifar100"]
+    assert names(found, "extra") == []
+    assert (found.absent, found.test_stand_in_for) == ((), "")
+    assert [found.test.load(index)[1] for index in (0, 9)] == [0, 9]
+    assert found.train is None
+    assert "cifar10_train" in found.train_absent
+    assert str(found.preprocessing) == "no resize, centre crop 32x32"
+
+
+def test_optional_sets_are_used_where_they_are_and_never_missed(ood_root):
+    put(ood_root, "LSUN_resize")
+    put(ood_root, "iSUN")
+    found = resolve("cifar100", "published", ood_root=ood_root)
+    assert names(found, "extra") == ["lsun_resize", "isun"]
+    assert names(found, "near") == ["cifar10"]
+    assert found.absent == ()
+
+
+def test_openood_has_other_sets(ood_root):
+    put(ood_root, "mnist")
+    found = resolve("cifar10", "openood", ood_root=ood_root)
+    assert names(found, "far") == ["mnist", "svhn", "textures", "places365"]
+    assert names(found, "near") == ["cifar100", "tiny_imagenet"]
+
+
+def test_absent_sets_are_all_listed(ood_root, tmp_path):
+    for folder in (ood_root / "svhn", ood_root / "LSUN"):
+        folder.rename(folder.with_name(f"moved_{folder.name}"))
+    put(ood_root, "svhn_grey_recrop", 3)
+    with pytest.raises(sources.MissingSet) as caught:
+        resolve("cifar10", "published", ood_root=ood_root, extra={})
+    message = str(caught.value)
+    assert "lacks 2 of its sets" in message
+    assert "svhn: svhn_cropped is not prepared in" in message
+    assert 'pip install -e ".[tfds]"' in message
+    assert "--ood lsun=PATH" in message
+    assert "stand-in svhn_grey_recrop is there" in message
+    assert "--allow-missing" in message
+    with pytest.raises(sources.MissingSet) as caught:  # where there is no such option
+        resolve("cifar10", "published", ood_root=ood_root)
+    assert "lsun: " in str(caught.value) and "--ood " not in str(caught.value)
+
+    found = resolve("cifar10", "published", ood_root=ood_root, allow_missing=True)
+    assert [(item.name, item.stand_in) for item in found.absent] == [
+        ("svhn", "svhn_grey_recrop"),
+        ("lsun", ""),
+    ]
+    stand_in = found.ood[0]
+    assert (stand_in.name, stand_in.group) == ("svhn_grey_recrop", "far")
+    assert (stand_in.stand_in_for, len(stand_in.images)) == ("svhn", 3)
+    assert "lsun" not in names(found, "far")
+
+
+def test_an_empty_folder_is_told(ood_root):
+    for file in (ood_root / "LSUN").iterdir():
+        file.unlink()
+    found = resolve("cifar10", "published", ood_root=ood_root, allow_missing=True)
+    assert [item.name for item in found.absent] == ["lsun"]
+    assert f"{ood_root / 'LSUN'} holds no images" in found.absent[0].what_to_do
+
+
+def test_sets_of_the_users_own(ood_root, tmp_path):
+    put(tmp_path, "mine", 3)
+    put(tmp_path, "my_svhn", 4)
+    extra = {"mine": tmp_path / "mine", "svhn": tmp_path / "my_svhn"}
+    found = resolve("cifar10", "published", ood_root=ood_root, extra=extra)
+    assert names(found, "extra") == ["mine"]
+    by_name = {item.name: item for item in found.ood}
+    assert len(by_name["svhn"].images) == 4
+    assert by_name["svhn"].group == "far"
+    for name in ("mine", "svhn", "cifar10_train"):
+        with pytest.raises(sources.MissingSet, match="nowhere is not a folder"):
+            resolve(
+                "cifar10",
+                ood_root=ood_root,
+                extra={name: tmp_path / "nowhere"},
+                allow_missing=True,
+            )
+
+
+def test_the_in_distribution_set_cannot_be_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(tfds_sets.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(sources.MissingSet, match="cifar10 can't be left out"):
+        resolve("cifar10", data_dir=tmp_path, allow_missing=True)
+
+
+def test_imagenet_needs_all_classes_or_a_table(tmp_path):
+    put(tmp_path, "imagenet/val/n01440764")
+    with pytest.raises(ValueError, match=r"has 1 class folders.*1000.*wnid_to_index\.json"):
+        resolve("imagenet", data_dir=tmp_path, ood_root=tmp_path, fetch=False)
+    (tmp_path / "imagenet/val.wnid_to_index.json").write_text('{"n01440764": 5}')
+    found = resolve(
+        "imagenet", data_dir=tmp_path, ood_root=tmp_path, fetch=False, allow_missing=True
+    )
+    assert found.test.load(0)[1] == 5
+    assert found.preprocessing(found.test.load(0)[0]).shape == (480, 480, 3)
+    assert {item.name for item in found.absent} == {"inaturalist", "sun", "places", "textures"}
+
+
+def test_unknown_names_are_told():
+    with pytest.raises(ValueError, match=r"benchmark \(='cifar'\) must be one of digits, cifar10"):
+        resolve("cifar")
+    with pytest.raises(ValueError, match=r"protocol \(='other'\)"):
+        resolve("digits", "other")
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} isn't there: no real CIFAR to read")
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_real_cifar100(protocol):
+    found = resolve(
+        "cifar100", protocol, SHARED / "tfds", SHARED / "folders", allow_missing=True, fetch=False
+    )
+    assert (len(found.test), len(found.train)) == (10_000, 50_000)
+    near = next(item for item in found.ood if item.name == "cifar10")
+    assert (near.group, len(near.images)) == ("near", 10_000)
+    far = {"svhn_grey_recrop", "places128", "textures224"}
+    assert far <= set(names(found, "far"))
+    labels, means = [], []
+    for batch in batches(sources.subset(found.test, 1000), found.preprocessing, 250):
+        labels.append(batch.labels)
+        means.append(batch.images.mean(axis=(0, 1, 2)) / 255)
+    assert np.bincount(np.concatenate(labels), minlength=100).min() > 0
+    np.testing.assert_allclose(np.mean(means, axis=0), (0.507, 0.487, 0.441), atol=0.02)
+    for item in found.ood:
+        part = sources.subset(item.images, 20)
+        (batch,) = batches(part, found.preprocessing, 20)
+        assert batch.images.shape == (20, 32, 32, 3)
+        assert batch.mask.all()
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} isn't there: no ImageNet sample")
+def test_real_imagenet_sample():
+    found = resolve(
+        "imagenet",
+        "published",
+        SHARED / "tfds",
+        SHARED / "folders",
+        allow_missing=True,
+        fetch=False,
+    )
+    assert (found.test.name, found.test_stand_in_for) == ("imagenet_sample", "imagenet")
+    assert len(found.test) == 100
+    assert found.test.ident(0).startswith("n01440764/")
+    batch = next(iter(batches(found.test, found.preprocessing, 4)))
+    assert batch.images.shape == (4, 480, 480, 3)
+    assert batch.labels[0] == 0

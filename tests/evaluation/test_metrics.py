@@ -1,0 +1,78 @@
+"""Metrics against the published code's values, scikit-learn, and by hand."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn import metrics as skm
+
+from si_jax.evaluation import metrics
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+SETS = json.loads((GOLDEN / "metrics.json").read_text())
+NAMES = {
+    "FPR": "fpr95",
+    "AUROC": "auroc",
+    "DTERR": "detection_error",
+    "AUIN": "auin",
+    "AUOUT": "auout",
+}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_published_values(name):
+    golden = SETS[name]
+    found = metrics.evaluate(np.array(golden["known"]), np.array(golden["novel"]))
+    for theirs, ours in NAMES.items():
+        assert found[ours] == pytest.approx(golden[theirs], abs=1e-12), theirs
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_average_precision_is_scikit_learns(name):
+    known, novel = np.array(SETS[name]["known"]), np.array(SETS[name]["novel"])
+    labels = np.r_[np.ones(len(known)), np.zeros(len(novel))]
+    scores = np.r_[known, novel]
+    found = metrics.evaluate(known, novel)
+    assert found["aupr_in"] == skm.average_precision_score(labels, scores)
+    assert found["aupr_out"] == skm.average_precision_score(1 - labels, -scores)
+    assert set(found) == set(metrics.METRICS)
+
+
+def test_auroc_counts_ties_half():
+    known, novel = np.array([1.0, 2.0]), np.array([1.0, 0.0])
+    # pairs: 1-1 tie, 1-0 won, 2-1 won, 2-0 won
+    assert metrics.evaluate(known, novel)["auroc"] == pytest.approx(3.5 / 4)
+
+
+def test_the_two_conventions_of_fpr95_differ():
+    known = np.arange(100.0)
+    novel = np.r_[np.full(90, -1.0), np.full(10, 1000.0)]
+    # the threshold at 95 % of ID is 5: the ten outliers lie above it
+    assert metrics.fpr95(known, novel) == pytest.approx(0.10)
+    # catching 95 % of OOD takes a threshold of 1000: every ID image is rejected
+    assert metrics.fpr95_ood_positive(known, novel) == 1.0
+
+
+def test_threshold_rounds_as_python_does():
+    known = np.arange(50.0)  # round(2.5) is 2
+    assert metrics.fpr95(known, np.array([2.0, 2.5, 3.0])) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        (np.array([]), "at least one score"),
+        (np.zeros((2, 2)), "one-dimensional"),
+        (np.array([0.0, np.nan]), "NaN or infinite"),
+        (np.array([0.0, np.inf]), "NaN or infinite"),
+        (np.array(["a"]), "numbers"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_bad_scores_are_refused_by_name(scores, message):
+    good = np.array([0.0, 1.0])
+    with pytest.raises(ValueError, match=rf"ood_scores.*{message}"):
+        metrics.evaluate(good, scores)
+    with pytest.raises(ValueError, match=rf"id_scores.*{message}"):
+        metrics.fpr95(scores, good)

@@ -1,0 +1,149 @@
+import importlib.util
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+import si_jax
+from si_jax.detectors import default_options
+from si_jax.evaluation import tuning
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+class Tiny(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(16, (3, 3), strides=2, name="conv")(x))
+        return nn.Dense(4, name="head")(jnp.mean(x, axis=(1, 2)))
+
+
+@pytest.fixture(scope="module")
+def model():
+    variables = jax.jit(Tiny().init)(jax.random.key(0), jnp.ones((1, 8, 8, 3)))
+    return si_jax.Model(Tiny(), variables, (8, 8), (0.5,) * 3, (0.25,) * 3, head="head")
+
+
+@pytest.fixture(scope="module")
+def images():
+    blocks = np.random.default_rng(0).integers(0, 256, (60, 2, 2, 3), np.uint8)
+    return blocks.repeat(4, axis=1).repeat(4, axis=2)
+
+
+@pytest.fixture(scope="module")
+def script():
+    sys.path.insert(0, str(SCRIPTS))
+    spec = importlib.util.spec_from_file_location("tune_script", SCRIPTS / "tune.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.path.remove(str(SCRIPTS))
+    return module
+
+
+def test_grids_are_options_of_their_detectors():
+    for name, grid in tuning.GRIDS.items():
+        assert set(grid) <= set(default_options(name)), name
+        found = list(tuning.candidates(name))
+        assert found[0] == {option: default_options(name)[option] for option in grid}
+        assert len({str(options) for options in found}) == len(found)
+
+
+def test_tune_tries_all_and_sorts(model, images):
+    ood = tuning.validation_ood(images[30:])
+    trials, skipped = tuning.tune("ash-s", model, (images[:30], None), images[30:], ood)
+    assert not skipped
+    assert sorted(t.options["percentile"] for t in trials) == [65, 70, 75, 80, 85, 90, 95]
+    means = [trial.mean for trial in trials]
+    assert means == sorted(means, reverse=True)
+    best = si_jax.make_detector("ash-s", model, **trials[0].options)
+    known = best.score(images[30:])
+    for name, others in ood.items():
+        expected = si_jax.metrics.evaluate(known, best.score(others))["auroc"]
+        assert trials[0].auroc[name] == pytest.approx(expected, abs=1e-6)
+
+
+def test_of_equals_the_default_is_chosen(model, images):
+    """With 4 classes, every `top` of at least 4 is the same detector."""
+    ood = {"noise": tuning.validation_ood(images)["noise"]}
+    grid = {"top": [50, 10, 100]}
+    trials, _ = tuning.tune("gen", model, (images, None), images, ood, grid=grid)
+    assert [t.options["top"] for t in trials] == [100, 50, 10]
+    assert len({t.mean for t in trials}) == 1
+
+
+def test_what_cannot_be_tried_is_left_out_and_said(model, images):
+    ood = tuning.validation_ood(images[40:])
+    fit = (images[:40], None)
+    trials, skipped = tuning.tune("knn", model, fit, images[40:], ood, grid={"k": [1, 5, 41]})
+    assert sorted(t.options["k"] for t in trials) == [1, 5]
+    assert set(skipped) == {"knn.k=50", "knn.k=41"}
+    assert "fitting images, 40" in skipped["knn.k=41"]
+    with pytest.raises(ValueError, match="no options of 'knn' can be tried"):
+        tuning.tune("knn", model, fit, images[40:], ood, grid={"k": [100]})
+    with pytest.raises(ValueError, match="ood is empty"):
+        tuning.tune("ash-s", model, fit, images, {})
+
+
+def test_detectors_without_a_grid(model):
+    with pytest.raises(ValueError, match="'msp' has no grid"):
+        list(tuning.candidates("msp"))
+    with pytest.raises(ValueError, match="does not take the option size"):
+        list(tuning.candidates("knn", {"size": [1]}))
+
+
+def test_validation_ood(images):
+    found = tuning.validation_ood(images, seed=3)
+    again = tuning.validation_ood(images, seed=3)
+    assert set(found) == {"noise", "shuffled"}
+    for name, others in found.items():
+        assert others.shape == images.shape
+        assert others.dtype == images.dtype
+        np.testing.assert_array_equal(others, again[name])
+        assert not np.array_equal(others, tuning.validation_ood(images, seed=4)[name])
+    pixels = {p.tobytes() for p in images.reshape(-1, 3)}
+    assert all(p.tobytes() in pixels for p in found["noise"].reshape(-1, 3))
+
+
+def test_shuffling_moves_whole_patches_and_keeps_the_remainder():
+    images = np.random.default_rng(0).integers(0, 256, (5, 10, 13, 1), np.uint8)
+    shuffled = tuning.validation_ood(images)["shuffled"]
+    np.testing.assert_array_equal(shuffled[:, 8:], images[:, 8:])
+    np.testing.assert_array_equal(shuffled[:, :, 12:], images[:, :, 12:])
+    for old, new in zip(images, shuffled, strict=True):
+        patches = [
+            sorted(
+                x[i : i + 2, j : j + 3].tobytes() for i in range(0, 8, 2) for j in range(0, 12, 3)
+            )
+            for x in (old, new)
+        ]
+        assert patches[0] == patches[1]
+        assert not np.array_equal(old, new)
+    with pytest.raises(ValueError, match="too small"):
+        tuning.validation_ood(np.zeros((1, 3, 8, 3), np.uint8))
+
+
+def test_describe_is_what_set_takes(script):
+    options = {"dim": None, "x": True, "step": 0.0014, "preset": "published", "k": 5}
+    texts = tuning.describe("vim", options).split()
+    assert script.evaluate.parse_options(texts) == {"vim": options}
+
+
+def test_script_on_digits(script, capsys):
+    script.main(["gen", "--grid", "gamma=0.1,0.5", "--limit", "40", "--fit-limit", "10"])
+    printed = capsys.readouterr().out
+    assert "40 validation images; AUROC, % against noise, shuffled" in printed
+    assert printed.count("gen.gamma=") == 3
+    assert "chosen: --set gen.gamma=0." in printed
+
+
+def test_script_refuses_what_it_does_not_know(script):
+    with pytest.raises(ValueError, match="'msp' has no grid"):
+        script.main(["msp"])
+    with pytest.raises(ValueError, match="limit"):
+        script.main(["gen", "--limit", "0"])
+    with pytest.raises(ValueError, match="write it as OPTION=VALUE,VALUE"):
+        script.main(["gen", "--grid", "gamma"])

@@ -1,0 +1,152 @@
+"""`scripts/train.py` and the data sets that it takes."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import si_jax
+from si_jax.data import training_sets
+from si_jax.data.preprocessing import Preprocessing
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+import train as script
+
+SMALL = ["--epochs", "2", "--batch-size", "8", "--input-size", "16", "--learning-rate", "0.02"]
+
+
+def write_images(root, classes=("apple", "bell", "cat"), count=8, seed=0):
+    rng = np.random.default_rng(seed)
+    for index, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            image = rng.integers(0, 100, (20, 24, 3), np.uint8)
+            image[..., index] += 120
+            Image.fromarray(image).save(root / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def split_folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "things"
+    write_images(root / "train")
+    write_images(root / "val", count=3, seed=1)
+    return root
+
+
+@pytest.fixture
+def tiny_checkpoint(tiny, tmp_path):
+    return si_jax.save_checkpoint(tmp_path / "tiny", tiny)
+
+
+def test_the_splits_of_a_folder(split_folder, tmp_path):
+    sets = training_sets.find(str(split_folder))
+    assert (sets.name, sets.num_classes) == ("things", 3)
+    assert (len(sets.train), len(sets.held_out)) == (24, 9)
+    whole = write_images(tmp_path / "whole", count=10)
+    sets = training_sets.find(str(whole), seed=1)
+    assert (len(sets.train), len(sets.held_out)) == (27, 3)
+    names = [s.ident(i) for s in (sets.train, sets.held_out) for i in range(len(s))]
+    assert len(set(names)) == 30
+    assert sets.held_out.fingerprint == training_sets.find(str(whole), seed=1).held_out.fingerprint
+    assert sets.held_out.fingerprint != training_sets.find(str(whole), seed=2).held_out.fingerprint
+    images, labels = training_sets.load(sets.held_out, Preprocessing((16, 16), 16), (16, 16, 3))
+    assert images.shape == (3, 16, 16, 3) and images.dtype == np.uint8
+    for image, label in zip(images, labels, strict=True):
+        assert image.mean(axis=(0, 1)).argmax() == label
+
+
+def test_digits_are_a_training_set():
+    sets = training_sets.find("digits")
+    assert (len(sets.train), len(sets.held_out), sets.num_classes) == (1200, 597, 10)
+
+
+def test_mistakes_in_the_data(tmp_path, split_folder):
+    def refused(message, *args, **kwargs):
+        with pytest.raises(ValueError, match=message):
+            training_sets.find(*args, **kwargs)
+
+    refused("neither a folder nor one of digits", str(tmp_path / "nowhere"))
+    refused(
+        "cifar10 has no training split here: [^;]*TFDS's cifar10[^;]*$",
+        "cifar10",
+        tmp_path,
+        fetch=False,
+    )
+    (tmp_path / "flat").mkdir()
+    refused("0 class folders", str(tmp_path / "flat"))
+    write_images(tmp_path / "lone" / "train")
+    refused("none called val or test", str(tmp_path / "lone"))
+    write_images(tmp_path / "lone" / "test", classes=("apple", "bell", "dog"))
+    refused("different class folders", str(tmp_path / "lone"))
+    image_set = training_sets.find(str(split_folder)).train
+    with pytest.raises(ValueError, match=r"more than max_gib \(=1e-06\)"):
+        training_sets.load(image_set, Preprocessing((16, 16), 16), (16, 16, 3), max_gib=1e-6)
+    mixed = write_images(tmp_path / "mixed")
+    Image.new("RGB", (20, 20)).save(mixed / "stray.png")
+    sets = training_sets.find(str(mixed))
+    with pytest.raises(ValueError, match=r"stray.png of .* has no label"):
+        for image_set in (sets.train, sets.held_out):
+            training_sets.load(image_set, Preprocessing((16, 16), 16), (16, 16, 3))
+
+
+@pytest.mark.slow
+def test_training_on_a_folder_makes_a_checkpoint(split_folder, tmp_path, capsys):
+    out = tmp_path / "out" / "things"
+    command = ["--dataset", str(split_folder), "--model", "resnet8", "--out", str(out), *SMALL]
+    script.main([*command, "--store", "bfloat16", "--ema", "0.5"])
+    printed = capsys.readouterr().out
+    card = json.loads((out / "card.json").read_text())
+    model = si_jax.load_model(out)
+    sets = training_sets.find(str(split_folder))
+    held_out = training_sets.load(sets.held_out, Preprocessing((16, 16), 16), (16, 16, 3))
+    accuracy = np.mean(model.logits(held_out[0]).argmax(-1) == held_out[1])
+    assert card["accuracy"] == accuracy and f"{accuracy:.2%}" in printed
+    assert card["recipe"]["ema"] == 0.5 and card["recipe"]["epochs"] == 2
+    assert card["recipe"]["crop_padding"] == 2 and card["stored_as"] == "bfloat16"
+    assert card["split"] == "24 images in train and 9 in val"
+    for key in ("command", "seed", "versions", "hardware", "seconds", "licence", "sha256"):
+        assert key in card
+    with (out / "log.csv").open() as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
+    assert not out.with_name("things.run").exists()
+    with pytest.raises(ValueError, match="exists already: choose another --out"):
+        script.main(command)
+
+
+@pytest.mark.slow
+def test_fine_tuning_bit_with_a_new_head(split_folder, tmp_path):
+    bit = si_jax.build_model("bit_r50x1", 7, input_size=(32, 32), units=(1, 1, 1, 1))
+    start = si_jax.save_checkpoint(tmp_path / "bit", bit)
+    command = ["--dataset", str(split_folder), "--init", str(start), *SMALL]
+    with pytest.raises(ValueError, match="7 classes, but things has 3: add --new-head"):
+        script.main([*command, "--out", str(tmp_path / "a")])
+    script.main([*command, "--new-head", "--out", str(tmp_path / "b")])
+    model = si_jax.load_model(tmp_path / "b")
+    assert model.num_classes == 3 and model.input_size == (16, 16)
+    assert model.card["starts_from"] == str(start)
+    assert np.any(model.head_weights(model.variables) != 0)
+
+
+def test_a_new_head_leaves_the_rest_alone(tiny, tiny_images, tiny_checkpoint):
+    model = si_jax.with_new_head(si_jax.load_model(tiny_checkpoint), 3)
+    np.testing.assert_array_equal(model.logits(tiny_images), np.zeros((13, 3)))
+    np.testing.assert_array_equal(model.features(tiny_images), tiny.features(tiny_images))
+
+
+def test_mistakes_on_the_command_line(split_folder, tiny_checkpoint, tmp_path):
+    def refused(message, *args):
+        with pytest.raises(ValueError, match=message):
+            script.main(["--out", str(tmp_path / "new"), *args])
+        assert not (tmp_path / "new").exists()
+
+    refused("needs --model NAME or --init", "--dataset", str(split_folder))
+    refused("unknown model 'vgg'", "--dataset", str(split_folder), "--model", "vgg")
+    refused("exclude each other", "--model", "resnet8", "--init", str(tiny_checkpoint))
+    refused("unknown checkpoint 'nowhere'", "--init", "nowhere")
+    refused("has 5 classes, but digits has 10", "--init", str(tiny_checkpoint))
+    refused(r"epochs \(=0\) must be at least 1", "--epochs", "0")
