@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from si_jax.detectors.base import Batches, Inputs, Plan, State, forward_batches
-from si_jax.detectors.head import head_bias, head_logits, num_features
+from si_jax.detectors.head import head_logits, num_features
 from si_jax.model import Model
 
 BANK_CHUNK = 2048  # training features compared with a batch at a time
@@ -144,7 +144,7 @@ def vim(model: Model, *, dim: int | None = None) -> Plan:
 
     def fit(batches: Batches) -> State:
         weights = np.asarray(model.head_weights(model.variables), np.float64)
-        bias = np.asarray(head_bias(model, model.variables), np.float64)
+        bias = np.asarray(model.head_bias(model.variables), np.float64)
         origin = -np.linalg.pinv(weights.T) @ bias
         moment = np.zeros((features, features))
         for _, h, _ in forward_batches(model, batches):

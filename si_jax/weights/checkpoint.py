@@ -3,11 +3,10 @@
 import dataclasses
 import hashlib
 import json
-import numbers
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import linen as nn
 
-from si_jax.model import Model
+from si_jax.model import Model, checked_size
 from si_jax.models import architecture
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "checkpoints"
@@ -113,18 +112,6 @@ def with_new_head(model: Model, num_classes: int) -> Model:
 
     variables = jax.tree.map_with_path(keep, dict(model.variables), abstract)
     return dataclasses.replace(new, variables=variables)
-
-
-def checked_size(input_size: Sequence[int]) -> tuple[int, int]:
-    """A height and a width in pixels.
-
-    Raises:
-        ValueError: if they are not two positive whole numbers.
-    """
-    size = tuple(input_size)
-    if len(size) != 2 or any(not isinstance(n, numbers.Integral) or n < 1 for n in size):
-        raise ValueError(f"input_size (={size}) must be a height and a width of at least 1 pixel")
-    return int(size[0]), int(size[1])
 
 
 def init(module: nn.Module, input_size: tuple[int, int], seed: int) -> dict[str, Any]:
