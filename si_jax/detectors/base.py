@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Float32
 
 from si_jax import splitting
 from si_jax.batching import Batched
+from si_jax.detectors.options import Count, convert
 from si_jax.model import Model
 
 
@@ -96,13 +97,11 @@ class Detector:
         state: what it has learnt, name -> array; None before it is fitted.
     """
 
-    def __init__(self, name: str, model: Model, plan: Plan, batch_size: int):
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size (={batch_size!r}) must be a whole number of at least 1")
+    def __init__(self, name: str, model: Model, plan: Plan, batch_size: int | np.integer | str):
         self.name = name
         self.model = model
         self.settings = dict(plan.settings)
-        self.batch_size = batch_size
+        self.batch_size = convert(Count, "batch_size", batch_size)
         self.forward_only = plan.forward_only
         self.needs_fit = plan.fit is not None
         self.state: State | None = None if self.needs_fit else {}
