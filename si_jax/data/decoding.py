@@ -37,14 +37,14 @@ def decode(data: bytes, name: str) -> UInt8[np.ndarray, "height width 3"]:
     colour.
 
     Args:
-      data: the file's content.
-      name: the file's name, for the message.
+        data: the file's content.
+        name: the file's name, for the message.
 
     Returns:
-      The image, uint8 of shape (height, width, 3).
+        The image, uint8 of shape (height, width, 3).
 
     Raises:
-      UnreadableImage: if the image is truncated, damaged or in another format.
+        UnreadableImage: if the image is truncated, damaged or in another format.
     """
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:

@@ -18,9 +18,9 @@ class Preprocessing:
     """Resize (bilinear, antialiased), then crop the centre; call it on an image.
 
     Attributes:
-      crop: (height, width) of the result; zeros are added around an image that is smaller.
-      resize: None for no resizing; an integer for the length of the shorter side, the aspect ratio
-        kept; (height, width) to ignore the aspect ratio.
+        crop: (height, width) of the result; zeros are added around an image that is smaller.
+        resize: None for no resizing; an integer for the length of the shorter side, the aspect
+            ratio kept; (height, width) to ignore the aspect ratio.
     """
 
     crop: tuple[int, int]
@@ -47,7 +47,7 @@ PREPROCESSING = {
     ("published", "small"): Preprocessing(crop=(32, 32)),
     ("published", "imagenet"): Preprocessing(resize=(480, 480), crop=(480, 480)),
     ("openood", "small"): Preprocessing(resize=32, crop=(32, 32)),
-    ("openood", "imagenet"): Preprocessing(resize=224, crop=(224, 224)),
+    ("openood", "imagenet"): Preprocessing(resize=256, crop=(224, 224)),
 }
 
 
@@ -57,12 +57,12 @@ def resize(
     """Resize as torchvision's `Resize` does a Pillow image: bilinear, antialiased.
 
     Args:
-      image: uint8 of shape (height, width, 3).
-      size: length of the shorter side (the longer one is rounded down), or (height, width) to
-        ignore the aspect ratio, or None to leave the image alone.
+        image: uint8 of shape (height, width, 3).
+        size: length of the shorter side (the longer one is rounded down), or (height, width) to
+            ignore the aspect ratio, or None to leave the image alone.
 
     Returns:
-      The resized image, uint8.
+        The resized image, uint8.
     """
     if size is None:
         return image
@@ -87,11 +87,11 @@ def center_crop(
     of a crop are rounded half to even.
 
     Args:
-      image: uint8 of shape (height, width, 3).
-      size: (height, width) of the result.
+        image: uint8 of shape (height, width, 3).
+        size: (height, width) of the result.
 
     Returns:
-      The crop, uint8 of shape (*size, 3).
+        The crop, uint8 of shape (*size, 3).
     """
     missing = [max(0, want - have) for want, have in zip(size, image.shape, strict=False)]
     if any(missing):
