@@ -37,16 +37,16 @@ def decode(data: bytes, name: str, *, upright: bool = False) -> UInt8[np.ndarray
     colour.
 
     Args:
-      data: the file's content.
-      name: the file's name, for the message.
-      upright: whether to apply the rotation or flip that a camera noted in EXIF; the benchmarks'
-        protocols don't.
+        data: the file's content.
+        name: the file's name, for the message.
+        upright: whether to apply the rotation or flip that a camera noted in EXIF; the benchmarks'
+            protocols don't.
 
     Returns:
-      The image, uint8 of shape (height, width, 3).
+        The image, uint8 of shape (height, width, 3).
 
     Raises:
-      UnreadableImage: if the image is truncated, damaged or in another format.
+        UnreadableImage: if the image is truncated, damaged or in another format.
     """
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:

@@ -238,7 +238,7 @@ class Detector:
             `"score"` (N,), and for the gradient-based detectors more: zero-deflation gives
             `"tap_density"` (N, taps), the mean density at each tap; channel-average gives
             `"tap_average"` (N, taps), the mean of `v^2` at each inner tap, and `"outer"` (N,);
-            S&I-C gives what `si_jax.detectors.combination.apply` returns, with a p-value for each
+            S&I-C gives what `si_jax.detectors.si_c.score.apply` returns, with a p-value for each
             of `settings["taps"]`.
         """
         self.check_fitted()

@@ -8,8 +8,8 @@ import pytest
 
 from si_jax.batching import Batched
 from si_jax.data import benchmarks
-from si_jax.detectors.calibrated import FORWARD
-from si_jax.detectors.reading import reader
+from si_jax.detectors.si_c.method import FORWARD
+from si_jax.detectors.si_c.readings import reader
 from si_jax.evaluation import metrics
 from si_jax.evaluation.store import Store
 from si_jax.reporting.panels import encode

@@ -12,7 +12,10 @@ from scipy.special import logsumexp, softmax
 
 import si_jax
 from si_jax.data import digits
-from si_jax.detectors import calibration, channels, combination, reading
+from si_jax.detectors.si_c import channels
+from si_jax.detectors.si_c import fit as si_c_fit
+from si_jax.detectors.si_c import readings as si_c_readings
+from si_jax.detectors.si_c import score as si_c_score
 from si_jax.taps import default_taps
 
 SIZE, WIDTHS, CLASSES = 6, (7, 9), 5
@@ -189,14 +192,14 @@ def test_against_numpy(model, train, images, fitted):
 
 def test_readings_and_numpy_give_what_the_detector_gives(model, train, images, fitted):
     """The whole way without the network, as for a study of many combinations."""
-    reader = reading.reader(model)
-    known = reading.readings(reader, model, train)
+    reader = si_c_readings.reader(model)
+    known = si_c_readings.readings(reader, model, train)
     parts = [{k: x[i : i + 33] for k, x in known.items()} for i in range(0, len(train), 33)]
-    state = calibration.fit(parts, reader.channels)
+    state = si_c_fit.fit(parts, reader.channels)
     for name, array in fitted["si-c"].state.items():
         assert array.dtype == np.float32
         np.testing.assert_allclose(state[name], array, rtol=1e-3, atol=1e-4)
-    found = combination.apply(state, reading.readings(reader, model, images))
+    found = si_c_score.apply(state, si_c_readings.readings(reader, model, images))
     for name, array in fitted["si-c"].details(images).items():
         np.testing.assert_allclose(found[name], array, rtol=1e-3, atol=1e-3)
 
@@ -251,8 +254,8 @@ def test_channel_average_is_the_logarithm_of_gaia_a(make):
     """With `outer` in closed form and one pass for all."""
     model = make()
     images = smooth(4, 5, model.input_size[0])
-    reader = reading.reader(model, components="channel-average")
-    found = reading.readings(reader, model, images)["channel_average"]
+    reader = si_c_readings.reader(model, components="channel-average")
+    found = si_c_readings.readings(reader, model, images)["channel_average"]
     gaia = si_jax.make_detector("gaia-a", model, taps=list(reader.inner))
     np.testing.assert_allclose(found, -np.log(-gaia.score(images)), rtol=1e-4, atol=1e-3)
 
@@ -263,7 +266,7 @@ def test_the_outer_part_in_closed_form_is_the_gradient(make):
     images = smooth(5, 5, model.input_size[0])
     (outer,) = default_taps(model, "outer")
     shape = {call.path: call.shape for call in model.calls}.get(outer, (1,))
-    found = reading.outer_squared(
+    found = si_c_readings.outer_squared(
         jnp.asarray(model.logits(images)), model.head_weights(model.variables), 1
     )
     expected = si_jax.make_detector("gaia-a", model).details(images)["outer"]
@@ -274,10 +277,10 @@ def test_the_outer_part_in_closed_form_is_the_gradient(make):
 def test_densities_are_those_of_si_z(make):
     model = make()
     images = smooth(4, 5, model.input_size[0])
-    reader = reading.reader(model, components="zero-deflation")
+    reader = si_c_readings.reader(model, components="zero-deflation")
     taps = reader.channels.taps
     si_z = si_jax.make_detector("si-z", model, taps=list(taps), engine="activation")
-    found = reading.readings(reader, model, images)["density"]
+    found = si_c_readings.readings(reader, model, images)["density"]
     means = [found[:, reader.channels.tap == k].mean(-1) for k in range(len(taps))]
     np.testing.assert_allclose(np.stack(means, -1), si_z.details(images)["tap_density"], atol=1e-4)
 
@@ -301,7 +304,7 @@ def test_taps_of_the_networks():
 
     for name, (count, first, last, inner) in taps.items():
         model = speed.random_model(name)
-        reader = reading.reader(model)
+        reader = si_c_readings.reader(model)
         assert reader.engine == "activation"
         found = reader.channels.taps
         assert (len(found), found[0], found[-1], len(reader.inner)) == (count, first, last, inner)
@@ -313,7 +316,7 @@ def test_the_gradient_engine():
     settings = si_jax.make_detector("si-c", model).settings
     assert (settings["engine"], settings["taps"]) == ("gradient", ["norm"])
     images = smooth(60, 6)
-    found = reading.readings(reading.reader(model), model, images)
+    found = si_c_readings.readings(si_c_readings.reader(model), model, images)
     si_z = si_jax.make_detector("si-z", model, engine="gradient").details(images)
     np.testing.assert_allclose(found["density"].mean(-1), si_z["tap_density"][:, 0], atol=1e-6)
     gaia = si_jax.make_detector("gaia-a", model).score(images)
@@ -383,8 +386,8 @@ def test_a_saved_fit_gives_the_same_scores(model, images, fitted, tmp_path):
 def test_a_dead_network_has_a_logarithm(model, images):
     dead = jax.tree.map(np.copy, model.variables)
     dead["params"]["bn2"]["bias"][:] = -1e6
-    readings = reading.readings(
-        reading.reader(model), dataclasses.replace(model, variables=dead), images
+    readings = si_c_readings.readings(
+        si_c_readings.reader(model), dataclasses.replace(model, variables=dead), images
     )
     assert np.isfinite(readings["channel_average"]).all()
     assert not readings["density"][:, WIDTHS[0] :].any()

@@ -1,7 +1,7 @@
 """The fit of S&I-C by readings alone: NumPy arrays in and out, no network.
 
-Readings (see `si_jax.detectors.combination`) can be computed once, by
-`si_jax.detectors.reading.readings`, and then be fitted here in many ways.
+Readings (see `si_jax.detectors.si_c.score`) can be computed once, by
+`si_jax.detectors.si_c.readings.readings`, and then be fitted here in many ways.
 """
 
 import itertools
@@ -12,8 +12,8 @@ from jaxtyping import Float, Num
 from scipy.linalg import solve_triangular
 
 from si_jax.detectors.base import State
-from si_jax.detectors.channels import Channels
-from si_jax.detectors.combination import (
+from si_jax.detectors.si_c.channels import Channels
+from si_jax.detectors.si_c.score import (
     COMPONENTS,
     component_sum,
     component_values,
