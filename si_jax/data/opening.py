@@ -79,7 +79,7 @@ def batches_of(
     elif isinstance(images, list | tuple):
         if images and is_encoded(images[0]):
             yield from _opened(images, transform, channels, batch_size)
-        else:
+        elif images:
             yield images, False
     elif isinstance(images, Iterable) and not hasattr(images, "__array__"):
         for encoded, run in itertools.groupby(images, is_encoded):
