@@ -120,7 +120,9 @@ def make_detector(
         )
     options = convert_all(method.build, options)
     size = method.batch_size if batch_size is None else batch_size
-    return Detector(name, model, method.build(model, **options), size)
+    detector = Detector(name, model, method.build(model, **options), size)
+    detector.options = options
+    return detector
 
 
 def default_options(name: str) -> dict[str, Any]:
