@@ -30,7 +30,7 @@ def log_odds(probability: np.ndarray) -> np.ndarray:
 TAP_ARRAYS = {
     "tap_density": "share of non-zeros",
     "tap_average": "mean of (v / outer)²",
-    "tap_pvalue": "share of calibration images that are less abnormal",
+    "tap_pvalue": "share that is less abnormal",
 }
 """Array in a score file -> what its columns, one for each tap, are."""
 
@@ -47,7 +47,9 @@ def overview(run: Run) -> Figure:
     """
     rows = run.results["results"]
     order = sorted(rows, key=lambda d: np.mean([row["auroc"] for row in rows[d].values()]))
-    figure, panels = grid(len(run.ood_sets), height=0.85 + 0.2 * len(order))
+    count = len(run.ood_sets)
+    figure, panels = grid(count, columns=3 if count % 4 else 4, height=0.85 + 0.2 * len(order))
+    lowest = 45.0
     places = np.arange(len(order))
     for axes, name in zip(panels, run.ood_sets, strict=True):
         auroc = np.array([100 * rows[d][name]["auroc"] for d in order])
@@ -60,7 +62,7 @@ def overview(run: Run) -> Figure:
         axes.hlines(places, low, high, color=KNOWN, linewidth=2.2, alpha=0.45)
         axes.plot(auroc, places, "o", color=KNOWN, markersize=5)
         axes.axvline(50, color="#999999", linewidth=0.8, linestyle=":")
-        axes.set_xlim(min(45.0, np.min(low) - 2), 101)
+        lowest = min(lowest, np.min(low) - 2)
         axes.set_ylim(-0.6, len(order) - 0.4)
         first = axes.get_subplotspec().is_first_col()
         axes.set_yticks(places, [short(d, 20) for d in order] if first else [""] * len(order))
@@ -69,6 +71,8 @@ def overview(run: Run) -> Figure:
         axes.set_title(f"{short(name)} ({run.results['groups'][name]})", fontsize=9)
         tidy(axes)
         axes.set_xlabel("AUROC, %", fontsize=8)
+    for axes in panels:
+        axes.set_xlim(lowest, 101)
     if panels:
         figure.subplots_adjust(left=1.35 / WIDTH, wspace=0.08)
     return figure

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jinja2
 
-from si_jax.data.files import write_text
+from si_jax.data.files import write_atomically, write_text
 from si_jax.reporting import comparison, report
 from si_jax.reporting.runs import Run
 from si_jax.reporting.tables import Table
@@ -79,7 +79,15 @@ class Section:
 
 
 def write(run: Run, directory: Path) -> Path:
-    """Write `report.html` of a run with its scores loaded; returns the path."""
+    """Write `report.html` of a run with its scores loaded; returns the path.
+
+    The first chart is written beside it, as `overview.png`.
+    """
+    from si_jax.reporting import figures, panels  # here, as matplotlib takes a while to import
+
+    if run.ood_sets:
+        picture = panels.encode(figures.overview(run))
+        write_atomically(Path(directory) / "overview.png", lambda file: file.write(picture))
     return _write(Path(directory) / "report.html", run_page(run))
 
 

@@ -208,23 +208,23 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
 
 def answer(report: Mapping[str, Any]) -> str:
     """The result in a sentence or two: which detector is best on which group of sets."""
-    parts = []
+    best: dict[str, list[str]] = {}
     for group in dict.fromkeys(report["groups"].values()):
         members = [name for name, its in report["groups"].items() if its == group]
-        best = max(report["averages"], key=lambda d: report["averages"][d][group]["auroc"])
-        row = report["averages"][best][group]
-        sets = f"the {len(members)} {group} sets" if len(members) > 1 else f"{group} {members[0]}"
-        parts.append(
-            f"on {sets} {best} (AUROC {percent(row['auroc'])} %, FPR95 {percent(row['fpr95'])} %)"
-        )
-    count = len(report["results"])
-    known = report["in_distribution"]
-    if not parts:
-        return f"{count} detectors scored {known}; there is no out-of-distribution set."
-    lead = (
-        f"Of {count} detectors the best are" if count > 1 else f"{next(iter(report['results']))}:"
+        first = max(report["averages"], key=lambda d: report["averages"][d][group]["auroc"])
+        row = report["averages"][first][group]
+        sets = f"the {len(members)} {group} sets" if len(members) > 1 else f"{members[0]} ({group})"
+        values = f"AUROC {percent(row['auroc'])} %, FPR95 {percent(row['fpr95'])} %"
+        best.setdefault(first, []).append(f"on {sets} ({values})")
+    known, count = report["in_distribution"], len(report["results"])
+    if not best:
+        return f"{known} was scored; there is no out-of-distribution set to tell it from."
+    told = "; ".join(
+        f"{name} {'is best' if count > 1 else 'was evaluated'} {' and '.join(places)}"
+        for name, places in best.items()
     )
-    return f"{lead} {'; '.join(parts)}, against {known} as in-distribution."
+    lead = f"Of {count} detectors, " if count > 1 else ""
+    return f"{lead}{told}. In-distribution is {known}."
 
 
 def setting_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
