@@ -10,6 +10,7 @@ from si_jax.data.image_set import (
     ImageSet,
     MissingSet,
     UnreadableImage,
+    overlap,
     subset,
     take,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "from_path",
     "from_svhn_mat",
     "from_tfds",
+    "overlap",
     "prepared_directory",
     "subset",
     "take",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from si_jax.data import fingerprints
 from si_jax.data.decoding import decode
 from si_jax.data.image_set import (
     NO_LABEL,
@@ -43,7 +44,7 @@ def from_tfds(
 
     Returns:
         The set; labels are the feature 'label', where there is one. Its fingerprint hashes name,
-        version, split, and the split's sizes and shard lengths.
+        version, split, shard lengths, and each record's image and label.
 
     Raises:
         MissingSet: if the set isn't prepared and can't be, isn't in array_record format, or was
@@ -133,6 +134,21 @@ def _open(name: str, split: str, directory: Path) -> ImageSet:
             ) from error
         return decode(record["image"], ident(index)), int(record.get("label", NO_LABEL))
 
+    def digest(index: int) -> bytes:
+        try:
+            record = source[index]
+        except Exception:  # as above; whoever loads the image will be told
+            return fingerprints.digest_of(b"", index, "unreadable")
+        return fingerprints.digest_of(record["image"], int(record.get("label", NO_LABEL)))
+
+    def digests(indices: np.ndarray) -> np.ndarray:
+        return fingerprints.remembered(
+            lambda: fingerprints.digests(digest, indices, f"{name}/{split}"),
+            len(indices),
+            sorted(directory.glob("*.array_record*")),
+            (split, indices.tobytes()),
+        )
+
     shards = [
         (key, info.shard_lengths, info.num_bytes)
         for key, info in sorted(builder.info.splits.items())
@@ -140,7 +156,8 @@ def _open(name: str, split: str, directory: Path) -> ImageSet:
     return ImageSet(
         name=f"{name}/{split}",
         size=len(source),
-        fingerprint=fingerprint_of("tfds", name, str(builder.info.version), split, shards),
+        structure=fingerprint_of("tfds", name, str(builder.info.version), split, shards),
         load_fn=load,
         ident_fn=ident,
+        digest_fn=digests,
     )
