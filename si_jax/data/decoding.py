@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 
 from si_jax.data.image_set import UnreadableImage
 
@@ -61,7 +61,7 @@ def looks_like_an_image(head: bytes) -> bool:
     return any(magic.match(head) for magic in _MAGIC)
 
 
-def decode(data: bytes, name: str) -> UInt8[np.ndarray, "height width 3"]:
+def decode(data: bytes, name: str, *, upright: bool = False) -> UInt8[np.ndarray, "height width 3"]:
     """Decode an image in one of `FORMATS` (the first, where it holds several) to RGB.
 
     The result is what Pillow's `convert("RGB")`, and so torchvision's folder loader, gives:
@@ -73,6 +73,8 @@ def decode(data: bytes, name: str) -> UInt8[np.ndarray, "height width 3"]:
     Args:
         data: the file's content.
         name: the file's name, for the message.
+        upright: whether to apply the rotation or flip that a camera noted in EXIF; the benchmarks'
+            protocols don't.
 
     Returns:
         The image, uint8 of shape (height, width, 3).
@@ -86,16 +88,21 @@ def decode(data: bytes, name: str) -> UInt8[np.ndarray, "height width 3"]:
             if image.width * image.height > MOST_PIXELS:
                 raise ValueError(f"its {image.width}x{image.height} pixels are over 50 million")
             image.load()
-            if image.mode == "F":
-                raise ValueError("its values are floating-point numbers in a scale not known")
-            if image.mode.startswith("I"):  # "I;16", "I;16B" and, in older Pillow, "I"
-                return _high_byte(np.asarray(image))
-            return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+            return to_rgb(ImageOps.exif_transpose(image) if upright else image)
     except _DAMAGE as error:
         raise UnreadableImage(
             f"{name} can't be decoded ({_reason(error, data)}); replace the file or skip"
             " unreadable images."
         ) from error
+
+
+def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
+    """Convert a Pillow image of any mode as `decode` does; ValueError for floating-point ones."""
+    if image.mode == "F":
+        raise ValueError("its values are floating-point numbers in a scale not known")
+    if image.mode.startswith("I"):  # "I;16", "I;16B" and, in older Pillow, "I"
+        return _high_byte(np.asarray(image))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _high_byte(values: np.ndarray) -> np.ndarray:

@@ -113,7 +113,9 @@ def make_detector(
     kinds = {key: p.annotation for key, p in inspect.signature(method.build).parameters.items()}
     options = {key: _as(kinds[key], key, value) for key, value in options.items()}
     size = method.batch_size if batch_size is None else batch_size
-    return Detector(name, model, method.build(model, **options), size)
+    detector = Detector(name, model, method.build(model, **options), size)
+    detector.options = options
+    return detector
 
 
 def default_options(name: str) -> dict[str, Any]:

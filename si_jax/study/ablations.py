@@ -23,11 +23,11 @@ from si_jax.study.readings import CaseReadings, Readings, by_tap, fewer_channels
 
 ALL = tuple(COMPONENTS)
 LETTERS = {"energy": "E", "channel-average": "A", "zero-deflation": "M"}
-FORMS = ("sum", "clipped", "veto")
+FORMS = ("sum", "hinge")
 IMAGES = (50, 100, 200, 500, 1000, 2000, 5000)
 SHRINKAGE = (0.01, 0.03, 0.1, 0.3, "ledoit-wolf")
 CHANNELS = (64, 128, 256, None)
-MAIN = tuple((components, form) for components in (ALL, FORWARD) for form in ("veto", "sum"))
+MAIN = tuple((components, form) for components in (ALL, FORWARD) for form in ("hinge", "sum"))
 """The main forms: components and form, with a gradient and without."""
 
 SMALL = 1000

@@ -131,7 +131,7 @@ def test_a_rerun_computes_nothing(script, out, monkeypatch, capsys):
         del case["seconds"], case["computed"]
     assert after == before
     printed = capsys.readouterr().out
-    for text in ("si-c-veto", *report.ABLATIONS.values(), "saved"):
+    for text in ("si-c-hinge", *report.ABLATIONS.values(), "saved"):
         assert text in printed
 
 

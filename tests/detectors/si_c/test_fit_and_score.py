@@ -89,7 +89,7 @@ def test_the_forms():
     names = ("energy", "channel-average")
     state = {"median": np.float32([1, 0]), "spread": np.float32([1, 2])}
     state |= {"base_median": np.float32([0, 1]), "base_spread": np.float32([2, 1])}
-    state |= {"veto_quantile": np.float32(-2), "veto_excess": np.float32(0.5)}
+    state |= {"sum_median": np.float32(-2), "sum_shortfall": np.float32(0.5)}
     readings = {
         "confidence": np.float32([4, 4, np.nan]),
         "energy": np.float32([2, -3, 1]),
@@ -99,11 +99,10 @@ def test_the_forms():
         values = {name: convert(x) for name, x in readings.items()}
         found = si_c_score.apply(state, values, components=names)
         np.testing.assert_allclose(found["sum"], [11, -4, 0])  # 1 + 10, where 50 is cut off
-        np.testing.assert_allclose(found["veto"], [0, 4, 0])
-        np.testing.assert_allclose(found["score"], [1.75, 0.5 - 16, np.nan])
-        for form in ("sum", "clipped"):
-            other = si_c_score.apply(state, values, components=names, form=form)
-            np.testing.assert_allclose(other["score"], [11, -4, 0])
+        np.testing.assert_allclose(found["hinge"], [0, 4, 0])
+        np.testing.assert_allclose(found["score"], [1.75, 0.5 - 0.6 * 16, np.nan], rtol=1e-6)
+        other = si_c_score.apply(state, values, components=names, form="sum")
+        np.testing.assert_allclose(other["score"], [11, -4, 0])
 
 
 def test_log_odds_order_as_the_largest_probability_and_do_not_saturate():
@@ -118,12 +117,15 @@ def test_log_odds_order_as_the_largest_probability_and_do_not_saturate():
     assert (np.asarray(jax.nn.softmax(logits)).max(-1) == 1).sum() > 5
 
 
-def test_a_veto_needs_no_spread_in_the_tail():
+@pytest.mark.parametrize("tied", [1, 2])
+def test_the_hinge_needs_no_spread_below_the_median(tied):
     readings, _ = made(100)
     components = ("energy",)
-    readings["energy"] = np.where(np.arange(100) % 3 == 0, 1, 2).astype(np.float32)
+    other = np.float32(3 - tied)
+    readings["energy"] = np.where(np.arange(100) % 3 == 0, other, tied).astype(np.float32)
     state = si_c_fit.fit([readings], components=components)
-    assert state["veto_excess"] == np.float32(si_c_fit.LEAST_EXCESS)
+    if tied == 1:  # the median is the least value
+        assert state["sum_shortfall"] == np.float32(si_c_fit.LEAST_SHORTFALL)
     assert np.isfinite(si_c_score.apply(state, readings, components=components)["score"]).all()
 
 
