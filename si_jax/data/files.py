@@ -5,6 +5,7 @@ import lzma
 import os
 import stat
 import struct
+import tarfile
 import tempfile
 import tokenize
 import zipfile
@@ -29,6 +30,7 @@ BROKEN = (
     struct.error,
     tokenize.TokenError,
     zipfile.BadZipFile,
+    tarfile.TarError,
     zlib.error,
     lzma.LZMAError,
 )
