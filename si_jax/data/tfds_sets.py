@@ -16,11 +16,7 @@ from si_jax.data.image_set import (
     UnreadableImage,
     fingerprint_of,
 )
-
-
-def default_data_dir() -> Path:
-    """Give the folder of TFDS's sets: $TFDS_DATA_DIR, or else ~/tensorflow_datasets."""
-    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+from si_jax.data.roots import tfds_dirs
 
 
 def from_tfds(
@@ -39,7 +35,8 @@ def from_tfds(
     Args:
         name: 'cifar100', or with a configuration 'name/config'; the highest version is taken.
         split: 'test', 'train[:1000]', 'train+test' and so on.
-        data_dir: the folder that holds the sets; `default_data_dir()` by default.
+        data_dir: the folder that holds the sets; by default the first of `roots.tfds_dirs()` where
+            it is prepared.
         fetch: whether a set that isn't there may be downloaded and prepared.
 
     Returns:
@@ -51,20 +48,26 @@ def from_tfds(
             prepared without that split.
         ValueError: if it has no feature 'image'.
     """
-    data_dir = default_data_dir() if data_dir is None else Path(data_dir).expanduser()
-    directory = prepared_directory(name, data_dir)
+    directory = find_prepared(name, data_dir)
     if directory is None:
+        home = tfds_dirs(data_dir)[0]
         if not fetch:
             raise MissingSet(
-                f"{name} is not prepared in {data_dir}; prepare it there with tfds.builder({name!r}"
-                f", data_dir={str(data_dir)!r}, file_format='array_record')"
+                f"{name} is not prepared in {home}; prepare it there with tfds.builder({name!r}"
+                f", data_dir={str(home)!r}, file_format='array_record')"
                 ".download_and_prepare()."
             )
-        _prepare(name, data_dir)
-        directory = prepared_directory(name, data_dir)
+        _prepare(name, home)
+        directory = prepared_directory(name, home)
         if directory is None:
-            raise MissingSet(f"TFDS prepared {name}, but not in {data_dir}; give another data_dir.")
+            raise MissingSet(f"TFDS prepared {name}, but not in {home}; give another data_dir.")
     return _open(name, split, directory)
+
+
+def find_prepared(name: str, data_dir: str | os.PathLike | None = None) -> Path | None:
+    """Find a prepared set in `data_dir`, or by default wherever TFDS's sets may be; or None."""
+    places = (prepared_directory(name, folder) for folder in tfds_dirs(data_dir))
+    return next((place for place in places if place is not None), None)
 
 
 def prepared_directory(name: str, data_dir: Path) -> Path | None:

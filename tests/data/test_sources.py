@@ -333,6 +333,27 @@ def test_overlap_is_counted_by_content(tmp_path):
     assert sources.overlap(sources.from_arrays("x", RGB[None]), one) == 0
 
 
+def test_lists_of_files(tmp_path):
+    for name in ("a b.png", "sub/c.png", "d.png"):
+        write(tmp_path / name)
+    (tmp_path / "mine.txt").write_text("sub/c.png 2\r\na b.png\n\nd.png -1\nd.png 0\n")
+    found = sources.from_path(tmp_path / "mine.txt")
+    assert found.name == "mine"
+    assert idents(found) == ["sub/c.png", "a b.png", "d.png", "d.png"]
+    assert labels(found) == [2, -1, -1, 0]
+    (tmp_path / "bad.txt").write_text("sub/c.png 2\nlost.png 1\n")
+    with pytest.raises(sources.MissingSet, match=r"lists 2 images, 1 of which .*as lost\.png"):
+        sources.from_path(tmp_path / "bad.txt")
+    with pytest.raises(sources.MissingSet, match="absent.txt is not a file"):
+        sources.from_path(tmp_path / "absent.txt")
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(sources.MissingSet, match="lists no images"):
+        sources.from_path(tmp_path / "empty.txt")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="can't be read as a list"):
+        sources.from_path(tmp_path / "binary.txt")
+
+
 # --- arrays -------------------------------------------------------------------------------
 
 
