@@ -70,7 +70,7 @@ class Resolved:
         notes = [f"{images.name}: {note}" for images in sets for note in images.notes]
         if self.unlisted:
             notes.append(
-                f"OpenOOD's lists aren't used for {', '.join(self.unlisted)}, which are taken whole:"
+                f"OpenOOD's lists aren't used for {', '.join(self.unlisted)}, taken whole here:"
                 " averages are not the benchmark's. The lists lie in benchmark_imglist/ and the"
                 " images they name in images_classic/ and images_largescale/ below the data root."
             )
@@ -162,7 +162,7 @@ def _choose(argument: str, key: str, table: Mapping):
 def _find_or_stand_in(
     entry: SetEntry, where: finding.Where, absent: list[Absent], unlisted: list[str]
 ) -> tuple[ImageSet | None, str]:
-    """Give the set and '', or its stand-in and the set's name; note a set that is absent or not as listed."""
+    """Give the set and '', or its stand-in and the set's name; note what is absent or unlisted."""
     try:
         images, place = finding.locate(entry, where)
         if entry.has_list and not isinstance(place, Listing):

@@ -344,7 +344,7 @@ def test_lists_of_files(tmp_path):
     (tmp_path / "bad.txt").write_text("sub/c.png 2\nlost.png 1\n")
     with pytest.raises(sources.MissingSet, match=r"lists 2 images, 1 of which .*as lost\.png"):
         sources.from_path(tmp_path / "bad.txt")
-    with pytest.raises(sources.MissingSet, match="absent.txt is not a file"):
+    with pytest.raises(sources.MissingSet, match=r"absent\.txt is not a file"):
         sources.from_path(tmp_path / "absent.txt")
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(sources.MissingSet, match="lists no images"):
