@@ -4,12 +4,17 @@ import inspect
 from typing import Any
 
 from si_jax.detectors import (
+    adaptive,
+    class_geometry,
     features,
     gaussians,
     gradients,
     logits,
+    neighbours,
+    probabilities,
+    rectified,
     si,
-    training_features,
+    subspace,
 )
 from si_jax.detectors.base import Detector, Inputs, Method, Plan
 from si_jax.detectors.si_c import method as si_c
@@ -34,6 +39,14 @@ DETECTORS: dict[str, Method] = {
     "gaia-z": Method(si.gaia_z, "GAIA zero-deflation", "Chen et al., NeurIPS 2023"),
     "gaia-a": Method(si.gaia_a, "GAIA channel-average", "Chen et al., NeurIPS 2023"),
     "msp": Method(logits.msp, "largest softmax probability", "Hendrycks & Gimpel, ICLR 2017"),
+    "entropy": Method(
+        logits.entropy, "minus the entropy of the softmax", "Hendrycks & Gimpel, ICLR 2017"
+    ),
+    "temperature-scaling": Method(
+        probabilities.temperature_scaling,
+        "largest softmax probability, calibrated",
+        "Guo et al., ICML 2017",
+    ),
     "max-logit": Method(logits.max_logit, "largest logit", "Hendrycks et al., ICML 2022"),
     "energy": Method(logits.energy, "logsumexp of the logits", "Liu et al., NeurIPS 2020"),
     "gen": Method(logits.gen, "minus the generalised entropy", "Liu et al., CVPR 2023"),
@@ -42,11 +55,17 @@ DETECTORS: dict[str, Method] = {
         "largest softmax probability at a high temperature after a step on the image",
         "Liang et al., ICLR 2018",
     ),
-    "gradnorm": Method(
-        features.gradnorm, "gradient norm of the head's weights", "Huang et al., NeurIPS 2021"
+    "i-odin": Method(
+        gradients.i_odin, "ODIN that moves the one value with the largest gradient", "Regmi, 2025"
     ),
-    "react": Method(
-        training_features.react, "energy of truncated features", "Sun et al., NeurIPS 2021"
+    "gradnorm": Method(
+        gradients.gradnorm, "gradient norm of the head's weights", "Huang et al., NeurIPS 2021"
+    ),
+    "react": Method(rectified.react, "energy of truncated features", "Sun et al., NeurIPS 2021"),
+    "vra": Method(
+        rectified.vra,
+        "energy of features without the small, with the large cut off",
+        "Xu et al., NeurIPS 2023",
     ),
     "ash-p": Method(features.ash_p, "energy of pruned features", "Djurisic et al., ICLR 2023"),
     "ash-b": Method(
@@ -56,16 +75,39 @@ DETECTORS: dict[str, Method] = {
         features.ash_s, "energy of pruned, scaled features", "Djurisic et al., ICLR 2023"
     ),
     "scale": Method(features.scale, "energy of scaled features", "Xu et al., ICLR 2024"),
+    "lts": Method(features.lts, "energy of logits scaled by the features", "Djurisic et al., 2025"),
+    "adascale-a": Method(
+        adaptive.adascale_a,
+        "energy of features scaled by the answer to a perturbation",
+        "Regmi, 2025",
+    ),
+    "adascale-l": Method(
+        adaptive.adascale_l,
+        "energy of logits scaled by the answer to a perturbation",
+        "Regmi, 2025",
+    ),
     "rankfeat": Method(
         features.rankfeat,
         "energy without the feature maps' rank-1 component",
         "Song et al., NeurIPS 2022",
     ),
     "dice": Method(
-        training_features.dice, "energy by the head's weightiest weights", "Sun & Li, ECCV 2022"
+        rectified.dice, "energy by the head's weightiest weights", "Sun & Li, ECCV 2022"
     ),
-    "knn": Method(
-        training_features.knn, "distance to the k-th nearest feature", "Sun et al., ICML 2022"
+    "knn": Method(neighbours.knn, "distance to the k-th nearest feature", "Sun et al., ICML 2022"),
+    "nnguide": Method(
+        neighbours.nnguide, "energy times the likeness to training images", "Park et al., ICCV 2023"
+    ),
+    "fdbd": Method(
+        class_geometry.fdbd, "distance to the decision boundaries", "Liu & Qin, ICML 2024"
+    ),
+    "nci": Method(
+        class_geometry.nci, "features along the predicted class's weights", "Liu & Qin, CVPR 2025"
+    ),
+    "she": Method(
+        class_geometry.she,
+        "inner product with the predicted class's mean",
+        "Zhang et al., ICLR 2023",
     ),
     "mahalanobis": Method(
         gaussians.mahalanobis, "distance to the nearest class mean", "Lee et al., NeurIPS 2018"
@@ -75,9 +117,12 @@ DETECTORS: dict[str, Method] = {
         "the same relative to the distance to all classes as one",
         "Ren et al., 2021",
     ),
-    "vim": Method(training_features.vim, "energy minus a virtual logit", "Wang et al., CVPR 2022"),
+    "vim": Method(subspace.vim, "energy minus a virtual logit", "Wang et al., CVPR 2022"),
+    "residual": Method(
+        subspace.residual, "norm of the features outside their subspace", "Wang et al., CVPR 2022"
+    ),
     "kl-matching": Method(
-        training_features.kl_matching,
+        probabilities.kl_matching,
         "divergence from the classes' mean softmax",
         "Hendrycks et al., ICML 2022",
     ),

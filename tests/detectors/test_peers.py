@@ -16,7 +16,8 @@ from si_jax import splitting
 from si_jax.detectors import default_options
 from si_jax.detectors.features import kept_count, without_rank_one
 from si_jax.detectors.head import head_bias, head_logits
-from si_jax.detectors.training_features import kth_distance, reservoir
+from si_jax.detectors.fitting import reservoir
+from si_jax.detectors.neighbours import kth_distance
 from si_jax.evaluation.scoring import Scorer
 
 CLASSES, FEATURES = 4, 10
@@ -337,7 +338,7 @@ def test_kth_distance_by_chunks(monkeypatch):
     rng = np.random.default_rng(0)
     x, bank = (rng.normal(size=(n, 6)).astype(np.float32) for n in (9, 23))
     x, bank = (a / np.linalg.norm(a, axis=1, keepdims=True) for a in (x, bank))
-    monkeypatch.setattr("si_jax.detectors.training_features.BANK_CHUNK", 4)
+    monkeypatch.setattr("si_jax.detectors.neighbours.BANK_CHUNK", 4)
     distances = np.sort(np.linalg.norm(x[:, None] - bank, axis=-1), axis=1)
     for k in (1, 7, 23):
         close(kth_distance(jnp.asarray(x), jnp.asarray(bank), k), distances[:, k - 1])

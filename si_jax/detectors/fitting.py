@@ -1,0 +1,59 @@
+"""What the detectors that learn from training images share: samples of them, and option checks."""
+
+from collections.abc import Iterable
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+
+def reservoir(
+    parts: Iterable[Float[np.ndarray, "rows columns"]], capacity: int, seed: int = 0
+) -> Float[np.ndarray, "kept columns"]:
+    """All rows of the parts, or `capacity` of them drawn evenly; not by how they are parted."""
+    rng = np.random.default_rng(seed)
+    kept, seen = [], 0
+    for part in parts:
+        for row in part:
+            if seen < capacity:
+                kept.append(np.array(row))
+            elif (slot := int(rng.random() * (seen + 1))) < capacity:
+                kept[slot] = np.array(row)
+            seen += 1
+    return np.stack(kept)
+
+
+def unit(h: Float[Array | np.ndarray, "n features"]) -> Float[Array | np.ndarray, "n features"]:
+    """Features divided by their Euclidean norm, NumPy or JAX arrays."""
+    xp = np if isinstance(h, np.ndarray) else jnp
+    return h / (xp.sqrt((h * h).sum(axis=-1, keepdims=True)) + 1e-10)
+
+
+def check_labels(labels: Int[np.ndarray, "batch"], classes: int) -> None:
+    """Raise a ValueError if a label is missing or out of range."""
+    if (labels < 0).any():
+        raise ValueError(
+            "labels are needed: give the class index of every fitting image to fit(images, labels)"
+        )
+    if (labels >= classes).any():
+        raise ValueError(
+            f"labels (up to {labels.max()}) must be below the model's number of classes, {classes}"
+        )
+
+
+def check_count(name: str, value: int, least: int = 1) -> None:
+    """Raise a ValueError if an option is no whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} (={value!r}) must be a whole number of at least {least}")
+
+
+def check_percentile(name: str, value: float) -> None:
+    """Raise a ValueError if an option is not in [0, 100]."""
+    if not 0 <= value <= 100:
+        raise ValueError(f"{name} (={value}) must be in [0, 100]")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise a ValueError if an option is not positive and finite."""
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} (={value}) must be positive and finite")
