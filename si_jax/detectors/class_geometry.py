@@ -6,7 +6,7 @@ from jaxtyping import Float
 
 from si_jax import splitting
 from si_jax.detectors.base import Batches, Inputs, Plan, State, forward_batches
-from si_jax.detectors.fitting import check_labels
+from si_jax.detectors.fitting import check_every_class, check_labels
 from si_jax.detectors.head import num_features
 from si_jax.model import Model
 
@@ -80,29 +80,25 @@ def she(model: Model) -> Plan:
     """SHE: inner product of the features with the predicted class's mean.
 
     Zhang et al., ICLR 2023, eq. 9 (code: zjs975584714/SHE_ood_detection): the simplified Hopfield
-    energy. The means are over the fitting images of a class that are classified right.
+    energy. The means are over the fitting images of a class that are classified right; of a class
+    with none, where the published code gives NaN, over all of its images.
 
-    The fit raises a ValueError if labels are missing, or a class has no image that is classified
-    right.
+    The fit raises a ValueError if labels are missing, or a class has no image.
     """
 
     def fit(batches: Batches) -> State:
         classes = model.num_classes
-        sums, counts = (
-            np.zeros((classes, splitting.abstract_forward(model).features.shape[-1])),
-            np.zeros(classes, int),
-        )
+        width = splitting.abstract_forward(model).features.shape[-1]
+        sums, counts = np.zeros((2, classes, width)), np.zeros((2, classes), int)
         for logits, h, labels in forward_batches(model, batches):
             check_labels(labels, classes)
             right = logits.argmax(axis=-1) == labels
-            np.add.at(sums, labels[right], h[right])
-            counts += np.bincount(labels[right], minlength=classes)
-        if not counts.all():
-            raise ValueError(
-                f"she: no fitting image of class {int(np.flatnonzero(counts == 0)[0])} is"
-                " classified right; fit on more images of every class"
-            )
-        return {"means": (sums / counts[:, None]).astype(np.float32)}
+            for which, some in enumerate((right, ~right)):
+                np.add.at(sums[which], labels[some], h[some])
+                counts[which] += np.bincount(labels[some], minlength=classes)
+        check_every_class(counts.sum(axis=0))
+        which = np.where(counts[0] > 0, 0, 1), np.arange(classes)
+        return {"means": (sums[which] / counts[which][:, None]).astype(np.float32)}
 
     def compute(inputs: Inputs, state: State):
         out = inputs.forward

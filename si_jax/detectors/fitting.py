@@ -41,6 +41,16 @@ def check_labels(labels: Int[np.ndarray, "batch"], classes: int) -> None:
         )
 
 
+def check_every_class(counts: Int[np.ndarray, "classes"] | Float[np.ndarray, "classes"]) -> None:
+    """Raise a ValueError if a class has no fitting image."""
+    if not counts.all():
+        missing = np.flatnonzero(counts == 0)
+        raise ValueError(
+            f"labels: {len(missing)} of the {len(counts)} classes have no fitting image, class"
+            f" {missing[0]} for one; fit on images of every class"
+        )
+
+
 def check_count(name: str, value: int, least: int = 1) -> None:
     """Raise a ValueError if an option is no whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from si_jax.detectors.base import Batches, Inputs, Plan, State, forward_batches
-from si_jax.detectors.fitting import check_labels, unit
+from si_jax.detectors.fitting import check_every_class, check_labels, unit
 from si_jax.model import Model
 
 RANK_TOLERANCE = 1e-10  # relative to the largest eigenvalue; float32's rounding is at 1e-14
@@ -102,12 +102,7 @@ def _gaussians(model: Model, batches: Batches, normalise: bool) -> State:
         np.add.at(sums, labels, centred)
         counts += np.bincount(labels, minlength=classes)
         moment += centred.T @ centred
-    if not counts.all():
-        missing = np.flatnonzero(counts == 0)
-        raise ValueError(
-            f"labels: {len(missing)} of the {classes} classes have no fitting image, class"
-            f" {missing[0]} for one; fit on images of every class"
-        )
+    check_every_class(counts)
     total = counts.sum()
     means, mean = sums / counts[:, None], sums.sum(axis=0) / total
     whole = moment / total - np.outer(mean, mean)
