@@ -12,7 +12,7 @@ from si_jax.detectors.fitting import check_count, check_labels, reservoir
 from si_jax.model import Model
 
 LEAST = 1e-300  # what a mean probability of 0 is taken for
-TEMPERATURES = (0.01, 100.0)
+TEMPERATURES = (0.05, 20.0)
 """Between which the temperature is looked for."""
 
 
@@ -21,8 +21,10 @@ def temperature_scaling(model: Model, *, max_images: int = 50_000) -> Plan:
 
     Guo et al., ICML 2017, section 4.2: the temperature T minimises the mean negative log-likelihood
     of `softmax(logits / T)` over the fitting images. These must be held out: on images that the
-    network was trained on it is surer than it should be, and T comes out too small. The score is a
-    probability; how well it is calibrated, `si_jax.metrics.calibration_error` tells.
+    network was trained on it is right more often than on others, and T comes out too small; on
+    images that are all classified right, it is the least that is looked at, 0.05 (the largest is
+    20). The score is a probability; how well it is calibrated, the metric `calibration_error`
+    tells.
 
     Args:
         model: the network.
@@ -30,7 +32,7 @@ def temperature_scaling(model: Model, *, max_images: int = 50_000) -> Plan:
 
     Raises:
         ValueError: if `max_images` is no positive whole number. The fit raises one if labels are
-            missing, or the likelihood has its maximum at no temperature between 0.01 and 100.
+            missing.
     """
     check_count("max_images", max_images)
 
@@ -50,12 +52,6 @@ def temperature_scaling(model: Model, *, max_images: int = 50_000) -> Plan:
 
         low, high = np.log(TEMPERATURES)
         best = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-8})
-        if not low + 1e-3 < best.x < high - 1e-3:
-            raise ValueError(
-                "temperature-scaling: the likelihood has no maximum between the temperatures"
-                f" {TEMPERATURES[0]:g} and {TEMPERATURES[1]:g}: fit on held-out images, of which"
-                " some are classified wrong"
-            )
         return {"temperature": np.float32(np.exp(best.x))}
 
     def compute(inputs: Inputs, state: State):
