@@ -1,6 +1,7 @@
 """AdaSCALE: SCALE whose percentile depends on how the image answers to a small perturbation."""
 
 from collections.abc import Callable
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -11,22 +12,23 @@ from si_jax import splitting
 from si_jax.batching import Batched
 from si_jax.detectors.base import Batches, Inputs, Plan, State
 from si_jax.detectors.features import relative_sum
-from si_jax.detectors.fitting import check_count, check_percentile, reservoir
+from si_jax.detectors.fitting import reservoir
 from si_jax.detectors.head import head_logits, num_features
+from si_jax.detectors.options import Count, Percentile, Range, Step
 from si_jax.model import Model
 
 
 def adascale_a(
     model: Model,
     *,
-    low: float = 75.0,
-    high: float = 85.0,
-    k1: float = 5.0,
-    k2: float = 1.0,
-    weight: float = 10.0,
-    pixels: float = 0.05,
-    step: float = 0.5,
-    max_images: int = 5000,
+    low: Percentile = 75.0,
+    high: Percentile = 85.0,
+    k1: Percentile = 5.0,
+    k2: Percentile = 1.0,
+    weight: Step = 10.0,
+    pixels: Annotated[float, Range("[0, 1]")] = 0.05,
+    step: Step = 0.5,
+    max_images: Count = 5000,
 ) -> Plan:
     """AdaSCALE-A: energy of the features times `exp(r)`, `r` by a percentile of the image's own.
 
@@ -51,7 +53,7 @@ def adascale_a(
         max_images: fitting images whose `Q` is kept.
 
     Raises:
-        ValueError: if an option makes no sense, or the head is not linear.
+        ValueError: if `low` is above `high`, or the head is not linear.
     """
     options = {"low": low, "high": high, "k1": k1, "k2": k2, "weight": weight, "pixels": pixels}
     options |= {"step": step, "max_images": max_images}
@@ -65,14 +67,14 @@ def adascale_a(
 def adascale_l(
     model: Model,
     *,
-    low: float = 75.0,
-    high: float = 85.0,
-    k1: float = 5.0,
-    k2: float = 1.0,
-    weight: float = 10.0,
-    pixels: float = 0.05,
-    step: float = 0.5,
-    max_images: int = 5000,
+    low: Percentile = 75.0,
+    high: Percentile = 85.0,
+    k1: Percentile = 5.0,
+    k2: Percentile = 1.0,
+    weight: Step = 10.0,
+    pixels: Annotated[float, Range("[0, 1]")] = 0.05,
+    step: Step = 0.5,
+    max_images: Count = 5000,
 ) -> Plan:
     """AdaSCALE-L: energy of the logits times `r^2`; options and errors as for `adascale_a`."""
     options = {"low": low, "high": high, "k1": k1, "k2": k2, "weight": weight, "pixels": pixels}
@@ -82,16 +84,8 @@ def adascale_l(
 
 def _adascale(model: Model, options: dict, logits: Callable) -> Plan:
     low, high, pixels, step = (options[name] for name in ("low", "high", "pixels", "step"))
-    for name in ("low", "high", "k1", "k2"):
-        check_percentile(name, options[name])
-    if not low <= high < 100:
-        raise ValueError(f"low (={low}) must not be above high (={high}), which must be below 100")
-    if not 0 <= pixels <= 1:
-        raise ValueError(f"pixels (={pixels}) must be in [0, 1]")
-    for name in ("weight", "step"):
-        if not 0 <= options[name] < float("inf"):
-            raise ValueError(f"{name} (={options[name]}) must be finite and not negative")
-    check_count("max_images", options["max_images"])
+    if low > high:
+        raise ValueError(f"low (={low}) must not be above high (={high})")
     features = num_features(model)
     first, second = (max(1, int(features * options[k] / 100)) for k in ("k1", "k2"))
     moved_values = int(np.prod(model.image_shape) * pixels)

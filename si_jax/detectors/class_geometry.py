@@ -8,6 +8,7 @@ from si_jax import splitting
 from si_jax.detectors.base import Batches, Inputs, Plan, State, forward_batches
 from si_jax.detectors.fitting import check_every_class, check_labels
 from si_jax.detectors.head import num_features
+from si_jax.detectors.options import Step
 from si_jax.model import Model
 
 LEAST_NORM = 1e-8  # what a distance to the mean is taken for where it is less
@@ -43,7 +44,7 @@ def fdbd(model: Model) -> Plan:
     return Plan(compute, fit=fit)
 
 
-def nci(model: Model, *, alpha: float = 0.0001) -> Plan:
+def nci(model: Model, *, alpha: Step = 0.0001) -> Plan:
     """NCI: how well the centred features point along the predicted class's weights, plus a norm.
 
     Liu & Qin, CVPR 2025, eq. 6 and 7 (code: litianliu/NCI-OOD): with `mu` the features' mean over
@@ -55,10 +56,8 @@ def nci(model: Model, *, alpha: float = 0.0001) -> Plan:
         alpha: weight of the norm; the published search is over 0.0001, 0.001, 0.01 and 0.1.
 
     Raises:
-        ValueError: if `alpha` is negative or not finite, or the head is not linear.
+        ValueError: if the head is not linear.
     """
-    if not 0 <= alpha < float("inf"):
-        raise ValueError(f"alpha (={alpha}) must be finite and not negative")
     num_features(model)
 
     def fit(batches: Batches) -> State:

@@ -1,4 +1,4 @@
-"""What the detectors that learn from training images share: samples of them, and option checks."""
+"""What the detectors that learn from training images share: samples, and checks of labels."""
 
 from collections.abc import Iterable
 
@@ -49,21 +49,3 @@ def check_every_class(counts: Int[np.ndarray, "classes"] | Float[np.ndarray, "cl
             f"labels: {len(missing)} of the {len(counts)} classes have no fitting image, class"
             f" {missing[0]} for one; fit on images of every class"
         )
-
-
-def check_count(name: str, value: int, least: int = 1) -> None:
-    """Raise a ValueError if an option is no whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} (={value!r}) must be a whole number of at least {least}")
-
-
-def check_percentile(name: str, value: float) -> None:
-    """Raise a ValueError if an option is not in [0, 100]."""
-    if not 0 <= value <= 100:
-        raise ValueError(f"{name} (={value}) must be in [0, 100]")
-
-
-def check_positive(name: str, value: float) -> None:
-    """Raise a ValueError if an option is not positive and finite."""
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{name} (={value}) must be positive and finite")

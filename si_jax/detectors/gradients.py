@@ -1,18 +1,18 @@
 """Detectors that use gradients, by the image or by the weights."""
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 
 from si_jax import splitting
 from si_jax.detectors.base import Inputs, Plan, State
-from si_jax.detectors.fitting import check_positive
 from si_jax.detectors.head import num_features
+from si_jax.detectors.options import OneOf, Positive, Step
 from si_jax.model import Model
 
-PARAMETERS = ("head", "all")
 
-
-def odin(model: Model, *, temperature: float = 1000.0, step: float = 0.0014) -> Plan:
+def odin(model: Model, *, temperature: Positive = 1000.0, step: Step = 0.0014) -> Plan:
     """Largest softmax probability at a high temperature, of an image moved towards its class.
 
     ODIN (Liang et al., ICLR 2018, section 3; code: facebookresearch/odin): with `y` the predicted
@@ -24,18 +24,14 @@ def odin(model: Model, *, temperature: float = 1000.0, step: float = 0.0014) -> 
         model: the network.
         temperature: T.
         step: length of the step; 0 for none.
-
-    Raises:
-        ValueError: if the temperature is not positive or the step is negative.
     """
     return _moved(model, temperature, step, lambda gradient: True)
 
 
-def i_odin(model: Model, *, temperature: float = 1000.0, step: float = 0.0014) -> Plan:
+def i_odin(model: Model, *, temperature: Positive = 1000.0, step: Step = 0.0014) -> Plan:
     """ODIN that moves one value of the image alone, that with the largest gradient.
 
-    i-ODIN (Regmi, 2025, arXiv 2411.10794; code: OpenOOD's `iodin`); options and errors as for
-    `odin`.
+    i-ODIN (Regmi, 2025, arXiv 2411.10794; code: OpenOOD's `iodin`); options as for `odin`.
     """
 
     def largest(gradient):
@@ -46,7 +42,12 @@ def i_odin(model: Model, *, temperature: float = 1000.0, step: float = 0.0014) -
     return _moved(model, temperature, step, largest)
 
 
-def gradnorm(model: Model, *, temperature: float = 1.0, parameters: str = "head") -> Plan:
+def gradnorm(
+    model: Model,
+    *,
+    temperature: Positive = 1.0,
+    parameters: Annotated[str, OneOf(("head", "all"))] = "head",
+) -> Plan:
     """L1 norm of the gradient of KL(uniform || softmax) by the weights.
 
     Huang et al., NeurIPS 2021, section 3. For the head's weights in closed form, as the gradient
@@ -61,11 +62,8 @@ def gradnorm(model: Model, *, temperature: float = 1.0, parameters: str = "head"
         parameters: `head` or `all`.
 
     Raises:
-        ValueError: if an option makes no sense, or the head is not linear.
+        ValueError: if the head is not linear.
     """
-    check_positive("temperature", temperature)
-    if parameters not in PARAMETERS:
-        raise ValueError(f"parameters (={parameters!r}) must be one of {', '.join(PARAMETERS)}")
     num_features(model)  # refuses a head that is not linear
 
     def head_norm(inputs: Inputs, state: State):
@@ -93,9 +91,6 @@ def gradnorm(model: Model, *, temperature: float = 1.0, parameters: str = "head"
 
 def _moved(model: Model, temperature: float, step: float, chosen) -> Plan:
     """ODIN, where `chosen(gradient)` says which values of the image are moved."""
-    check_positive("temperature", temperature)
-    if not 0 <= step < float("inf"):
-        raise ValueError(f"step (={step}) must be finite and not negative")
 
     def compute(inputs: Inputs, state: State):
         def logits_of(images):

@@ -11,13 +11,14 @@ from jaxtyping import Array, Float, Int
 from scipy.special import logsumexp
 
 from si_jax.detectors.base import Batches, Inputs, Plan, State, forward_batches
-from si_jax.detectors.fitting import check_count, reservoir, unit
+from si_jax.detectors.fitting import reservoir, unit
+from si_jax.detectors.options import Count
 from si_jax.model import Model
 
 BANK_CHUNK = 2048  # training features compared with a batch at a time
 
 
-def knn(model: Model, *, k: int = 50, max_images: int = 50_000) -> Plan:
+def knn(model: Model, *, k: Count = 50, max_images: Count = 50_000) -> Plan:
     """Minus the distance to the k-th nearest training feature (Sun et al., ICML 2022, section 3).
 
     Features are divided by their Euclidean norm first. The published code
@@ -30,10 +31,8 @@ def knn(model: Model, *, k: int = 50, max_images: int = 50_000) -> Plan:
         max_images: fitting images whose features are kept.
 
     Raises:
-        ValueError: if `k` is no positive whole number, or larger than the number of fitting images.
+        ValueError: by the fit, if `k` is larger than the number of fitting images.
     """
-    check_count("k", k)
-    check_count("max_images", max_images)
 
     def fit(batches: Batches) -> State:
         bank = reservoir((unit(h) for _, h, _ in forward_batches(model, batches)), max_images)
@@ -47,7 +46,7 @@ def knn(model: Model, *, k: int = 50, max_images: int = 50_000) -> Plan:
     return Plan(compute, {"k": k, "max_images": max_images}, fit=fit)
 
 
-def nnguide(model: Model, *, k: int = 10, max_images: int = 50_000) -> Plan:
+def nnguide(model: Model, *, k: Count = 10, max_images: Count = 50_000) -> Plan:
     """NNGuide: energy times the likeness to the nearest training images, weighted by their energy.
 
     Park et al., ICCV 2023, eq. 5 (code: roomo7time/nnguide): with `u` the features divided by
@@ -61,10 +60,8 @@ def nnguide(model: Model, *, k: int = 10, max_images: int = 50_000) -> Plan:
         max_images: fitting images whose features are kept.
 
     Raises:
-        ValueError: if `k` is no positive whole number, or larger than the number of fitting images.
+        ValueError: by the fit, if `k` is larger than the number of fitting images.
     """
-    check_count("k", k)
-    check_count("max_images", max_images)
 
     def fit(batches: Batches) -> State:
         rows = (

@@ -8,7 +8,8 @@ from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
 from si_jax.detectors.base import Batches, Inputs, Plan, State, forward_batches
-from si_jax.detectors.fitting import check_count, check_labels, reservoir
+from si_jax.detectors.fitting import check_labels, reservoir
+from si_jax.detectors.options import Count
 from si_jax.model import Model
 
 LEAST = 1e-300  # what a mean probability of 0 is taken for
@@ -16,7 +17,7 @@ TEMPERATURES = (0.05, 20.0)
 """Between which the temperature is looked for."""
 
 
-def temperature_scaling(model: Model, *, max_images: int = 50_000) -> Plan:
+def temperature_scaling(model: Model, *, max_images: Count = 50_000) -> Plan:
     """Largest softmax probability at the temperature that calibrates it.
 
     Guo et al., ICML 2017, section 4.2: the temperature T minimises the mean negative log-likelihood
@@ -30,11 +31,8 @@ def temperature_scaling(model: Model, *, max_images: int = 50_000) -> Plan:
         model: the network.
         max_images: fitting images whose logits are kept, drawn at random where there are more.
 
-    Raises:
-        ValueError: if `max_images` is no positive whole number. The fit raises one if labels are
-            missing.
+    The fit raises a ValueError if labels are missing.
     """
-    check_count("max_images", max_images)
 
     def fit(batches: Batches) -> State:
         def rows():

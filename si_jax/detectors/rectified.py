@@ -4,22 +4,29 @@
 images of 512 features are 100 MB), drawn at random with a fixed seed where there are more.
 """
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from si_jax.detectors.base import Batches, Inputs, Plan, State, forward_batches
-from si_jax.detectors.fitting import check_count, check_percentile, reservoir
+from si_jax.detectors.fitting import reservoir
 from si_jax.detectors.head import head_logits, num_features
+from si_jax.detectors.options import Count, Percentile, Range
 from si_jax.model import Model
+
+
+Quantile = Annotated[float, Range("[0, 100]")]
+"""A percentile of the fitting images' features."""
 
 
 def react(
     model: Model,
     *,
-    percentile: float = 90.0,
+    percentile: Quantile = 90.0,
     threshold: float | None = None,
-    max_images: int = 50_000,
+    max_images: Count = 50_000,
 ) -> Plan:
     """ReAct: energy of the features cut off at a threshold (Sun et al., NeurIPS 2021, section 3).
 
@@ -30,12 +37,8 @@ def react(
         max_images: fitting images whose features are kept to find the percentile.
 
     Raises:
-        ValueError: if the percentile is not in [0, 100], or the head is not linear.
+        ValueError: if the head is not linear.
     """
-    check_percentile("percentile", percentile)
-    if threshold is not None and np.isnan(threshold):
-        raise ValueError(f"threshold (={threshold}) must be a number")
-    check_count("max_images", max_images)
     num_features(model)
 
     def fit(batches: Batches) -> State:
@@ -52,7 +55,9 @@ def react(
     return Plan(compute, settings, fit=fit if threshold is None else None)
 
 
-def vra(model: Model, *, low: float = 60.0, high: float = 95.0, max_images: int = 50_000) -> Plan:
+def vra(
+    model: Model, *, low: Quantile = 60.0, high: Quantile = 95.0, max_images: Count = 50_000
+) -> Plan:
     """VRA: energy of the features with the small ones set to 0 and the large ones cut off.
 
     Xu et al., NeurIPS 2023, eq. 10 (code: zeroQiaoba/VRA): a feature below the `low` percentile of
@@ -68,13 +73,10 @@ def vra(model: Model, *, low: float = 60.0, high: float = 95.0, max_images: int 
         max_images: fitting images whose features are kept to find the percentiles.
 
     Raises:
-        ValueError: if the percentiles are not in [0, 100] and ascending, or the head is not linear.
+        ValueError: if the percentiles are not ascending, or the head is not linear.
     """
-    check_percentile("low", low)
-    check_percentile("high", high)
     if low > high:
         raise ValueError(f"low (={low}) must not be above high (={high})")
-    check_count("max_images", max_images)
     num_features(model)
 
     def fit(batches: Batches) -> State:
@@ -90,7 +92,7 @@ def vra(model: Model, *, low: float = 60.0, high: float = 95.0, max_images: int 
     return Plan(compute, {"low": low, "high": high, "max_images": max_images}, fit=fit)
 
 
-def dice(model: Model, *, percentile: float = 90.0) -> Plan:
+def dice(model: Model, *, percentile: Percentile = 90.0) -> Plan:
     """DICE: energy by the head's weights that contribute most (Sun & Li, ECCV 2022, section 3).
 
     A weight's contribution is itself times the mean of its feature over the fitting images; those
@@ -98,10 +100,8 @@ def dice(model: Model, *, percentile: float = 90.0) -> Plan:
     code, deeplearning-wisc/dice).
 
     Raises:
-        ValueError: if the percentile is not in [0, 100), or the head is not linear.
+        ValueError: if the head is not linear.
     """
-    if not 0 <= percentile < 100:
-        raise ValueError(f"percentile (={percentile}) must be in [0, 100)")
     num_features(model)
 
     def fit(batches: Batches) -> State:

@@ -7,10 +7,11 @@ from jaxtyping import Array, Float
 
 from si_jax.detectors.base import Batches, Inputs, Plan, State, forward_batches
 from si_jax.detectors.head import head_bias, num_features
+from si_jax.detectors.options import Count
 from si_jax.model import Model
 
 
-def vim(model: Model, *, dim: int | None = None) -> Plan:
+def vim(model: Model, *, dim: Count | None = None) -> Plan:
     """ViM: energy minus the scaled norm of the features outside their principal subspace.
 
     Wang et al., CVPR 2022, section 4 (code: haoqiwang/vim): features are taken relative to
@@ -51,7 +52,7 @@ def vim(model: Model, *, dim: int | None = None) -> Plan:
     return Plan(compute, {"dim": dim}, fit=fit)
 
 
-def residual(model: Model, *, dim: int | None = None) -> Plan:
+def residual(model: Model, *, dim: Count | None = None) -> Plan:
     """Residual: minus the norm of the features outside their principal subspace.
 
     The part of ViM that knows nothing of the classes (Wang et al., CVPR 2022, section 4.1);
@@ -72,8 +73,8 @@ def _dimension(model: Model, dim: int | None) -> int:
     features = num_features(model)
     if dim is None:
         dim = 1000 if features >= 2048 else 512 if features >= 768 else features // 2
-    if isinstance(dim, bool) or not isinstance(dim, int) or not 1 <= dim < features:
-        raise ValueError(f"dim (={dim!r}) must be from 1 to {features - 1}, one less than features")
+    if not 1 <= dim < features:
+        raise ValueError(f"dim (={dim}) must be from 1 to {features - 1}, one less than features")
     return dim
 
 
