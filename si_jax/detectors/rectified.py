@@ -16,7 +16,6 @@ from si_jax.detectors.head import head_logits, num_features
 from si_jax.detectors.options import Count, Percentile, Range
 from si_jax.model import Model
 
-
 Quantile = Annotated[float, Range("[0, 100]")]
 """A percentile of the fitting images' features."""
 
