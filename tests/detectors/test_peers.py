@@ -749,7 +749,7 @@ def test_published_defaults():
         ("adascale-a", {"pixels": 2}, r"pixels \(=2.0\)"),
         ("adascale-l", {"step": -1}, r"step \(=-1.0\)"),
         ("temperature-scaling", {"max_images": 0}, r"max_images \(=0\)"),
-        ("residual", {"dim": 0}, r"dim \(=0\) must be from 1 to 9"),
+        ("residual", {"dim": 10}, r"dim \(=10\) must be from 1 to 9"),
         ("i-odin", {"step": -0.1}, r"step \(=-0.1\)"),
         ("rankfeat", {"stages": 0}, r"stages \(=0\)"),
         ("rankfeat", {"taps": "head"}, "feature map"),
