@@ -19,15 +19,15 @@ def from_arrays(
     """Make a set of images that are in memory already.
 
     Args:
-      name: what to call the set.
-      images: uint8 of shape (n, height, width, 3), or grey of shape (n, height, width[, 1]).
-      labels: integers of shape (n,), or None for images without labels.
+        name: what to call the set.
+        images: uint8 of shape (n, height, width, 3), or grey of shape (n, height, width[, 1]).
+        labels: integers of shape (n,), or None for images without labels.
 
     Returns:
-      The set. Its fingerprint hashes the pixels and the labels.
+        The set. Its fingerprint hashes the pixels and the labels.
 
     Raises:
-      ValueError: if a shape or a dtype is another.
+        ValueError: if a shape or a dtype is another.
     """
     images = np.asarray(images)
     if images.ndim == 3:
@@ -68,16 +68,16 @@ def from_npz(path: str | os.PathLike, *, name: str | None = None) -> ImageSet:
     The whole file is held in memory.
 
     Args:
-      path: the file; `images` is uint8 of shape (n, height, width, 3) or (n, height, width[, 1]),
-        `labels` is integers of shape (n,).
-      name: what to call the set; the file's name without its ending by default.
+        path: the file; `images` is uint8 of shape (n, height, width, 3) or (n, height, width[, 1]),
+            `labels` is integers of shape (n,).
+        name: what to call the set; the file's name without its ending by default.
 
     Returns:
-      The set, as `from_arrays` makes it.
+        The set, as `from_arrays` makes it.
 
     Raises:
-      MissingSet: if the file isn't there.
-      ValueError: if the file is damaged or its arrays are others.
+        MissingSet: if the file isn't there.
+        ValueError: if the file is damaged or its arrays are others.
     """
     path = _existing_file(path)
     try:
@@ -96,15 +96,15 @@ def from_svhn_mat(path: str | os.PathLike, *, name: str | None = None) -> ImageS
     """Read one of SVHN's own files of 32x32 crops, e.g. `test_32x32.mat`.
 
     Args:
-      path: the file; `X` is uint8 of shape (32, 32, 3, n), `y` the digits with 10 for zero.
-      name: what to call the set; the file's name without its ending by default.
+        path: the file; `X` is uint8 of shape (32, 32, 3, n), `y` the digits with 10 for zero.
+        name: what to call the set; the file's name without its ending by default.
 
     Returns:
-      The set, labels 0 to 9.
+        The set, labels 0 to 9.
 
     Raises:
-      MissingSet: if the file isn't there.
-      ValueError: if the file is damaged or isn't one of SVHN's.
+        MissingSet: if the file isn't there.
+        ValueError: if the file is damaged or isn't one of SVHN's.
     """
     from scipy.io import loadmat
 

@@ -164,23 +164,23 @@ def resolve(
     """Find the sets of a benchmark.
 
     Args:
-      benchmark: a key of `BENCHMARKS`.
-      protocol: 'published' or 'openood'.
-      data_dir: the folder of TFDS's sets (`sources.default_data_dir()` by default).
-      ood_root: the folder that holds image folders.
-      extra: paths of folders, `.npz` or `.mat` files by name; the name of one of the benchmark's
-        own sets says where that set is, any other adds a set to the group 'extra'. None where the
-        user has no way to give them, so that messages do not advise it.
-      allow_missing: whether absent sets are left out (or represented by their stand-in, under
-        its own name) rather than an error. The in-distribution set can't be left out.
-      fetch: whether TFDS sets that aren't prepared may be downloaded.
+        benchmark: a key of `BENCHMARKS`.
+        protocol: 'published' or 'openood'.
+        data_dir: the folder of TFDS's sets (`sources.default_data_dir()` by default).
+        ood_root: the folder that holds image folders.
+        extra: paths of folders, `.npz` or `.mat` files by name; the name of one of the benchmark's
+            own sets says where that set is, any other adds a set to the group 'extra'. None where
+            the user has no way to give them, so that messages do not advise it.
+        allow_missing: whether absent sets are left out (or represented by their stand-in, under its
+            own name) rather than an error. The in-distribution set can't be left out.
+        fetch: whether TFDS sets that aren't prepared may be downloaded.
 
     Returns:
-      The sets found and the absent ones.
+        The sets found and the absent ones.
 
     Raises:
-      ValueError: if `benchmark` or `protocol` is unknown, or a path of `extra` isn't a data set.
-      MissingSet: if sets are absent and `allow_missing` doesn't cover it; names all of them.
+        ValueError: if `benchmark` or `protocol` is unknown, or a path of `extra` isn't a data set.
+        MissingSet: if sets are absent and `allow_missing` doesn't cover it; names all of them.
     """
     table = _choose("benchmark", benchmark, BENCHMARKS)
     entries = _choose("protocol", protocol, table.ood)

@@ -40,12 +40,12 @@ class SetEntry:
     """One set of a benchmark.
 
     Attributes:
-      name: what the report calls it.
-      places: where it may come from, the preferred place first.
-      group: 'far', 'near' or 'extra'; '' for in-distribution.
-      stand_in: name of the entry of `STAND_INS` to use, under its own name, where the set itself
-        is absent.
-      hint: how to get the set by hand, an order without its full stop.
+        name: what the report calls it.
+        places: where it may come from, the preferred place first.
+        group: 'far', 'near' or 'extra'; '' for in-distribution.
+        stand_in: name of the entry of `STAND_INS` to use, under its own name, where the set itself
+            is absent.
+        hint: how to get the set by hand, an order without its full stop.
     """
 
     name: str

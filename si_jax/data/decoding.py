@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 
 from si_jax.data.image_set import UnreadableImage
 
@@ -27,7 +27,7 @@ _DAMAGE = (
 Image.init()  # so that every thread knows all formats
 
 
-def decode(data: bytes, name: str) -> UInt8[np.ndarray, "height width 3"]:
+def decode(data: bytes, name: str, *, upright: bool = False) -> UInt8[np.ndarray, "height width 3"]:
     """Decode a JPEG, PNG, WebP, BMP or GIF (first frame) to RGB.
 
     The result is what Pillow's `convert("RGB")`, and so torchvision's folder loader, gives:
@@ -37,26 +37,33 @@ def decode(data: bytes, name: str) -> UInt8[np.ndarray, "height width 3"]:
     colour.
 
     Args:
-      data: the file's content.
-      name: the file's name, for the message.
+        data: the file's content.
+        name: the file's name, for the message.
+        upright: whether to apply the rotation or flip that a camera noted in EXIF; the benchmarks'
+            protocols don't.
 
     Returns:
-      The image, uint8 of shape (height, width, 3).
+        The image, uint8 of shape (height, width, 3).
 
     Raises:
-      UnreadableImage: if the image is truncated, damaged or in another format.
+        UnreadableImage: if the image is truncated, damaged or in another format.
     """
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             image.load()
-            if image.mode.startswith("I"):  # "I;16", "I;16B" and, in older Pillow, "I"
-                return _high_byte(np.asarray(image))
-            return np.array(image.convert("RGB"))
+            return to_rgb(ImageOps.exif_transpose(image) if upright else image)
     except _DAMAGE as error:
         raise UnreadableImage(
             f"{name} can't be decoded ({_reason(error, data)}); replace the file or skip"
             " unreadable images."
         ) from error
+
+
+def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
+    """Convert a Pillow image of any mode as `decode` does."""
+    if image.mode.startswith("I"):  # "I;16", "I;16B" and, in older Pillow, "I"
+        return _high_byte(np.asarray(image))
+    return np.array(image.convert("RGB"))
 
 
 def _high_byte(values: np.ndarray) -> np.ndarray:

@@ -50,13 +50,13 @@ def load(
     """Give the in-distribution digits of one split.
 
     Args:
-      split: 'train' (1200 images) or 'test' (597 images); fixed, stratified by class.
+        split: 'train' (1200 images) or 'test' (597 images); fixed, stratified by class.
 
     Returns:
-      Images, uint8 of shape (n, 32, 32, 3), and labels 0 to 9, int64 of shape (n,).
+        Images, uint8 of shape (n, 32, 32, 3), and labels 0 to 9, int64 of shape (n,).
 
     Raises:
-      ValueError: if `split` is neither 'train' nor 'test'.
+        ValueError: if `split` is neither 'train' nor 'test'.
     """
     counts, labels = _counts_and_labels(split)
     return enlarge(counts), labels.copy()
@@ -66,10 +66,10 @@ def enlarge(counts: Int[np.ndarray, "n 8 8"]) -> UInt8[np.ndarray, "n 32 32 3"]:
     """Enlarge 8x8 ink counts to 32x32 grey images, smoothly (Pillow's bicubic filter).
 
     Args:
-      counts: integers from 0 to 16, shape (n, 8, 8).
+        counts: integers from 0 to 16, shape (n, 8, 8).
 
     Returns:
-      Images, uint8 of shape (n, 32, 32, 3), ink white on black, three equal channels.
+        Images, uint8 of shape (n, 32, 32, 3), ink white on black, three equal channels.
     """
     grey = np.round(counts * (255 / _MAX_COUNT)).astype(np.uint8)
     size = (SIZE, SIZE)
@@ -81,11 +81,11 @@ def letters(count: int = OOD_COUNT, seed: int = 0) -> UInt8[np.ndarray, "n 32 32
     """Draw printed letters of varied font, size, angle and position, inked like the digits.
 
     Args:
-      count: number of images.
-      seed: seed of all choices.
+        count: number of images.
+        seed: seed of all choices.
 
     Returns:
-      Images, uint8 of shape (count, 32, 32, 3).
+        Images, uint8 of shape (count, 32, 32, 3).
     """
     rng = np.random.default_rng([seed, 1])
     bitmaps = np.zeros((count, SIZE, SIZE), np.int64)
@@ -110,11 +110,11 @@ def photos(count: int = OOD_COUNT, seed: int = 0) -> UInt8[np.ndarray, "n 32 32 
     Patches overlap; those without any contrast (sky, shadow) are left out.
 
     Args:
-      count: number of images.
-      seed: seed of all choices.
+        count: number of images.
+        seed: seed of all choices.
 
     Returns:
-      Images, uint8 of shape (count, 32, 32, 3).
+        Images, uint8 of shape (count, 32, 32, 3).
     """
     rng = np.random.default_rng([seed, 2])
     grey = _photographs()
@@ -136,11 +136,11 @@ def shuffled(count: int = OOD_COUNT, seed: int = 0) -> UInt8[np.ndarray, "n 32 3
     """Shuffle the 8x8-pixel blocks of held-out digits, each image in its own way.
 
     Args:
-      count: number of images; beyond 597 the held-out digits are used again, shuffled anew.
-      seed: seed of all choices.
+        count: number of images; beyond 597 the held-out digits are used again, shuffled anew.
+        seed: seed of all choices.
 
     Returns:
-      Images, uint8 of shape (count, 32, 32, 3), every one different from the digit it was.
+        Images, uint8 of shape (count, 32, 32, 3), every one different from the digit it was.
     """
     rng = np.random.default_rng([seed, 3])
     digits, _ = load("test")
@@ -158,11 +158,11 @@ def noise(count: int = OOD_COUNT, seed: int = 0) -> UInt8[np.ndarray, "n 32 32 3
     """Draw every 8x8 ink count independently from the digits' own histogram.
 
     Args:
-      count: number of images.
-      seed: seed of all choices.
+        count: number of images.
+        seed: seed of all choices.
 
     Returns:
-      Images, uint8 of shape (count, 32, 32, 3).
+        Images, uint8 of shape (count, 32, 32, 3).
     """
     rng = np.random.default_rng([seed, 4])
     counts, _ = _counts_and_labels("train")

@@ -15,12 +15,12 @@ class Where:
     """Where to look.
 
     Attributes:
-      data_dir: the folder of TFDS's sets, None for the default one.
-      ood_root: the folder that holds image folders, or None.
-      extra: paths that the user gives, by the name of the set.
-      fetch: whether a TFDS set that isn't prepared may be downloaded.
-      options: the command-line options by which the user can give a place, of `--ood-root` and
-        `--ood`; messages advise no other.
+        data_dir: the folder of TFDS's sets, None for the default one.
+        ood_root: the folder that holds image folders, or None.
+        extra: paths that the user gives, by the name of the set.
+        fetch: whether a TFDS set that isn't prepared may be downloaded.
+        options: the command-line options by which the user can give a place, of `--ood-root` and
+            `--ood`; messages advise no other.
     """
 
     data_dir: str | os.PathLike | None = None
@@ -34,15 +34,15 @@ def find(entry: SetEntry, where: Where) -> ImageSet:
     """Open a set at the first of its places where it is; only then think of downloading it.
 
     Args:
-      entry: the catalogue's entry.
-      where: where to look.
+        entry: the catalogue's entry.
+        where: where to look.
 
     Returns:
-      The set.
+        The set.
 
     Raises:
-      MissingSet: if it's nowhere; one sentence says what to do.
-      ValueError: if what is there isn't what it should be.
+        MissingSet: if it's nowhere; one sentence says what to do.
+        ValueError: if what is there isn't what it should be.
     """
     if entry.name in where.extra:
         return sources.from_path(

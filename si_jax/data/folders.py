@@ -33,19 +33,19 @@ def from_folder(
     images that lie flat have none (-1).
 
     Args:
-      path: the folder.
-      name: what to call the set; the folder's name by default.
-      wnid_to_index: a JSON file that maps the names of top-level folders to labels, used instead
-        of their positions.
-      num_classes: number of top-level folders that there must be for their positions to be the
-        classifier's classes; not checked by default, nor with `wnid_to_index`.
+        path: the folder.
+        name: what to call the set; the folder's name by default.
+        wnid_to_index: a JSON file that maps the names of top-level folders to labels, used instead
+            of their positions.
+        num_classes: number of top-level folders that there must be for their positions to be the
+            classifier's classes; not checked by default, nor with `wnid_to_index`.
 
     Returns:
-      The set. Its fingerprint hashes the files' relative names, sizes and labels.
+        The set. Its fingerprint hashes the files' relative names, sizes and labels.
 
     Raises:
-      MissingSet: if the folder isn't there or holds no images.
-      ValueError: if its class folders don't fit `wnid_to_index` or `num_classes`.
+        MissingSet: if the folder isn't there or holds no images.
+        ValueError: if its class folders don't fit `wnid_to_index` or `num_classes`.
     """
     root = Path(path).expanduser()
     if not root.is_dir():

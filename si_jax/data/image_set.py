@@ -23,12 +23,12 @@ class ImageSet:
     """A finite, ordered set of images that are decoded one at a time, on demand.
 
     Attributes:
-      name: what the set is called in messages.
-      size: number of images.
-      fingerprint: hexadecimal hash of what determines the content and its order.
-      load_fn: gives the image (uint8, H x W x 3, RGB, at its own size) and the label of an index;
-        safe to call from several threads at once.
-      ident_fn: gives the name of the image at an index, e.g. its file or 'cifar100/test[17]'.
+        name: what the set is called in messages.
+        size: number of images.
+        fingerprint: hexadecimal hash of what determines the content and its order.
+        load_fn: gives the image (uint8, H x W x 3, RGB, at its own size) and the label of an index;
+            safe to call from several threads at once.
+        ident_fn: gives the name of the image at an index, e.g. its file or 'cifar100/test[17]'.
     """
 
     name: str
@@ -44,14 +44,14 @@ class ImageSet:
         """Decode one image.
 
         Args:
-          index: 0 to len(self) - 1.
+            index: 0 to len(self) - 1.
 
         Returns:
-          The image, uint8 RGB of shape (height, width, 3), and its label (-1 if it has none).
+            The image, uint8 RGB of shape (height, width, 3), and its label (-1 if it has none).
 
         Raises:
-          IndexError: if `index` is out of range.
-          UnreadableImage: if the image is damaged.
+            IndexError: if `index` is out of range.
+            UnreadableImage: if the image is damaged.
         """
         return self.load_fn(self._checked(index))
 
@@ -69,16 +69,16 @@ def subset(image_set: ImageSet, limit: int | None, seed: int = 0) -> ImageSet:
     """Draw a seeded random subset, kept in the set's own order.
 
     Args:
-      image_set: the set to draw from.
-      limit: number of images to keep; None, or at least the set's size, keeps all of them.
-      seed: seed of the draw.
+        image_set: the set to draw from.
+        limit: number of images to keep; None, or at least the set's size, keeps all of them.
+        seed: seed of the draw.
 
     Returns:
-      The subset, which keeps the names of its images and has a fingerprint of its own, or
-      `image_set` itself where nothing is left out.
+        The subset, which keeps the names of its images and has a fingerprint of its own, or
+        `image_set` itself where nothing is left out.
 
     Raises:
-      ValueError: if `limit` is not positive.
+        ValueError: if `limit` is not positive.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit (={limit}) must be at least 1, or None for all images.")
@@ -93,14 +93,14 @@ def take(image_set: ImageSet, indices: Iterable[int] | Int[np.ndarray, " n"]) ->
     """Take the images at the given indices, in that order.
 
     Args:
-      image_set: the set to take from.
-      indices: integers from 0 to len(image_set) - 1; repetitions are allowed.
+        image_set: the set to take from.
+        indices: integers from 0 to len(image_set) - 1; repetitions are allowed.
 
     Returns:
-      The set of those images.
+        The set of those images.
 
     Raises:
-      ValueError: if an index is out of range.
+        ValueError: if an index is out of range.
     """
     chosen = np.asarray(list(indices), np.int64)
     if chosen.size and not (chosen.min() >= 0 and chosen.max() < len(image_set)):

@@ -20,12 +20,12 @@ class Batch:
     """A batch of static shape; rows whose mask is False hold black images, to be left out.
 
     Attributes:
-      images: uint8 of shape (batch, height, width, 3).
-      labels: int32 of shape (batch,); -1 where there is none.
-      indices: int64 of shape (batch,); positions in the set, -1 for the rows that pad the last
-        batch.
-      mask: bool of shape (batch,); False for padded rows and unreadable images.
-      unreadable: names of the batch's images that couldn't be decoded.
+        images: uint8 of shape (batch, height, width, 3).
+        labels: int32 of shape (batch,); -1 where there is none.
+        indices: int64 of shape (batch,); positions in the set, -1 for the rows that pad the last
+            batch.
+        mask: bool of shape (batch,); False for padded rows and unreadable images.
+        unreadable: names of the batch's images that couldn't be decoded.
     """
 
     images: UInt8[np.ndarray, "batch height width 3"]
@@ -52,23 +52,25 @@ def batches(
     end with the last one, with an error, or when the generator is closed.
 
     Args:
-      image_set: the images.
-      transform: brings an image, uint8 of shape (h, w, 3), to the common shape; a `Preprocessing`.
-      batch_size: rows of every batch; the last one is padded.
-      workers: number of threads.
-      start: index of the image to begin with, e.g. where an interrupted run left off.
-      prefetch: number of batches to prepare ahead of the one in use.
-      skip_unreadable: whether to mask out and name images that can't be decoded, rather than
-        raise the error.
-      image_shape: the shape that `transform` must give; None for that of the first image, which
-        the first batch must then hold.
+        image_set: the images.
+        transform: brings an image, uint8 of shape (h, w, 3), to the common shape; a
+            `Preprocessing`.
+        batch_size: rows of every batch; the last one is padded.
+        workers: number of threads.
+        start: index of the image to begin with, e.g. where an interrupted run left off.
+        prefetch: number of batches to prepare ahead of the one in use.
+        skip_unreadable: whether to mask out and name images that can't be decoded, rather than
+            raise the error.
+        image_shape: the shape that `transform` must give; None for that of the first image, which
+            the first batch must then hold.
 
     Returns:
-      An iterator over the batches.
+        An iterator over the batches.
 
     Raises:
-      ValueError: if an argument is out of range (at once), or images differ in shape after
-        `transform` (or from `image_shape`), or (as UnreadableImage) if an image can't be decoded.
+        ValueError: if an argument is out of range (at once), or images differ in shape after
+            `transform` (or from `image_shape`), or (as UnreadableImage) if an image can't be
+            decoded.
     """
     for name, value, least in (
         ("batch_size", batch_size, 1),

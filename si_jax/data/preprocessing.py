@@ -5,6 +5,8 @@ torchvision's `Resize` and `CenterCrop` on Pillow images to the last bit.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -18,9 +20,9 @@ class Preprocessing:
     """Resize (bilinear, antialiased), then crop the centre; call it on an image.
 
     Attributes:
-      crop: (height, width) of the result; zeros are added around an image that is smaller.
-      resize: None for no resizing; an integer for the length of the shorter side, the aspect ratio
-        kept; (height, width) to ignore the aspect ratio.
+        crop: (height, width) of the result; zeros are added around an image that is smaller.
+        resize: None for no resizing; an integer for the length of the shorter side, the aspect
+            ratio kept; (height, width) to ignore the aspect ratio.
     """
 
     crop: tuple[int, int]
@@ -47,8 +49,46 @@ PREPROCESSING = {
     ("published", "small"): Preprocessing(crop=(32, 32)),
     ("published", "imagenet"): Preprocessing(resize=(480, 480), crop=(480, 480)),
     ("openood", "small"): Preprocessing(resize=32, crop=(32, 32)),
-    ("openood", "imagenet"): Preprocessing(resize=224, crop=(224, 224)),
+    ("openood", "imagenet"): Preprocessing(resize=256, crop=(224, 224)),
 }
+
+
+def preprocessing_for(
+    input_size: tuple[int, int], card: Mapping[str, Any] | None = None
+) -> Preprocessing:
+    """How images of any size are brought to a network's input size.
+
+    Args:
+        input_size: height and width, pixels.
+        card: what is known of the network. Its `"preprocessing"`, `{"resize": ..., "crop": ...}` as
+            in `Preprocessing`, decides; without it the shorter side is resized to the input size
+            and the centre cropped (where the input isn't square, both sides are resized).
+
+    Returns:
+        The preprocessing.
+
+    Raises:
+        ValueError: if the card's entry is of another form, or crops to another size.
+    """
+    height, width = input_size
+    entry = (card or {}).get("preprocessing")
+    if entry is None:
+        return Preprocessing((height, width), height if height == width else (height, width))
+    try:
+        size = entry["resize"]
+        size = size if size is None or isinstance(size, int) else (int(size[0]), int(size[1]))
+        crop = (int(entry["crop"][0]), int(entry["crop"][1]))
+    except (KeyError, TypeError, ValueError, IndexError):
+        raise ValueError(
+            f"the card's preprocessing (={entry!r}) must be like"
+            f" {{'resize': {height}, 'crop': [{height}, {width}]}}"
+        ) from None
+    if crop != (height, width):
+        raise ValueError(
+            f"the card's preprocessing crops to {crop[0]}x{crop[1]}, but the network takes"
+            f" {height}x{width}"
+        )
+    return Preprocessing(crop, size)
 
 
 def resize(
@@ -57,12 +97,12 @@ def resize(
     """Resize as torchvision's `Resize` does a Pillow image: bilinear, antialiased.
 
     Args:
-      image: uint8 of shape (height, width, 3).
-      size: length of the shorter side (the longer one is rounded down), or (height, width) to
-        ignore the aspect ratio, or None to leave the image alone.
+        image: uint8 of shape (height, width, 3).
+        size: length of the shorter side (the longer one is rounded down), or (height, width) to
+            ignore the aspect ratio, or None to leave the image alone.
 
     Returns:
-      The resized image, uint8.
+        The resized image, uint8.
     """
     if size is None:
         return image
@@ -87,11 +127,11 @@ def center_crop(
     of a crop are rounded half to even.
 
     Args:
-      image: uint8 of shape (height, width, 3).
-      size: (height, width) of the result.
+        image: uint8 of shape (height, width, 3).
+        size: (height, width) of the result.
 
     Returns:
-      The crop, uint8 of shape (*size, 3).
+        The crop, uint8 of shape (*size, 3).
     """
     missing = [max(0, want - have) for want, have in zip(size, image.shape, strict=False)]
     if any(missing):

@@ -41,16 +41,16 @@ def from_path(
     Where `<folder>.wnid_to_index.json` lies beside a folder, it gives the labels.
 
     Args:
-      path: the folder or file.
-      name: what to call the set; the folder's or file's name by default.
-      num_classes: number of class folders that a folder must have (see `from_folder`).
+        path: the folder or file.
+        name: what to call the set; the folder's or file's name by default.
+        num_classes: number of class folders that a folder must have (see `from_folder`).
 
     Returns:
-      The set.
+        The set.
 
     Raises:
-      MissingSet: if there is nothing at `path`, or no images in it.
-      ValueError: if what is there can't be read as a set of images.
+        MissingSet: if there is nothing at `path`, or no images in it.
+        ValueError: if what is there can't be read as a set of images.
     """
     path = Path(path).expanduser()
     if path.suffix.lower() == ".npz":

@@ -36,19 +36,19 @@ def from_tfds(
     -e ".[tfds]"`); downloads are checked against TFDS's registered checksums.
 
     Args:
-      name: 'cifar100', or with a configuration 'name/config'; the highest version is taken.
-      split: 'test', 'train[:1000]', 'train+test' and so on.
-      data_dir: the folder that holds the sets; `default_data_dir()` by default.
-      fetch: whether a set that isn't there may be downloaded and prepared.
+        name: 'cifar100', or with a configuration 'name/config'; the highest version is taken.
+        split: 'test', 'train[:1000]', 'train+test' and so on.
+        data_dir: the folder that holds the sets; `default_data_dir()` by default.
+        fetch: whether a set that isn't there may be downloaded and prepared.
 
     Returns:
-      The set; labels are the feature 'label', where there is one. Its fingerprint hashes name,
-      version, split, and the split's sizes and shard lengths.
+        The set; labels are the feature 'label', where there is one. Its fingerprint hashes name,
+        version, split, and the split's sizes and shard lengths.
 
     Raises:
-      MissingSet: if the set isn't prepared and can't be, isn't in array_record format, or was
-        prepared without that split.
-      ValueError: if it has no feature 'image'.
+        MissingSet: if the set isn't prepared and can't be, isn't in array_record format, or was
+            prepared without that split.
+        ValueError: if it has no feature 'image'.
     """
     data_dir = default_data_dir() if data_dir is None else Path(data_dir).expanduser()
     directory = prepared_directory(name, data_dir)

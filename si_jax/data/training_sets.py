@@ -24,11 +24,11 @@ class TrainingSets:
     """Images to train on and others to evaluate on.
 
     Attributes:
-      name: what the data is called.
-      train: training images with labels.
-      held_out: images with labels of the same classes.
-      num_classes: number of classes.
-      split: how the two came about, for a checkpoint's card.
+        name: what the data is called.
+        train: training images with labels.
+        held_out: images with labels of the same classes.
+        num_classes: number of classes.
+        split: how the two came about, for a checkpoint's card.
     """
 
     name: str
@@ -48,16 +48,16 @@ def find(
     """Find a data set's training and held-out images.
 
     Args:
-      dataset: the name of a benchmark, or the path of a folder with one folder of images per
-        class; or with `train` and `val` (or `test`) that each have such folders. Without these, a
-        tenth of the images is held out, drawn by `seed`.
-      data_dir: the folder of TFDS's sets (`sources.default_data_dir()` by default).
-      fetch: whether TFDS sets that aren't prepared may be downloaded.
-      seed: seed of the draw.
+        dataset: the name of a benchmark, or the path of a folder with one folder of images per
+            class; or with `train` and `val` (or `test`) that each have such folders. Without these,
+            a tenth of the images is held out, drawn by `seed`.
+        data_dir: the folder of TFDS's sets (`sources.default_data_dir()` by default).
+        fetch: whether TFDS sets that aren't prepared may be downloaded.
+        seed: seed of the draw.
 
     Raises:
-      MissingSet: if there is no such data set, or it has no training split.
-      ValueError: if a folder's images lie in fewer than two class folders.
+        MissingSet: if there is no such data set, or it has no training split.
+        ValueError: if a folder's images lie in fewer than two class folders.
     """
     if dataset in BENCHMARKS:
         table = BENCHMARKS[dataset]
@@ -104,17 +104,17 @@ def load(
     """Decode all images of a set into memory.
 
     Args:
-      image_set: the set.
-      transform: brings an image to the common shape; a `Preprocessing`.
-      shape: that shape.
-      max_gib: memory that the images may take, in GiB.
+        image_set: the set.
+        transform: brings an image to the common shape; a `Preprocessing`.
+        shape: that shape.
+        max_gib: memory that the images may take, in GiB.
 
     Returns:
-      Images, uint8 of shape (n, *shape), and labels, int64 of shape (n,).
+        Images, uint8 of shape (n, *shape), and labels, int64 of shape (n,).
 
     Raises:
-      ValueError: if they would take more memory, an image is without a label, or one can't be
-        decoded.
+        ValueError: if they would take more memory, an image is without a label, or one can't be
+            decoded.
     """
     size = len(image_set) * int(np.prod(shape)) / GIB
     if size > max_gib:

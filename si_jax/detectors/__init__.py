@@ -4,7 +4,6 @@ import inspect
 from typing import Any
 
 from si_jax.detectors import (
-    calibrated,
     features,
     gaussians,
     gradients,
@@ -13,19 +12,20 @@ from si_jax.detectors import (
     training_features,
 )
 from si_jax.detectors.base import Detector, Inputs, Method, Plan
+from si_jax.detectors.si_c import method as si_c
 from si_jax.model import Model
 
 __all__ = ["DETECTORS", "Detector", "Inputs", "Method", "Plan", "default_options", "make_detector"]
 
 DETECTORS: dict[str, Method] = {
     "si-c": Method(
-        calibrated.si_c,
+        si_c.si_c,
         "S&I calibrated: energy, channel-average and zero-deflation",
         "this library, after S&I",
         batch_size=32,
     ),
     "si-c-forward": Method(
-        calibrated.si_c_forward,
+        si_c.si_c_forward,
         "S&I calibrated, without a gradient: energy and zero-deflation",
         "this library, after S&I",
     ),
@@ -113,7 +113,9 @@ def make_detector(
     kinds = {key: p.annotation for key, p in inspect.signature(method.build).parameters.items()}
     options = {key: _as(kinds[key], key, value) for key, value in options.items()}
     size = method.batch_size if batch_size is None else batch_size
-    return Detector(name, model, method.build(model, **options), size)
+    detector = Detector(name, model, method.build(model, **options), size)
+    detector.options = options
+    return detector
 
 
 def default_options(name: str) -> dict[str, Any]:

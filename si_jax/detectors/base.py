@@ -10,6 +10,9 @@ from jaxtyping import Array, Float, Float32
 
 from si_jax import splitting
 from si_jax.batching import Batched
+from si_jax.data.opening import batches_of
+from si_jax.data.preprocessing import Preprocessing, preprocessing_for
+from si_jax.detectors import threshold as thresholds
 from si_jax.model import Model
 
 
@@ -94,6 +97,11 @@ class Detector:
         forward_only: whether one forward pass is all that it needs.
         needs_fit: whether it must be fitted before it can score.
         state: what it has learnt, name -> array; None before it is fitted.
+        options: the options that it was made with, as given.
+        threshold: what it decides by, a `si_jax.detectors.threshold.Threshold`; None before it is
+            calibrated.
+        preprocessing: how image files are brought to the network's input size: as the network's
+            card says, see `si_jax.data.preprocessing.preprocessing_for`; may be set.
     """
 
     def __init__(self, name: str, model: Model, plan: Plan, batch_size: int):
@@ -106,6 +114,9 @@ class Detector:
         self.forward_only = plan.forward_only
         self.needs_fit = plan.fit is not None
         self.state: State | None = None if self.needs_fit else {}
+        self.options: dict[str, Any] = {}
+        self.threshold: thresholds.Threshold | None = None
+        self.preprocessing: Preprocessing = preprocessing_for(model.input_size, model.card)
         self.compute = plan.compute
         self._fit = plan.fit
 
@@ -118,6 +129,15 @@ class Detector:
         def run(weights, images):
             variables, state = weights
             return self.compute(Inputs(self.model, variables, images), state)
+
+        return Batched(run, (self.model.variables, self.state))
+
+    @cached_property
+    def _predict_run(self) -> Batched:
+        def run(weights, images):
+            variables, state = weights
+            inputs = Inputs(self.model, variables, images)
+            return thresholds.prediction_rows(inputs, self.compute(inputs, state))
 
         return Batched(run, (self.model.variables, self.state))
 
@@ -151,16 +171,57 @@ class Detector:
         return self
 
     def load_state(self, state: State) -> None:
-        """Take over a fit, such as one that was saved."""
+        """Take over a fit, such as one that was saved; a threshold does not outlive it."""
         self.state = dict(state)
+        self.threshold = None
         self.__dict__.pop("_run", None)
+        self.__dict__.pop("_predict_run", None)
 
-    def score(self, images: np.ndarray) -> Float32[np.ndarray, "batch"]:
+    def calibrate(self, images: Any, *, tpr: float = 0.95, keep_images: int = 0) -> "Detector":
+        """Set the threshold by held-out in-distribution images; returns itself.
+
+        Split-conformal: the floor((n + 1)(1 - tpr))-th smallest of their n scores, so that further
+        in-distribution images are accepted at the rate `tpr` or more; the formula's source and
+        what it promises stand in `si_jax.detectors.threshold.Threshold`. The images must be such as
+        neither the network nor the detector has learnt from.
+
+        Args:
+            images: as for `score`.
+            tpr: share of in-distribution images to accept.
+            keep_images: how many of the images are kept as thumbnails, drawn at random, for
+                `explain` to show the nearest of them. They are saved with the detector.
+
+        Raises:
+            ValueError: if the images do not fit the model, a score is NaN, or there are too few
+                images for the rate.
+        """
+        self.threshold = thresholds.calibrated(self, images, tpr=tpr, keep_images=keep_images)
+        return self
+
+    def predict(self, images: Any) -> thresholds.Predictions:
+        """The predicted classes, and whether to believe them.
+
+        Args:
+            images: as for `score`.
+
+        Returns:
+            Arrays: label, probability, score, is_ood (whether the score is below the threshold) and
+            p_value.
+
+        Raises:
+            ValueError: if the detector is not calibrated, or the images do not fit the model.
+        """
+        return thresholds.predict(self, images)
+
+    def score(self, images: Any) -> Float32[np.ndarray, "batch"]:
         """How in-distribution each image looks; higher is more in-distribution.
 
         Args:
             images: (N, height, width, channels) in the model's input size, uint8 or float32
-                already normalised.
+                already normalised. Or images as people have them: a path, a Pillow image or the
+                bytes of an encoded image, or a list of these, turned upright by their EXIF,
+                converted to RGB and brought to the input size by `preprocessing`. Or an iterator
+                over batches of either kind.
 
         Returns:
             (N,) float32.
@@ -170,19 +231,25 @@ class Detector:
         """
         return self.details(images)["score"]
 
-    def details(self, images: np.ndarray) -> dict[str, np.ndarray]:
+    def details(self, images: Any) -> dict[str, np.ndarray]:
         """The scores and what they were made of; arguments as for `score`.
 
         Returns:
             `"score"` (N,), and for the gradient-based detectors more: zero-deflation gives
             `"tap_density"` (N, taps), the mean density at each tap; channel-average gives
             `"tap_average"` (N, taps), the mean of `v^2` at each inner tap, and `"outer"` (N,);
-            S&I-C gives what `si_jax.detectors.combination.apply` returns, with a p-value for each
+            S&I-C gives what `si_jax.detectors.si_c.score.apply` returns, with a p-value for each
             of `settings["taps"]`.
         """
         self.check_fitted()
-        images = self.model.check(images)
-        return self._run(images, batch_size=self.batch_size, shrink=True)
+        size, channels = self.batch_size, self.model.image_shape[-1]
+        parts = [
+            self._run(self.model.check(part), batch_size=size, shrink=True)
+            for part, _ in batches_of(images, self.preprocessing, channels, size)
+        ]
+        if not parts:
+            raise ValueError("images is empty: there is nothing to compute")
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def check_fitted(self) -> None:
         """Raise a ValueError if the detector needs a fit that it does not have."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from si_jax.data.files import write_atomically
+from si_jax.data.files import BROKEN, write_atomically
 
 SOURCES = (
     "activation.py",

@@ -12,21 +12,22 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from si_jax.data.files import write_atomically
-from si_jax.detectors import calibration, combination
 from si_jax.detectors.base import State
-from si_jax.detectors.calibrated import FORWARD
-from si_jax.detectors.combination import COMPONENTS
+from si_jax.detectors.si_c import fit as si_c_fit
+from si_jax.detectors.si_c import score as si_c_score
+from si_jax.detectors.si_c.method import FORWARD
+from si_jax.detectors.si_c.score import COMPONENTS
 from si_jax.evaluation.store import key_of
 from si_jax.study.measures import MEASURED, group_means
 from si_jax.study.readings import CaseReadings, Readings, by_tap, fewer_channels
 
 ALL = tuple(COMPONENTS)
 LETTERS = {"energy": "E", "channel-average": "A", "zero-deflation": "M"}
-FORMS = ("sum", "clipped", "veto")
+FORMS = ("sum", "hinge")
 IMAGES = (50, 100, 200, 500, 1000, 2000, 5000)
 SHRINKAGE = (0.01, 0.03, 0.1, 0.3, "ledoit-wolf")
 CHANNELS = (64, 128, 256, None)
-MAIN = tuple((components, form) for components in (ALL, FORWARD) for form in ("veto", "sum"))
+MAIN = tuple((components, form) for components in (ALL, FORWARD) for form in ("hinge", "sum"))
 """The main forms: components and form, with a gradient and without."""
 
 SMALL = 1000
@@ -168,7 +169,7 @@ def fitted(readings: CaseReadings, fit: Fit) -> tuple[State, Callable[[Readings]
     def cut(some: Readings) -> Readings:
         return {**some, "density": some["density"][:, places]}
 
-    state = calibration.fit(
+    state = si_c_fit.fit(
         [cut(table)],
         channels,
         components=fit.components,
@@ -206,7 +207,7 @@ def layers(readings: CaseReadings) -> dict[str, Any]:
         state = None
     if state is not None:
         for name, found in sets.items():
-            pvalue = combination.apply(state, cut(found), components=ALL, form="sum")["tap_pvalue"]
+            pvalue = si_c_score.apply(state, cut(found), components=ALL, form="sum")["tap_pvalue"]
             rejected[name] = (pvalue < LEVEL).mean(axis=0).tolist()
     return {
         "taps": list(readings.channels.taps),
@@ -218,7 +219,7 @@ def layers(readings: CaseReadings) -> dict[str, Any]:
 
 def _scores(readings, state, cut, components, form):
     def one(some: Readings) -> np.ndarray:
-        return combination.apply(state, cut(some), components=components, form=form)["score"]
+        return si_c_score.apply(state, cut(some), components=components, form=form)["score"]
 
     return one(readings.known), {name: one(some) for name, some in readings.novel.items()}
 

@@ -13,8 +13,8 @@ from si_jax.data.files import BROKEN, write_atomically
 from si_jax.data.image_set import ImageSet
 from si_jax.data.pipeline import batches
 from si_jax.detectors import default_options
-from si_jax.detectors.channels import Channels, select_channels
-from si_jax.detectors.reading import Reader, batched, reader
+from si_jax.detectors.si_c.channels import Channels, select_channels
+from si_jax.detectors.si_c.readings import Reader, batched, reader
 from si_jax.evaluation import benchmark
 from si_jax.evaluation.store import key_of
 from si_jax.study.sets import Case
@@ -51,7 +51,7 @@ def read_case(case: Case, directory: Path, *, batch_size: int = 64) -> CaseReadi
         batch_size: images per batch.
 
     Raises:
-        ValueError: if the network cannot be read, as `si_jax.detectors.reading.reader`; or an
+        ValueError: if the network cannot be read, as `si_jax.detectors.si_c.readings.reader`; or an
             image cannot be.
     """
     found = reader(case.model, max_channels=default_options("si-c")["max_channels"])

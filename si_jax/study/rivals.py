@@ -14,7 +14,7 @@ from si_jax.model import Model
 from si_jax.study import measures
 from si_jax.study.sets import Case
 
-FORMS = ("veto", "sum")
+FORMS = ("hinge", "sum")
 CALIBRATED = ("si-c", "si-c-forward")
 """The detectors that are evaluated in each of `FORMS`, as `<name>-<form>`."""
 

@@ -1,6 +1,7 @@
 """Checkpoints: an orbax tree of weights beside a card that says what they are."""
 
 import dataclasses
+import importlib.resources
 import json
 import numbers
 import os
@@ -19,8 +20,15 @@ from si_jax.models import ARCHITECTURES, architecture
 from si_jax.weights.card import read_card
 from si_jax.weights.variables import load_variables, save_variables
 
-CHECKPOINTS = Path(__file__).resolve().parents[2] / "checkpoints"
-"""Where the bundled checkpoints lie."""
+
+def bundled_directory() -> Path:
+    """Where the bundled checkpoints lie: inside the installed package, or beside it in a checkout.
+
+    An editable install is a checkout.
+    """
+    package = Path(str(importlib.resources.files("si_jax")))
+    inside = package / "checkpoints"
+    return inside if inside.is_dir() else package.parent / "checkpoints"
 
 
 def build_model(
@@ -241,7 +249,7 @@ def find_checkpoint(checkpoint: str | os.PathLike) -> Path:
     Raises:
         ValueError: if there is none; the message lists the bundled ones.
     """
-    for directory in (Path(checkpoint), CHECKPOINTS / checkpoint):
+    for directory in (Path(checkpoint), bundled_directory() / checkpoint):
         if (directory / "card.json").is_file():
             return directory.resolve()
     raise ValueError(
@@ -252,7 +260,7 @@ def find_checkpoint(checkpoint: str | os.PathLike) -> Path:
 
 def bundled() -> list[str]:
     """Names of the checkpoints that come with the package."""
-    return sorted(card.parent.name for card in CHECKPOINTS.glob("*/card.json"))
+    return sorted(card.parent.name for card in bundled_directory().glob("*/card.json"))
 
 
 def _is_known(model: Model) -> bool:

@@ -76,11 +76,19 @@ def test_published_imagenet_ignores_the_aspect_ratio():
     assert image[-1, 0, 0] == 99
 
 
+def test_openood_imagenet_is_the_shorter_side_to_256_and_a_crop():
+    image = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
+    small = Image.fromarray(image).resize((int(256 * 400 / 300), 256), Image.BILINEAR)
+    left, top = round((small.width - 224) / 2), round((small.height - 224) / 2)
+    right = np.asarray(small.crop((left, top, left + 224, top + 224)))
+    np.testing.assert_array_equal(PREPROCESSING["openood", "imagenet"](image), right)
+
+
 def test_preprocessing_says_what_it_does():
     assert [str(preprocessing) for preprocessing in PREPROCESSING.values()] == [
         "no resize, centre crop 32x32",
         "resize to 480x480, centre crop 480x480",
         "shorter side to 32, centre crop 32x32",
-        "shorter side to 224, centre crop 224x224",
+        "shorter side to 256, centre crop 224x224",
     ]
     assert Preprocessing((8, 8)) == Preprocessing((8, 8))

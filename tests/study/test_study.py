@@ -8,8 +8,8 @@ import pytest
 
 from si_jax.batching import Batched
 from si_jax.data import benchmarks
-from si_jax.detectors.calibrated import FORWARD
-from si_jax.detectors.reading import reader
+from si_jax.detectors.si_c.method import FORWARD
+from si_jax.detectors.si_c.readings import reader
 from si_jax.evaluation import metrics
 from si_jax.evaluation.store import Store
 from si_jax.reporting.panels import encode
@@ -131,7 +131,7 @@ def test_a_rerun_computes_nothing(script, out, monkeypatch, capsys):
         del case["seconds"], case["computed"]
     assert after == before
     printed = capsys.readouterr().out
-    for text in ("si-c-veto", *report.ABLATIONS.values(), "saved"):
+    for text in ("si-c-hinge", *report.ABLATIONS.values(), "saved"):
         assert text in printed
 
 

@@ -12,7 +12,10 @@ from scipy.special import logsumexp, softmax
 
 import si_jax
 from si_jax.data import digits
-from si_jax.detectors import calibration, channels, combination, reading
+from si_jax.detectors.si_c import channels
+from si_jax.detectors.si_c import fit as si_c_fit
+from si_jax.detectors.si_c import readings as si_c_readings
+from si_jax.detectors.si_c import score as si_c_score
 from si_jax.taps import default_taps
 
 SIZE, WIDTHS, CLASSES = 6, (7, 9), 5
@@ -142,15 +145,15 @@ def standardised_by_hand(values, new):
     return (new - median) / ((high - low) / 3.29)
 
 
-def veto_form_by_hand(known, new, known_sum, new_sum):
-    """Confidence, and what overrules it; `known` of the calibration images."""
+def hinge_form_by_hand(known, new, known_sum, new_sum):
+    """Confidence less the squared hinge; `known` of the calibration images."""
     base = [
         standardised_by_hand(known[name], new[name]) * share
         for name, share in (("confidence", 0.75), ("energy", 0.25))
     ]
-    quantile = np.quantile(known_sum, 0.05)
-    excess = np.mean(quantile - known_sum[known_sum <= quantile])
-    return sum(base) - 4 * np.maximum(0, quantile - new_sum) / excess
+    median = np.quantile(known_sum, 0.5)
+    shortfall = np.mean(median - known_sum[known_sum < median])
+    return sum(base) - 0.6 * (np.maximum(0, median - new_sum) / shortfall) ** 2
 
 
 def test_against_numpy(model, train, images, fitted):
@@ -165,38 +168,36 @@ def test_against_numpy(model, train, images, fitted):
     for i, name in enumerate(("energy", "channel_average", "zero_deflation")):
         np.testing.assert_allclose(found[name], raw[:, i], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found["standardised"], z, rtol=1e-3, atol=1e-3)
-    expected = veto_form_by_hand(held, new, held_z.sum(axis=-1), z.sum(axis=-1))
+    expected = hinge_form_by_hand(held, new, held_z.sum(axis=-1), z.sum(axis=-1))
     np.testing.assert_allclose(found["score"], expected, rtol=1e-3, atol=5e-3)
-    assert (found["veto"] > 0).any() and (found["veto"] == 0).any()
+    assert (found["hinge"] > 0).any() and (found["hinge"] == 0).any()
     assert found["score"].dtype == found["tap_pvalue"].dtype == np.float32
     expected = (1 + (taps[None] >= abnormality[:, None]).sum(axis=1)) / (1 + len(taps))
     np.testing.assert_allclose(found["tap_pvalue"], expected, atol=1e-6)
     assert (z[:, 2] > 0).any()
-    clipped = np.minimum(z, [np.inf, np.inf, 0]).sum(axis=-1)
-    for form, expected in (("sum", z.sum(axis=-1)), ("clipped", clipped)):
-        other = si_jax.make_detector("si-c", model, form=form)
-        other.load_state(fitted["si-c"].state)
-        np.testing.assert_allclose(other.score(images), expected, rtol=1e-3, atol=2e-3)
+    other = si_jax.make_detector("si-c", model, form="sum")
+    other.load_state(fitted["si-c"].state)
+    np.testing.assert_allclose(other.score(images), z.sum(axis=-1), rtol=1e-3, atol=2e-3)
     two, held_two = z[:, [0, 2]].sum(axis=-1), held_z[:, [0, 2]].sum(axis=-1)
     found = fitted["si-c-forward"].details(images)
-    expected = veto_form_by_hand(held, new, held_two, two)
+    expected = hinge_form_by_hand(held, new, held_two, two)
     np.testing.assert_allclose(found["score"], expected, rtol=1e-3, atol=5e-3)
     assert set(found) == {
-        "score", "sum", "veto", "confidence", "energy", "zero_deflation", "standardised",
+        "score", "sum", "hinge", "confidence", "energy", "zero_deflation", "standardised",
         "tap_pvalue",
     }  # fmt: skip
 
 
 def test_readings_and_numpy_give_what_the_detector_gives(model, train, images, fitted):
     """The whole way without the network, as for a study of many combinations."""
-    reader = reading.reader(model)
-    known = reading.readings(reader, model, train)
+    reader = si_c_readings.reader(model)
+    known = si_c_readings.readings(reader, model, train)
     parts = [{k: x[i : i + 33] for k, x in known.items()} for i in range(0, len(train), 33)]
-    state = calibration.fit(parts, reader.channels)
+    state = si_c_fit.fit(parts, reader.channels)
     for name, array in fitted["si-c"].state.items():
         assert array.dtype == np.float32
         np.testing.assert_allclose(state[name], array, rtol=1e-3, atol=1e-4)
-    found = combination.apply(state, reading.readings(reader, model, images))
+    found = si_c_score.apply(state, si_c_readings.readings(reader, model, images))
     for name, array in fitted["si-c"].details(images).items():
         np.testing.assert_allclose(found[name], array, rtol=1e-3, atol=1e-3)
 
@@ -208,7 +209,7 @@ def test_some_components(model, train, images, fitted, components):
     names = [name.replace("-", "_") for name in sorted(components.split(","))]
     taps = ["tap_pvalue"] if components == "zero-deflation" else []
     expected = {"channel_average": 1, "energy": 0, "zero_deflation": 2}
-    always = {"score", "sum", "veto", "confidence", "standardised"}
+    always = {"score", "sum", "hinge", "confidence", "standardised"}
     assert set(details) == {*always, *names, *taps}
     columns = sorted(expected[name] for name in names)
     for name in [*names, *taps]:
@@ -251,8 +252,8 @@ def test_channel_average_is_the_logarithm_of_gaia_a(make):
     """With `outer` in closed form and one pass for all."""
     model = make()
     images = smooth(4, 5, model.input_size[0])
-    reader = reading.reader(model, components="channel-average")
-    found = reading.readings(reader, model, images)["channel_average"]
+    reader = si_c_readings.reader(model, components="channel-average")
+    found = si_c_readings.readings(reader, model, images)["channel_average"]
     gaia = si_jax.make_detector("gaia-a", model, taps=list(reader.inner))
     np.testing.assert_allclose(found, -np.log(-gaia.score(images)), rtol=1e-4, atol=1e-3)
 
@@ -263,7 +264,7 @@ def test_the_outer_part_in_closed_form_is_the_gradient(make):
     images = smooth(5, 5, model.input_size[0])
     (outer,) = default_taps(model, "outer")
     shape = {call.path: call.shape for call in model.calls}.get(outer, (1,))
-    found = reading.outer_squared(
+    found = si_c_readings.outer_squared(
         jnp.asarray(model.logits(images)), model.head_weights(model.variables), 1
     )
     expected = si_jax.make_detector("gaia-a", model).details(images)["outer"]
@@ -274,10 +275,10 @@ def test_the_outer_part_in_closed_form_is_the_gradient(make):
 def test_densities_are_those_of_si_z(make):
     model = make()
     images = smooth(4, 5, model.input_size[0])
-    reader = reading.reader(model, components="zero-deflation")
+    reader = si_c_readings.reader(model, components="zero-deflation")
     taps = reader.channels.taps
     si_z = si_jax.make_detector("si-z", model, taps=list(taps), engine="activation")
-    found = reading.readings(reader, model, images)["density"]
+    found = si_c_readings.readings(reader, model, images)["density"]
     means = [found[:, reader.channels.tap == k].mean(-1) for k in range(len(taps))]
     np.testing.assert_allclose(np.stack(means, -1), si_z.details(images)["tap_density"], atol=1e-4)
 
@@ -301,7 +302,7 @@ def test_taps_of_the_networks():
 
     for name, (count, first, last, inner) in taps.items():
         model = speed.random_model(name)
-        reader = reading.reader(model)
+        reader = si_c_readings.reader(model)
         assert reader.engine == "activation"
         found = reader.channels.taps
         assert (len(found), found[0], found[-1], len(reader.inner)) == (count, first, last, inner)
@@ -313,7 +314,7 @@ def test_the_gradient_engine():
     settings = si_jax.make_detector("si-c", model).settings
     assert (settings["engine"], settings["taps"]) == ("gradient", ["norm"])
     images = smooth(60, 6)
-    found = reading.readings(reading.reader(model), model, images)
+    found = si_c_readings.readings(si_c_readings.reader(model), model, images)
     si_z = si_jax.make_detector("si-z", model, engine="gradient").details(images)
     np.testing.assert_allclose(found["density"].mean(-1), si_z["tap_density"][:, 0], atol=1e-6)
     gaia = si_jax.make_detector("gaia-a", model).score(images)
@@ -383,8 +384,8 @@ def test_a_saved_fit_gives_the_same_scores(model, images, fitted, tmp_path):
 def test_a_dead_network_has_a_logarithm(model, images):
     dead = jax.tree.map(np.copy, model.variables)
     dead["params"]["bn2"]["bias"][:] = -1e6
-    readings = reading.readings(
-        reading.reader(model), dataclasses.replace(model, variables=dead), images
+    readings = si_c_readings.readings(
+        si_c_readings.reader(model), dataclasses.replace(model, variables=dead), images
     )
     assert np.isfinite(readings["channel_average"]).all()
     assert not readings["density"][:, WIDTHS[0] :].any()
@@ -432,7 +433,7 @@ def test_pvalues_are_uniform_in_distribution_and_small_for_noise(digits_model):
         ({"max_channels": 1}, r"max_channels \(=1\) must be at least 2"),
         ({"max_calibration": 5}, r"max_calibration \(=5\) must be"),
         ({"seed": -1}, r"seed \(=-1\) must be"),
-        ({"form": "no"}, r"form \(='no'\) must be one of veto, sum, clipped"),
+        ({"form": "no"}, r"form \(='no'\) must be one of hinge, sum"),
         ({"taps": "nowhere"}, "nowhere"),
     ],
 )

@@ -7,7 +7,10 @@ import pytest
 from scipy.special import logsumexp
 from sklearn import covariance as sklearn_covariance
 
-from si_jax.detectors import calibration, channels, combination, reading
+from si_jax.detectors.si_c import channels
+from si_jax.detectors.si_c import fit as si_c_fit
+from si_jax.detectors.si_c import readings as si_c_readings
+from si_jax.detectors.si_c import score as si_c_score
 
 
 def made(count, width=12, seed=0, **given):
@@ -26,7 +29,7 @@ def test_a_bounded_sample_does_not_depend_on_parts():
     rows = np.random.default_rng(0).random((100, 2), np.float32)
     samples = []
     for size in (1, 9, 100):
-        sample = calibration.Sample(20, [0, 1])
+        sample = si_c_fit.Sample(20, [0, 1])
         for start in range(0, 100, size):
             sample.add(rows[start : start + size])
         samples.append(np.stack(sample.rows))
@@ -38,13 +41,13 @@ def test_a_bounded_sample_does_not_depend_on_parts():
 def test_ledoit_wolf_is_scikit_learns():
     readings, found = made(1000)
     readings["density"] += 0.05 * readings["density"][:, :1]
-    state = calibration.fit([readings], found, shrinkage="ledoit-wolf")
+    state = si_c_fit.fit([readings], found, shrinkage="ledoit-wolf")
     rng = np.random.default_rng(0)
     second = np.concatenate([rng.permutation(10) < 3 for _ in range(100)])
     first = readings["density"][~second].astype(np.float64)
     expected = sklearn_covariance.ledoit_wolf_shrinkage((first - first.mean(0)) / first.std(0))
     np.testing.assert_allclose(state["shrinkage"], expected, rtol=1e-4)
-    sampled = calibration.fit([readings], found, shrinkage="ledoit-wolf", max_calibration=200)
+    sampled = si_c_fit.fit([readings], found, shrinkage="ledoit-wolf", max_calibration=200)
     np.testing.assert_allclose(sampled["shrinkage"], expected, rtol=0.2)
     assert len(sampled["tap_calibration"]) == 200
 
@@ -54,23 +57,23 @@ def test_constant_channels_are_left_out():
     readings["density"][:, :6] = 0.25
     readings["density"][:, 6] = 0.5
     readings["density"][20, 6] += 1 / 64  # once, by one position
-    state = calibration.fit([readings], found)
+    state = si_c_fit.fit([readings], found)
     assert (state["scale"][:6] == 0).all()
     np.testing.assert_allclose(state["scale"][6], 128, rtol=1e-6)
     new = {name: x[:5].copy() for name, x in readings.items()}
-    before = combination.apply(state, new)
+    before = si_c_score.apply(state, new)
     new["density"][:, :6] = 1
-    after = combination.apply(state, new)
+    after = si_c_score.apply(state, new)
     np.testing.assert_array_equal(after["score"], before["score"])
     np.testing.assert_array_equal(after["tap_pvalue"][:, 0], 1)
 
 
 def test_a_density_at_its_mean_has_a_logarithm():
     readings, found = made(100)
-    state = calibration.fit([readings], found)
+    state = si_c_fit.fit([readings], found)
     new = {name: x[:2] for name, x in readings.items()}
     new["density"] = np.stack([state["mean"]] * 2)
-    assert np.isfinite(combination.apply(state, new)["score"]).all()
+    assert np.isfinite(si_c_score.apply(state, new)["score"]).all()
 
 
 def test_pvalues():
@@ -78,7 +81,7 @@ def test_pvalues():
     values = np.float32([[0.5, 5], [2, 4], [9, 6]])
     expected = [[1, 1], [3 / 4, 1], [1 / 4, 1 / 4]]
     for convert in (np.asarray, jnp.asarray):
-        found = combination.pvalues(convert(calibrated), convert(values))
+        found = si_c_score.pvalues(convert(calibrated), convert(values))
         np.testing.assert_allclose(found, expected)
 
 
@@ -86,7 +89,7 @@ def test_the_forms():
     names = ("energy", "channel-average")
     state = {"median": np.float32([1, 0]), "spread": np.float32([1, 2])}
     state |= {"base_median": np.float32([0, 1]), "base_spread": np.float32([2, 1])}
-    state |= {"veto_quantile": np.float32(-2), "veto_excess": np.float32(0.5)}
+    state |= {"sum_median": np.float32(-2), "sum_shortfall": np.float32(0.5)}
     readings = {
         "confidence": np.float32([4, 4, np.nan]),
         "energy": np.float32([2, -3, 1]),
@@ -94,19 +97,18 @@ def test_the_forms():
     }
     for convert in (np.asarray, jnp.asarray):
         values = {name: convert(x) for name, x in readings.items()}
-        found = combination.apply(state, values, components=names)
+        found = si_c_score.apply(state, values, components=names)
         np.testing.assert_allclose(found["sum"], [11, -4, 0])  # 1 + 10, where 50 is cut off
-        np.testing.assert_allclose(found["veto"], [0, 4, 0])
-        np.testing.assert_allclose(found["score"], [1.75, 0.5 - 16, np.nan])
-        for form in ("sum", "clipped"):
-            other = combination.apply(state, values, components=names, form=form)
-            np.testing.assert_allclose(other["score"], [11, -4, 0])
+        np.testing.assert_allclose(found["hinge"], [0, 4, 0])
+        np.testing.assert_allclose(found["score"], [1.75, 0.5 - 0.6 * 16, np.nan], rtol=1e-6)
+        other = si_c_score.apply(state, values, components=names, form="sum")
+        np.testing.assert_allclose(other["score"], [11, -4, 0])
 
 
 def test_log_odds_order_as_the_largest_probability_and_do_not_saturate():
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 30, (50, 7)).astype(np.float32)
-    found = np.asarray(reading.log_odds(jnp.asarray(logits)))
+    found = np.asarray(si_c_readings.log_odds(jnp.asarray(logits)))
     exact = logits.astype(np.float64)
     top = exact.argmax(-1)
     others = np.where(np.eye(7, dtype=bool)[top], -np.inf, exact)
@@ -115,20 +117,23 @@ def test_log_odds_order_as_the_largest_probability_and_do_not_saturate():
     assert (np.asarray(jax.nn.softmax(logits)).max(-1) == 1).sum() > 5
 
 
-def test_a_veto_needs_no_spread_in_the_tail():
+@pytest.mark.parametrize("tied", [1, 2])
+def test_the_hinge_needs_no_spread_below_the_median(tied):
     readings, _ = made(100)
     components = ("energy",)
-    readings["energy"] = np.where(np.arange(100) % 3 == 0, 1, 2).astype(np.float32)
-    state = calibration.fit([readings], components=components)
-    assert state["veto_excess"] == np.float32(calibration.LEAST_EXCESS)
-    assert np.isfinite(combination.apply(state, readings, components=components)["score"]).all()
+    other = np.float32(3 - tied)
+    readings["energy"] = np.where(np.arange(100) % 3 == 0, other, tied).astype(np.float32)
+    state = si_c_fit.fit([readings], components=components)
+    if tied == 1:  # the median is the least value
+        assert state["sum_shortfall"] == np.float32(si_c_fit.LEAST_SHORTFALL)
+    assert np.isfinite(si_c_score.apply(state, readings, components=components)["score"]).all()
 
 
 def test_a_constant_component_is_refused():
     readings, found = made(100)
     with pytest.raises(ValueError, match="energy does not vary"):
-        calibration.fit([{**readings, "energy": np.ones(100, np.float32)}], found)
+        si_c_fit.fit([{**readings, "energy": np.ones(100, np.float32)}], found)
     with pytest.raises(ValueError, match="confidence does not vary"):
-        calibration.fit([{**readings, "confidence": np.ones(100, np.float32)}], found)
+        si_c_fit.fit([{**readings, "confidence": np.ones(100, np.float32)}], found)
     with pytest.raises(ValueError, match="no density varies"):
-        calibration.fit([{**readings, "density": np.ones((100, 12), np.float32)}], found)
+        si_c_fit.fit([{**readings, "density": np.ones((100, 12), np.float32)}], found)

@@ -1,6 +1,6 @@
 """What S&I-C reads of an image: energy, channel-average and densities, by shared passes.
 
-The readings are described in `si_jax.detectors.combination`.
+The readings are described in `si_jax.detectors.si_c.score`.
 """
 
 import math
@@ -15,9 +15,9 @@ from jaxtyping import Array, Float
 
 from si_jax import activation, splitting
 from si_jax.batching import Batched
-from si_jax.detectors.channels import Channels, select_channels
-from si_jax.detectors.combination import COMPONENTS, LEAST
 from si_jax.detectors.si import over_positions
+from si_jax.detectors.si_c.channels import Channels, select_channels
+from si_jax.detectors.si_c.score import COMPONENTS, LEAST
 from si_jax.integration import max_logit
 from si_jax.model import Model
 from si_jax.splitting import Taps
@@ -29,7 +29,7 @@ class Reader:
     """What is read of an image, and where.
 
     Attributes:
-        read: (variables, normalised images) -> readings, see `si_jax.detectors.combination`.
+        read: (variables, normalised images) -> readings, see `si_jax.detectors.si_c.score`.
         components: what the readings are for.
         channels: the channels whose densities are read; None without zero-deflation.
         inner: taps of channel-average; empty without it.

@@ -1,7 +1,7 @@
 """The fit of S&I-C by readings alone: NumPy arrays in and out, no network.
 
-Readings (see `si_jax.detectors.combination`) can be computed once, by
-`si_jax.detectors.reading.readings`, and then be fitted here in many ways.
+Readings (see `si_jax.detectors.si_c.score`) can be computed once, by
+`si_jax.detectors.si_c.readings.readings`, and then be fitted here in many ways.
 """
 
 import itertools
@@ -12,8 +12,8 @@ from jaxtyping import Float, Num
 from scipy.linalg import solve_triangular
 
 from si_jax.detectors.base import State
-from si_jax.detectors.channels import Channels
-from si_jax.detectors.combination import (
+from si_jax.detectors.si_c.channels import Channels
+from si_jax.detectors.si_c.score import (
     COMPONENTS,
     component_sum,
     component_values,
@@ -26,8 +26,7 @@ BLOCK, HELD_OUT = 10, 3
 
 LEAST_IMAGES = 2 * BLOCK  # 14 and 6: far too few for good scores, yet enough to compute some
 LEAST_SHRINKAGE = 1e-3  # below which a covariance with doubled channels could be singular
-TAIL = 5  # per cent of the calibration images whose sum brings a veto
-LEAST_EXCESS = 0.01  # in deviations of a component; a normal distribution's is 0.42 of its own
+LEAST_SHORTFALL = 0.01  # in deviations of a component; a normal distribution's is 0.8 of its own
 DEVIATIONS = 3.29  # a normal distribution's 95 % quantile minus its 5 % quantile
 
 
@@ -71,8 +70,9 @@ def fit(
 
     Returns:
         float32 arrays. Of K components `"median"` and `"spread"` (K,), of confidence and energy
-        `"base_median"` and `"base_spread"` (2,); of the components' sum the 5 % quantile,
-        `"veto_quantile"`, and the mean excess below it, `"veto_excess"`. With zero-deflation of D
+        `"base_median"` and `"base_spread"` (2,); of the components' sum its
+        median, `"sum_median"`, and by how much those below are below it on average,
+        `"sum_shortfall"`. With zero-deflation of D
         channels at T taps: `"mean"` and `"scale"` (D,), the latter 1 / sigma, or 0 for a channel
         that is left out; `"whiten"` (D, D) with `whiten @ whiten.T` the inverse of the covariance;
         `"tap_share"` (D, T), which takes the mean over each tap's channels; and `"tap_calibration"`
@@ -122,10 +122,9 @@ def fit(
     base = np.stack([held["confidence"], held["energy"]], axis=-1)
     state["base_median"], state["base_spread"] = _centre(base, ["confidence", "energy"])
     total = component_sum((values - state["median"]) / state["spread"])
-    quantile = np.percentile(total, TAIL)
-    state["veto_quantile"] = quantile
-    excess = np.mean(quantile - total[total <= quantile])
-    state["veto_excess"] = max(excess, LEAST_EXCESS)
+    state["sum_median"] = median = np.median(total)
+    shortfall = np.mean(median - total[total < median]) if (total < median).any() else 0.0
+    state["sum_shortfall"] = max(shortfall, LEAST_SHORTFALL)
     return {name: np.asarray(array, np.float32) for name, array in state.items()}
 
 

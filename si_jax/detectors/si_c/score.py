@@ -22,7 +22,7 @@ COMPONENTS = {
 """Component -> what its reading is called, in the order in which components are always listed."""
 
 ENERGY_SHARE = 0.25
-VETO_WEIGHT = 4.0
+HINGE_WEIGHT = 0.6
 LEAST = 1e-30  # what a zero is taken for before its logarithm; float32 still holds it
 LIMIT = 10.0
 """How many deviations a component can speak for in-distribution: far beyond any such image, yet so
@@ -34,7 +34,7 @@ def apply(
     readings: Mapping[str, Num[Array | np.ndarray, "batch ..."]],
     *,
     components: Sequence[str] = tuple(COMPONENTS),
-    form: str = "veto",
+    form: str = "hinge",
 ) -> dict[str, Num[Array | np.ndarray, "batch ..."]]:
     """Scores of images by their readings, and what they were made of.
 
@@ -45,8 +45,8 @@ def apply(
         form: a key of `FORMS`.
 
     Returns:
-        `"score"` (N,); `"sum"` (N,), that of the standardised components, and `"veto"` (N,), by how
-        much that is below what is normal, see `veto`; `"confidence"` (N,) and the reading of each
+        `"score"` (N,); `"sum"` (N,), that of the standardised components, and `"hinge"` (N,), how
+        far that is below its median, see `hinge`; `"confidence"` (N,) and the reading of each
         component, (N,), by its name in `COMPONENTS`; `"standardised"` (N, K), the components less
         their medians, divided by their spreads; and with zero-deflation `"tap_pvalue"` (N, T), the
         share of the calibration images, and of this one, whose tap is at least as abnormal, where a
@@ -58,7 +58,7 @@ def apply(
     total = component_sum(standardised)
     results = {
         "sum": total,
-        "veto": veto(state, total),
+        "hinge": hinge(state, total),
         "standardised": standardised,
         "confidence": readings["confidence"],
     }
@@ -66,7 +66,7 @@ def apply(
     if "zero-deflation" in components:
         abnormality = tap_abnormality(state, standardise(state, readings["density"]))
         results["tap_pvalue"] = pvalues(state["tap_calibration"], abnormality)
-    return {"score": FORMS[form](state, readings, results, components), **results}
+    return {"score": FORMS[form](state, readings, results), **results}
 
 
 def component_sum(
@@ -76,42 +76,31 @@ def component_sum(
     return standardised.clip(max=np.float32(LIMIT)).sum(axis=-1)
 
 
-def veto(
+def hinge(
     state: State, total: Float[Array | np.ndarray, "batch"]
 ) -> Float[Array | np.ndarray, "batch"]:
-    """How far a sum is below the 5 % quantile of the calibration images, in mean excesses.
+    """How far a sum is below the median of the calibration images, in their mean shortfalls.
 
-    It is 0 for 95 % of them. If sums below the quantile fall off exponentially, it is log(0.05 / p)
-    with p the share of in-distribution images that are as abnormal.
+    It is 0 for half of them, and 1 on average for the others.
     """
-    return ((state["veto_quantile"] - total) / state["veto_excess"]).clip(min=0)
+    return ((state["sum_median"] - total) / state["sum_shortfall"]).clip(min=0)
 
 
-def _veto_form(state, readings, results, components):
+def _hinge_form(state, readings, results):
     pair = [readings["confidence"], readings["energy"]]
     xp = np if isinstance(pair[0], np.ndarray) else jnp
     base = (xp.stack(pair, axis=-1) - state["base_median"]) / state["base_spread"]
     base = base * np.float32([1 - ENERGY_SHARE, ENERGY_SHARE])
-    return base.sum(axis=-1) - VETO_WEIGHT * results["veto"]
+    return base.sum(axis=-1) - HINGE_WEIGHT * results["hinge"] ** 2
 
 
-def _clipped_form(state, readings, results, components):
-    limits = [0.0 if name == "zero-deflation" else LIMIT for name in components]
-    return results["standardised"].clip(max=np.float32(limits)).sum(axis=-1)
-
-
-FORMS = {
-    "veto": _veto_form,
-    "sum": lambda state, readings, results, components: results["sum"],
-    "clipped": _clipped_form,
-}
+FORMS = {"hinge": _hinge_form, "sum": lambda state, readings, results: results["sum"]}
 """How a score is made of the components.
 
-`veto` is the network's confidence, three parts of the standardised log-odds of the predicted class
-and one of the energy, less four times the `veto`: what the components find abnormal beyond the
-calibration images' 5 % quantile overrules the confidence, what they find normal does not add to it.
-`sum` is that of the standardised components. `clipped` is the same with zero-deflation cut off at
-its median: densities closer to the mean than usual do not count in an image's favour.
+`hinge` is the network's confidence, three parts of the standardised log-odds of the predicted class
+and one of the energy, less 0.6 times the squared `hinge`: the further the components' sum is below
+its median, the more it overrules the confidence; above the median it does not add to it. `sum` is
+the components' sum itself.
 """
 
 

@@ -1,0 +1,296 @@
+"""From scores to decisions: a threshold that keeps a promised rate, and p-values.
+
+Both are split-conformal: they compare an image's score with those of in-distribution images that
+neither the network nor the detector has learnt from, and hold for any network and any detector.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from PIL import Image
+from scipy.stats import beta
+
+from si_jax.data.opening import batches_of
+
+if TYPE_CHECKING:
+    from si_jax.detectors.base import Detector, Inputs
+
+THUMBNAIL = 96  # longest side of a kept calibration image, pixels
+
+LAYER_QUANTILES = (5, 50, 95)
+"""Per cent: what is kept of each layer's readings of the calibration images."""
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """What a detector knows of held-out in-distribution images.
+
+    With n of them and `k = floor((n + 1) (1 - tpr))`, the threshold is the k-th smallest of their
+    scores. A further in-distribution image, exchangeable with them, scores below it with
+    probability at most `k / (n + 1) <= 1 - tpr`, over the draw of all n + 1 images: split-conformal
+    prediction (Papadopoulos et al., ECML 2002; Lei et al., JASA 2018). For the calibration images
+    at hand, the rate of accepted images is distributed as Beta(n + 1 - k, k) (Vovk, ACML 2012,
+    proposition 2a), of which `interval` gives the quantiles.
+
+    Attributes:
+        scores: (n,) float32, the calibration images' scores, ascending.
+        tpr: promised share of in-distribution images that are accepted.
+        preprocessing: how files were brought to the network's input size, in words; empty where the
+            images came in that size.
+        layers: name of a per-layer detail, such as `"tap_density"` -> (3, layers), the
+            `LAYER_QUANTILES` of the calibration images.
+        examples: thumbnails of some calibration images, (m, height, width, channels) uint8.
+        example_features: (m, features), what the network makes of them, scaled to length 1.
+    """
+
+    scores: Float[np.ndarray, "images"]
+    tpr: float = 0.95
+    preprocessing: str = ""
+    layers: Mapping[str, Float[np.ndarray, "quantiles layers"]] = field(default_factory=dict)
+    examples: np.ndarray | None = None
+    example_features: Float[np.ndarray, "examples features"] | None = None
+
+    def __post_init__(self):
+        if isinstance(self.tpr, bool) or not isinstance(self.tpr, int | float | np.floating):
+            raise ValueError(f"tpr (={self.tpr!r}) must be a number between 0 and 1")
+        if not 0 < self.tpr < 1:
+            raise ValueError(f"tpr (={self.tpr}) must be between 0 and 1, such as 0.95")
+        if np.isnan(self.scores).any():
+            raise ValueError(
+                "a calibration image's score is NaN: the network's weights or the images are broken"
+            )
+        if not self.rank:
+            needed = math.ceil(1 / _exact(self.tpr)) - 1
+            raise ValueError(
+                f"{self.count} calibration images are too few to promise tpr={self.tpr}: the"
+                f" threshold would be minus infinity; give at least {needed}"
+            )
+
+    @property
+    def count(self) -> int:
+        """Number of calibration images, n."""
+        return len(self.scores)
+
+    @property
+    def rank(self) -> int:
+        """k: which of the scores is the threshold, from 1."""
+        return math.floor((self.count + 1) * _exact(self.tpr))
+
+    @property
+    def value(self) -> float:
+        """The threshold; lower scores are out-of-distribution."""
+        return float(self.scores[self.rank - 1])
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the share of in-distribution images that this threshold accepts."""
+        low, high = beta.ppf([0.025, 0.975], self.count + 1 - self.rank, self.rank)
+        return float(low), float(high)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return (
+            f"threshold {self.value:.4g}, to accept {self.tpr:.4g} of in-distribution images"
+            f" ({self.count} calibration images; 95 % interval {low:.3f} to {high:.3f})"
+        )
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What is predicted of N images, and whether to believe it.
+
+    Attributes:
+        label: (N,) predicted class.
+        probability: (N,) its softmax probability.
+        score: (N,) the detector's score; higher is more in-distribution.
+        is_ood: (N,) whether the score is below the threshold.
+        p_value: (N,) conformal p-value, see `p_values`.
+        preprocessing: how files were brought to the network's input size, in words; empty for
+            images that came in that size.
+    """
+
+    label: Int[np.ndarray, "images"]
+    probability: Float[np.ndarray, "images"]
+    score: Float[np.ndarray, "images"]
+    is_ood: Bool[np.ndarray, "images"]
+    p_value: Float[np.ndarray, "images"]
+    preprocessing: str = ""
+
+    def __len__(self) -> int:
+        return len(self.score)
+
+    def __repr__(self) -> str:
+        return f"Predictions({len(self)} images, {int(self.is_ood.sum())} out-of-distribution)"
+
+    def as_dict(self) -> dict[str, np.ndarray]:
+        """The arrays by name: a table's columns."""
+        names = ("label", "probability", "score", "is_ood", "p_value")
+        return {name: getattr(self, name) for name in names}
+
+
+def p_values(
+    calibration: Float[np.ndarray, "images"], scores: Float[np.ndarray, "batch"]
+) -> Float[np.ndarray, "batch"]:
+    """`(1 + #{calibration scores at most this one}) / (1 + n)`.
+
+    Of an in-distribution image it is at most a with probability at most a, for every a (Bates et
+    al., Annals of Statistics 2023, eq. 1). It is at most `1 - tpr` just where the score is below
+    the threshold.
+
+    Args:
+        calibration: the n calibration scores, ascending.
+        scores: of the images in question, the smaller the more abnormal.
+    """
+    below = np.searchsorted(calibration, scores, side="right")
+    return (1 + below) / (1 + len(calibration))
+
+
+def calibrated(
+    detector: "Detector", images: Any, *, tpr: float = 0.95, keep_images: int = 0
+) -> Threshold:
+    """The threshold of a detector by held-out in-distribution images; see `Detector.calibrate`."""
+    detector.check_fitted()
+    scores, layers, examples, count = [], [], [], 0
+    opened_any = False
+    rng = np.random.default_rng(0)
+    for batch, rows, opened in _rows(detector, images):
+        opened_any |= opened
+        scores.append(rows["score"])
+        layers.append({name: rows[name] for name in rows if name.startswith("tap_")})
+        for index in range(len(batch) if keep_images else 0):  # a reservoir: each equally likely
+            slot = len(examples) if len(examples) < keep_images else int(rng.integers(count + 1))
+            if slot < keep_images:
+                example = (_thumbnail(detector, batch[index]), rows["features"][index])
+                examples[slot : slot + 1] = [example]
+            count += 1
+    if not scores:
+        raise ValueError("images is empty: there is nothing to calibrate on")
+    kept = {}
+    if examples:
+        features = np.stack([unit for _, unit in examples])
+        kept = {"examples": np.stack([e for e, _ in examples]), "example_features": features}
+    return Threshold(
+        np.sort(np.concatenate(scores)),
+        tpr,
+        str(detector.preprocessing) if opened_any else "",
+        {
+            name: np.percentile(
+                np.concatenate([part[name] for part in layers]), LAYER_QUANTILES, axis=0
+            ).astype(np.float32)
+            for name in layers[0]
+        },
+        **kept,
+    )
+
+
+def predict(detector: "Detector", images: Any) -> Predictions:
+    """Predictions, and whether to believe them; see `Detector.predict`.
+
+    Raises:
+        ValueError: if the detector has no threshold, or it was calibrated on files that were
+            brought to size in another way; or if a score is NaN, which is no ground for a decision.
+    """
+    threshold = check_calibrated(detector)
+    parts, opened_any = [], False
+    for _, rows, opened in _rows(detector, images):
+        if opened and threshold.preprocessing not in ("", str(detector.preprocessing)):
+            raise ValueError(
+                f"the threshold was calibrated on images prepared by {threshold.preprocessing!r},"
+                f" but these are prepared by {str(detector.preprocessing)!r}: calibrate again"
+            )
+        opened_any |= opened
+        parts.append(rows)
+    if not parts:
+        raise ValueError("images is empty: there is nothing to predict")
+    columns = ("label", "probability", "score")
+    table = {name: np.concatenate([rows[name] for rows in parts]) for name in columns}
+    scores = table["score"]
+    if (bad := np.flatnonzero(np.isnan(scores))).size:
+        raise ValueError(
+            f"the score of image {bad[0]} is NaN: the network's weights are broken, or the image"
+            " holds values that are too large"
+        )
+    return Predictions(
+        **table,
+        is_ood=scores < np.float32(threshold.value),
+        p_value=p_values(threshold.scores, scores),
+        preprocessing=str(detector.preprocessing) if opened_any else "",
+    )
+
+
+def check_calibrated(detector: "Detector") -> Threshold:
+    """The detector's threshold.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    detector.check_fitted()
+    if detector.threshold is None:
+        raise ValueError(
+            f"detector {detector.name!r} has no threshold: call calibrate(images) with"
+            " in-distribution images that neither the network nor the detector has learnt from"
+        )
+    return detector.threshold
+
+
+def prediction_rows(inputs: "Inputs", details: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """A detector's details of a batch beside the network's prediction.
+
+    Args:
+        inputs: one batch, as a detector sees it.
+        details: what the detector computed of it.
+
+    Returns:
+        `"score"` and what there is of each layer (`"tap_..."`) of the details; `"label"`,
+        `"probability"`; and `"features"`, scaled to length 1. The batch is the first axis of each.
+    """
+    logits = inputs.forward.logits
+    features = inputs.forward.features.reshape(logits.shape[0], -1)
+    norm = jnp.linalg.norm(features, axis=-1, keepdims=True)
+    kept = {k: v for k, v in details.items() if k == "score" or k.startswith("tap_")}
+    return kept | {
+        "label": jnp.argmax(logits, axis=-1),
+        "probability": jnp.max(jax.nn.softmax(logits), axis=-1),
+        "features": features / jnp.maximum(norm, 1e-10),
+    }
+
+
+def _rows(detector, images) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray], bool]]:
+    """(images, their `prediction_rows`, whether they were opened from files), part by part."""
+    model, size = detector.model, detector.batch_size
+    for part, opened in batches_of(images, detector.preprocessing, model.image_shape[-1], size):
+        part = model.check(part)
+        yield part, detector._predict_run(part, batch_size=size, shrink=True), opened
+
+
+def _thumbnail(detector, image) -> np.ndarray:
+    """An image as uint8, at most `THUMBNAIL` pixels wide and high."""
+    pixels = as_uint8(detector, image)
+    height, width, channels = pixels.shape
+    scale = THUMBNAIL / max(height, width)
+    if scale >= 1:
+        return pixels
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    planes = [Image.fromarray(pixels[..., c]).resize(size, Image.BOX) for c in range(channels)]
+    return np.stack([np.asarray(plane) for plane in planes], axis=-1)
+
+
+def as_uint8(detector: "Detector", image: Any) -> np.ndarray:
+    """One image as it looks: a normalised one brought back to 0 to 255."""
+    image = np.asarray(image)
+    if image.dtype == np.uint8:
+        return image
+    pixels = image * np.float32(detector.model.std) + np.float32(detector.model.mean)
+    return np.clip(np.round(255 * pixels), 0, 255).astype(np.uint8)
+
+
+def _exact(tpr: float) -> Fraction:
+    """`1 - tpr` of the decimal number that was written, so that 10 * (1 - 0.9) is 1."""
+    return 1 - Fraction(repr(float(tpr)))

@@ -1,0 +1,199 @@
+"""Thresholds keep their promise, and images may come as people have them."""
+
+import dataclasses
+import io
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.stats import norm
+
+import si_jax
+from si_jax.data.preprocessing import Preprocessing, preprocessing_for
+from si_jax.detectors.threshold import Threshold, p_values
+
+
+def drawn(rng, count):
+    return np.sort(rng.normal(size=count).astype(np.float32))
+
+
+@pytest.mark.parametrize(("count", "tpr"), [(19, 0.95), (100, 0.9), (333, 0.95)])
+def test_the_promised_rate_holds_over_calibration_sets(count, tpr):
+    rng = np.random.default_rng(0)
+    thresholds = [Threshold(drawn(rng, count), tpr) for _ in range(2000)]
+    accepted = norm.sf([t.value for t in thresholds])
+    error = accepted.std() / np.sqrt(len(accepted))
+    exact = 1 - thresholds[0].rank / (count + 1)
+    assert exact >= tpr
+    assert abs(accepted.mean() - exact) < 4 * error
+    low, high = thresholds[0].interval
+    assert abs(np.mean((low <= accepted) & (accepted <= high)) - 0.95) < 0.02
+
+
+def test_p_values_are_uniform_or_larger_and_agree_with_the_threshold():
+    rng = np.random.default_rng(1)
+    rates = []
+    for _ in range(500):
+        threshold = Threshold(drawn(rng, 60), 0.9)
+        scores = rng.normal(size=50).astype(np.float32)
+        scores[:5] = threshold.scores[rng.integers(60, size=5)]  # ties
+        p = p_values(threshold.scores, scores)
+        np.testing.assert_array_equal(scores < np.float32(threshold.value), p <= 1 - 0.9 + 1e-12)
+        rates.append([(p[5:] <= a).mean() for a in (0.05, 0.1, 0.5)])
+    assert np.all(np.mean(rates, axis=0) <= np.array([0.05, 0.1, 0.5]) + 0.006)
+
+
+def test_ranks_by_hand():
+    def rank(n, tpr):
+        return Threshold(np.arange(n, dtype=np.float32), tpr).rank
+
+    assert [rank(9, 0.9), rank(19, 0.95), rank(38, 0.95), rank(39, 0.95)] == [1, 1, 1, 2]
+    assert rank(99, 0.9) == 10  # whatever 1 - 0.9 is in binary
+    threshold = Threshold(np.array([0, 1, 2, 3], np.float32), 0.6)
+    assert threshold.value == 1
+    np.testing.assert_allclose(
+        p_values(threshold.scores, np.float32([-1, 0, 2.5, 9])), [0.2, 0.4, 0.8, 1]
+    )
+
+
+@pytest.mark.parametrize(
+    ("count", "tpr", "message"),
+    [
+        (18, 0.95, "18 calibration images are too few.*at least 19"),
+        (98, 0.99, "at least 99"),
+        (50, 1.0, "tpr .=1.0. must be between"),
+        (50, True, "tpr .=True. must be a number"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_thresholds_that_cannot_be(count, tpr, message):
+    with pytest.raises(ValueError, match=message):
+        Threshold(np.zeros(count, np.float32), tpr)
+
+
+@pytest.fixture(scope="module")
+def calibrated(tiny):
+    images = np.random.default_rng(5).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    return si_jax.make_detector("energy", tiny, batch_size=8).calibrate(images, keep_images=7)
+
+
+def test_predictions(calibrated, tiny, tiny_images):
+    result = calibrated.predict(tiny_images)
+    logits = jax.nn.softmax(tiny.logits(tiny_images))
+    np.testing.assert_array_equal(result.label, logits.argmax(axis=-1))
+    np.testing.assert_allclose(result.probability, logits.max(axis=-1), rtol=1e-5)
+    np.testing.assert_allclose(result.score, calibrated.score(tiny_images), rtol=1e-6)
+    np.testing.assert_array_equal(result.is_ood, result.score < calibrated.threshold.value)
+    assert len(result) == 13 and set(result.as_dict()) >= {"label", "is_ood", "p_value"}
+    parts = [calibrated.predict(tiny_images[i : i + 1]).score for i in range(13)]
+    np.testing.assert_allclose(np.concatenate(parts), result.score, rtol=1e-5)
+
+
+def test_kept_images_are_some_of_the_calibration_images(calibrated):
+    images = np.random.default_rng(5).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    kept = calibrated.threshold.examples
+    assert kept.shape == (7, 8, 8, 3)
+    assert all(any(np.array_equal(example, image) for image in images) for example in kept)
+    assert len({example.tobytes() for example in kept}) == 7
+
+
+def encoded(image, form="png", **options):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, form, **options)
+    return file.getvalue()
+
+
+def test_images_as_people_have_them(calibrated, tiny_images, tmp_path):
+    expected = calibrated.score(tiny_images)
+    paths = [tmp_path / f"{i}.png" for i in range(13)]
+    for path, image in zip(paths, tiny_images, strict=True):
+        path.write_bytes(encoded(image))
+    pictures = [Image.fromarray(image) for image in tiny_images]
+    forms = [
+        paths,
+        [str(path) for path in paths],
+        pictures,
+        [path.read_bytes() for path in paths],
+        iter([tiny_images[:5], tiny_images[5:]]),
+        (path for path in paths),
+        iter([paths[:3], tiny_images[3:4], paths[4:]]),
+    ]
+    for form in forms:
+        np.testing.assert_allclose(calibrated.score(form), expected, rtol=1e-5)
+    for one in (paths[2], pictures[2], str(paths[2])):
+        np.testing.assert_allclose(calibrated.score(one), expected[2:3], rtol=1e-5)
+    result = calibrated.predict(paths[2])
+    assert result.preprocessing == "shorter side to 8, centre crop 8x8"
+    assert calibrated.predict(tiny_images).preprocessing == ""
+
+
+def test_exif_is_honoured_and_every_mode_becomes_rgb(calibrated, tmp_path):
+    image = np.random.default_rng(2).integers(0, 256, (8, 8, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    sideways = encoded(np.rot90(image).copy(), exif=exif)
+    np.testing.assert_allclose(calibrated.score(sideways), calibrated.score(image[None]), rtol=1e-5)
+    grey = Image.fromarray(image[..., 0])
+    expected = calibrated.score(np.repeat(image[None, ..., :1], 3, axis=-1))
+    for mode in ("L", "P", "RGBA", "LA"):
+        np.testing.assert_allclose(calibrated.score(grey.convert(mode)), expected, rtol=1e-5)
+
+
+def test_the_card_says_how_files_are_prepared(tiny):
+    assert preprocessing_for((8, 8)) == Preprocessing((8, 8), 8)
+    assert preprocessing_for((8, 6)) == Preprocessing((8, 6), (8, 6))
+    entry = {"resize": None, "crop": [8, 8]}
+    card = {**tiny.card, "preprocessing": entry}
+    detector = si_jax.make_detector("energy", dataclasses.replace(tiny, card=card))
+    assert detector.preprocessing == Preprocessing((8, 8), None)
+    for bad in ({"crop": [8, 8]}, {"resize": 8, "crop": 8}, "resize"):
+        with pytest.raises(ValueError, match=r"card's preprocessing .*must be like"):
+            preprocessing_for((8, 8), {"preprocessing": bad})
+    with pytest.raises(ValueError, match="crops to 8x8, but the network takes 9x9"):
+        preprocessing_for((9, 9), {"preprocessing": entry})
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_mistakes(tiny, tiny_images, tmp_path):
+    detector = si_jax.make_detector("energy", tiny)
+    with pytest.raises(ValueError, match="no threshold: call calibrate"):
+        detector.predict(tiny_images)
+    with pytest.raises(ValueError, match=r"13 calibration images are too few.*at least 19"):
+        detector.calibrate(tiny_images)
+    with pytest.raises(ValueError, match="must be fitted first"):
+        si_jax.make_detector("knn", tiny).calibrate(tiny_images)
+    with pytest.raises(ValueError, match="empty: there is nothing to calibrate on"):
+        detector.calibrate([])
+    with pytest.raises(ValueError, match=r"no image.png can't be read"):
+        detector.score(tmp_path / "no image.png")
+    with pytest.raises(ValueError, match="is a folder, not an image"):
+        detector.score(tmp_path)
+    (tmp_path / "text.png").write_text("no image at all")
+    with pytest.raises(ValueError, match=r"text.png can't be decoded.*not a JPEG"):
+        detector.score([tmp_path / "text.png"])
+    with pytest.raises(ValueError, match="shape"):
+        detector.score(np.zeros((1, 9, 9, 3), np.uint8))
+
+
+def test_a_threshold_does_not_outlive_its_fit_nor_another_preprocessing(tiny, tiny_images):
+    pictures = [Image.fromarray(image) for image in tiny_images] * 2
+    detector = si_jax.make_detector("knn", tiny, k=2).fit(tiny_images).calibrate(pictures)
+    assert detector.threshold.preprocessing == "shorter side to 8, centre crop 8x8"
+    detector.preprocessing = Preprocessing((8, 8), 16)
+    detector.predict(tiny_images)  # comes in the input size
+    with pytest.raises(ValueError, match=r"prepared by 'shorter side to 8.*calibrate again"):
+        detector.predict(pictures)
+    detector.fit(tiny_images)
+    with pytest.raises(ValueError, match="no threshold"):
+        detector.predict(tiny_images)
+
+
+def test_nan_is_no_ground_for_a_decision(tiny, tiny_images):
+    broken = jax.tree.map(lambda x: np.full_like(x, np.nan), dict(tiny.variables))
+    detector = si_jax.make_detector("energy", dataclasses.replace(tiny, variables=broken))
+    with pytest.raises(ValueError, match="calibration image's score is NaN"):
+        detector.calibrate(np.concatenate([tiny_images] * 2))
+    detector.threshold = Threshold(np.arange(20, dtype=np.float32))
+    with pytest.raises(ValueError, match="score of image 0 is NaN"):
+        detector.predict(tiny_images)
