@@ -13,6 +13,7 @@ from si_jax.batching import Batched
 from si_jax.data.opening import batches_of
 from si_jax.data.preprocessing import Preprocessing, preprocessing_for
 from si_jax.detectors import threshold as thresholds
+from si_jax.detectors.options import Count, convert
 from si_jax.model import Model
 
 
@@ -61,12 +62,15 @@ class Method:
         summary: what the score is, in one line.
         reference: where the formula comes from.
         batch_size: images per batch unless told otherwise.
+        version: raised whenever the method's scores change, which makes stored ones stale; None
+            for a method whose scores are never stored.
     """
 
     build: Callable[..., "Plan"]
     summary: str
     reference: str
     batch_size: int = 64
+    version: int | None = None
 
 
 @dataclass(frozen=True)
@@ -98,23 +102,23 @@ class Detector:
         needs_fit: whether it must be fitted before it can score.
         state: what it has learnt, name -> array; None before it is fitted.
         options: the options that it was made with, as given.
+        version: the method's version, see `Method`; None if its scores are not to be stored.
         threshold: what it decides by, a `si_jax.detectors.threshold.Threshold`; None before it is
             calibrated.
         preprocessing: how image files are brought to the network's input size: as the network's
             card says, see `si_jax.data.preprocessing.preprocessing_for`; may be set.
     """
 
-    def __init__(self, name: str, model: Model, plan: Plan, batch_size: int):
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size (={batch_size!r}) must be a whole number of at least 1")
+    def __init__(self, name: str, model: Model, plan: Plan, batch_size: int | np.integer | str):
         self.name = name
         self.model = model
         self.settings = dict(plan.settings)
-        self.batch_size = batch_size
+        self.batch_size = convert(Count, "batch_size", batch_size)
         self.forward_only = plan.forward_only
         self.needs_fit = plan.fit is not None
         self.state: State | None = None if self.needs_fit else {}
         self.options: dict[str, Any] = {}
+        self.version: int | None = None
         self.threshold: thresholds.Threshold | None = None
         self.preprocessing: Preprocessing = preprocessing_for(model.input_size, model.card)
         self.compute = plan.compute
