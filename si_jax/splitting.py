@@ -9,6 +9,7 @@ import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from si_jax.networks.network import Network, run
@@ -20,6 +21,9 @@ FEATURES = "(features)"
 
 class Forward(NamedTuple):
     """What one forward pass gives.
+
+    Logits and features are float32 whatever the network computes in, so that every score is;
+    outputs are as the network has them.
 
     Attributes:
         logits: (batch, classes).
@@ -63,7 +67,7 @@ def forward(
     def visit(path, module, call, args):
         if path == model.head:
             args = (done(FEATURES, args[0]), *args[1:])
-            features.append(args[0])
+            features.append(args[0].astype(jnp.float32))
         return done(path, known[path] if path in known else call(*args))
 
     def done(path, out):
@@ -74,7 +78,7 @@ def forward(
         return out
 
     logits = run(model, variables, images, visit)
-    return Forward(logits, features[-1], outputs)
+    return Forward(logits.astype(jnp.float32), features[-1], outputs)
 
 
 def select(model: Network, taps: Taps = None) -> tuple[str, ...]:

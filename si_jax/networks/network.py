@@ -118,6 +118,12 @@ class Network:
         """Number of logits."""
         return self.outline.logits[-1]
 
+    @property
+    def num_features(self) -> int:
+        """Number of channels of what enters the head."""
+        shape = self.outline.inputs[self.head]
+        return shape[-1] if shape else 0
+
 
 def run(
     network: Network,
