@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from si_jax.detectors import register_detector as register_detector
     from si_jax.evaluation import metrics as metrics
     from si_jax.model import Model as Model
+    from si_jax.networks.function import tap as tap
     from si_jax.weights.checkpoint import build_model as build_model
     from si_jax.weights.checkpoint import load_model as load_model
     from si_jax.weights.checkpoint import save_checkpoint as save_checkpoint
@@ -32,6 +33,7 @@ _PUBLIC = {
     "metrics": "si_jax.evaluation.metrics",
     "register_detector": "si_jax.detectors",
     "save_checkpoint": "si_jax.weights.checkpoint",
+    "tap": "si_jax.networks.function",
     "with_new_head": "si_jax.weights.checkpoint",
 }
 """Public name -> the module that holds it, or is it."""

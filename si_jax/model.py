@@ -110,6 +110,7 @@ class Model(Network):
             )
         if jax.tree.leaves(variables):  # else weights are still to come
             object.__setattr__(self, "head", head_of(self, head))
+            framework.head(self.module, variables, self.head)  # refuses what is certainly wrong
 
     def __repr__(self) -> str:
         height, width, channels = self.image_shape
