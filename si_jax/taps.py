@@ -41,6 +41,8 @@ def default_taps(model: Model, role: str, variant: str | None = None) -> tuple[s
     if family is None:
         return (splitting.FEATURES,) if role == "outer" else splitting.select(model)
     patterns = table[f"{role}:{variant}" if variant else role]
+    if patterns == (splitting.FEATURES,):
+        return patterns
     return splitting.select(
         model,
         [p for p in patterns if not isinstance(p, IfPresent) or splitting.matches(model, p)],

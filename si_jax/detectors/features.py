@@ -225,8 +225,9 @@ def relative_sum(
 
 def _maps(model: Model, stages: int) -> tuple[str, ...]:
     """The outputs of the last stages, in order; of a foreign network its last feature map."""
-    if family := family_of(model.module):
-        return family.stages(model.module)[-stages:]
+    family = family_of(model.module)
+    if family is not None and (outputs := family.stages(model.module)):
+        return outputs[-stages:]
     paths = [call.path for call in model.calls]
     found = [
         call.path

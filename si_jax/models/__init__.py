@@ -10,7 +10,7 @@ from typing import Any
 
 from flax import linen as nn
 
-from si_jax.models import bit, resnet, wide_resnet
+from si_jax.models import bit, resnet, vit, wide_resnet
 from si_jax.models.family import Family
 
 NORMALISATIONS = {
@@ -95,6 +95,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     "imagenet_resnet34": _resnet(_imagenet, 3, 4, 6, 3),
     "imagenet_resnet50": _resnet(_imagenet, 3, 4, 6, 3, bottleneck=True),
     "imagenet_resnet101": _resnet(_imagenet, 3, 4, 23, 3, bottleneck=True),
+    "imagenet_vit_b16": _imagenet(
+        vit.FAMILY,
+        options={"patch": 16, "layers": 12, "width": 768, "hidden": 3072, "heads": 12},
+    ),
     "wrn_16_4": _wrn(16, 4),
     "wrn_28_10": _wrn(28, 10),
     "wrn_40_2": _wrn(40, 2),

@@ -59,8 +59,8 @@ class Family:
         title: what the network is called in messages, such as "CIFAR ResNet".
         build: the class: `num_classes` and options by keyword -> module.
         head: path of the last linear layer.
-        taps: module -> role -> patterns, see `si_jax.taps`.
-        stages: module -> paths of the outputs of its stages, in order.
+        taps: module -> role -> patterns, see `si_jax.taps`; `("(features)",)` is the head's input.
+        stages: module -> paths of the outputs of its stages, in order; none where it has no maps.
         layouts: how checkpoints of it are read; the first is the usual one.
     """
 
