@@ -10,7 +10,7 @@ Names = Mapping[str, str]
 """Name as in a layout's table -> name as it stands in the checkpoint."""
 
 COUNTERS = ("num_batches_tracked", "n_averaged", "num_updates")
-WRAPPERS = re.compile(r"(?:(?:module|_orig_mod)\.)+")
+WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod)\.)+")
 """What data parallelism, averaging and compilation put before every name."""
 
 
@@ -75,8 +75,8 @@ def _is_part(prefix: str, part: str) -> bool:
 def _table_names(layout: Layout, names: list[str], prefix: str) -> Names:
     result: dict[str, str] = {}
     for original in names:
-        inside = original.startswith(prefix)
-        name = original[len(prefix) :] if inside else WRAPPERS.sub("", original, count=1)
+        inside = prefix and original.startswith(prefix)
+        name = original[len(prefix) :] if inside else WRAPPERS.sub("", original)
         for pattern, replacement in layout.aliases:
             name = re.sub(pattern, replacement, name)
         if name in result:
