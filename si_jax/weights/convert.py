@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from si_jax.model import Model
+from si_jax.model import Model, checked_size
 from si_jax.models import ARCHITECTURES, NORMALISATIONS, architecture
 from si_jax.models.family import Layout
-from si_jax.weights.checkpoint import abstract_variables, build_model, checked_size, make_module
+from si_jax.weights.checkpoint import abstract_variables, build_model, make_module
 from si_jax.weights.convert_files import find_state, load_file, shape_of
 from si_jax.weights.convert_fill import fill
 from si_jax.weights.convert_names import Names, canonical
