@@ -49,7 +49,6 @@ FRAMEWORKS: dict[tuple[str, str], str] = {
     ("flax.linen", "Module"): "si_jax.networks.linen",
     ("flax.nnx", "Module"): "si_jax.networks.nnx",
     ("keras", "Layer"): "si_jax.networks.keras",
-    ("equinox", "Module"): "si_jax.networks.equinox",
 }
 """(package, base class of its networks) -> module whose `FRAMEWORK` serves them."""
 
@@ -76,8 +75,8 @@ def framework_of(network: Any) -> Framework:
         return importlib.import_module("si_jax.networks.function").FRAMEWORK
     raise ValueError(
         f"network (a {type(network).__module__}.{type(network).__qualname__}) is of no framework"
-        " that is served: give a Flax Linen, Flax NNX or Equinox module, a Keras 3 model on the JAX"
-        " backend, or a function of (variables, images)"
+        " that is served: give a Flax Linen or Flax NNX module, a Keras 3 model on the JAX backend,"
+        " or a function of (variables, images)"
     )
 
 

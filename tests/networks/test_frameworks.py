@@ -232,7 +232,7 @@ def test_grey_images_and_boxed_parameters():
     assert np.isfinite(si_jax.make_detector("gradnorm", model).score(images)).all()
 
 
-def test_mistakes_are_told_in_one_sentence():
+def test_mistakes_are_told_in_one_sentence(unchecked):
     module, variables = mode()
     size = {"input_size": 8, "mean": (0.5,) * 3, "std": (0.5,) * 3}
     off = {"call_kwargs": {"train": False}}
