@@ -1,9 +1,12 @@
 """Files that are written whole or not at all, and what reading a damaged one raises."""
 
+import contextlib
 import os
+import shutil
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,3 +46,31 @@ def _write_atomically(path: Path, write: Any) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def directory_written_whole(directory: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Give an empty directory to write to, which takes its name at the end, once it is whole.
+
+    Args:
+        directory: the name; it must not exist unless `replace`.
+        replace: whether what has that name may be replaced.
+
+    Raises:
+        ValueError: if the directory exists and is not to be replaced.
+        OSError: if it cannot be written; no part of it is left behind.
+    """
+    if directory.exists() and not replace:
+        raise ValueError(f"{directory} exists already: choose another directory or remove it")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if directory.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+            directory.replace(old)
+            shutil.rmtree(old)
+        temporary.rename(directory)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

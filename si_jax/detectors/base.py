@@ -1,8 +1,10 @@
 """What every detector is: a function of a batch, with its options."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -100,6 +102,7 @@ class Detector:
         options: the options that it was made with, as given.
         threshold: what it decides by, a `si_jax.detectors.threshold.Threshold`; None before it is
             calibrated.
+        card: what else is known of it, such as the data that it was calibrated on; saved with it.
         preprocessing: how image files are brought to the network's input size: as the network's
             card says, see `si_jax.data.preprocessing.preprocessing_for`; may be set.
     """
@@ -116,6 +119,7 @@ class Detector:
         self.state: State | None = None if self.needs_fit else {}
         self.options: dict[str, Any] = {}
         self.threshold: thresholds.Threshold | None = None
+        self.card: dict[str, Any] = {}
         self.preprocessing: Preprocessing = preprocessing_for(model.input_size, model.card)
         self.compute = plan.compute
         self._fit = plan.fit
@@ -212,6 +216,27 @@ class Detector:
             ValueError: if the detector is not calibrated, or the images do not fit the model.
         """
         return thresholds.predict(self, images)
+
+    def save(self, directory: str | os.PathLike, *, overwrite: bool = False) -> Path:
+        """Write the detector to a directory, from which `si_jax.load_detector` reads it.
+
+        The network's weights, the options, the fit, the threshold and the calibration scores, each
+        with a hash: JSON and orbax, no pickle. The code of a network that is not this library's is
+        not saved; it is given again at loading.
+
+        Args:
+            directory: written whole or not at all.
+            overwrite: whether to replace a detector that lies there.
+
+        Returns:
+            The directory.
+
+        Raises:
+            ValueError: if the directory exists, or the detector is not fitted.
+        """
+        from si_jax.detectors.saving import save_detector
+
+        return save_detector(directory, self, overwrite=overwrite)
 
     def score(self, images: Any) -> Float32[np.ndarray, "batch"]:
         """How in-distribution each image looks; higher is more in-distribution.
