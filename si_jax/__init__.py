@@ -7,6 +7,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from si_jax.decision.drift import monitor as monitor
+    from si_jax.decision.predictor import Predictor as Predictor
     from si_jax.detectors import DETECTORS as DETECTORS
     from si_jax.detectors import Detector as Detector
     from si_jax.detectors import make_detector as make_detector
@@ -25,12 +27,14 @@ _PUBLIC = {
     "DETECTORS": "si_jax.detectors",
     "Detector": "si_jax.detectors",
     "Model": "si_jax.model",
+    "Predictor": "si_jax.decision.predictor",
     "build_model": "si_jax.weights.checkpoint",
     "convert_torch": "si_jax.weights.convert",
     "load_detector": "si_jax.detectors.saving",
     "load_model": "si_jax.weights.checkpoint",
     "make_detector": "si_jax.detectors",
     "metrics": "si_jax.evaluation.metrics",
+    "monitor": "si_jax.decision.drift",
     "save_checkpoint": "si_jax.weights.checkpoint",
     "with_new_head": "si_jax.weights.checkpoint",
 }

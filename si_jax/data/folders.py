@@ -24,6 +24,7 @@ def from_folder(
     name: str | None = None,
     wnid_to_index: str | os.PathLike | None = None,
     num_classes: int | None = None,
+    upright: bool = False,
 ) -> ImageSet:
     """Read the images of a folder, in the order of their relative paths.
 
@@ -39,6 +40,7 @@ def from_folder(
             of their positions.
         num_classes: number of top-level folders that there must be for their positions to be the
             classifier's classes; not checked by default, nor with `wnid_to_index`.
+        upright: whether images are turned as EXIF notes, which the benchmarks' protocols don't.
 
     Returns:
         The set. Its fingerprint hashes the files' relative names, sizes and labels.
@@ -67,7 +69,7 @@ def from_folder(
                 f"{file} can't be read ({error.strerror}); restore the file or skip unreadable"
                 " images."
             ) from error
-        return decode(data, str(file)), int(labels[index])
+        return decode(data, str(file), upright=upright), int(labels[index])
 
     return ImageSet(
         name=name or root.resolve().name,

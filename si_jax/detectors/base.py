@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Array, Float, Float32
@@ -16,6 +16,9 @@ from si_jax.data.opening import batches_of
 from si_jax.data.preprocessing import Preprocessing, preprocessing_for
 from si_jax.detectors import threshold as thresholds
 from si_jax.model import Model
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Inputs:
@@ -216,6 +219,27 @@ class Detector:
             ValueError: if the detector is not calibrated, or the images do not fit the model.
         """
         return thresholds.predict(self, images)
+
+    def explain(self, image: Any, *, title: str = "") -> "Figure":
+        """A picture of why one image is trusted, or not.
+
+        The image, where the network's evidence lies, how abnormal each layer that the detector
+        reads is among the calibration images, where the score lies among theirs, and the nearest of
+        them, where some are kept.
+
+        Args:
+            image: one image, in any form that `score` takes; an array may lack the first axis.
+            title: the image's name.
+
+        Returns:
+            A matplotlib figure: `figure.savefig(path)`.
+
+        Raises:
+            ValueError: if the detector is not calibrated, or it is not one image.
+        """
+        from si_jax.detectors.explanation import explain
+
+        return explain(self, image, title=title)
 
     def save(self, directory: str | os.PathLike, *, overwrite: bool = False) -> Path:
         """Write the detector to a directory, from which `si_jax.load_detector` reads it.

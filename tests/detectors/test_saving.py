@@ -128,7 +128,7 @@ def test_a_directory_is_not_replaced_unless_asked(saved, tiny, tmp_path, monkeyp
     assert si_jax.load_detector(copy).name == "energy"
     with pytest.raises(ValueError, match="must be fitted first"):
         si_jax.make_detector("knn", tiny).save(tmp_path / "unfitted")
-    with pytest.raises(ValueError, match=r"no detector 'nothing'.*digits"):
+    with pytest.raises(ValueError, match=r"no detector 'nothing'.*one of the bundled"):
         si_jax.load_detector("nothing")
 
     def fail(*args, **kwargs):
