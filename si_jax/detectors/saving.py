@@ -23,7 +23,7 @@ from si_jax.detectors import DETECTORS, make_detector, saved_network
 from si_jax.detectors.base import Detector
 from si_jax.detectors.threshold import Threshold
 from si_jax.model import Model
-from si_jax.weights.checkpoint import CHECKPOINTS, weights_hash
+from si_jax.weights.checkpoint import bundled_directory, weights_hash
 
 FORMAT = 1
 CARD = "detector.json"
@@ -137,14 +137,15 @@ def find_detector(directory: str | os.PathLike) -> Path:
     Raises:
         ValueError: if there is none; the message lists the bundled ones.
     """
-    for place in (Path(directory).expanduser(), CHECKPOINTS / f"{directory}_detector"):
+    shipped = bundled_directory()
+    for place in (Path(directory).expanduser(), shipped / f"{directory}_detector"):
         if (place / CARD).is_file():
             return place.resolve()
     if Path(directory).is_dir():
         raise ValueError(
             f"{directory} holds no {CARD}: it is no saved detector, or that file is missing"
         )
-    bundled = sorted(p.parent.name[: -len("_detector")] for p in CHECKPOINTS.glob(f"*/{CARD}"))
+    bundled = sorted(p.parent.name[: -len("_detector")] for p in shipped.glob(f"*/{CARD}"))
     raise ValueError(
         f"there is no detector {str(directory)!r}: give the directory of one that was saved by"
         f" detector.save, or one of the bundled: {', '.join(bundled) or 'none'}"
