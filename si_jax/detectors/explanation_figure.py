@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.ndimage import gaussian_filter
 
 from si_jax.detectors.base import Detector
 from si_jax.detectors.explanation import RARE, Explanation, upsampled
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 KNOWN, NOVEL, GREY, BAND = "#0072B2", "#D55E00", "#555555", "#DCE9F2"
 LAYERS_NAMED = 40
+SMOOTHING = 28  # the side of an image in deviations of the Gaussian
 LIMIT = 4.0  # half ranges beyond which a layer is drawn at the edge
 
 
@@ -37,14 +39,22 @@ def draw(detector: Detector, shown: Explanation, title: str = "") -> "Figure":
     _picture(figure.add_subplot(left[0, :2]), shown.image, "what the network sees")
     overall = mean_map(shown)
     _overlay(figure.add_subplot(left[0, 2:]), shown.image, overall, "where its evidence lies")
-    chosen = _spread(list(shown.maps), 4)
+    main = [tap for tap in shown.maps if "shortcut" not in tap]
+    chosen = _spread(main or list(shown.maps), 4)
     for column, tap in enumerate(chosen):
         axes = figure.add_subplot(left[1, column])
-        _overlay(axes, shown.image, shown.maps[tap], tap)
+        _overlay(axes, shown.image, shown.maps[tap], _tail(tap, 24))
+    kept = bool(shown.nearest)
     right = figure.add_gridspec(
-        2 + bool(shown.nearest), 1, left=0.69, right=0.975, top=0.795, bottom=0.075, hspace=0.62,
-        height_ratios=(1.15, 2, 0.95)[: 2 + bool(shown.nearest)],
-    )  # fmt: skip
+        2 + kept,
+        1,
+        left=0.7,
+        right=0.975,
+        top=0.795,
+        bottom=0.04 if kept else 0.09,
+        hspace=0.62 if kept else 0.4,
+        height_ratios=(1.2, 1.9, 1.15)[: 2 + kept],
+    )
     _histogram(figure.add_subplot(right[0]), detector.threshold, shown, novel)
     axes = figure.add_subplot(right[1])
     if shown.layers:
@@ -59,17 +69,25 @@ def draw(detector: Detector, shown: Explanation, title: str = "") -> "Figure":
             _picture(axes, image, f"{cosine:.2f}")
             if column == 0:
                 axes.text(
-                    0, 1.34, "nearest calibration images, cosine of the features", fontsize=10,
-                    transform=axes.transAxes, fontweight="bold",
-                )  # fmt: skip
+                    0,
+                    1.3,
+                    "nearest calibration images (cosine)",
+                    fontsize=10,
+                    transform=axes.transAxes,
+                    fontweight="bold",
+                )
     return figure
 
 
 def mean_map(shown: Explanation) -> np.ndarray:
-    """Mean of the maps of all taps, brought to the image's size."""
+    """Mean of the maps of all taps, brought to the image's size, and smoothed.
+
+    Strided convolutions leave a grid in their gradients, which is theirs and not the image's.
+    """
     size = shown.image.shape[:2]
     maps = [upsampled(values, size) for values in shown.maps.values()]
-    return np.mean(maps, axis=0) if maps else np.zeros(size, np.float32)
+    mean = np.mean(maps, axis=0) if maps else np.zeros(size, np.float32)
+    return gaussian_filter(mean, max(size) / SMOOTHING)
 
 
 def class_name(shown: Explanation, label: int) -> str:
@@ -118,11 +136,9 @@ def _overlay(axes, image: np.ndarray, values: np.ndarray, title: str) -> None:
     heat = upsampled(values, image.shape[:2])
     heat = heat / max(float(heat.max()), 1e-30)
     grey = image.astype(np.float32).mean(axis=-1)
-    axes.imshow(grey, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    axes.imshow(
-        heat, cmap="inferno", vmin=0, vmax=1, alpha=0.15 + 0.65 * np.clip(heat, 0, 1),
-        interpolation="bilinear",
-    )  # fmt: skip
+    axes.imshow(0.75 * grey, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    opacity = np.clip(1.2 * heat - 0.1, 0, 0.85)
+    axes.imshow(heat, cmap="inferno", vmin=-0.2, vmax=1, alpha=opacity, interpolation="bilinear")
     _frame(axes, title)
 
 
@@ -148,25 +164,26 @@ def _histogram(axes, threshold: Threshold, shown: Explanation, novel: bool) -> N
         [clipped[accepted], clipped[~accepted]], edges, stacked=True, color=[KNOWN, "#9CC3DE"]
     )
     axes.axvline(threshold.value, color="black", linewidth=1, linestyle="--")
-    top = axes.get_ylim()[1] * 1.28
+    top = axes.get_ylim()[1] * 1.45
     axes.set_ylim(0, top)
-    axes.text(
-        threshold.value, top, f" accept {threshold.tpr:.0%}", fontsize=8.5, va="top", ha="left"
-    )
+    style = {"fontsize": 8.5, "va": "top", "ha": "right"}
+    axes.text(threshold.value, top, f"threshold: accept {threshold.tpr:.4g} ", **style)
     colour = NOVEL if novel else KNOWN
-    place = float(np.clip(score, first, last))
-    if score < first:
-        axes.annotate(
-            f"this image, far below: {score:.3g}", (first, top * 0.3), (first + 0.09 * width,
-            top * 0.3), arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 2.2}, color=colour,
-            fontsize=9.5, va="center", fontweight="bold",
-        )  # fmt: skip
-    else:
-        axes.annotate(
-            "this image", (place, 0), (place, top * 0.55), color=colour, ha="center",
-            fontsize=9.5, fontweight="bold",
-            arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 2.2},
-        )  # fmt: skip
+    place, height = float(np.clip(score, first, last)), top * (0.45 if score < first else 0.8)
+    pointed = (place, height if score < first else 0)
+    start = (first + 0.07 * width, height) if score < first else (place, height)
+    axes.annotate(
+        f"this image: {score:.3g}",
+        pointed,
+        start,
+        ha="left" if score < first or place < (first + last) / 2 else "center",
+        va="center",
+        color=colour,
+        fontsize=9.5,
+        fontweight="bold",
+        bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"},
+        arrowprops={"arrowstyle": "-|>", "color": "#222222" if place > first else colour, "lw": 2},
+    )
     axes.set_xlim(first, last)
     _chart(axes, "score among the calibration images")
     axes.set_yticks([])
@@ -196,7 +213,9 @@ def _layers(axes, shown: Explanation) -> None:
     colours = np.where(abnormal, NOVEL, KNOWN)
     axes.scatter(values, places, c=colours, s=30, zorder=3)
     every = -(-len(places) // LAYERS_NAMED)
-    axes.set_yticks(places[::every], [shown.layers[i] for i in places[::every]], fontsize=8)
+    axes.set_yticks(
+        places[::every], [_tail(shown.layers[i], 20) for i in places[::every]], fontsize=8
+    )
     axes.set_ylim(len(places) - 0.4, -0.6)
     _chart(axes, f"{int(abnormal.sum())} of {len(places)} layers are abnormal")
 
@@ -224,3 +243,8 @@ def _spread(items: Sequence[str], count: int) -> list[str]:
     if len(items) <= count:
         return list(items)
     return [items[round(i)] for i in np.linspace(0, len(items) - 1, count)]
+
+
+def _tail(name: str, length: int) -> str:
+    """A path cut to a length at its beginning."""
+    return name if len(name) <= length else f"…{name[1 - length :]}"
