@@ -11,6 +11,7 @@ Exit status 0; 1 if an image could not be read (it is named, the others go on); 
 
 import argparse
 import dataclasses
+import glob
 import json
 import re
 import sys
@@ -118,13 +119,20 @@ def explain(detector: Detector, file: str, directory: Path) -> None:
 
 
 def listed(paths: list[str]) -> Iterator[str]:
-    """The images that the command line names, `-` standing for the lines of standard input."""
+    """The images that the command line names, `-` standing for the lines of standard input.
+
+    A path on the command line that does not exist is an error before anything is computed; one on
+    standard input is told as unreadable when its turn comes.
+    """
     for path in paths:
-        if path == "-":
-            lines = (text.rstrip("\r\n") for text in sys.stdin)
-            yield from find_images(text for text in lines if text)
-        else:
+        if path != "-" and not glob.has_magic(path) and not Path(path).expanduser().exists():
+            raise ValueError(f"{path} does not exist: give files or folders of images")
+    for path in paths:
+        if path != "-":
             yield from find_images([path])
+            continue
+        for text in filter(None, (text.rstrip("\r\n") for text in sys.stdin)):
+            yield from find_images([text]) if Path(text).is_dir() else [text]
 
 
 def chained(first: str, rest: Iterator[str]) -> Iterator[str]:

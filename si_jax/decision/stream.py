@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from si_jax.data.folders import EXTENSIONS
+from si_jax.data.decoding import EXTENSIONS
 from si_jax.data.image_set import MissingSet, UnreadableImage
 from si_jax.data.opening import WORKERS, chunks, open_image
 from si_jax.detectors import Detector
