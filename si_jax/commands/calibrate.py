@@ -10,6 +10,7 @@ digits/test. The network must not have learnt from HELD_OUT, and the detector is
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -41,6 +42,8 @@ def main(argv: list[str] | None = None) -> None:
     add("--seed", type=int, default=0, help="seed of the draws")
     add("--out", required=True, metavar="DIR", help="directory to write")
     args = parser.parse_args(argv)
+    if Path(args.out).exists():
+        raise ValueError(f"{args.out} exists already: choose another directory or remove it")
     model = load_model(args.checkpoint)
     options = parse_options([f"{args.detector}.{text}" for text in args.set])
     detector = make_detector(args.detector, model, **options.get(args.detector, {}))

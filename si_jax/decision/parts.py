@@ -19,7 +19,7 @@ from si_jax.decision.predictor import COLUMNS, Predictor
 from si_jax.decision.stream import find_images
 from si_jax.detectors.saving import CARD, find_detector
 
-PLAN = "plan.json"
+PLAN = "_plan.json"  # readers of a folder of Parquet files leave out such names
 PART_SIZE = 10_000
 
 
