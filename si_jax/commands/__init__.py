@@ -13,6 +13,7 @@ COMMANDS = {
     "predict": "say of images whether the network is to be trusted on them",
     "calibrate": "make a detector of a network: fit it, set its threshold, save it",
     "export": "write a saved detector as one file that runs without this library",
+    "prepare-data": "bring the public sets of a benchmark to this machine",
     "evaluate": "evaluate out-of-distribution detectors on a benchmark",
     "convert": "convert a published checkpoint of another framework",
     "train": "train or fine-tune a classifier",
@@ -45,7 +46,7 @@ def dispatch(argv: list[str]) -> None:
 
 def usage() -> str:
     """What `si-jax --help` prints."""
-    lines = [f"  {name:10} {text}" for name, text in COMMANDS.items()]
+    lines = [f"  {name:12} {text}" for name, text in COMMANDS.items()]
     return "\n".join(
         [
             "usage: si-jax COMMAND ...",

@@ -1,10 +1,8 @@
 """Files that are written whole or not at all, and the reading of files that may be anything."""
 
-import contextlib
 import errno
 import lzma
 import os
-import shutil
 import stat
 import struct
 import tarfile
@@ -12,7 +10,7 @@ import tempfile
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -178,31 +176,3 @@ def _write_atomically(path: Path, write: Any) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-
-
-@contextlib.contextmanager
-def directory_written_whole(directory: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Give an empty directory to write to, which takes its name at the end, once it is whole.
-
-    Args:
-        directory: the name; it must not exist unless `replace`.
-        replace: whether what has that name may be replaced.
-
-    Raises:
-        ValueError: if the directory exists and is not to be replaced.
-        OSError: if it cannot be written; no part of it is left behind.
-    """
-    if directory.exists() and not replace:
-        raise ValueError(f"{directory} exists already: choose another directory or remove it")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        if directory.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-            directory.replace(old)
-            shutil.rmtree(old)
-        temporary.rename(directory)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

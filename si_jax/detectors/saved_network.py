@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from si_jax.model import Model
 from si_jax.models import ARCHITECTURES
-from si_jax.weights.checkpoint import build_model, init
+from si_jax.weights.checkpoint import abstract_variables, build_model
 
 PROBE_SEED = 0
 PROBE_TOLERANCE = 1e-3  # of the largest logit; other matrix kernels differ by 1e-6
@@ -88,7 +88,7 @@ def rebuild(
             precision=facts["precision"],
             **card["options"],
         )
-        structure = jax.eval_shape(lambda: init(model.module, model.input_size, 0))
+        structure = abstract_variables(model.module, model.input_size)
     names, leaves = _leaves(structure)
     _compare(_table(names, leaves), facts["variables"])
     values = [arrays[key] for key in sorted(arrays)]

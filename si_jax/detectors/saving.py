@@ -17,13 +17,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from si_jax.cli import versions
-from si_jax.data.files import directory_written_whole
+from si_jax.data.directories import check_files, written_whole
 from si_jax.data.preprocessing import preprocessing_for
 from si_jax.detectors import DETECTORS, make_detector, saved_network
 from si_jax.detectors.base import Detector
 from si_jax.detectors.threshold import Threshold
 from si_jax.model import Model
-from si_jax.weights.checkpoint import bundled_directory, weights_hash
+from si_jax.weights.checkpoint import bundled_directory
+from si_jax.weights.variables import weights_hash
 
 FORMAT = 1
 CARD = "detector.json"
@@ -37,6 +38,11 @@ def save_detector(
 ) -> Path:
     """Write a detector to a directory, whole or not at all; see `Detector.save`."""
     detector.check_fitted()
+    if detector.version is None:
+        raise ValueError(
+            f"detector {detector.name!r} has no version, by which a saved one is known to be stale:"
+            " register it with one"
+        )
     directory = Path(directory).resolve()
     replace = overwrite and (directory / CARD).is_file()
     if directory.exists() and not replace:
@@ -53,7 +59,7 @@ def save_detector(
     content = {
         "format": FORMAT,
         "detector": detector.name,
-        "version": _version(detector.name),
+        "version": detector.version,
         "options": _options(detector),
         "settings": detector.settings,
         "batch_size": detector.batch_size,
@@ -72,7 +78,7 @@ def save_detector(
     }
     content = json.loads(json.dumps(content, default=_plain))
     content["sha256"]["json"] = _json_hash(content)
-    with directory_written_whole(directory, replace=replace) as temporary:
+    with written_whole(directory) as temporary:
         with ocp.PyTreeCheckpointer() as checkpointer:
             filled = {part: tree for part, tree in arrays.items() if tree}
             checkpointer.save(temporary / "arrays", filled)
@@ -108,10 +114,11 @@ def load_detector(directory: str | os.PathLike, *, model: Model | None = None) -
     name = content["detector"]
     if name not in DETECTORS:
         raise ValueError(f"{directory} holds a detector {name!r}, which this version has not")
-    if content["version"] != _version(name):
+    if content["version"] != DETECTORS[name].version:
         raise ValueError(
             f"the score of {name!r} has changed since {directory} was saved (version"
-            f" {content['version']}, now {_version(name)}): fit, calibrate and save it again"
+            f" {content['version']}, now {DETECTORS[name].version}): fit, calibrate and save it"
+            " again"
         )
     probe = arrays.get("probe", {}).get("logits")
     model = saved_network.rebuild(content["model"], arrays["variables"], probe, model)
@@ -177,6 +184,7 @@ def _read_card(path: Path) -> dict[str, Any]:
 def _restore(path: Path) -> dict[str, dict[str, Any]]:
     if not path.is_dir():
         raise ValueError(f"{path.parent} is damaged: its folder 'arrays' is missing")
+    check_files(path)
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
             tree = checkpointer.metadata(path).item_metadata.tree
@@ -219,10 +227,6 @@ def _options(detector: Detector) -> dict[str, Any]:
         key: detector.settings[key] if callable(value) else value
         for key, value in detector.options.items()
     }
-
-
-def _version(name: str) -> int:
-    return getattr(DETECTORS[name], "version", 1)
 
 
 def _plain(value: Any) -> Any:
