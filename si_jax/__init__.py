@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from si_jax.detectors import DETECTORS as DETECTORS
     from si_jax.detectors import Detector as Detector
     from si_jax.detectors import make_detector as make_detector
-    from si_jax.detectors.saving import load_detector as load_detector
     from si_jax.detectors import register_detector as register_detector
+    from si_jax.detectors.saving import load_detector as load_detector
     from si_jax.evaluation import metrics as metrics
     from si_jax.model import Model as Model
     from si_jax.weights.checkpoint import build_model as build_model
