@@ -64,7 +64,8 @@ def from_folder(
             f"{root} holds no images{others}; put files that end in .jpg, .png and so on there."
         )
     labels = _labels(root, names, wnid_to_index, num_classes)
-    return from_files(root, names, labels, name=name, notes=_told(left_out))
+    options = {"upright": upright, "notes": _told(left_out)}
+    return from_files(root, names, labels, name=name, **options)
 
 
 def from_files(
@@ -74,6 +75,7 @@ def from_files(
     *,
     name: str | None = None,
     notes: tuple[str, ...] = (),
+    upright: bool = False,
 ) -> ImageSet:
     """Read the given files below a folder, in that order.
 
@@ -83,6 +85,7 @@ def from_files(
         labels: of the files, int64 of shape (n,), -1 for none.
         name: what to call the set; the folder's name by default.
         notes: sentences to tell beside results.
+        upright: whether images are turned as EXIF notes.
 
     Returns:
         The set, as `from_folder` gives it.

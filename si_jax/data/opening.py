@@ -81,7 +81,7 @@ def batches_of(
         if images and is_encoded(images[0]):
             yield from _opened(images, transform, channels, batch_size)
         elif images:
-            yield images, False
+            yield np.asarray(images), False
     elif isinstance(images, Iterable) and not hasattr(images, "__array__"):
         for encoded, run in itertools.groupby(images, is_encoded):
             if encoded:

@@ -4,14 +4,16 @@ By `jax.export` for JAX on CPU, CUDA or TPU, or as ONNX for other runtimes. The 
 the threshold are constants in it.
 """
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from jaxtyping import Array, Shaped, UInt8
 
 from si_jax.data.files import write_atomically
@@ -91,9 +93,15 @@ def export_onnx(detector: Detector, path: str | os.PathLike) -> Path:
     run = program_of(detector)
     names = list(jax.eval_shape(run, jax.ShapeDtypeStruct((1, *detector.model.image_shape), "u1")))
     image = jax.ShapeDtypeStruct(("batch", *detector.model.image_shape), jnp.uint8)
+    original = _linen_calls()
+
+    def traced(images):
+        with _set_linen_calls(original):
+            return tuple(run(images).values())
+
     try:
         model = to_onnx(
-            lambda images: tuple(run(images).values()),
+            traced,
             inputs=[image],
             model_name=detector.name,
             input_names=["images"],
@@ -136,3 +144,29 @@ def program_of(
         return results
 
     return run
+
+
+def _linen_calls() -> dict[type, Callable]:
+    """Flax Linen's layers, and how each is called."""
+    layers = [value for value in vars(nn).values() if isinstance(value, type)]
+    return {
+        layer: vars(layer)["__call__"]
+        for layer in layers
+        if issubclass(layer, nn.Module) and "__call__" in vars(layer)
+    }
+
+
+@contextlib.contextmanager
+def _set_linen_calls(calls: Mapping[type, Callable]) -> Iterator[None]:
+    """Call Linen's layers in another way for a while.
+
+    `jax2onnx` replaces their calls while it traces, so that taps and features are not met.
+    """
+    now = _linen_calls()
+    try:
+        for layer, call in calls.items():
+            layer.__call__ = call
+        yield
+    finally:
+        for layer, call in now.items():
+            layer.__call__ = call

@@ -55,7 +55,7 @@ def test_mistakes_end_in_one_sentence(checkpoint, folder, tmp_path, capsys):
     out = ["--out", tmp_path / "d"]
     energy = ["--detector", "energy", "--images", folder]
     for command, argv, message in (
-        (calibrate, [checkpoint, "--images", folder, *out], "si-c learns from training images"),
+        (calibrate, [checkpoint, "--images", folder, *out], "learns from training images"),
         (calibrate, [checkpoint, *energy, "--limit", "9", *out], "9 calibration images are too"),
         (calibrate, [checkpoint, *energy, "--classes", "a", *out], "names 1, but the network"),
         (calibrate, [checkpoint, *energy, "--set", "k=1", *out], "does not take the option k"),

@@ -20,10 +20,11 @@ def calibrated(name, model, **options):
 
 
 def agrees(results, detector, images, rtol=1e-5):
+    """To rounding: another program sums in another order."""
     expected = detector.predict(images).as_dict()
     assert results.keys() == expected.keys()
     for key, values in expected.items():
-        np.testing.assert_allclose(results[key], values, rtol=rtol, atol=1e-6, err_msg=key)
+        np.testing.assert_allclose(results[key], values, rtol=rtol, atol=2e-5, err_msg=key)
 
 
 QUICK = ("energy", "knn", "si-c")
