@@ -52,7 +52,7 @@ def draw(detector: Detector, shown: Explanation, title: str = "") -> "Figure":
         right=0.975,
         top=0.795,
         bottom=0.04 if kept else 0.09,
-        hspace=0.62 if kept else 0.4,
+        hspace=0.85 if kept else 0.4,
         height_ratios=(1.2, 1.9, 1.15)[: 2 + kept],
     )
     _histogram(figure.add_subplot(right[0]), detector.threshold, shown, novel)
@@ -134,10 +134,11 @@ def _picture(axes, image: np.ndarray, title: str) -> None:
 def _overlay(axes, image: np.ndarray, values: np.ndarray, title: str) -> None:
     """A map over the greyed image: the more evidence, the more colour."""
     heat = upsampled(values, image.shape[:2])
-    heat = heat / max(float(heat.max()), 1e-30)
+    usual = float(np.percentile(heat, 40))  # what is everywhere tells nothing
+    heat = np.clip((heat - usual) / max(float(heat.max()) - usual, 1e-30), 0, 1)
     grey = image.astype(np.float32).mean(axis=-1)
     axes.imshow(0.75 * grey, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    opacity = np.clip(1.2 * heat - 0.1, 0, 0.85)
+    opacity = 0.75 * heat**0.7
     axes.imshow(heat, cmap="inferno", vmin=-0.2, vmax=1, alpha=opacity, interpolation="bilinear")
     _frame(axes, title)
 
@@ -176,7 +177,7 @@ def _histogram(axes, threshold: Threshold, shown: Explanation, novel: bool) -> N
         f"this image: {score:.3g}",
         pointed,
         start,
-        ha="left" if score < first or place < (first + last) / 2 else "center",
+        ha="left" if score < first else "center",
         va="center",
         color=colour,
         fontsize=9.5,
@@ -229,7 +230,7 @@ def _classes(axes, shown: Explanation) -> None:
     axes.set_yticks(range(len(names)), names, fontsize=9)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlim(0, 1)
-    _chart(axes, "most probable classes (this detector reads no layers)")
+    _chart(axes, "most probable classes")
 
 
 def _chart(axes, title: str) -> None:
