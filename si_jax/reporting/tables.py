@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from si_jax.evaluation.metrics import HIGHER_IS_BETTER
+from si_jax.evaluation.metrics import METRICS
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def mark_best(
     """
     if len(rows) < 2:
         return [tuple(row) for row in rows]
-    choose = max if metric in HIGHER_IS_BETTER else min
+    choose = max if METRICS[metric].higher_is_better else min
     best = [
         choose((percent(v) for v in column if v is not None), key=float, default=None)
         for column in zip(*values, strict=True)
@@ -90,7 +90,7 @@ def percent(fraction: float) -> str:
 
 def arrow(metric: str) -> str:
     """Which way a metric is better."""
-    return "higher is better" if metric in HIGHER_IS_BETTER else "lower is better"
+    return "higher is better" if METRICS[metric].higher_is_better else "lower is better"
 
 
 def markdown_table(table: Table) -> str:
