@@ -5,7 +5,7 @@ one record in `METRICS`, a function of how many images have each score. To add o
 tables, CSV, reports, comparisons and bootstrap intervals read it from there.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -193,93 +193,13 @@ def tied_at_threshold(id_scores: IdScores, ood_scores: OodScores) -> int:
 
 def count(id_scores: IdScores, ood_scores: OodScores, correct: Correct | None = None) -> Counts:
     """How many images have each score; arguments and errors as for `evaluate`."""
-    known, novel = _check("id_scores", id_scores), _check("ood_scores", ood_scores)
+    known, novel = checked("id_scores", id_scores), checked("ood_scores", ood_scores)
     values, places = np.unique(np.concatenate([known, novel]), return_inverse=True)
     known, novel = places[: len(known)], places[len(known) :]
-    return _counts(known, novel, correct, len(values))
+    return counts_at(known, novel, correct, len(values))
 
 
-def bootstrap(
-    id_scores: IdScores,
-    ood_scores: OodScores,
-    *,
-    metrics: Sequence[str] = ("auroc", "fpr95"),
-    resamples: int = 200,
-    seed: int = 0,
-    correct: Correct | None = None,
-) -> dict[str, tuple[float, float]]:
-    """95 % confidence intervals by the percentile bootstrap over images.
-
-    The intervals say how much depends on the choice of the images, not of the weights.
-
-    Args:
-        id_scores: (n,) scores of in-distribution images.
-        ood_scores: (m,) scores of out-of-distribution images.
-        metrics: keys of `METRICS`.
-        resamples: number of draws.
-        seed: seed of the draws.
-        correct: as for `evaluate`.
-
-    Returns:
-        Metric -> (low, high), fractions.
-
-    Raises:
-        ValueError: as for `evaluate`; or if a metric is unknown or needs `correct`, or `resamples`
-            is less than 2.
-    """
-    drawn = bootstrap_draws(
-        id_scores, ood_scores, metrics=metrics, resamples=resamples, seed=seed, correct=correct
-    )
-    return {name: interval(values) for name, values in drawn.items()}
-
-
-def interval(drawn: Float[np.ndarray, "resamples"]) -> tuple[float, float]:
-    """The middle 95 % of what was drawn."""
-    low, high = np.percentile(drawn, (2.5, 97.5))
-    return float(low), float(high)
-
-
-def bootstrap_draws(
-    id_scores: IdScores,
-    ood_scores: OodScores,
-    *,
-    metrics: Sequence[str] = ("auroc", "fpr95"),
-    resamples: int = 200,
-    seed: int = 0,
-    correct: Correct | None = None,
-) -> dict[str, Float[np.ndarray, "resamples"]]:
-    """Metrics of images drawn with replacement; arguments and errors as for `bootstrap`.
-
-    In-distribution and out-of-distribution images are drawn each from their own set. The draws
-    depend on the seed and the sets' sizes alone, so detectors are compared on the same draws.
-
-    Returns:
-        Metric -> (resamples,) fractions.
-    """
-    known, novel = _check("id_scores", id_scores), _check("ood_scores", ood_scores)
-    if unknown := [name for name in metrics if name not in METRICS]:
-        raise ValueError(f"metrics: {unknown[0]!r} is not one of {', '.join(METRICS)}")
-    if correct is None and (needy := [name for name in metrics if METRICS[name].needs_correct]):
-        raise ValueError(f"metrics: {needy[0]!r} needs `correct`, which images are classified so")
-    if resamples < 2:
-        raise ValueError(f"resamples (={resamples}) must be at least 2")
-    values, places = np.unique(np.concatenate([known, novel]), return_inverse=True)
-    known, novel = places[: len(known)], places[len(known) :]
-    draws = [np.random.default_rng([seed, which]) for which in (0, 1)]
-    drawn = {name: np.empty(resamples) for name in metrics}
-    for draw in range(resamples):
-        chosen, others = (
-            rng.integers(len(place), size=len(place))
-            for place, rng in zip((known, novel), draws, strict=True)
-        )
-        right = None if correct is None else correct[chosen]
-        counts = _counts(known[chosen], novel[others], right, len(values))
-        for name in metrics:
-            drawn[name][draw] = METRICS[name].of(counts)
-    return drawn
-
-
-def _counts(known: np.ndarray, novel: np.ndarray, correct, values: int) -> Counts:
+def counts_at(known: np.ndarray, novel: np.ndarray, correct, values: int) -> Counts:
     """Counts of images whose scores are the values at these places; without values of none."""
     by_value = [np.bincount(places, minlength=values) for places in (known, novel)]
     if correct is not None:
@@ -294,7 +214,8 @@ def _threshold(counts: Counts) -> int:
     return int(np.searchsorted(np.cumsum(counts.known), rank, side="right"))
 
 
-def _check(name: str, scores: np.ndarray) -> Float[np.ndarray, "n"]:
+def checked(name: str, scores: np.ndarray) -> Float[np.ndarray, "n"]:
+    """Scores as float64, if they are what `evaluate` takes."""
     scores = np.asarray(scores)
     if scores.ndim != 1 or not len(scores):
         raise ValueError(

@@ -10,8 +10,9 @@ import pytest
 
 from si_jax.data.image_set import ImageSet
 from si_jax.evaluation import benchmark, metrics
+from si_jax.evaluation.results import Results
 from si_jax.evaluation.store import Store
-from si_jax.reporting import comparison, extremes, figures, html, panels, report, runs
+from si_jax.reporting import comparison, extremes, figures, files, html, panels, report, runs
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu"}
@@ -75,7 +76,7 @@ def make_run(directory, *, seed=0, shift=0.0, **changes):
         "command": "python scripts/evaluate.py --out a&b",
         "seconds": {"total": 1.5},
     } | changes  # fmt: skip
-    report.write(content, directory)
+    files.write(Results.from_json(content), directory)
     sets = [image_set(name, size) for name, size in SETS.items()]
     extremes.save(directory, arrays, sets, lambda image: image[:120], list(SETTINGS))
     return directory
@@ -214,8 +215,8 @@ def test_figures_leave_matplotlib_alone(run):
 
 def test_matplotlib_is_imported_only_when_it_draws():
     code = (
-        "import sys, si_jax.html; assert 'matplotlib' not in sys.modules;"
-        "import si_jax.figures; assert 'matplotlib.pyplot' not in sys.modules"
+        "import sys, si_jax.reporting.html; assert 'matplotlib' not in sys.modules;"
+        "import si_jax.reporting.figures; assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=ENVIRONMENT)
 
