@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from si_jax.detectors import DETECTORS as DETECTORS
     from si_jax.detectors import Detector as Detector
     from si_jax.detectors import make_detector as make_detector
+    from si_jax.detectors import register_detector as register_detector
     from si_jax.evaluation import metrics as metrics
     from si_jax.evaluation.tuning_run import tune_on_benchmark as tune_on_benchmark
     from si_jax.model import Model as Model
@@ -32,6 +33,7 @@ _PUBLIC = {
     "load_model": "si_jax.weights.checkpoint",
     "make_detector": "si_jax.detectors",
     "metrics": "si_jax.evaluation.metrics",
+    "register_detector": "si_jax.detectors",
     "save_checkpoint": "si_jax.weights.checkpoint",
     "tune_on_benchmark": "si_jax.evaluation.tuning_run",
     "with_new_head": "si_jax.weights.checkpoint",

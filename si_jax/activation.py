@@ -66,7 +66,7 @@ def forward(
     wanted = [logits, features]
     relus: dict[str, list[Any]] = {}
     for tap, var in zip(taps, tapped, strict=True):
-        if var is not features:
+        if not _is_cast_of(jaxpr, features, var):
             relus[tap] = _relu_inputs(jaxpr, var)
             wanted += relus[tap]
     missing = [tap for tap, inputs in relus.items() if not inputs]
@@ -116,6 +116,12 @@ def _relu_inputs(jaxpr: Any, tap: Any) -> list[Any]:
         else:
             return []
     return inputs
+
+
+def _is_cast_of(jaxpr: Any, var: Any, source: Any) -> bool:
+    """Whether `var` is `source`, perhaps in another dtype."""
+    casts = (eqn for eqn in jaxpr.eqns if eqn.primitive.name == "convert_element_type")
+    return var is source or any(e.outvars[0] is var and e.invars[0] is source for e in casts)
 
 
 def _same_shape(eqn: Any, tap: Any) -> bool:

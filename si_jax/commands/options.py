@@ -80,7 +80,7 @@ def pairs(texts: Iterable[str], option: str, form: str = "NAME=PATH") -> dict[st
     for text in texts:
         name, value = pair(text, option, form)
         if name in values:
-            raise ValueError(f"{option} gives {name} twice, {values[name]} and {value}: choose one")
+            raise ValueError(f"{option}: {name} is given twice: {values[name]} and {value}")
         values[name] = value
     return values
 

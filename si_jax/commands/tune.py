@@ -3,9 +3,11 @@
 si-jax tune ash-s                     # on the offline default, `digits`
 si-jax tune react --dataset cifar100 --checkpoint checkpoints/resnet34
 si-jax tune knn --grid k=1,5,20,50
+si-jax tune scale --ood-val iso=photos/iso --ood-val art=photos/art
 
 Out-of-distribution images are noise and shuffled patches of training images that the detector is
-not fitted on, or those given by --ood; no test set is opened.
+not fitted on, or those given by --ood-val. No test set is tuned on: an image of --ood-val that is
+also in a test set of the benchmark is refused.
 """
 
 import argparse
@@ -25,8 +27,8 @@ def parser() -> argparse.ArgumentParser:
     options.add_network(made)
     add("--grid", nargs="+", action="extend", default=[], metavar="OPTION=VALUE,VALUE",
         help="grid to search; default: the detector's own")  # fmt: skip
-    options.add_ood(made, "validation images to use instead of noise and shuffled patches; never"
-        " a set that is tested on; may be given several times")  # fmt: skip
+    add("--ood-val", nargs="+", action="extend", default=[], metavar="NAME=PATH",
+        help="folders, .npz or .mat files of out-of-distribution images to choose by")  # fmt: skip
     add("--limit", type=int, default=500, help="validation images; default 500")
     add("--fit-limit", type=int, default=5000, help="images to fit on; default 5000")
     options.add_batch_size(made)
@@ -49,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         protocol=args.protocol,
         data_dir=args.data_dir,
         ood_root=args.ood_root,
-        ood=options.pairs(args.ood, "--ood"),
+        ood=options.pairs(args.ood_val, "--ood-val"),
         limit=args.limit,
         fit_limit=args.fit_limit,
         seed=args.seed,

@@ -3,12 +3,13 @@
 import dataclasses
 import json
 import math
-import stat
 import types
 import typing
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from si_jax.data.files import read_bytes
 
 MAX_BYTES = 64 << 20
 MAX_WHOLE = 2**63  # the largest whole number that is taken
@@ -30,19 +31,13 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-        OSError: if there is no such file, or it is no regular one.
-        ValueError: if it is no JSON, larger than `MAX_BYTES`, nested deeper than `MAX_DEPTH`, or
+        OSError: if there is no such file, it is no regular one, or larger than `MAX_BYTES`.
+        ValueError: if it is no JSON, nested deeper than `MAX_DEPTH`, or
             holds NaN, infinity or a number without bounds.
     """
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        raise OSError(f"{path} is no regular file")
-    if found.st_size > MAX_BYTES:
-        raise ValueError(f"it has {found.st_size:,} bytes, more than {MAX_BYTES:,}")
+    data = read_bytes(path, MAX_BYTES)
     try:
-        content = json.loads(
-            path.read_bytes(), parse_constant=_number, parse_int=_number, parse_float=_number
-        )
+        content = json.loads(data, parse_constant=_number, parse_int=_number, parse_float=_number)
     except RecursionError:
         raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels") from None
     if _deeper(content, MAX_DEPTH):

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from si_jax import splitting
 from si_jax.detectors import Detector
 from si_jax.model import Model
-from si_jax.weights.checkpoint import weights_hash
+from si_jax.weights.variables import weights_hash
 
 FORMAT = 2
 """Raised when the arrays of a score file, or what this module hashes, change their meaning."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from si_jax.data.files import BROKEN, write_atomically
+from si_jax.data.files import BrokenArchive, read_arrays, write_atomically
 
 META = ("key", "seen")
 """What a score file holds beside its arrays."""
@@ -98,21 +98,13 @@ class Progress:
 NOTHING = Progress(0, {}, False)
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
-    """The arrays of an `.npz` file; None where it is missing, damaged, or holds objects."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (*BROKEN, AttributeError, NotImplementedError, MemoryError, OverflowError):
-        return None
-
-
 def read_keyed(path: Path, key: str) -> dict[str, np.ndarray] | None:
     """The arrays that `write_keyed` wrote under that key; None for anything else."""
-    arrays = read_arrays(path)
-    if arrays is None or "key" not in arrays:
+    try:
+        arrays = read_arrays(path)
+    except (OSError, BrokenArchive):
         return None
-    return arrays if str(arrays.pop("key")) == key else None
+    return arrays if str(arrays.pop("key", "")) == key else None
 
 
 def write_keyed(path: Path, key: str, arrays: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from si_jax.data import finding, pipeline, preprocessing, sources
+from si_jax.data import benchmarks, finding, pipeline, preprocessing, sources
 from si_jax.data.image_set import ImageSet
 from si_jax.evaluation import defaults, tuning
 from si_jax.evaluation.store import check_names
@@ -78,8 +78,8 @@ def tune_on_benchmark(
         batch_size: images per batch; None for the detector's own.
 
     Raises:
-        ValueError: if an argument makes no sense, the training split is absent (`MissingSet`), or
-            nothing can be tried.
+        ValueError: if an argument makes no sense, the training split is absent (`MissingSet`), an
+            image of `ood` is also in a test set, or nothing can be tried.
     """
     for name, value in (("limit", limit), ("fit_limit", fit_limit)):
         if value < 1:
@@ -101,14 +101,28 @@ def tune_on_benchmark(
     validation, _ = _load(sources.take(train, np.sort(order[:count])), transform)
     fit = _load(sources.take(train, np.sort(order[count : count + fit_limit])), transform)
     novel = {}
+    tests = _test_sets(benchmark, data_dir, ood_root) if ood else []
     for name, path in (ood or {}).items():
         images = sources.subset(sources.from_path(path, name=name), limit, seed)
+        tuning.refuse_test_images(images, tests)
         novel[name], _ = _load(images, transform)
     novel = novel or tuning.validation_ood(validation, seed)
     trials, skipped = tuning.tune(
         detector, model, fit, validation, novel, grid=grid, batch_size=batch_size
     )
     return Tuned(detector, tuple(trials), skipped, len(validation))
+
+
+def _test_sets(benchmark: str, data_dir, ood_root) -> list[ImageSet]:
+    """The benchmark's test sets, of all protocols, as far as they are on this machine."""
+    found = {}
+    for protocol in preprocessing.PROTOCOLS:
+        sets = benchmarks.resolve(
+            benchmark, protocol, data_dir, ood_root, allow_missing=True, fetch=False
+        )
+        for image_set in (sets.test, *(o.images for o in sets.ood)):
+            found[image_set.fingerprint] = image_set
+    return list(found.values())
 
 
 def _load(image_set: ImageSet, transform) -> tuple[np.ndarray, np.ndarray]:

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from si_jax.data.files import BrokenArchive, read_arrays
 from si_jax.data.json_files import read_json
 from si_jax.evaluation import metrics
 from si_jax.evaluation.results import Results
-from si_jax.evaluation.store import META, Store, read_arrays
+from si_jax.evaluation.store import META, Store
 from si_jax.reporting import extremes, report
 from si_jax.reporting.files import csv_rows
 from si_jax.reporting.tables import html_table
@@ -167,7 +168,10 @@ def _arrays(results: Mapping[str, Any], store: Store) -> Arrays:
 def _read(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise ValueError(f"{path} is missing: evaluate again into the same directory")
-    arrays = read_arrays(path) or {}
+    try:
+        arrays = read_arrays(path)
+    except (OSError, BrokenArchive):
+        arrays = {}
     score, index = (arrays.get(name, np.empty((0, 0))) for name in ("score", "index"))
     whole = score.ndim == 1 and index.shape == score.shape and score.dtype.kind == "f"
     whole = whole and len(score) > 0 and index.dtype.kind == "i"
