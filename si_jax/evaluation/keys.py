@@ -42,7 +42,7 @@ def detector_facts(detector: Detector) -> dict[str, Any]:
     A method without a version has a key of its own each time, so that nothing stored under it is
     ever taken for current.
     """
-    version = getattr(detector, "version", 1)
+    version = detector.version
     return {
         "detector": detector.name,
         "settings": detector.settings,

@@ -29,7 +29,9 @@ def prediction(model: Model, batch_size: int) -> Detector:
     def compute(inputs: Inputs, state: State):
         return {"score": jnp.argmax(inputs.forward.logits, axis=-1).astype(jnp.float32)}
 
-    return Detector(PREDICTION, model, Plan(compute), batch_size)
+    detector = Detector(PREDICTION, model, Plan(compute), batch_size)
+    detector.version = 1
+    return detector
 
 
 class Scorer:

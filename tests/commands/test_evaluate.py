@@ -372,7 +372,7 @@ def test_a_network_that_gives_nan(script, tmp_path, capsys, monkeypatch, digits_
         (["--ood", "mine"], ["--ood mine", "NAME=PATH"]),
         (["--ood", "mine=/no/such/folder"], ["/no/such/folder is not a folder"]),
         (["--ood", "mine={empty}"], ["holds no images", ".png"]),
-        (["--ood", "mine={text}"], ["is not a folder"]),
+        (["--ood", "mine={text}"], ["text.txt lists 1 images", "not images"]),
         (["--out", "{text}"], ["text.txt"]),
     ],
 )
