@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from si_jax.data.files import write_atomically
+from si_jax.detectors import DETECTORS
 from si_jax.detectors.base import State
 from si_jax.detectors.si_c import fit as si_c_fit
 from si_jax.detectors.si_c import score as si_c_score
@@ -20,9 +21,6 @@ from si_jax.detectors.si_c.score import COMPONENTS
 from si_jax.evaluation.keys import key_of
 from si_jax.study.measures import MEASURED, group_means
 from si_jax.study.readings import CaseReadings, Readings, by_tap, fewer_channels
-
-VERSION = 1
-"""Raised when what is measured here changes other than by S&I-C's own version."""
 
 ALL = tuple(COMPONENTS)
 LETTERS = {"energy": "E", "channel-average": "A", "zero-deflation": "M"}
@@ -35,6 +33,9 @@ MAIN = tuple((components, form) for components in (ALL, FORWARD) for form in ("h
 
 SMALL = 1000
 """Below so many channels, threads wait for each other longer than they help."""
+
+VERSION = 1
+"""Of the values: raised when the same readings give other ones."""
 
 LEVEL = 0.05
 """Below which p-value a tap counts as abnormal."""
@@ -126,7 +127,7 @@ def run(
         "readings": readings.key,
         "rows": [asdict(row) for row in rows],
         "groups": dict(groups),
-        "version": VERSION,
+        "version": [VERSION, DETECTORS["si-c"].version],
     }
     key = key_of(facts)
     try:
