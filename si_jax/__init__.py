@@ -1,21 +1,50 @@
-"""Out-of-distribution detection in JAX: Splitting & Integrating, GAIA and their peers."""
+"""Out-of-distribution detection in JAX: Splitting & Integrating, GAIA and their peers.
 
-from si_jax.detectors import DETECTORS, Detector, make_detector
-from si_jax.evaluation import metrics
-from si_jax.model import Model
-from si_jax.weights.checkpoint import build_model, load_model, save_checkpoint, with_new_head
-from si_jax.weights.convert import convert_torch
+The public names are imported when they are first used, so that `import si_jax` is quick.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from si_jax.detectors import DETECTORS as DETECTORS
+    from si_jax.detectors import Detector as Detector
+    from si_jax.detectors import make_detector as make_detector
+    from si_jax.evaluation import metrics as metrics
+    from si_jax.model import Model as Model
+    from si_jax.weights.checkpoint import build_model as build_model
+    from si_jax.weights.checkpoint import load_model as load_model
+    from si_jax.weights.checkpoint import save_checkpoint as save_checkpoint
+    from si_jax.weights.checkpoint import with_new_head as with_new_head
+    from si_jax.weights.convert import convert_torch as convert_torch
 
 __version__ = "0.1.0"
-__all__ = [
-    "DETECTORS",
-    "Detector",
-    "Model",
-    "build_model",
-    "convert_torch",
-    "load_model",
-    "make_detector",
-    "metrics",
-    "save_checkpoint",
-    "with_new_head",
-]
+
+_PUBLIC = {
+    "DETECTORS": "si_jax.detectors",
+    "Detector": "si_jax.detectors",
+    "Model": "si_jax.model",
+    "build_model": "si_jax.weights.checkpoint",
+    "convert_torch": "si_jax.weights.convert",
+    "load_model": "si_jax.weights.checkpoint",
+    "make_detector": "si_jax.detectors",
+    "metrics": "si_jax.evaluation.metrics",
+    "save_checkpoint": "si_jax.weights.checkpoint",
+    "with_new_head": "si_jax.weights.checkpoint",
+}
+"""Public name -> the module that holds it, or is it."""
+
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(_PUBLIC[name])
+    value = module if module.__name__.endswith(f".{name}") else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

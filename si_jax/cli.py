@@ -1,11 +1,13 @@
-"""What the scripts share: errors in one sentence, versions, the compilation cache."""
+"""What the commands share: parsers, errors in one sentence, versions, the compilation cache."""
 
+import argparse
 import importlib.metadata
 import os
+import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 PACKAGES = ("si-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -39,6 +41,25 @@ def run(main: Callable[[], None]) -> None:
 
 def _terminate(number, frame):
     raise Terminated
+
+
+def parser(command: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser for a sub-command of `si-jax`, with the description as it is written."""
+    return argparse.ArgumentParser(
+        prog=f"si-jax {command}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def command_line(command: str, argv: Sequence[str] | None) -> str:
+    """The command that does again what is done now.
+
+    Args:
+        command: the sub-command of `si-jax`.
+        argv: its arguments; None for those of this process.
+    """
+    return shlex.join(["si-jax", command, *(sys.argv[1:] if argv is None else argv)])
 
 
 def versions() -> dict[str, str]:

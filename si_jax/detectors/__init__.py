@@ -3,6 +3,8 @@
 import inspect
 from typing import Any
 
+import numpy as np
+
 from si_jax.detectors import (
     features,
     gaussians,
@@ -12,6 +14,7 @@ from si_jax.detectors import (
     training_features,
 )
 from si_jax.detectors.base import Detector, Inputs, Method, Plan
+from si_jax.detectors.options import convert_all
 from si_jax.detectors.si_c import method as si_c
 from si_jax.model import Model
 
@@ -86,7 +89,11 @@ DETECTORS: dict[str, Method] = {
 
 
 def make_detector(
-    name: str, model: Model, *, batch_size: int | None = None, **options: Any
+    name: str,
+    model: Model,
+    *,
+    batch_size: int | np.integer | str | None = None,
+    **options: Any,
 ) -> Detector:
     """Apply a detection method to a model.
 
@@ -95,7 +102,8 @@ def make_detector(
         model: the network.
         batch_size: images per batch; None for the method's default. Bounds the memory; no score
             depends on it.
-        options: the method's options, see `default_options`.
+        options: the method's options, see `default_options`; Python's values, NumPy's, or text as
+            on a command line, see `si_jax.detectors.options`.
 
     Raises:
         ValueError: if there is no such detector, it does not take an option, or an option's value
@@ -110,8 +118,7 @@ def make_detector(
             f"detector {name!r} does not take the option {', '.join(unknown)}; it takes"
             f" {', '.join(known) or 'none'}"
         )
-    kinds = {key: p.annotation for key, p in inspect.signature(method.build).parameters.items()}
-    options = {key: _as(kinds[key], key, value) for key, value in options.items()}
+    options = convert_all(method.build, options)
     size = method.batch_size if batch_size is None else batch_size
     detector = Detector(name, model, method.build(model, **options), size)
     detector.options = options
@@ -122,12 +129,3 @@ def default_options(name: str) -> dict[str, Any]:
     """Options of a detector and their defaults."""
     parameters = inspect.signature(DETECTORS[name].build).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-
-
-def _as(kind: Any, name: str, value: Any) -> Any:
-    """`value` as a float where the option is one, so that 90 and 90.0 are one setting."""
-    if kind is not float:
-        return value
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name} (={value!r}) must be a number")
-    return float(value)

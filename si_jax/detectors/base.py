@@ -13,6 +13,7 @@ from si_jax.batching import Batched
 from si_jax.data.opening import batches_of
 from si_jax.data.preprocessing import Preprocessing, preprocessing_for
 from si_jax.detectors import threshold as thresholds
+from si_jax.detectors.options import Count, convert
 from si_jax.model import Model
 
 
@@ -104,13 +105,11 @@ class Detector:
             card says, see `si_jax.data.preprocessing.preprocessing_for`; may be set.
     """
 
-    def __init__(self, name: str, model: Model, plan: Plan, batch_size: int):
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size (={batch_size!r}) must be a whole number of at least 1")
+    def __init__(self, name: str, model: Model, plan: Plan, batch_size: int | np.integer | str):
         self.name = name
         self.model = model
         self.settings = dict(plan.settings)
-        self.batch_size = batch_size
+        self.batch_size = convert(Count, "batch_size", batch_size)
         self.forward_only = plan.forward_only
         self.needs_fit = plan.fit is not None
         self.state: State | None = None if self.needs_fit else {}

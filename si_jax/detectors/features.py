@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 from si_jax import splitting
 from si_jax.detectors.base import Inputs, Plan, State
 from si_jax.detectors.head import head_logits, num_features
+from si_jax.detectors.options import Count, Percentile, Positive
 from si_jax.model import Model
 from si_jax.models.bit import Bottleneck
 from si_jax.models.resnet import BasicBlock
@@ -18,7 +19,7 @@ from si_jax.models.wide_resnet import WideBlock
 BLOCKS = (BasicBlock, WideBlock, Bottleneck)
 
 
-def gradnorm(model: Model, *, temperature: float = 1.0) -> Plan:
+def gradnorm(model: Model, *, temperature: Positive = 1.0) -> Plan:
     """L1 norm of the gradient of KL(uniform || softmax) by the head's weights.
 
     In closed form, as the gradient is the outer product of the features `h` and `(p - 1/C) / T`:
@@ -26,10 +27,8 @@ def gradnorm(model: Model, *, temperature: float = 1.0) -> Plan:
     code (deeplearning-wisc/gradnorm_ood) leaves out the factor `1/C`, which changes no order.
 
     Raises:
-        ValueError: if the temperature is not positive, or the head is not linear.
+        ValueError: if the head is not linear.
     """
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature (={temperature}) must be positive and finite")
     num_features(model)  # refuses a head that is not linear
 
     def compute(inputs: Inputs, state: State):
@@ -41,7 +40,7 @@ def gradnorm(model: Model, *, temperature: float = 1.0) -> Plan:
     return Plan(compute, {"temperature": temperature})
 
 
-def ash_p(model: Model, *, percentile: float = 65.0) -> Plan:
+def ash_p(model: Model, *, percentile: Percentile = 65.0) -> Plan:
     """ASH-P: energy of the features without their smaller `percentile` percent.
 
     Djurisic et al., ICLR 2023, algorithm 1. As in the published code (andrijazz/ash), the pooled
@@ -51,8 +50,7 @@ def ash_p(model: Model, *, percentile: float = 65.0) -> Plan:
     `exp(1)`.
 
     Raises:
-        ValueError: if the percentile is not in [0, 100), leaves no feature, or the head is not
-            linear.
+        ValueError: if the percentile leaves no feature, or the head is not linear.
     """
 
     def shape(h, kept):
@@ -61,7 +59,7 @@ def ash_p(model: Model, *, percentile: float = 65.0) -> Plan:
     return _shaped(model, percentile, shape)
 
 
-def ash_b(model: Model, *, percentile: float = 65.0) -> Plan:
+def ash_b(model: Model, *, percentile: Percentile = 65.0) -> Plan:
     """ASH-B: as ASH-P, and the `k` features that are left become `sum(h) / k` (algorithm 2)."""
 
     def shape(h, kept):
@@ -71,7 +69,7 @@ def ash_b(model: Model, *, percentile: float = 65.0) -> Plan:
     return _shaped(model, percentile, shape)
 
 
-def ash_s(model: Model, *, percentile: float = 65.0) -> Plan:
+def ash_s(model: Model, *, percentile: Percentile = 65.0) -> Plan:
     """ASH-S: as ASH-P, then scaled by `exp(s1 / s2)`, sums before and after (algorithm 3)."""
 
     def shape(h, kept):
@@ -80,7 +78,7 @@ def ash_s(model: Model, *, percentile: float = 65.0) -> Plan:
     return _shaped(model, percentile, shape)
 
 
-def scale(model: Model, *, percentile: float = 85.0) -> Plan:
+def scale(model: Model, *, percentile: Percentile = 85.0) -> Plan:
     """SCALE: energy of all features times ASH-S's factor.
 
     Xu et al., ICLR 2024 (code: kai422/SCALE). On the features that enter the head.
@@ -95,7 +93,7 @@ def scale(model: Model, *, percentile: float = 85.0) -> Plan:
     return _shaped(model, percentile, shape)
 
 
-def rankfeat(model: Model, *, stages: int = 2, taps: splitting.Taps = None) -> Plan:
+def rankfeat(model: Model, *, stages: Count = 2, taps: splitting.Taps = None) -> Plan:
     """Energy after removing the rank-1 component of the last feature maps.
 
     Song et al., NeurIPS 2022 (code: KingJamesSong/RankFeat): from the feature map, as a matrix of
@@ -114,8 +112,6 @@ def rankfeat(model: Model, *, stages: int = 2, taps: splitting.Taps = None) -> P
     Raises:
         ValueError: if the network has no feature map, or `taps` names something else.
     """
-    if isinstance(stages, bool) or not isinstance(stages, int) or stages < 1:
-        raise ValueError(f"stages (={stages!r}) must be a whole number of at least 1")
     taps = _maps(model, stages) if taps is None else splitting.select(model, taps)
     shapes = {call.path: call.shape for call in model.calls}
     for tap in taps:
@@ -154,10 +150,8 @@ def kept_count(features: int, percentile: float) -> int:
     """How many features ASH and SCALE keep; halves are rounded to even, as published.
 
     Raises:
-        ValueError: if the percentile is not in [0, 100) or nothing is kept.
+        ValueError: if nothing is kept.
     """
-    if not 0 <= percentile < 100:
-        raise ValueError(f"percentile (={percentile}) must be in [0, 100)")
     count = features - int(np.round(features * percentile / 100))
     if not count:
         raise ValueError(f"percentile (={percentile}) leaves none of the {features} features")

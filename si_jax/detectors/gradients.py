@@ -5,10 +5,11 @@ import jax.numpy as jnp
 
 from si_jax import splitting
 from si_jax.detectors.base import Inputs, Plan, State
+from si_jax.detectors.options import Positive, Step
 from si_jax.model import Model
 
 
-def odin(model: Model, *, temperature: float = 1000.0, step: float = 0.0014) -> Plan:
+def odin(model: Model, *, temperature: Positive = 1000.0, step: Step = 0.0014) -> Plan:
     """Largest softmax probability at a high temperature, of an image moved towards its class.
 
     ODIN (Liang et al., ICLR 2018, section 3; code: facebookresearch/odin): with `y` the predicted
@@ -20,14 +21,7 @@ def odin(model: Model, *, temperature: float = 1000.0, step: float = 0.0014) -> 
         model: the network.
         temperature: T.
         step: length of the step; 0 for none.
-
-    Raises:
-        ValueError: if the temperature is not positive or the step is negative.
     """
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature (={temperature}) must be positive and finite")
-    if not 0 <= step < float("inf"):
-        raise ValueError(f"step (={step}) must be finite and not negative")
 
     def compute(inputs: Inputs, state: State):
         def logits_of(images):

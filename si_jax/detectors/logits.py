@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from si_jax.detectors.base import Inputs, Plan, State
+from si_jax.detectors.options import Count, Positive
 from si_jax.model import Model
 
 
@@ -25,14 +26,8 @@ def max_logit(model: Model) -> Plan:
     return Plan(compute)
 
 
-def energy(model: Model, *, temperature: float = 1.0) -> Plan:
-    """T logsumexp(logits / T), the negative free energy (Liu et al., NeurIPS 2020, eq. 4).
-
-    Raises:
-        ValueError: if the temperature is not positive.
-    """
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature (={temperature}) must be positive and finite")
+def energy(model: Model, *, temperature: Positive = 1.0) -> Plan:
+    """T logsumexp(logits / T), the negative free energy (Liu et al., NeurIPS 2020, eq. 4)."""
 
     def compute(inputs: Inputs, state: State):
         logits = inputs.forward.logits / temperature
@@ -41,7 +36,7 @@ def energy(model: Model, *, temperature: float = 1.0) -> Plan:
     return Plan(compute, {"temperature": temperature})
 
 
-def gen(model: Model, *, gamma: float = 0.1, top: int = 100) -> Plan:
+def gen(model: Model, *, gamma: Positive = 0.1, top: Count = 100) -> Plan:
     """Minus the generalised entropy of the largest probabilities (Liu et al., CVPR 2023).
 
     `-sum_j p_j^gamma (1 - p_j)^gamma` over the `top` largest softmax probabilities `p_j` (all of
@@ -51,14 +46,7 @@ def gen(model: Model, *, gamma: float = 0.1, top: int = 100) -> Plan:
         model: the network.
         gamma: exponent; the paper's 0.1.
         top: number of probabilities, the paper's `M` = 100.
-
-    Raises:
-        ValueError: if `gamma` is not in (0, inf) or `top` is no positive whole number.
     """
-    if not 0 < gamma < float("inf"):
-        raise ValueError(f"gamma (={gamma}) must be positive and finite")
-    if isinstance(top, bool) or not isinstance(top, int) or top < 1:
-        raise ValueError(f"top (={top!r}) must be a whole number of at least 1")
     count = min(top, model.num_classes)
 
     def compute(inputs: Inputs, state: State):

@@ -22,13 +22,16 @@ of a CIFAR ResNet34 with 36 taps):
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from typing import Annotated, Literal, get_args
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from si_jax import activation, splitting
 from si_jax.detectors.base import Inputs, Plan, State
+from si_jax.detectors.options import Count, OneOf, Range, Step
 from si_jax.integration import (
+    COMBINE,
     PRESETS,
     Path,
     integrate_from,
@@ -39,22 +42,23 @@ from si_jax.model import Model
 from si_jax.splitting import FEATURES, Taps
 from si_jax.taps import default_taps
 
-ENGINES = ("auto", "general", "gradient", "activation", "closed")
+Engine = Literal["auto", "general", "gradient", "activation", "closed"]
+Preset = Annotated[str, OneOf(PRESETS)]
 GAIA = Path(steps=1)
 
 
 def si_z(
     model: Model,
     *,
-    preset: str = "published",
-    steps: int | None = None,
-    step_size: float | None = None,
-    combine: str | None = None,
-    objective: str | None = None,
-    engine: str = "auto",
+    preset: Preset = "published",
+    steps: Count | None = None,
+    step_size: Step | None = None,
+    combine: Annotated[str, OneOf(COMBINE)] | None = None,
+    objective: Literal["ce", "max"] | None = None,
+    engine: Engine = "auto",
     taps: Taps = None,
     variant: str | None = None,
-    tap_chunk: int = 12,
+    tap_chunk: Count = 12,
 ) -> Plan:
     """S&I zero-deflation.
 
@@ -83,7 +87,7 @@ def si_z(
 
 
 def gaia_z(
-    model: Model, *, engine: str = "auto", taps: Taps = None, variant: str | None = None
+    model: Model, *, engine: Engine = "auto", taps: Taps = None, variant: str | None = None
 ) -> Plan:
     """GAIA zero-deflation (Chen et al., NeurIPS 2023, section 4.1): one step, norms as taps."""
     return _zero_deflation(model, GAIA, "gaia-z", engine, taps, variant, tap_chunk=12)
@@ -92,16 +96,16 @@ def gaia_z(
 def si_a(
     model: Model,
     *,
-    preset: str = "published",
-    steps: int | None = None,
-    step_size: float | None = None,
-    combine: str | None = None,
-    objective: str | None = None,
-    select: float = 0.9,
-    engine: str = "auto",
+    preset: Preset = "published",
+    steps: Count | None = None,
+    step_size: Step | None = None,
+    combine: Annotated[str, OneOf(COMBINE)] | None = None,
+    objective: Literal["ce", "max"] | None = None,
+    select: Annotated[float, Range("(0, 1]")] = 0.9,
+    engine: Engine = "auto",
     taps: Taps = None,
     outer: str | None = None,
-    tap_chunk: int = 12,
+    tap_chunk: Count = 12,
 ) -> Plan:
     """S&I channel-average.
 
@@ -132,38 +136,28 @@ def si_a(
 
 
 def gaia_a(
-    model: Model, *, engine: str = "auto", taps: Taps = None, outer: str | None = None
+    model: Model, *, engine: Engine = "auto", taps: Taps = None, outer: str | None = None
 ) -> Plan:
     """GAIA channel-average (Chen et al., NeurIPS 2023, section 4.2): one step, all features."""
     return _channel_average(model, GAIA, 1.0, engine, taps, outer, tap_chunk=12)
 
 
 def _path(preset, steps, step_size, combine, objective) -> Path:
-    if preset not in PRESETS:
-        raise ValueError(f"preset (={preset!r}) must be one of {', '.join(PRESETS)}")
     given = {"steps": steps, "step_size": step_size, "combine": combine, "objective": objective}
     return replace(Path(**PRESETS[preset]), **{k: v for k, v in given.items() if v is not None})
-
-
-def _check_chunk(tap_chunk: int) -> None:
-    if isinstance(tap_chunk, bool) or not isinstance(tap_chunk, int) or tap_chunk < 1:
-        raise ValueError(f"tap_chunk (={tap_chunk!r}) must be a whole number of at least 1")
 
 
 def _engine(engine: str, fitting: Sequence[str], why: str) -> str:
     """The engine to use: the first of those that give this very score, or the one asked for."""
     if engine == "auto":
         return fitting[0]
-    if engine not in ENGINES:
-        raise ValueError(f"engine (={engine!r}) must be one of {', '.join(ENGINES)}")
     if engine not in fitting:
-        serving = ", ".join(name for name in ENGINES if name in fitting)
+        serving = ", ".join(name for name in get_args(Engine) if name in fitting)
         raise ValueError(f"engine={engine!r} does not serve {why}; the engines that do: {serving}")
     return engine
 
 
 def _zero_deflation(model, path, role, engine, taps, variant, tap_chunk) -> Plan:
-    _check_chunk(tap_chunk)
     if taps is not None and variant is not None:
         raise ValueError("taps and variant exclude each other: give one of them")
     taps = default_taps(model, role, variant) if taps is None else splitting.select(model, taps)
@@ -208,9 +202,6 @@ def _zero_deflation(model, path, role, engine, taps, variant, tap_chunk) -> Plan
 
 
 def _channel_average(model, path, select, engine, taps, outer, tap_chunk) -> Plan:
-    _check_chunk(tap_chunk)
-    if not 0 < select <= 1:
-        raise ValueError(f"select (={select}) must be in (0, 1]")
     taps = default_taps(model, "inner") if taps is None else splitting.select(model, taps)
     if outer is None:
         (outer_tap,) = default_taps(model, "outer")

@@ -6,6 +6,7 @@ others keep running sums, however many images there are.
 """
 
 from collections.abc import Iterable
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from jaxtyping import Array, Float
 
 from si_jax.detectors.base import Batches, Inputs, Plan, State, forward_batches
 from si_jax.detectors.head import head_bias, head_logits, num_features
+from si_jax.detectors.options import Count, Percentile, Range
 from si_jax.model import Model
 
 BANK_CHUNK = 2048  # training features compared with a batch at a time
@@ -23,9 +25,9 @@ LEAST = 1e-300  # what a mean probability of 0 is taken for
 def react(
     model: Model,
     *,
-    percentile: float = 90.0,
+    percentile: Annotated[float, Range("[0, 100]")] = 90.0,
     threshold: float | None = None,
-    max_images: int = 50_000,
+    max_images: Count = 50_000,
 ) -> Plan:
     """ReAct: energy of the features cut off at a threshold (Sun et al., NeurIPS 2021, section 3).
 
@@ -36,13 +38,8 @@ def react(
         max_images: fitting images whose features are kept to find the percentile.
 
     Raises:
-        ValueError: if the percentile is not in [0, 100], or the head is not linear.
+        ValueError: if the head is not linear.
     """
-    if not 0 <= percentile <= 100:
-        raise ValueError(f"percentile (={percentile}) must be in [0, 100]")
-    if threshold is not None and np.isnan(threshold):
-        raise ValueError(f"threshold (={threshold}) must be a number")
-    _check_count("max_images", max_images)
     num_features(model)
 
     def fit(batches: Batches) -> State:
@@ -59,7 +56,7 @@ def react(
     return Plan(compute, settings, fit=fit if threshold is None else None)
 
 
-def dice(model: Model, *, percentile: float = 90.0) -> Plan:
+def dice(model: Model, *, percentile: Percentile = 90.0) -> Plan:
     """DICE: energy by the head's weights that contribute most (Sun & Li, ECCV 2022, section 3).
 
     A weight's contribution is itself times the mean of its feature over the fitting images; those
@@ -67,10 +64,8 @@ def dice(model: Model, *, percentile: float = 90.0) -> Plan:
     code, deeplearning-wisc/dice).
 
     Raises:
-        ValueError: if the percentile is not in [0, 100), or the head is not linear.
+        ValueError: if the head is not linear.
     """
-    if not 0 <= percentile < 100:
-        raise ValueError(f"percentile (={percentile}) must be in [0, 100)")
     num_features(model)
 
     def fit(batches: Batches) -> State:
@@ -89,7 +84,7 @@ def dice(model: Model, *, percentile: float = 90.0) -> Plan:
     return Plan(compute, {"percentile": percentile}, fit=fit)
 
 
-def knn(model: Model, *, k: int = 50, max_images: int = 50_000) -> Plan:
+def knn(model: Model, *, k: Count = 50, max_images: Count = 50_000) -> Plan:
     """Minus the distance to the k-th nearest training feature (Sun et al., ICML 2022, section 3).
 
     Features are divided by their Euclidean norm first. The published code
@@ -102,10 +97,8 @@ def knn(model: Model, *, k: int = 50, max_images: int = 50_000) -> Plan:
         max_images: fitting images whose features are kept.
 
     Raises:
-        ValueError: if `k` is no positive whole number, or larger than the number of fitting images.
+        ValueError: by the fit, if `k` is larger than the number of fitting images.
     """
-    _check_count("k", k)
-    _check_count("max_images", max_images)
 
     def fit(batches: Batches) -> State:
         bank = reservoir((_unit(h) for _, h, _ in forward_batches(model, batches)), max_images)
@@ -119,7 +112,7 @@ def knn(model: Model, *, k: int = 50, max_images: int = 50_000) -> Plan:
     return Plan(compute, {"k": k, "max_images": max_images}, fit=fit)
 
 
-def vim(model: Model, *, dim: int | None = None) -> Plan:
+def vim(model: Model, *, dim: Count | None = None) -> Plan:
     """ViM: energy minus the scaled norm of the features outside their principal subspace.
 
     Wang et al., CVPR 2022, section 4 (code: haoqiwang/vim): features are taken relative to
@@ -139,8 +132,8 @@ def vim(model: Model, *, dim: int | None = None) -> Plan:
     features = num_features(model)
     if dim is None:
         dim = 1000 if features >= 2048 else 512 if features >= 768 else features // 2
-    if isinstance(dim, bool) or not isinstance(dim, int) or not 1 <= dim < features:
-        raise ValueError(f"dim (={dim!r}) must be from 1 to {features - 1}, one less than features")
+    if not 1 <= dim < features:
+        raise ValueError(f"dim (={dim}) must be from 1 to {features - 1}, one less than features")
 
     def fit(batches: Batches) -> State:
         weights = np.asarray(model.head_weights(model.variables), np.float64)
@@ -262,8 +255,3 @@ def _unit(h):
     """Features divided by their norm, on either side of the jit boundary."""
     xp = np if isinstance(h, np.ndarray) else jnp
     return h / (xp.sqrt((h * h).sum(axis=-1, keepdims=True)) + 1e-10)
-
-
-def _check_count(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} (={value!r}) must be a whole number of at least 1")

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
-from si_jax.detectors import default_options, make_detector
+from si_jax.detectors import DETECTORS, default_options, make_detector
+from si_jax.detectors.options import convert_all
 from si_jax.evaluation import metrics
 from si_jax.evaluation.scoring import Scorer
 from si_jax.model import Model
@@ -69,7 +70,7 @@ def candidates(
         grid: option -> values; None for the detector's own in `GRIDS`.
 
     Raises:
-        ValueError: if the detector has no grid, or does not take an option.
+        ValueError: if the detector has no grid, does not take an option, or a value makes no sense.
     """
     grid = GRIDS.get(name) if grid is None else grid
     if not grid:
@@ -82,7 +83,7 @@ def candidates(
     default = {option: known[option] for option in grid}
     yield default
     for values in itertools.product(*grid.values()):
-        options = dict(zip(grid, values, strict=True))
+        options = convert_all(DETECTORS[name].build, dict(zip(grid, values, strict=True)))
         if options != default:
             yield options
 

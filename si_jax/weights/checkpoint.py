@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import importlib.resources
 import json
 import numbers
 import os
@@ -20,8 +21,15 @@ from flax import linen as nn
 from si_jax.model import Model
 from si_jax.models import architecture
 
-CHECKPOINTS = Path(__file__).resolve().parents[2] / "checkpoints"
-"""Where the bundled checkpoints lie."""
+
+def bundled_directory() -> Path:
+    """Where the bundled checkpoints lie: inside the installed package, or beside it in a checkout.
+
+    An editable install is a checkout.
+    """
+    package = Path(str(importlib.resources.files("si_jax")))
+    inside = package / "checkpoints"
+    return inside if inside.is_dir() else package.parent / "checkpoints"
 
 
 def build_model(
@@ -223,7 +231,7 @@ def find_checkpoint(checkpoint: str | os.PathLike) -> Path:
     Raises:
         ValueError: if there is none; the message lists the bundled ones.
     """
-    for directory in (Path(checkpoint), CHECKPOINTS / checkpoint):
+    for directory in (Path(checkpoint), bundled_directory() / checkpoint):
         if (directory / "card.json").is_file():
             return directory.resolve()
     raise ValueError(
@@ -234,7 +242,7 @@ def find_checkpoint(checkpoint: str | os.PathLike) -> Path:
 
 def bundled() -> list[str]:
     """Names of the checkpoints that come with the package."""
-    return sorted(card.parent.name for card in CHECKPOINTS.glob("*/card.json"))
+    return sorted(card.parent.name for card in bundled_directory().glob("*/card.json"))
 
 
 def weights_hash(weights: Mapping[str, Any]) -> str:

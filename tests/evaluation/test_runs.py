@@ -1,7 +1,6 @@
 import csv
 import errno
 import functools
-import importlib.util
 import io
 import itertools
 import json
@@ -19,6 +18,7 @@ import pytest
 from PIL import Image
 
 from si_jax import cli
+from si_jax.commands import evaluate
 from si_jax.data import digits
 from si_jax.data.image_set import ImageSet, UnreadableImage
 from si_jax.detectors import make_detector
@@ -32,16 +32,6 @@ SCRIPT = ROOT / "scripts" / "evaluate.py"
 SETS = ["digits", "photos", "shuffled", "noise", "letters"]
 DETECTORS = ["energy", "gaia-z"]
 LIMIT = 150  # three batches
-
-
-def load_script():
-    spec = importlib.util.spec_from_file_location("evaluate_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-evaluate = load_script()
 
 
 # Scoring one set.
@@ -530,13 +520,14 @@ def test_a_change_recomputes_what_it_must(script, tmp_path):
 
 
 DRIVER = """
-import importlib.util, json, sys, time
+import json, sys, time
+from si_jax.commands import evaluate
 from si_jax.evaluation import benchmark, scoring
 from si_jax.reporting import html
 
 html.write = lambda run, directory: directory  # not looked at
 benchmark.intervals = lambda job, arrays: {}
-script, stall_at, log, *arguments = sys.argv[1:]
+stall_at, log, *arguments = sys.argv[1:]
 scoring.SAVE_EVERY = 0.0
 batches, call = scoring.batches, scoring.Scorer.__call__
 computed, current = {}, []
@@ -554,9 +545,6 @@ def spy(self, images, wanted=None):
     return call(self, images, wanted)
 
 scoring.batches, scoring.Scorer.__call__ = slow, spy
-spec = importlib.util.spec_from_file_location("evaluate_script", script)
-evaluate = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(evaluate)
 evaluate.main(arguments)
 with open(log, "w") as file:
     json.dump(computed, file)
@@ -568,7 +556,7 @@ def test_killed_and_run_again(finished, tmp_path, cache):
     driver.write_text(DRIVER)
 
     def command(stall_at):
-        head = [sys.executable, str(driver), str(SCRIPT), stall_at, str(log)]
+        head = [sys.executable, str(driver), stall_at, str(log)]
         return head + arguments(directory)
 
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "env": environment(cache)}

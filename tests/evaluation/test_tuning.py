@@ -1,7 +1,3 @@
-import importlib.util
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,10 +5,9 @@ import pytest
 from flax import linen as nn
 
 import si_jax
+from si_jax.commands import tune as script
 from si_jax.detectors import default_options
 from si_jax.evaluation import tuning
-
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 class Tiny(nn.Module):
@@ -32,16 +27,6 @@ def model():
 def images():
     blocks = np.random.default_rng(0).integers(0, 256, (60, 2, 2, 3), np.uint8)
     return blocks.repeat(4, axis=1).repeat(4, axis=2)
-
-
-@pytest.fixture(scope="module")
-def script():
-    sys.path.insert(0, str(SCRIPTS))
-    spec = importlib.util.spec_from_file_location("tune_script", SCRIPTS / "tune.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.path.remove(str(SCRIPTS))
-    return module
 
 
 def test_grids_are_options_of_their_detectors():
@@ -126,13 +111,13 @@ def test_shuffling_moves_whole_patches_and_keeps_the_remainder():
         tuning.validation_ood(np.zeros((1, 3, 8, 3), np.uint8))
 
 
-def test_describe_is_what_set_takes(script):
+def test_describe_is_what_set_takes():
     options = {"dim": None, "x": True, "step": 0.0014, "preset": "published", "k": 5}
     texts = tuning.describe("vim", options).split()
     assert script.evaluate.parse_options(texts) == {"vim": options}
 
 
-def test_script_on_digits(script, capsys):
+def test_script_on_digits(capsys):
     script.main(["gen", "--grid", "gamma=0.1,0.5", "--limit", "40", "--fit-limit", "10"])
     printed = capsys.readouterr().out
     assert "40 validation images; AUROC, % against noise, shuffled" in printed
@@ -140,7 +125,7 @@ def test_script_on_digits(script, capsys):
     assert "chosen: --set gen.gamma=0." in printed
 
 
-def test_script_refuses_what_it_does_not_know(script):
+def test_script_refuses_what_it_does_not_know():
     with pytest.raises(ValueError, match="'msp' has no grid"):
         script.main(["msp"])
     with pytest.raises(ValueError, match="limit"):

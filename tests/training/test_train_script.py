@@ -1,20 +1,16 @@
-"""`scripts/train.py` and the data sets that it takes."""
+"""`si-jax train` and the data sets that it takes."""
 
 import csv
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import si_jax
+from si_jax.commands import train as script
 from si_jax.data import training_sets
 from si_jax.data.preprocessing import Preprocessing
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-import train as script
 
 SMALL = ["--epochs", "2", "--batch-size", "8", "--input-size", "16", "--learning-rate", "0.02"]
 

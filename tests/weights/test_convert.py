@@ -22,6 +22,7 @@ import recipe
 
 import si_jax
 from si_jax import cli
+from si_jax.commands import convert as script
 from si_jax.models import ARCHITECTURES, NORMALISATIONS, Architecture
 from si_jax.models.bit import BiT
 from si_jax.weights import convert, convert_files
@@ -30,10 +31,6 @@ ROOT = Path(__file__).parents[2]
 NARROW = (16, 32, 64)
 NO_TORCH = "PyTorch writes its own checkpoint files"
 NO_SAFETENSORS = "safetensors is not installed"
-
-spec = importlib.util.spec_from_file_location("convert_script", ROOT / "scripts" / "convert.py")
-script = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(script)
 
 
 def draw(shapes, seed=0):

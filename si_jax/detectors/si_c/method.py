@@ -6,17 +6,18 @@ on training images. One forward pass, and one backward pass where gradients are 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Literal
 
 import numpy as np
 
 from si_jax import activation
 from si_jax.detectors.base import Batches, Inputs, Plan, State
+from si_jax.detectors.options import Count, OneOf, Range
 from si_jax.detectors.si_c import fit as si_c_fit
 from si_jax.detectors.si_c.readings import (
     Reader,
     batched,
     canonical_components,
-    check_count,
     reader,
 )
 from si_jax.detectors.si_c.score import COMPONENTS, FORMS, apply
@@ -24,19 +25,20 @@ from si_jax.model import Model
 from si_jax.splitting import Taps
 
 FORWARD = ("energy", "zero-deflation")
+LEAST = Range(f"[{si_c_fit.LEAST_IMAGES}, inf)")
 
 
 def si_c(
     model: Model,
     *,
     components: str | Sequence[str] = tuple(COMPONENTS),
-    form: str = "hinge",
-    shrinkage: int | float | str = 0.1,
-    max_channels: int = 4096,
-    max_calibration: int = 5000,
+    form: Annotated[str, OneOf(FORMS)] = "hinge",
+    shrinkage: Annotated[float, Range("(0, 1]")] | Literal["ledoit-wolf"] = 0.1,
+    max_channels: Count = 4096,
+    max_calibration: Annotated[int, LEAST] = 5000,
     taps: Taps = None,
     inner: Taps = None,
-    seed: int = 0,
+    seed: Annotated[int, Range("[0, inf)")] = 0,
 ) -> Plan:
     """S&I-C: the network's confidence, less a penalty where its activations are abnormal.
 
@@ -95,12 +97,12 @@ def si_c_forward(
     model: Model,
     *,
     components: str | Sequence[str] = FORWARD,
-    form: str = "hinge",
-    shrinkage: int | float | str = 0.1,
-    max_channels: int = 4096,
-    max_calibration: int = 5000,
+    form: Annotated[str, OneOf(FORMS)] = "hinge",
+    shrinkage: Annotated[float, Range("(0, 1]")] | Literal["ledoit-wolf"] = 0.1,
+    max_channels: Count = 4096,
+    max_calibration: Annotated[int, LEAST] = 5000,
     taps: Taps = None,
-    seed: int = 0,
+    seed: Annotated[int, Range("[0, inf)")] = 0,
 ) -> Plan:
     """S&I-C without a gradient: energy and zero-deflation, one forward pass; see `si_c`.
 
@@ -116,14 +118,6 @@ def si_c_forward(
 
 
 def _plan(model, options, form, shrinkage, max_channels, max_calibration, seed) -> Plan:
-    if form not in FORMS:
-        raise ValueError(f"form (={form!r}) must be one of {', '.join(FORMS)}")
-    if shrinkage != "ledoit-wolf":
-        number = isinstance(shrinkage, int | float) and not isinstance(shrinkage, bool)
-        if not number or not 0 < shrinkage <= 1:
-            raise ValueError(f"shrinkage (={shrinkage!r}) must be in (0, 1], or 'ledoit-wolf'")
-        shrinkage = float(shrinkage)
-    check_count("max_calibration", max_calibration, si_c_fit.LEAST_IMAGES)
     found = reader(model, max_channels=max_channels, seed=seed, **options)
     score_options = {"components": found.components, "form": form}
 

@@ -81,8 +81,6 @@ def reader(
     """
     components = canonical_components(components)
     model.head_weights(model.variables)  # refuses a head that is not linear
-    check_count("max_channels", max_channels, 1)
-    check_count("seed", seed, 0)
     channels, engine, inner_paths, positions = None, None, (), 1
     if "zero-deflation" in components:
         paths = default_taps(model, "si-c") if taps is None else splitting.select(model, taps)
@@ -202,9 +200,3 @@ def _shapes(model: Model, paths: Sequence[str]) -> dict[str, tuple[int, ...]]:
 
 def _log(x: Float[Array, "batch"]) -> Float[Array, "batch"]:
     return jnp.log(jnp.maximum(x, LEAST))
-
-
-def check_count(name: str, value: int, least: int) -> None:
-    """Raise a ValueError if an option is no whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} (={value!r}) must be a whole number of at least {least}")
