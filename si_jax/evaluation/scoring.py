@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from si_jax.batching import Batched
+from si_jax.batching import Batched, Placed
 from si_jax.data.image_set import ImageSet, UnreadableImage
 from si_jax.data.pipeline import batches, tell_unreadable
 from si_jax.detectors import Detector, Inputs, Plan
@@ -267,11 +267,10 @@ def _unreadable(results, image_set: ImageSet) -> tuple[str, ...]:
 def _batched(group: Mapping[str, Detector]) -> Batched:
     model = next(iter(group.values())).model
 
-    def run(weights, images):
-        variables, states = weights
+    def run(variables, states, images):
         inputs = Inputs(model, variables, images)
         return {name: d.compute(inputs, states[name]) for name, d in group.items()}
 
     for detector in group.values():
         detector.check_fitted()
-    return Batched(run, (model.variables, {name: d.state for name, d in group.items()}))
+    return Batched(run, model.placed, Placed({name: d.state for name, d in group.items()}))

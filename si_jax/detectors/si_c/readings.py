@@ -162,7 +162,7 @@ def outer_squared(
 
 def batched(found: Reader, model: Model) -> Batched:
     """`readings` batch by batch."""
-    return Batched(lambda v, x: found.read(v, model.normalise(x)), model.variables)
+    return Batched(lambda v, x: found.read(v, model.normalise(x)), model.placed)
 
 
 def _passes(model, variables, images, taps, engine, inner):
