@@ -277,7 +277,7 @@ class Linearised:
 def trace(
     model: "si_jax.model.Model",
     variables: Mapping[str, Any],
-    images: Float[Array, "batch height width channels"],
+    images: Float[Array | jax.ShapeDtypeStruct, "batch height width channels"],
     taps: Iterable[str],
     offsets: Mapping[str, Array] | None = None,
 ) -> Traced:
@@ -286,7 +286,7 @@ def trace(
     Args:
         model: the network.
         variables: its variables.
-        images: normalised images.
+        images: normalised images, or their shape alone.
         taps: paths (or `FEATURES`) whose variables are wanted.
         offsets: path -> what is added to that sub-module's output: an input of the equations.
     """

@@ -118,7 +118,8 @@ def vim(model: Model, *, dim: Count | None = None) -> Plan:
     Wang et al., CVPR 2022, section 4 (code: haoqiwang/vim): features are taken relative to
     `o = -pinv(W^T) b`, the subspace is spanned by the first `dim` eigenvectors of their second
     moment, and the scale is the mean largest logit over the mean residual norm of the fitting
-    images. These are run through the network twice.
+    images. These are run through the network once; the features of all of them are held in memory
+    for the while, 4 bytes a number.
 
     Args:
         model: the network.
@@ -139,15 +140,17 @@ def vim(model: Model, *, dim: Count | None = None) -> Plan:
         weights = np.asarray(model.head_weights(model.variables), np.float64)
         bias = np.asarray(head_bias(model, model.variables), np.float64)
         origin = -np.linalg.pinv(weights.T) @ bias
-        moment = np.zeros((features, features))
-        for _, h, _ in forward_batches(model, batches):
+        moment, logit = np.zeros((features, features)), 0.0
+        parts = []
+        for logits, h, _ in forward_batches(model, batches):
             centred = h - origin
             moment += centred.T @ centred
+            logit += logits.max(axis=-1).sum(dtype=np.float64)
+            parts.append(h)
         _, vectors = np.linalg.eigh(moment)  # by ascending eigenvalue
         rest = vectors[:, : features - dim]
-        logit, residual, norm = 0.0, 0.0, 0.0
-        for logits, h, _ in forward_batches(model, batches):
-            logit += logits.max(axis=-1).sum(dtype=np.float64)
+        residual, norm = 0.0, 0.0
+        for h in parts:
             residual += np.linalg.norm((h - origin) @ rest, axis=-1).sum()
             norm += np.linalg.norm(h - origin, axis=-1).sum()
         if residual <= 1e-6 * norm:
