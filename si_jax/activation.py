@@ -187,19 +187,34 @@ def _missing(traced: Traced, taps: Sequence[str]) -> tuple[str, ...]:
 
 def _at_head(traced: Traced, tap: str) -> bool:
     """Whether a tap is the input of a head that is nothing but a matrix product and a bias."""
-    return traced.taps[tap] is traced.features and _head_kernel(traced) is not None
+    return traced.taps[tap] in _features(traced) and _head_kernel(traced) is not None
+
+
+def _features(traced: Traced) -> set[Any]:
+    """The input of the head, in whichever dtypes it comes."""
+    casts = [
+        eqn for eqn in traced.closed.jaxpr.eqns if eqn.primitive.name == "convert_element_type"
+    ]
+    same = {traced.features, *(e.invars[0] for e in casts if e.outvars[0] is traced.features)}
+    for eqn in casts:
+        if not is_literal(eqn.invars[0]) and eqn.invars[0] in same:
+            same.add(eqn.outvars[0])
+    return same
 
 
 def _head_kernel(traced: Traced) -> Any:
     """The matrix (features, classes) that makes the logits of the features; None if more does."""
-    kernel, carriers = None, set()
+    kernel, carriers, features = None, set(), _features(traced)
     for eqn in traced.closed.jaxpr.eqns:
-        if any(v is traced.features for v in eqn.invars):
-            product = eqn.primitive.name == "dot_general" and eqn.invars[0] is traced.features
+        operands = [v for v in eqn.invars if not is_literal(v)]
+        if eqn.outvars[0] in features:
+            continue
+        if any(v in features for v in operands):
+            product = eqn.primitive.name == "dot_general" and operands[0] in features
             if kernel or not product or eqn.params["dimension_numbers"] != (((1,), (0,)), ((), ())):
                 return None
             kernel, carriers = eqn.invars[1], {eqn.outvars[0]}
-        elif any(v in carriers for v in eqn.invars if not is_literal(v)):
+        elif any(v in carriers for v in operands):
             if eqn.primitive.name not in ("add", "convert_element_type", "copy"):
                 return None
             carriers.add(eqn.outvars[0])
@@ -215,8 +230,9 @@ def _head_mask(
 
 def _gates(traced: Traced, taps: Sequence[str]) -> dict[str, Gate | None]:
     """Path -> what lies between that tap and its ReLUs; None where that is more than a `Gate`."""
+    features = _features(traced)
     return {
-        tap: None if traced.taps[tap] is traced.features else _gate(traced, traced.taps[tap])
+        tap: None if traced.taps[tap] in features else _gate(traced, traced.taps[tap])
         for tap in taps
     }
 

@@ -47,6 +47,9 @@ class Call:
 class Forward(NamedTuple):
     """What one forward pass gives.
 
+    Logits and features are float32 whatever the network computes in, so that every score is;
+    outputs are as the network has them.
+
     Attributes:
         logits: (batch, classes).
         features: (batch, features), the input of the classifier head.
@@ -94,7 +97,7 @@ def forward(
     def visit(path, module, call, args):
         if path == model.head:
             args = (done(FEATURES, args[0]), *args[1:])
-            features.append(args[0])
+            features.append(args[0].astype(jnp.float32))
         return done(path, known[path] if path in known else call(*args))
 
     def done(path, out):
@@ -117,7 +120,7 @@ def forward(
             "the network must return logits of shape (batch, classes), got "
             f"{jax.tree.map(jnp.shape, logits)}"
         )
-    return Forward(logits, features[-1], outputs)
+    return Forward(logits.astype(jnp.float32), features[-1], outputs)
 
 
 def abstract_forward(model: "si_jax.model.Model") -> Forward:

@@ -9,6 +9,7 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("SI_JAX_COMPILATION_CACHE", "off")
 
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -16,6 +17,9 @@ import jaxtyping
 import numpy as np
 import pytest
 from jaxtyping import install_import_hook
+
+os.environ["SI_JAX_DATA"] = os.path.join(tempfile.gettempdir(), "si_jax_has_no_data_here")
+os.environ["SI_JAX_CACHE"] = tempfile.mkdtemp(prefix="si_jax_cache_")
 
 hook = install_import_hook("si_jax", "beartype.beartype")
 

@@ -253,5 +253,5 @@ def selected_features(
 
 
 def over_positions(x: Float[Array, "batch *space channels"]) -> Float[Array, "batch channels"]:
-    """Mean over everything between the batch and the channels."""
-    return jnp.mean(x, axis=tuple(range(1, x.ndim - 1)))
+    """Mean over everything between the batch and the channels, in float32."""
+    return jnp.mean(x.astype(jnp.float32), axis=tuple(range(1, x.ndim - 1)))

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from si_jax.data.files import BROKEN, write_atomically
+from si_jax.data.files import BROKEN, read_arrays, write_atomically
 from si_jax.data.image_set import ImageSet
 from si_jax.data.pipeline import batches as image_batches
 from si_jax.data.pipeline import tell_unreadable
 from si_jax.detectors import Detector
 from si_jax.detectors.base import CachedBatches
 from si_jax.evaluation.store import key_of
-from si_jax.weights.checkpoint import weights_hash
+from si_jax.weights.variables import weights_hash
 
 
 def fit_detectors(
@@ -99,8 +99,7 @@ def fit_hash(detector: Detector) -> str:
 
 def _load(path: Path, key: str) -> dict[str, np.ndarray] | None:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            state = {name: file[name] for name in file.files}
+        state = read_arrays(path)
     except BROKEN:
         return None
     return state if str(state.pop("key", "")) == key else None
