@@ -44,7 +44,7 @@ class Gate:
     alone: bool
 
     def on(
-        self, traced: Traced, tap: Any, values: Mapping[Any, Array], z: Array
+        self, traced: Traced, tap: Any, values: Mapping[Any, Any], z: Array
     ) -> Bool[Array, "batch *tap"]:
         """Where any of the ReLUs is on, and depends on the tap, if the tap's value is `z`."""
         jaxpr = traced.closed.jaxpr.replace(
@@ -86,7 +86,7 @@ def active(
 
 
 def active_in(
-    traced: Traced, values: Mapping[Any, Array], taps: Sequence[str]
+    traced: Traced, values: Mapping[Any, Any], taps: Sequence[str]
 ) -> dict[str, Bool[Array, "batch ..."]]:
     """`active` of a pass that has been run: its equations, and the values of their variables."""
     _refuse(_missing(traced, taps))
@@ -222,7 +222,7 @@ def _head_kernel(traced: Traced) -> Any:
 
 
 def _head_mask(
-    traced: Traced, values: Mapping[Any, Array], logits: Array
+    traced: Traced, values: Mapping[Any, Any], logits: Array
 ) -> Bool[Array, "batch features"]:
     """Where the head's weight of the largest logit is not zero."""
     return values[_head_kernel(traced)].T[jnp.argmax(logits, axis=-1)] != 0

@@ -228,12 +228,12 @@ class Traced:
         needed = [v for eqn in jaxpr.eqns for v in eqn.invars] + jaxpr.outvars
         return tuple(dict.fromkeys(v for v in needed if not is_literal(v)))
 
-    def run(self, offsets: Mapping[str, Array] | None = None) -> list[Array]:
+    def run(self, offsets: Mapping[str, Array] | None = None) -> list[Any]:
         """The values of `variables`, with `offsets` added at the paths that were traced so."""
         leaves = jax.tree.leaves((*self.arguments, dict(offsets or {})))
         return evaluate(self.closed.jaxpr, self.variables, leaves, self.closed.consts)
 
-    def forward(self, values: Mapping[Any, Array]) -> Forward:
+    def forward(self, values: Mapping[Any, Any]) -> Forward:
         """The forward pass whose values these are, with all taps as outputs."""
         outputs = {path: values[var] for path, var in self.taps.items()}
         return Forward(values[self.logits], values[self.features], outputs)
@@ -251,7 +251,7 @@ class Linearised:
     """
 
     traced: Traced
-    values: dict[Any, Array]
+    values: dict[Any, Any]
     out: Forward
     gradient: Gradients
 
@@ -343,8 +343,8 @@ def linearise(
 
 
 def evaluate(
-    jaxpr: Any, outputs: Sequence[Any], inputs: Sequence[Array], consts: Sequence[Array]
-) -> list[Array]:
+    jaxpr: Any, outputs: Sequence[Any], inputs: Sequence[Any], consts: Sequence[Any]
+) -> list[Any]:
     """Values of the variables `outputs` of a jaxpr; `jit` computes only what they need."""
     part = jaxpr.replace(outvars=list(outputs), debug_info=jaxpr.debug_info.with_unknown_names())
     return jax.core.eval_jaxpr(part, consts, *inputs)
