@@ -230,24 +230,31 @@ def _score(scorer, image_set, transform, open_rows, *, save, batch_size, **optio
     pending: deque[tuple[Batch, list[str], Callable]] = deque()
 
     def finish():
-        batch, wanted, fetch = pending.popleft()
+        batch, wanted, fetch = pending[0]
         _add_rows(open_rows, image_set, batch, wanted, fetch())
+        pending.popleft()  # only now, so that after an error none is left out
         bar.update(int((batch.indices >= 0).sum()))
 
     with tqdm(total=len(image_set), initial=start, desc=image_set.name, unit="img") as bar:
-        for batch in batches(image_set, transform, batch_size, start=start, **options):
-            wanted = [k for k, rows in open_rows.items() if rows.seen < _end(batch)]
-            fetch = dict
-            if wanted and batch.mask.any():
-                fetch = scorer.start(batch.images[batch.mask], wanted, few=few)
-            pending.append((batch, wanted, fetch))
-            if len(pending) > AHEAD:
+        try:
+            for batch in batches(image_set, transform, batch_size, start=start, **options):
+                wanted = [k for k, rows in open_rows.items() if rows.seen < _end(batch)]
+                fetch = dict
+                if wanted and batch.mask.any():
+                    fetch = scorer.start(batch.images[batch.mask], wanted, few=few)
+                pending.append((batch, wanted, fetch))
+                if len(pending) > AHEAD:
+                    finish()
+                if time.monotonic() - saved > SAVE_EVERY:
+                    save()
+                    saved = time.monotonic()
+            while pending:
                 finish()
-            if time.monotonic() - saved > SAVE_EVERY:
-                save()
-                saved = time.monotonic()
-        while pending:
-            finish()
+        except BaseException:
+            with contextlib.suppress(Exception):
+                while pending:  # what was begun is not lost
+                    finish()
+            raise
 
 
 def _end(batch: Batch) -> int:
