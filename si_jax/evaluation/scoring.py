@@ -246,6 +246,8 @@ def _score(scorer, image_set, transform, open_rows, *, save, batch_size, **optio
                 if len(pending) > AHEAD:
                     finish()
                 if time.monotonic() - saved > SAVE_EVERY:
+                    while pending:
+                        finish()
                     save()
                     saved = time.monotonic()
             while pending:
