@@ -223,7 +223,7 @@ def _score(scorer, image_set, transform, open_rows, *, save, batch_size, **optio
     While the devices work on `AHEAD` batches, the next ones are decoded.
     """
     start = min(rows.seen for rows in open_rows.values()) // batch_size * batch_size
-    few = len(image_set) - start < batch_size
+    few = len(image_set) < batch_size  # also where a run is resumed, so that it gives the same
     model = next(iter(scorer.detectors.values())).model
     options["image_shape"] = model.image_shape
     saved = time.monotonic()
