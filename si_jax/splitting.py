@@ -363,8 +363,8 @@ def _aligned(indices, stacked, plain, wanted) -> Array:
     if list(indices) == list(wanted):
         return stacked
     parts, taken = [], 0
-    for given, run in itertools.groupby(wanted, key=set(indices).__contains__):
-        count = len(list(run))
+    for given, group in itertools.groupby(wanted, key=set(indices).__contains__):
+        count = len(list(group))
         if given:
             parts.append(stacked[taken : taken + count])
             taken += count
