@@ -96,6 +96,11 @@ def flops(model, function):
     return speed._flops(jax.jit(function).lower(model.variables, shapes).compile())
 
 
+@pytest.fixture(scope="module")
+def model():
+    return speed.random_model("resnet8", (8, 8))
+
+
 def test_what_the_engines_compute():
     """In floating-point operations: nothing is differentiated that is not needed."""
     model = speed.random_model("resnet8")
@@ -122,9 +127,8 @@ CALLBACKS = ("callback", "infeed", "outfeed", "host")
 
 
 @pytest.mark.parametrize("name", speed.DETECTORS)
-def test_scoring_is_one_computation_without_the_host(name):
+def test_scoring_is_one_computation_without_the_host(name, model):
     """What an accelerator runs of each detector never asks the host in between."""
-    model = speed.random_model("resnet8")
     detector = make_detector(name, model)
     state = {}
     if detector.needs_fit:
