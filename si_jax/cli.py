@@ -8,7 +8,9 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+CACHE_VARIABLE = "SI_JAX_COMPILATION_CACHE"
 PACKAGES = ("si-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -20,8 +22,9 @@ def run(main: Callable[[], None]) -> None:
     """Run a script's `main`; a user's mistake ends in one sentence and exit status 2.
 
     SIGTERM ends it as Ctrl-C does, so that progress is saved. Compiled programs are cached on
-    disk in `$JAX_COMPILATION_CACHE_DIR`, if that is set.
+    disk; see `cache_compilations`.
     """
+    cache_compilations()
     handled = threading.current_thread() is threading.main_thread()
     previous = signal.signal(signal.SIGTERM, _terminate) if handled else None
     try:
@@ -37,6 +40,36 @@ def run(main: Callable[[], None]) -> None:
     finally:
         if handled:
             signal.signal(signal.SIGTERM, previous)
+
+
+def cache_compilations() -> Path | None:
+    """Keep compiled programs on disk, so that a second run need not compile them again.
+
+    The folder is `$SI_JAX_COMPILATION_CACHE` (`off` or empty: none), or else that which JAX is
+    told of (`$JAX_COMPILATION_CACHE_DIR`), or else `si-jax/programs` in the user's cache folder.
+
+    Returns:
+        The folder, or None where nothing is cached.
+    """
+    given = os.environ.get(CACHE_VARIABLE)
+    if given is not None and given.strip().lower() in ("", "off", "0", "none"):
+        return None
+    jax_folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if given is None and jax_folder:
+        return Path(jax_folder)
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+    folder = Path(given).expanduser() if given else home / "si-jax" / "programs"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        if given:
+            raise
+        return None
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    return folder
 
 
 def _terminate(number, frame):
