@@ -200,11 +200,8 @@ def predict(detector: "Detector", images: Any) -> Predictions:
     threshold = check_calibrated(detector)
     parts, opened_any = [], False
     for _, rows, opened in _rows(detector, images):
-        if opened and threshold.preprocessing not in ("", str(detector.preprocessing)):
-            raise ValueError(
-                f"the threshold was calibrated on images prepared by {threshold.preprocessing!r},"
-                f" but these are prepared by {str(detector.preprocessing)!r}: calibrate again"
-            )
+        if opened:
+            check_preprocessing(detector)
         opened_any |= opened
         parts.append(rows)
     if not parts:
@@ -238,6 +235,19 @@ def check_calibrated(detector: "Detector") -> Threshold:
             " in-distribution images that neither the network nor the detector has learnt from"
         )
     return detector.threshold
+
+
+def check_preprocessing(detector: "Detector") -> None:
+    """Raise a ValueError unless files are prepared as at the calibration; see `check_calibrated`.
+
+    Calibration images that came in the input size may have been prepared in any way.
+    """
+    calibrated_on = check_calibrated(detector).preprocessing
+    if calibrated_on not in ("", str(detector.preprocessing)):
+        raise ValueError(
+            f"the threshold was calibrated on images prepared by {calibrated_on!r}, but these are"
+            f" prepared by {str(detector.preprocessing)!r}: calibrate again"
+        )
 
 
 def prediction_rows(inputs: "Inputs", details: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
