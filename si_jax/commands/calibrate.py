@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from si_jax import cli
-from si_jax.commands.evaluate import parse_options
+from si_jax.commands.options import detector_options
 from si_jax.data import digits, sources
 from si_jax.data.image_set import ImageSet
 from si_jax.data.pipeline import batches as image_batches
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     if Path(args.out).exists():
         raise ValueError(f"{args.out} exists already: choose another directory or remove it")
     model = load_model(args.checkpoint)
-    options = parse_options([f"{args.detector}.{text}" for text in args.set])
+    options = detector_options([f"{args.detector}.{text}" for text in args.set])
     detector = make_detector(args.detector, model, **options.get(args.detector, {}))
     if detector.needs_fit and not args.fit:
         raise ValueError(
