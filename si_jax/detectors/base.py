@@ -239,7 +239,7 @@ class Detector:
         Raises:
             ValueError: if the detector is not calibrated, or it is not one image.
         """
-        from si_jax.detectors.explanation import explain
+        from si_jax.detectors.explanation_figure import explain
 
         return explain(self, image, title=title)
 

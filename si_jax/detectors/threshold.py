@@ -19,7 +19,6 @@ from scipy.stats import beta
 
 from si_jax.data.opening import batches_of
 
-
 THUMBNAIL = 96  # longest side of a kept calibration image, pixels
 
 LAYER_QUANTILES = (5, 50, 95)
