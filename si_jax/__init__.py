@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from si_jax.detectors import Detector as Detector
     from si_jax.detectors import make_detector as make_detector
     from si_jax.detectors import register_detector as register_detector
-    from si_jax.detectors.saving import load_detector as load_detector
+    from si_jax.detectors.loading import load_detector as load_detector
     from si_jax.evaluation import metrics as metrics
     from si_jax.evaluation.tuning_run import tune_on_benchmark as tune_on_benchmark
     from si_jax.model import Model as Model
@@ -34,8 +34,8 @@ _PUBLIC = {
     "Predictor": "si_jax.decision.predictor",
     "build_model": "si_jax.weights.checkpoint",
     "convert_torch": "si_jax.weights.convert",
-    "load_detector": "si_jax.detectors.saving",
     "evaluate_benchmark": "si_jax.reporting.evaluate",
+    "load_detector": "si_jax.detectors.loading",
     "load_model": "si_jax.weights.checkpoint",
     "make_detector": "si_jax.detectors",
     "metrics": "si_jax.evaluation.metrics",

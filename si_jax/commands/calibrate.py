@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from si_jax import cli
+from si_jax.commands.options import detector_options
 from si_jax.data import digits, sources
 from si_jax.data.image_set import ImageSet
 from si_jax.data.pipeline import batches as image_batches
@@ -44,7 +45,8 @@ def main(argv: list[str] | None = None) -> None:
     if Path(args.out).exists():
         raise ValueError(f"{args.out} exists already: choose another directory or remove it")
     model = load_model(args.checkpoint)
-    detector = make_detector(args.detector, model, **options_of(args.set))
+    options = detector_options([f"{args.detector}.{text}" for text in args.set])
+    detector = make_detector(args.detector, model, **options.get(args.detector, {}))
     if detector.needs_fit and not args.fit:
         raise ValueError(
             f"detector {args.detector!r} learns from training images: give --fit TRAIN"
@@ -76,17 +78,6 @@ def main(argv: list[str] | None = None) -> None:
     print(f"images      prepared by: {detector.preprocessing}")
     print(f"decision    {accepted}")
     print(f"saved       {path}")
-
-
-def options_of(texts: list[str]) -> dict[str, str]:
-    """`k=3` -> `{"k": "3"}`, which `make_detector` converts."""
-    options = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not (name and equals and value):
-            raise ValueError(f"--set {text}: write it as OPTION=VALUE")
-        options[name.replace("-", "_")] = value
-    return options
 
 
 def opened(text: str) -> ImageSet:

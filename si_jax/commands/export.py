@@ -10,7 +10,7 @@ from pathlib import Path
 
 from si_jax import cli
 from si_jax.decision.export import LOADER, PLATFORMS, export_jax
-from si_jax.detectors.saving import load_detector
+from si_jax.detectors.loading import load_detector
 
 
 def main(argv: list[str] | None = None) -> None:

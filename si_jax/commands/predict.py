@@ -23,7 +23,7 @@ from tqdm import tqdm
 from si_jax import cli
 from si_jax.decision.stream import FilePrediction, find_images, predict_files
 from si_jax.detectors import Detector
-from si_jax.detectors.saving import load_detector
+from si_jax.detectors.loading import load_detector
 from si_jax.detectors.threshold import check_calibrated, check_preprocessing
 
 HEADER = "verdict  p-value      score  class  probability  file"

@@ -17,7 +17,8 @@ from si_jax.data.files import write_atomically, write_text
 from si_jax.data.opening import chunks
 from si_jax.decision.predictor import COLUMNS, Predictor
 from si_jax.decision.stream import find_images
-from si_jax.detectors.saving import CARD, find_detector
+from si_jax.detectors.loading import find_detector
+from si_jax.detectors.saving import CARD
 
 PLAN = "_plan.json"  # readers of a folder of Parquet files leave out such names
 PART_SIZE = 10_000

@@ -108,7 +108,7 @@ def _adascale(model: Model, options: dict, logits: Callable) -> Plan:
         return out, options["weight"] * change + value
 
     def fit(batches: Batches) -> State:
-        run = Batched(lambda v, x: reaction(v, model.normalise(x))[1], model.variables)
+        run = Batched(lambda v, x: reaction(v, model.normalise(x))[1], model.placed)
 
         def parts():
             size = 0

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32
 
 from si_jax import splitting
-from si_jax.batching import Batched
+from si_jax.batching import SMALL, Batched, Placed
 from si_jax.data.opening import batches_of
 from si_jax.data.preprocessing import Preprocessing, preprocessing_for
 from si_jax.detectors import threshold as thresholds
@@ -137,20 +137,18 @@ class Detector:
 
     @cached_property
     def _run(self) -> Batched:
-        def run(weights, images):
-            variables, state = weights
+        def run(variables, state, images):
             return self.compute(Inputs(self.model, variables, images), state)
 
-        return Batched(run, (self.model.variables, self.state))
+        return Batched(run, self.model.placed, Placed(self.state))
 
     @cached_property
     def _predict_run(self) -> Batched:
-        def run(weights, images):
-            variables, state = weights
+        def run(variables, state, images):
             inputs = Inputs(self.model, variables, images)
             return thresholds.prediction_rows(inputs, self.compute(inputs, state))
 
-        return Batched(run, (self.model.variables, self.state))
+        return Batched(run, self.model.placed, Placed(self.state))
 
     def fit(self, images: np.ndarray, labels: np.ndarray | None = None) -> "Detector":
         """Learn from in-distribution training images what the detector needs; returns itself.
@@ -241,7 +239,7 @@ class Detector:
         Raises:
             ValueError: if the detector is not calibrated, or it is not one image.
         """
-        from si_jax.detectors.explanation import explain
+        from si_jax.detectors.explanation_figure import explain
 
         return explain(self, image, title=title)
 
@@ -296,13 +294,26 @@ class Detector:
         """
         self.check_fitted()
         size, channels = self.batch_size, self.model.image_shape[-1]
-        parts = [
-            self._run(self.model.check(part), batch_size=size, shrink=True)
-            for part, _ in batches_of(images, self.preprocessing, channels, size)
-        ]
+        parts: list[dict[str, np.ndarray]] = []
+        for part, _ in batches_of(images, self.preprocessing, channels, size):
+            # a last, shorter batch is padded, not compiled again
+            few = not parts
+            parts.append(self._run(self.model.check(part), batch_size=size, shrink=few))
         if not parts:
             raise ValueError("images is empty: there is nothing to compute")
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def warm_up(self) -> "Detector":
+        """Compile all that `score` can need, so that no later call waits for it; returns itself.
+
+        Three programs: for one image, for a small batch and for a full one.
+
+        Raises:
+            ValueError: if the detector is not fitted.
+        """
+        for count in sorted({1, min(SMALL, self.batch_size), self.batch_size}):
+            self.score(np.zeros((count, *self.model.image_shape), np.uint8))
+        return self
 
     def check_fitted(self) -> None:
         """Raise a ValueError if the detector needs a fit that it does not have."""
@@ -361,7 +372,7 @@ def forward_batches(
         if not len(images):
             continue
         size = max(size, len(images))  # a last, shorter batch is padded, not compiled again
-        out = model._forward.batch(model.check(images), batch_size=size)
+        out = model.outputs(images, batch_size=size, shrink=False)
         logits, features = out["logits"], out["features"]
         if not (np.isfinite(logits).all() and np.isfinite(features).all()):
             raise ValueError(

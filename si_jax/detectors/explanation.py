@@ -6,7 +6,7 @@ calibration images, where the score lies among theirs, and the nearest of them.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,15 +14,11 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from si_jax.data.opening import batches_of
-from si_jax.detectors.base import Detector
 from si_jax.detectors.threshold import Predictions, as_uint8, check_calibrated
 from si_jax.integration import first_gradients, max_logit
 from si_jax.model import Model
 from si_jax.splitting import FEATURES
 from si_jax.taps import default_taps
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 NEAREST = 3
 RARE = 0.05  # p-value below which a layer is called abnormal
@@ -57,14 +53,7 @@ class Explanation:
     top: Sequence[tuple[int, float]]
 
 
-def explain(detector: Detector, image: Any, *, title: str = "") -> "Figure":
-    """A figure that explains the decision on one image; see `Detector.explain`."""
-    from si_jax.detectors.explanation_figure import draw
-
-    return draw(detector, explanation(detector, image), title)
-
-
-def explanation(detector: Detector, image: Any) -> Explanation:
+def explanation(detector: Any, image: Any) -> Explanation:
     """What the figure of one image shows.
 
     Args:
@@ -137,7 +126,7 @@ def attribution_maps(
 
 
 def layer_positions(
-    detector: Detector, rows: Mapping[str, np.ndarray]
+    detector: Any, rows: Mapping[str, np.ndarray]
 ) -> tuple[list[str], Float[np.ndarray, "layers"], bool]:
     """Where each layer that the detector reads lies among the calibration images.
 

@@ -1,13 +1,12 @@
 """The drawing of an explanation."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from si_jax.detectors.base import Detector
-from si_jax.detectors.explanation import RARE, Explanation, upsampled
+from si_jax.detectors.explanation import RARE, Explanation, explanation, upsampled
 from si_jax.detectors.threshold import Threshold
 
 if TYPE_CHECKING:
@@ -19,7 +18,12 @@ SMOOTHING = 28  # the side of an image in deviations of the Gaussian
 LIMIT = 4.0  # half ranges beyond which a layer is drawn at the edge
 
 
-def draw(detector: Detector, shown: Explanation, title: str = "") -> "Figure":
+def explain(detector: Any, image: Any, *, title: str = "") -> "Figure":
+    """A figure that explains the decision on one image; see `Detector.explain`."""
+    return draw(detector, explanation(detector, image), title)
+
+
+def draw(detector: Any, shown: Explanation, title: str = "") -> "Figure":
     """Draw what is known of one image.
 
     Args:
