@@ -12,7 +12,7 @@ from si_jax.batching import Batched
 from si_jax.data.files import BROKEN, read_arrays, write_atomically
 from si_jax.data.image_set import ImageSet
 from si_jax.data.pipeline import batches
-from si_jax.detectors import default_options
+from si_jax.detectors import DETECTORS, default_options
 from si_jax.detectors.si_c.channels import Channels, select_channels
 from si_jax.detectors.si_c.readings import Reader, batched, reader
 from si_jax.evaluation import benchmark
@@ -131,6 +131,7 @@ def _facts(found: Reader) -> dict[str, object]:
         "taps": found.channels.taps,
         "inner": found.inner,
         "engine": found.engine,
+        "version": DETECTORS["si-c"].version,
     }
 
 
