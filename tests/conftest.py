@@ -7,6 +7,7 @@ os.environ["XLA_FLAGS"] = (
 ).strip()
 
 os.environ["KERAS_BACKEND"] = "jax"
+os.environ.setdefault("SI_JAX_COMPILATION_CACHE", "off")
 
 import sys
 import tempfile

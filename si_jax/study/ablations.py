@@ -18,7 +18,7 @@ from si_jax.detectors.si_c import fit as si_c_fit
 from si_jax.detectors.si_c import score as si_c_score
 from si_jax.detectors.si_c.method import FORWARD
 from si_jax.detectors.si_c.score import COMPONENTS
-from si_jax.evaluation.store import key_of
+from si_jax.evaluation.keys import key_of
 from si_jax.study.measures import MEASURED, group_means
 from si_jax.study.readings import CaseReadings, Readings, by_tap, fewer_channels
 
@@ -33,9 +33,6 @@ MAIN = tuple((components, form) for components in (ALL, FORWARD) for form in ("h
 
 SMALL = 1000
 """Below so many channels, threads wait for each other longer than they help."""
-
-VERSION = 1
-"""Of the values: raised when the same readings give other ones."""
 
 LEVEL = 0.05
 """Below which p-value a tap counts as abnormal."""

@@ -22,7 +22,12 @@ _spec.loader.exec_module(same)
 TAPS = ("bn", "block/bn")
 IMAGES = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 3), np.uint8)
 LABELS = np.arange(24) % same.CLASSES
-SMALLER = {"knn": {"k": 3}, "nnguide": {"k": 3}, "lts": {"percentile": 65.0}}
+SMALLER = {
+    "knn": {"k": 3},
+    "nnguide": {"k": 3},
+    "lts": {"percentile": 65.0},
+    "rankfeat": {"taps": "block/bn"},
+}
 
 
 @pytest.fixture(scope="module")
