@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from si_jax.data.files import write_atomically
+from si_jax.detectors import DETECTORS
 from si_jax.detectors.base import State
 from si_jax.detectors.si_c import fit as si_c_fit
 from si_jax.detectors.si_c import score as si_c_score
@@ -35,6 +36,9 @@ MAIN = tuple((components, form) for components in (ALL, FORWARD) for form in ("h
 
 SMALL = 1000
 """Below so many channels, threads wait for each other longer than they help."""
+
+VERSION = 1
+"""Of the values: raised when the same readings give other ones."""
 
 LEVEL = 0.05
 """Below which p-value a tap counts as abnormal."""
@@ -126,7 +130,7 @@ def run(
         "readings": readings.key,
         "rows": [asdict(row) for row in rows],
         "groups": dict(groups),
-        "version": VERSION,
+        "version": [VERSION, DETECTORS["si-c"].version],
     }
     key = key_of(facts)
     try:

@@ -130,4 +130,5 @@ def _facts(found: Reader) -> dict[str, object]:
         "taps": found.channels.taps,
         "inner": found.inner,
         "engine": found.engine,
+        "version": DETECTORS["si-c"].version,
     }
