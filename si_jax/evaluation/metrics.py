@@ -86,6 +86,12 @@ def _precision_area(positive: np.ndarray, negative: np.ndarray) -> float:
     return float(np.trapezoid(precision, np.append(0.0, tp / tp[-1])))
 
 
+def _oscr(counts: Counts) -> float:
+    below = np.cumsum(counts.novel) - counts.novel
+    won = counts.correct @ (2 * below + counts.novel)
+    return float(won / (2 * counts.known.sum() * counts.novel.sum()))
+
+
 METRICS: dict[str, Metric] = {
     "auroc": Metric("AUROC", _auroc, True, "AUROC"),
     "fpr95": Metric(
@@ -115,6 +121,13 @@ METRICS: dict[str, Metric] = {
     "detection_error": Metric("detection error", _detection_error, False, "Detection error"),
     "auin": Metric("AUIN", lambda c: _precision_area(c.known[::-1], c.novel[::-1]), True),
     "auout": Metric("AUOUT", lambda c: _precision_area(c.novel, c.known), True),
+    "oscr": Metric(
+        "OSCR",
+        _oscr,
+        True,
+        "OSCR, share accepted and classified correctly against OOD accepted",
+        needs_correct=True,
+    ),
 }
 """Name -> metric; the definitions are in `evaluate`."""
 
@@ -135,7 +148,8 @@ def evaluate(
         `fpr95`; `fpr95_ood_positive`, see there; `aupr_in` and `aupr_out`, average precision with
         ID and with OOD positive; `detection_error`, the least share of all images on the wrong
         side of one threshold; `auin` and `auout`, the trapezoidal areas under precision and recall
-        of the published code.
+        of the published code; `oscr`, the chance that an ID image is classified correctly and has
+        a higher score than an OOD image, ties counting half (Dhamija et al., NeurIPS 2018).
 
     Raises:
         ValueError: if a set is empty, not one-dimensional, or holds NaN or infinite values.

@@ -150,8 +150,8 @@ def _mismatch(results: Results) -> str:
         if set(averages) != groups:
             return f"the averages of detector {detector!r} are not those of 'groups'"
         for name, row in (rows | averages).items():
-            if not 0 <= row.get("auroc", -1) <= 1:
-                return f"not all metrics of {detector!r} on {name!r} are numbers"
+            if "auroc" not in row or not all(0 <= value <= 1 for value in row.values()):
+                return f"not all metrics of {detector!r} on {name!r} are numbers from 0 to 1"
     for rows in results.intervals.values():
         for row in rows.values():
             if any(len(ends) != 2 for ends in row.values()):

@@ -53,7 +53,7 @@ def columns(report: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
 
 def cell(
     report: Mapping[str, Any], detector: str, key: str, is_group: bool, metric: str
-) -> float | None:
+) -> float | int | None:
     """One value of a table, a fraction; None where the run did not measure it."""
     return report["averages" if is_group else "results"][detector][key].get(metric)
 
@@ -99,7 +99,7 @@ def tables(report: Mapping[str, Any]) -> str:
     return "\n\n".join(shown)
 
 
-def _number(fraction: float | None) -> str:
+def _number(fraction: float | int | None) -> str:
     return "–" if fraction is None else percent(fraction)
 
 

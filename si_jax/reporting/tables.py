@@ -84,7 +84,7 @@ def mark_best(
     ]
 
 
-def percent(fraction: float) -> str:
+def percent(fraction: float | int) -> str:
     """A fraction as it is printed, in per cent."""
     return f"{100 * fraction:.2f}"
 

@@ -22,9 +22,6 @@ from si_jax.evaluation.keys import key_of
 from si_jax.study.measures import MEASURED, group_means
 from si_jax.study.readings import CaseReadings, Readings, by_tap, fewer_channels
 
-VERSION = 1
-"""Raised when what is measured here changes other than by S&I-C's own version."""
-
 ALL = tuple(COMPONENTS)
 LETTERS = {"energy": "E", "channel-average": "A", "zero-deflation": "M"}
 FORMS = ("sum", "hinge")

@@ -12,18 +12,15 @@ def scores(seed, n, m, *, tied):
     return (np.round(known), np.round(novel)) if tied else (known, novel)
 
 
-def slow(known, novel, resamples, seed):
+def slow(known, novel, correct, resamples, seed):
     """The same draws, each measured as a pair of score sets is."""
     draws = [np.random.default_rng([seed, which]) for which in (0, 1)]
-    rows = [
-        metrics.evaluate(
-            *(
-                s[rng.integers(len(s), size=len(s))]
-                for s, rng in zip((known, novel), draws, strict=True)
-            )
+    rows = []
+    for _ in range(resamples):
+        chosen, others = (
+            rng.integers(len(s), size=len(s)) for s, rng in zip((known, novel), draws, strict=True)
         )
-        for _ in range(resamples)
-    ]
+        rows.append(metrics.evaluate(known[chosen], novel[others], correct[chosen]))
     return {m: np.percentile([row[m] for row in rows], (2.5, 97.5)) for m in metrics.METRICS}
 
 
@@ -31,8 +28,10 @@ def slow(known, novel, resamples, seed):
 @pytest.mark.parametrize(("n", "m"), [(60, 35), (23, 90), (1, 3)])
 def test_equals_a_loop_over_resampled_scores(n, m, tied):
     known, novel = scores(n, n, m, tied=tied)
-    expected = slow(known, novel, 40, seed=5)
-    found = bootstrap.intervals(known, novel, metrics=tuple(metrics.METRICS), resamples=40, seed=5)
+    correct = np.arange(n) % 3 > 0
+    expected = slow(known, novel, correct, 40, seed=5)
+    options = {"metrics": tuple(metrics.METRICS), "resamples": 40, "seed": 5, "correct": correct}
+    found = bootstrap.intervals(known, novel, **options)
     assert list(found) == list(metrics.METRICS)
     for name, interval in found.items():
         np.testing.assert_allclose(interval, expected[name], atol=1e-12, err_msg=name)
