@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as skm
 
-from si_jax.evaluation import bootstrap, metrics
+from si_jax.evaluation import bootstrap, classification, metrics
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SETS = json.loads((GOLDEN / "metrics.json").read_text())
@@ -36,7 +36,10 @@ def test_average_precision_is_scikit_learns(name):
     found = metrics.evaluate(known, novel)
     assert found["aupr_in"] == skm.average_precision_score(labels, scores)
     assert found["aupr_out"] == skm.average_precision_score(1 - labels, -scores)
+    correct = np.arange(len(known)) % 2 > 0
+    found = metrics.evaluate(known, novel, correct)
     assert set(found) == set(metrics.METRICS)
+    assert found["oscr"] == pytest.approx(classification.oscr(known, novel, correct), abs=1e-12)
 
 
 @pytest.mark.parametrize("tied", [False, True])
