@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from si_jax.commands import evaluate as command
-from si_jax.data import downloads
+from si_jax.data import benchmarks, downloads
 from si_jax.data.sequences import as_image_set
 from si_jax.evaluation import sets
 from si_jax.reporting import report
@@ -90,7 +90,7 @@ def test_nothing_is_downloaded_unless_asked_for(tiny, monkeypatch, capsys, unche
     def resolve(*args, fetch, **options):
         seen.append(fetch)
 
-    monkeypatch.setattr(sets, "resolve", resolve)
+    monkeypatch.setattr(benchmarks, "resolve", resolve)
     monkeypatch.setattr(
         downloads, "prepare", lambda *a: iter([downloads.Outcome("svhn", "fetched", 3, "there")])
     )
