@@ -198,11 +198,29 @@ class Model(Network):
         Raises:
             ValueError: if `images` do not fit the model; see `check`.
         """
-        return self._forward(self.check(images), batch_size=batch_size, shrink=True)["logits"]
+        return self.outputs(images, batch_size=batch_size)["logits"]
 
     def features(self, images: np.ndarray, *, batch_size: int = DEFAULT_BATCH_SIZE) -> np.ndarray:
         """Input of the classifier head, (N, features) float32; arguments as for `logits`."""
-        return self._forward(self.check(images), batch_size=batch_size, shrink=True)["features"]
+        return self.outputs(images, batch_size=batch_size)["features"]
+
+    def outputs(
+        self, images: np.ndarray, *, batch_size: int = DEFAULT_BATCH_SIZE, shrink: bool = True
+    ) -> dict[str, np.ndarray]:
+        """`"logits"` and `"features"` of images, by one pass; arguments as for `logits`.
+
+        Args:
+            images: as for `logits`.
+            batch_size: images per forward pass.
+            shrink: whether fewer images than that make a smaller batch, see
+                `si_jax.batching.Batched`.
+        """
+        return self._forward(self.check(images), batch_size=batch_size, shrink=shrink)
+
+    @cached_property
+    def placed(self) -> batching.Placed:
+        """The variables on the devices, for all that runs this network."""
+        return batching.Placed(self.variables)
 
     @cached_property
     def _forward(self) -> batching.Batched:
@@ -210,7 +228,7 @@ class Model(Network):
             out = splitting.forward(self, variables, self.normalise(images))
             return {"logits": out.logits, "features": out.features}
 
-        return batching.Batched(forward, self.variables)
+        return batching.Batched(forward, self.placed)
 
 
 def checked_size(input_size: int | Sequence[int] | None) -> tuple[int, int]:
