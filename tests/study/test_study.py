@@ -123,7 +123,7 @@ def test_a_rerun_computes_nothing(script, out, monkeypatch, capsys):
         raise AssertionError("the network was run again")
 
     monkeypatch.setattr(Batched, "batch", refuse)
-    monkeypatch.setattr(ablations.calibration, "fit", refuse)
+    monkeypatch.setattr(ablations.si_c_fit, "fit", refuse)
     monkeypatch.setattr(ablations, "layers", lambda _: before["cases"][0]["layers"])
     script.main([*OPTIONS, "--out", str(out)])
     after = load(out)
