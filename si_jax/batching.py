@@ -1,11 +1,21 @@
 """Run a function over any number of images in static batches, on all devices."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+DELAY = 2  # seconds after which a progress bar shows
+
+
+def progress_bar(description: str, total: int | None = None) -> tqdm:
+    """A bar of images on stderr, for what takes more than `DELAY` seconds; none without a name."""
+    disable = not description or sys.stderr is None
+    return tqdm(total=total, desc=description, unit="img", delay=DELAY, disable=disable)
 
 
 class Batched:
@@ -25,7 +35,9 @@ class Batched:
         self._weights = weights
         self._placed = None
 
-    def __call__(self, images: np.ndarray, *, batch_size: int, shrink: bool = False) -> Any:
+    def __call__(
+        self, images: np.ndarray, *, batch_size: int, shrink: bool = False, progress: str = ""
+    ) -> Any:
         """The function's results for all of `images`, as NumPy arrays (N, ...).
 
         Args:
@@ -33,6 +45,8 @@ class Batched:
             batch_size: images per batch.
             shrink: whether fewer images than a batch are padded to a power of two only, which
                 spares work, but compiles the function for a few more shapes.
+            progress: what a bar is called, on stderr, where it takes more than `DELAY` seconds;
+                empty for none.
 
         Raises:
             ValueError: if `batch_size` is not positive or there are no images.
@@ -44,9 +58,11 @@ class Batched:
         if shrink:
             batch_size = min(batch_size, 1 << (len(images) - 1).bit_length())
         parts = []
-        for start in range(0, len(images), batch_size):
-            batch = images[start : start + batch_size]
-            parts.append(self.batch(batch, batch_size=batch_size))
+        with progress_bar(progress, len(images)) as bar:
+            for start in range(0, len(images), batch_size):
+                batch = images[start : start + batch_size]
+                parts.append(self.batch(batch, batch_size=batch_size))
+                bar.update(len(batch))
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
     def batch(self, images: np.ndarray, *, batch_size: int) -> Any:
