@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from si_jax.detectors import DETECTORS as DETECTORS
     from si_jax.detectors import Detector as Detector
     from si_jax.detectors import make_detector as make_detector
+    from si_jax.detectors import register_detector as register_detector
     from si_jax.evaluation import metrics as metrics
     from si_jax.model import Model as Model
     from si_jax.weights.checkpoint import build_model as build_model
@@ -29,6 +30,7 @@ _PUBLIC = {
     "load_model": "si_jax.weights.checkpoint",
     "make_detector": "si_jax.detectors",
     "metrics": "si_jax.evaluation.metrics",
+    "register_detector": "si_jax.detectors",
     "save_checkpoint": "si_jax.weights.checkpoint",
     "with_new_head": "si_jax.weights.checkpoint",
 }

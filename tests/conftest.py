@@ -7,6 +7,7 @@ os.environ["XLA_FLAGS"] = (
 ).strip()
 
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -14,6 +15,9 @@ import jaxtyping
 import numpy as np
 import pytest
 from jaxtyping import install_import_hook
+
+os.environ["SI_JAX_DATA"] = os.path.join(tempfile.gettempdir(), "si_jax_has_no_data_here")
+os.environ["SI_JAX_CACHE"] = tempfile.mkdtemp(prefix="si_jax_cache_")
 
 hook = install_import_hook("si_jax", "beartype.beartype")
 

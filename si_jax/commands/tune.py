@@ -3,9 +3,11 @@
 si-jax tune ash-s                     # on the offline default, `digits`
 si-jax tune react --dataset cifar100 --checkpoint checkpoints/resnet34
 si-jax tune knn --grid k=1,5,20,50
+si-jax tune scale --ood-val iso=photos/iso --ood-val art=photos/art
 
 Out-of-distribution images are noise and shuffled patches of training images that the detector is
-not fitted on, or those given by --ood; no test set is opened.
+not fitted on, or those given by --ood-val. No test set is tuned on: an image of --ood-val that is
+also in a test set of the benchmark is refused.
 """
 
 import argparse
@@ -30,8 +32,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--normalisation", help="as for si-jax evaluate")
     add("--precision", default="highest", help="as for si-jax evaluate")
     add("--grid", nargs="+", default=[], metavar="OPTION=VALUE,VALUE", help="grid to search")
-    add("--ood", nargs="+", default=[], metavar="NAME=PATH", help="validation images to use"
-        " instead of noise and shuffled patches; never a set that is tested on")  # fmt: skip
+    add("--ood-val", nargs="+", action="extend", default=[], metavar="NAME=PATH",
+        help="folders, .npz or .mat files of out-of-distribution images to choose by")  # fmt: skip
     add("--limit", type=int, default=500, help="validation images; default 500")
     add("--fit-limit", type=int, default=5000, help="images to fit on; default 5000")
     add("--batch-size", type=int, help="images per batch; default: the detector's own")
@@ -60,10 +62,15 @@ def main(argv: list[str] | None = None) -> None:
     count = min(args.limit, len(train) // 2)
     validation, _ = load(sources.take(train, np.sort(order[:count])), transform)
     fit = load(sources.take(train, np.sort(order[count : count + args.fit_limit])), transform)
-    ood = {}
-    for text in args.ood:
-        name, path = evaluate.pair(text, "--ood", "NAME=PATH")
+    ood, tests = {}, None
+    for text in args.ood_val:
+        name, path = evaluate.pair(text, "--ood-val", "NAME=PATH")
+        if name in ood:
+            raise ValueError(f"--ood-val: {name} is given twice")
         images = sources.subset(sources.from_path(path, name=name), args.limit, args.seed)
+        if tests is None:
+            tests = test_sets(args)
+        tuning.refuse_test_images(images, tests)
         ood[name], _ = load(images, transform)
     ood = ood or tuning.validation_ood(validation, args.seed)
 
@@ -77,6 +84,18 @@ def main(argv: list[str] | None = None) -> None:
     for options, reason in skipped.items():
         print(f"left out {options}: {reason}")
     print(f"\nchosen: --set {tuning.describe(args.detector, trials[0].options)}")
+
+
+def test_sets(args: argparse.Namespace) -> list[sources.ImageSet]:
+    """The benchmark's test sets, of all protocols, as far as they are on this machine."""
+    found = {}
+    for protocol in preprocessing.PROTOCOLS:
+        table = benchmarks.resolve(
+            args.dataset, protocol, args.data_dir, args.ood_root, allow_missing=True, fetch=False
+        )
+        for image_set in (table.test, *(o.images for o in table.ood)):
+            found[image_set.fingerprint] = image_set
+    return list(found.values())
 
 
 def load(image_set: sources.ImageSet, transform) -> tuple[np.ndarray, np.ndarray]:

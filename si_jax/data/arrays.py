@@ -1,14 +1,14 @@
 """Images that are held in memory: arrays, `.npz` files, SVHN's own `.mat` files."""
 
 import os
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Shaped
 
+from si_jax.data import files, fingerprints
 from si_jax.data.image_set import NO_LABEL, ImageSet, MissingSet, fingerprint_of
+from si_jax.data.matlab import read_mat
 
 
 def from_arrays(
@@ -51,14 +51,16 @@ def from_arrays(
         image = images[index]
         return np.repeat(image, 3 // image.shape[-1], axis=-1), int(labels[index])
 
+    def digest(index: int) -> bytes:
+        return fingerprints.digest_of(np.ascontiguousarray(images[index]).data, int(labels[index]))
+
     return ImageSet(
         name=name,
         size=len(images),
-        fingerprint=fingerprint_of(
-            "arrays", images.shape, np.ascontiguousarray(images).tobytes(), labels.tobytes()
-        ),
+        structure=fingerprint_of("arrays", images.shape),
         load_fn=load,
         ident_fn=lambda index: f"{name}[{index}]",
+        digest_fn=lambda indices: fingerprints.digests(digest, indices, name),
     )
 
 
@@ -81,12 +83,10 @@ def from_npz(path: str | os.PathLike, *, name: str | None = None) -> ImageSet:
     """
     path = _existing_file(path)
     try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in ("images", "labels") if key in file.files}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(
-            f"{path} can't be read as a .npz file ({error}); write it anew with numpy.savez."
-        ) from error
+        arrays = files.read_arrays(path, ("images", "labels"))
+    except files.BROKEN as error:
+        reason = str(error).rstrip(".")
+        raise ValueError(f"{reason}; write it anew with numpy.savez.") from error
     if "images" not in arrays:
         raise ValueError(f"{path} has no array called 'images'; write it under that name.")
     return from_arrays(name or path.stem, arrays["images"], arrays.get("labels"))
@@ -106,13 +106,11 @@ def from_svhn_mat(path: str | os.PathLike, *, name: str | None = None) -> ImageS
         MissingSet: if the file isn't there.
         ValueError: if the file is damaged or isn't one of SVHN's.
     """
-    from scipy.io import loadmat
-
     path = _existing_file(path)
     try:
-        content = loadmat(path, variable_names=("X", "y"))
+        content = read_mat(files.read_bytes(path, limit=2**31), ("X", "y"))
         images, digits = content["X"].transpose(3, 0, 1, 2), content["y"].ravel()
-    except Exception as error:  # scipy raises what its parser stumbles over
+    except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"{path} isn't one of SVHN's .mat files of 32x32 crops ({error}); download it again"
             " from http://ufldl.stanford.edu/housenumbers."

@@ -1,115 +1,16 @@
-"""The benchmarks as tables, and `resolve`, which finds their sets.
-
-To add a set to a benchmark, add it to a line here (and, where it's new, to the catalogue).
-
-Two protocols: `published` crops the centre without resizing (480x480 for ImageNet), `openood`
-resizes the shorter side and then crops; their out-of-distribution sets differ too. `far` sets
-share nothing with the in-distribution classes, `near` sets resemble them; they are averaged apart.
-`extra` sets are used where they lie, in no average. The near set of `published` on CIFAR is an
-addition: the published averages are over the far sets.
-"""
+"""`resolve`, which finds the sets of a benchmark."""
 
 import dataclasses
 import os
 from collections.abc import Mapping
 
-from si_jax.data import catalogue as cat
-from si_jax.data import digits, finding, sources
-from si_jax.data.catalogue import Digits, Folder, SetEntry, Tfds
+from si_jax.data import finding, sources
+from si_jax.data.catalogue import Listing, SetEntry
 from si_jax.data.image_set import ImageSet, MissingSet
-from si_jax.data.preprocessing import PREPROCESSING, PROTOCOLS, Preprocessing
+from si_jax.data.preprocessing import PREPROCESSING, Preprocessing
+from si_jax.data.tables import BENCHMARKS, Benchmark
 
-
-@dataclasses.dataclass(frozen=True)
-class Benchmark:
-    """In-distribution splits and, for each protocol, out-of-distribution sets.
-
-    `size` is the key of `PREPROCESSING` next to the protocol; `train` is what detectors are
-    fitted on.
-    """
-
-    name: str
-    num_classes: int
-    size: str
-    test: SetEntry
-    train: SetEntry
-    ood: Mapping[str, tuple[SetEntry, ...]]
-
-
-def _group(group: str, *entries: SetEntry) -> tuple[SetEntry, ...]:
-    return tuple(entry.within(group) for entry in entries)
-
-
-def _cifar(name: str, num_classes: int, test: SetEntry, other: SetEntry) -> Benchmark:
-    far = _group("far", cat.SVHN, cat.LSUN, cat.TINY_IMAGENET, cat.PLACES365, cat.TEXTURES)
-    extra = _group("extra", cat.LSUN_RESIZE, cat.ISUN, cat.TINY_IMAGENET_RESIZE)
-    return Benchmark(
-        name=name,
-        num_classes=num_classes,
-        size="small",
-        test=test,
-        train=SetEntry(
-            f"{name}_train", (Tfds(name, "train"), Folder(f"{name}/train", num_classes))
-        ),
-        ood={
-            "published": far + _group("near", other) + extra,
-            "openood": _group("far", cat.MNIST, cat.SVHN, cat.TEXTURES, cat.PLACES365)
-            + _group("near", other, cat.TINY_IMAGENET),
-        },
-    )
-
-
-_DIGITS_OOD = tuple(
-    SetEntry(part, (Digits(part),), group)
-    for part, group in (
-        ("photos", "far"),
-        ("shuffled", "far"),
-        ("noise", "far"),
-        ("letters", "near"),
-    )
-)
-
-BENCHMARKS = {
-    "digits": Benchmark(
-        name="digits",
-        num_classes=digits.CLASSES,
-        size="small",
-        test=SetEntry("digits", (Digits("test"),)),
-        train=SetEntry("digits_train", (Digits("train"),)),
-        ood=dict.fromkeys(PROTOCOLS, _DIGITS_OOD),
-    ),
-    "cifar10": _cifar("cifar10", 10, test=cat.CIFAR10_TEST, other=cat.CIFAR100_TEST),
-    "cifar100": _cifar("cifar100", 100, test=cat.CIFAR100_TEST, other=cat.CIFAR10_TEST),
-    "imagenet": Benchmark(
-        name="imagenet",
-        num_classes=1000,
-        size="imagenet",
-        test=SetEntry(
-            "imagenet",
-            (
-                Tfds("imagenet2012", "validation", fetch=False),
-                Folder("imagenet/val", 1000),
-                Folder("images_largescale/imagenet_1k/val", 1000),
-                Folder("ILSVRC2012_img_val", 1000),
-            ),
-            stand_in="imagenet_sample",
-            hint="sort the validation images into one folder a class",
-        ),
-        train=SetEntry(
-            "imagenet_train",
-            (
-                Tfds("imagenet2012", "train", fetch=False),
-                Folder("imagenet/train", 1000),
-                Folder("images_largescale/imagenet_1k/train", 1000),
-            ),
-        ),
-        ood={
-            "published": _group("far", cat.INATURALIST, cat.SUN, cat.PLACES, cat.TEXTURES),
-            "openood": _group("far", cat.INATURALIST, cat.TEXTURES, cat.OPENIMAGE_O)
-            + _group("near", cat.SSB_HARD, cat.NINCO),
-        },
-    ),
-}
+__all__ = ["BENCHMARKS", "Absent", "Benchmark", "OodSet", "Resolved", "resolve"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,8 +37,9 @@ class Resolved:
     """A benchmark's sets as they were found.
 
     `train` is None where the training split is absent, and `train_absent` then says what to do.
-    `absent` holds everything else that is missing: where it isn't empty, averages must not go by
-    the benchmark's name.
+    `absent` holds everything else that is missing, `unlisted` the sets that were taken otherwise
+    than OpenOOD lists them, and `incomplete` the groups whose averages must not go by the
+    benchmark's name for either reason. `notes` are sentences to tell beside the results.
     """
 
     benchmark: Benchmark
@@ -149,6 +51,30 @@ class Resolved:
     absent: tuple[Absent, ...] = ()
     train_absent: str = ""
     test_stand_in_for: str = ""
+    unlisted: tuple[str, ...] = ()
+
+    @property
+    def incomplete(self) -> tuple[str, ...]:
+        """Groups, sorted, whose averages aren't the benchmark's."""
+        entries = self.benchmark.ood[self.protocol]
+        lacking = {item.name for item in self.absent} | set(self.unlisted)
+        whole_test = self.benchmark.test.name not in lacking
+        return tuple(
+            sorted({entry.group for entry in entries if entry.name in lacking or not whole_test})
+        )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences to tell beside the results."""
+        sets = [self.test, *(item.images for item in self.ood)]
+        notes = [f"{images.name}: {note}" for images in sets for note in images.notes]
+        if self.unlisted:
+            notes.append(
+                f"OpenOOD's lists aren't used for {', '.join(self.unlisted)}, taken whole here:"
+                " averages are not the benchmark's. The lists lie in benchmark_imglist/ and the"
+                " images they name in images_classic/ and images_largescale/ below the data root."
+            )
+        return tuple(notes)
 
 
 def resolve(
@@ -166,8 +92,9 @@ def resolve(
     Args:
         benchmark: a key of `BENCHMARKS`.
         protocol: 'published' or 'openood'.
-        data_dir: the folder of TFDS's sets (`sources.default_data_dir()` by default).
-        ood_root: the folder that holds image folders.
+        data_dir: the folder of all data; `sources.default_data_dir()` by default, where TFDS's sets
+            are also looked for in TFDS's own folder.
+        ood_root: the folder that holds image folders; `data_dir` by default.
         extra: paths of folders, `.npz` or `.mat` files by name; the name of one of the benchmark's
             own sets says where that set is, any other adds a set to the group 'extra'. None where
             the user has no way to give them, so that messages do not advise it.
@@ -187,24 +114,27 @@ def resolve(
     options = ("--ood-root",) if extra is None else ("--ood-root", "--ood")
     where = finding.Where(data_dir, ood_root, dict(extra or {}), fetch, options)
     absent: list[Absent] = []
+    unlisted: list[str] = []
 
-    test, stand_in_for = _find_or_stand_in(table.test, where, absent)
+    test, stand_in_for = _find_or_stand_in(
+        table.id_entry("test", protocol), where, absent, unlisted
+    )
     ood = []
     for entry in entries:
-        images, replaced = _find_or_stand_in(entry, where, absent)
+        images, replaced = _find_or_stand_in(entry, where, absent, unlisted)
         if images is not None:
             ood.append(
                 OodSet(entry.stand_in if replaced else entry.name, entry.group, images, replaced)
             )
     own = {table.test.name, table.train.name, *(entry.name for entry in entries)}
     added = {name: path for name, path in where.extra.items() if name not in own}
-    ood = [found for found in ood if found.name not in added]
+    ood = [item for item in ood if item.name not in added]
     ood += [OodSet(name, "extra", sources.from_path(p, name=name)) for name, p in added.items()]
     if absent and (test is None or not allow_missing):
         raise MissingSet(_report(table, protocol, absent, allow_missing))
     train, train_absent = None, ""
     try:
-        train = finding.find(table.train, where)
+        train = finding.find(table.id_entry("train", protocol), where)
     except MissingSet as error:
         if table.train.name in where.extra:
             raise
@@ -219,6 +149,7 @@ def resolve(
         absent=tuple(absent),
         train_absent=train_absent,
         test_stand_in_for=stand_in_for,
+        unlisted=tuple(unlisted),
     )
 
 
@@ -229,11 +160,14 @@ def _choose(argument: str, key: str, table: Mapping):
 
 
 def _find_or_stand_in(
-    entry: SetEntry, where: finding.Where, absent: list[Absent]
+    entry: SetEntry, where: finding.Where, absent: list[Absent], unlisted: list[str]
 ) -> tuple[ImageSet | None, str]:
-    """Give the set and '', or its stand-in and the set's name; note the set if it's absent."""
+    """Give the set and '', or its stand-in and the set's name; note what is absent or unlisted."""
     try:
-        return finding.find(entry, where), ""
+        images, place = finding.locate(entry, where)
+        if entry.has_list and not isinstance(place, Listing):
+            unlisted.append(entry.name)
+        return images, ""
     except MissingSet as error:
         if entry.name in where.extra:
             raise  # the user said where it is, so that's where it must be

@@ -32,7 +32,22 @@ class Digits:
     part: str
 
 
-Place = Tfds | Folder | Digits
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """The images that a text file below the data root lists: OpenOOD's own choice of them.
+
+    Attributes:
+        files: the file's path; or others by which it goes.
+        roots: folders that the listed paths may be relative to.
+        num_classes: if its labels count.
+    """
+
+    files: tuple[str, ...]
+    roots: tuple[str, ...]
+    num_classes: int | None = None
+
+
+Place = Tfds | Folder | Digits | Listing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +68,20 @@ class SetEntry:
     group: str = ""
     stand_in: str | None = None
     hint: str = ""
+
+    def listed(self, *files: str, num_classes: int | None = None) -> "SetEntry":
+        """Give the same set as the images that OpenOOD lists for it."""
+        listing = Listing(
+            tuple(f"benchmark_imglist/{file}.txt" for file in files),
+            ("images_classic", "images_largescale", "."),
+            num_classes,
+        )
+        return dataclasses.replace(self, places=(listing, *self.places))
+
+    @property
+    def has_list(self) -> bool:
+        """Whether OpenOOD lists its images."""
+        return any(isinstance(place, Listing) for place in self.places)
 
     def within(self, group: str) -> "SetEntry":
         """Give the same set as a member of a group."""
@@ -90,19 +119,20 @@ LSUN = SetEntry(
 )
 LSUN_RESIZE = SetEntry("lsun_resize", _folders("LSUN_resize", "lsun_resize"))
 ISUN = SetEntry("isun", _folders("iSUN", "isun"))
+_WHOLE_TINY_IMAGENET = (
+    *("images_classic/tin/val", "tiny-imagenet-200/val"),
+    *("tin/val", "tiny_imagenet"),
+)
 TINY_IMAGENET = SetEntry(
     "tiny_imagenet",
     _folders(
-        "Imagenet/test",
-        "Imagenet_crop",
-        "images_classic/tin/val",
-        "tiny-imagenet-200/val",
-        "tin/val",
-    )
-    + _folders("tiny_imagenet"),
+        *("Imagenet/test", "Imagenet_crop"),  # ODIN's crops, which the published results are on
+        *_WHOLE_TINY_IMAGENET,
+    ),
     stand_in="tiny_imagenet64",
     hint="unpack tiny-imagenet-200.zip",
 )
+WHOLE_TINY_IMAGENET = dataclasses.replace(TINY_IMAGENET, places=_folders(*_WHOLE_TINY_IMAGENET))
 TINY_IMAGENET_RESIZE = SetEntry("tiny_imagenet_resize", _folders("Imagenet_resize"))
 PLACES365 = SetEntry(
     "places365",

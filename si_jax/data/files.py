@@ -1,14 +1,147 @@
-"""Files that are written whole or not at all, and what reading a damaged one raises."""
+"""Files that are written whole or not at all, and the reading of files that may be anything."""
 
+import errno
+import lzma
 import os
+import stat
+import struct
+import tarfile
 import tempfile
+import tokenize
 import zipfile
 import zlib
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-BROKEN = (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error)
-"""What `np.load` and reading from it raise for a file that is damaged or of another kind."""
+import numpy as np
+
+BROKEN = (
+    OSError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,  # NotImplementedError and RecursionError among them
+    SyntaxError,
+    MemoryError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+)
+"""What reading an archive raises that is damaged or of another kind: the one list of it."""
+
+LEAST_UNPACKED = 2**30  # bytes that any archive may unpack to
+UNPACKED_SHARE = 20  # a larger one may unpack to this many times its own size
+LARGEST_FILE = 2**29  # bytes of a file that is read at once, such as an image
+
+
+class BrokenArchive(ValueError):
+    """An archive of arrays is damaged, of another kind or of a size that is no data's."""
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """Open a regular file to read; never wait on a pipe or read a device without end.
+
+    Raises:
+        OSError: if there is none, it cannot be read, or it is no regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_bytes(path: str | os.PathLike, limit: int = LARGEST_FILE) -> bytes:
+    """Read a regular file at once.
+
+    Args:
+        path: the file.
+        limit: bytes that it may have.
+
+    Raises:
+        OSError: as `open_regular`, or if the file is larger.
+    """
+    with open_regular(path) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"it is larger than {limit / 2**20:.0f} MiB", str(path))
+    return data
+
+
+def read_arrays(
+    path: str | os.PathLike, names: Collection[str] | None = None
+) -> dict[str, np.ndarray]:
+    """Read the arrays of a `.npz` file; headers are checked before any memory is taken.
+
+    Nothing is unpickled. The arrays that are read may take 1 GiB, or 20 times the file's own size
+    where that is more.
+
+    Args:
+        path: the file.
+        names: the arrays to read; those that are not there are left out. All by default.
+
+    Returns:
+        Name -> array.
+
+    Raises:
+        OSError: if there is no such file, or it cannot be opened.
+        BrokenArchive: if it is damaged, holds Python objects, or claims more than that.
+    """
+    with open_regular(path) as file:
+        try:
+            return _read_arrays(file, names)
+        except BROKEN as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise BrokenArchive(f"{path} can't be read as a .npz file ({reason}).") from error
+
+
+def _read_arrays(file: BinaryIO, names: Collection[str] | None) -> dict[str, np.ndarray]:
+    limit = max(LEAST_UNPACKED, UNPACKED_SHARE * os.fstat(file.fileno()).st_size)
+    with zipfile.ZipFile(file) as archive:
+        members = [(info.filename.removesuffix(".npy"), info) for info in archive.infolist()]
+        chosen = [(name, info) for name, info in members if names is None or name in names]
+        if len({name for name, _ in chosen}) != len(chosen):
+            raise ValueError("it holds two arrays of one name")
+        size = sum(info.file_size for _, info in chosen)
+        if size > limit:
+            raise ValueError(f"it claims {size / 2**30:.1f} GiB of arrays, more than is credible")
+        for name, info in chosen:
+            with archive.open(info) as member:
+                _check_header(name, member, info.file_size)
+        arrays = {}
+        for name, info in chosen:
+            with archive.open(info) as member:
+                arrays[name] = np.lib.format.read_array(member, allow_pickle=False)
+        return arrays
+
+
+def _check_header(name: str, member: Any, size: int) -> None:
+    """Compare the shape that a `.npy` member claims with the bytes that it has."""
+    version = np.lib.format.read_magic(member)
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    if version not in readers:
+        raise ValueError(f"{name} has the unknown version {version}")
+    shape, _, dtype = readers[version](member)
+    if dtype.hasobject:
+        raise ValueError(f"{name} holds Python objects, which are not read")
+    count = 1
+    for length in shape:
+        count *= max(length, 0)
+    if count * dtype.itemsize != size - member.tell() or (count > 1 and not dtype.itemsize):
+        raise ValueError(f"{name} claims the shape {shape}, which it has not the bytes for")
 
 
 def write_atomically(path: Path, write: Any) -> None:

@@ -6,8 +6,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from si_jax.data import digits, sources
-from si_jax.data.catalogue import STAND_INS, Digits, Folder, Place, SetEntry, Tfds
+from si_jax.data.catalogue import STAND_INS, Digits, Folder, Listing, Place, SetEntry, Tfds
 from si_jax.data.image_set import ImageSet, MissingSet
+from si_jax.data.roots import folders_root, tfds_dirs
+from si_jax.data.tfds_sets import find_prepared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +18,7 @@ class Where:
 
     Attributes:
         data_dir: the folder of TFDS's sets, None for the default one.
-        ood_root: the folder that holds image folders, or None.
+        ood_root: the folder that holds image folders, None for `data_dir` or its default.
         extra: paths that the user gives, by the name of the set.
         fetch: whether a TFDS set that isn't prepared may be downloaded.
         options: the command-line options by which the user can give a place, of `--ood-root` and
@@ -29,8 +31,18 @@ class Where:
     fetch: bool = True
     options: Collection[str] = ("--ood-root",)
 
+    @property
+    def root(self) -> Path:
+        """The folder that holds folders of images."""
+        return folders_root(self.data_dir, self.ood_root)
+
 
 def find(entry: SetEntry, where: Where) -> ImageSet:
+    """Open a set, as `locate` does."""
+    return locate(entry, where)[0]
+
+
+def locate(entry: SetEntry, where: Where) -> tuple[ImageSet, Place | None]:
     """Open a set at the first of its places where it is; only then think of downloading it.
 
     Args:
@@ -38,23 +50,22 @@ def find(entry: SetEntry, where: Where) -> ImageSet:
         where: where to look.
 
     Returns:
-        The set.
+        The set, and its place; None where the user gave its path.
 
     Raises:
         MissingSet: if it's nowhere; one sentence says what to do.
         ValueError: if what is there isn't what it should be.
     """
     if entry.name in where.extra:
-        return sources.from_path(
-            where.extra[entry.name], name=entry.name, num_classes=_num_classes(entry)
-        )
+        path = where.extra[entry.name]
+        return sources.from_path(path, name=entry.name, num_classes=_num_classes(entry)), None
     reasons = []
     for fetch in (False, True) if where.fetch else (False,):
         for place in entry.places:
             if fetch and not (isinstance(place, Tfds) and place.fetch):
                 continue
             try:
-                return _open(place, entry.name, where, fetch)
+                return _open(place, entry.name, where, fetch), place
             except MissingSet as error:
                 if fetch or _is_there(place, where):
                     reasons.append(str(error).rstrip("."))
@@ -83,22 +94,26 @@ def _open(place: Place, name: str, where: Where, fetch: bool) -> ImageSet:
                 sources.from_tfds(tfds_name, split, where.data_dir, fetch=fetch), name=name
             )
         case Folder(path, num_classes):
-            if where.ood_root is None:
-                raise MissingSet("no ood_root was given.")
-            full = Path(where.ood_root).expanduser() / path
-            return sources.from_path(full, name=name, num_classes=num_classes)
+            return sources.from_path(where.root / path, name=name, num_classes=num_classes)
+        case Listing(paths, roots, num_classes):
+            path = next((where.root / p for p in paths if (where.root / p).exists()), None)
+            return sources.from_list(
+                path or where.root / paths[0],
+                name=name,
+                roots=[where.root / root for root in roots],
+                num_classes=num_classes,
+            )
 
 
 def _is_there(place: Place, where: Where) -> bool:
     """Say whether a place holds something, so that the reason why it's no use is worth telling."""
     match place:
         case Tfds(name, _):
-            data_dir = Path(where.data_dir or sources.default_data_dir()).expanduser()
-            return sources.prepared_directory(name, data_dir) is not None
+            return find_prepared(name, where.data_dir) is not None
         case Folder(path, _):
-            return (
-                where.ood_root is not None and (Path(where.ood_root).expanduser() / path).exists()
-            )
+            return (where.root / path).exists()
+        case Listing():
+            return False  # what it lists may be elsewhere; that it's unused is told apart
     return True
 
 
@@ -114,11 +129,11 @@ def _advice(entry: SetEntry, where: Where) -> list[str]:
     if entry.hint:
         advice.append(entry.hint)
     if folders and "--ood-root" in where.options:
-        root = "a folder given as --ood-root" if where.ood_root is None else where.ood_root
+        root = where.root
         others = f" (or {', '.join(folders[1:])})" if folders[1:] else ""
         advice.append(f"put it below {root} as {folders[0]}{others}")
     if any(not (where.fetch and place.fetch) for place in tfds):
-        data_dir = where.data_dir or sources.default_data_dir()
+        data_dir = tfds_dirs(where.data_dir)[0]
         advice.append(f"prepare TFDS's {tfds[0].name} in {data_dir} (array_record format)")
     if "--ood" in where.options:
         advice.append(f"name its path with --ood {entry.name}=PATH")

@@ -1,12 +1,16 @@
-"""Image folders: flat or by class, at any depth."""
+"""Image folders, flat or by class, at any depth; and lists of image files."""
 
 import json
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int
 
-from si_jax.data.decoding import decode
+from si_jax.data import files, fingerprints
+from si_jax.data.decoding import EXTENSIONS, HEAD, decode, looks_like_an_image
 from si_jax.data.image_set import (
     NO_LABEL,
     ImageSet,
@@ -14,8 +18,6 @@ from si_jax.data.image_set import (
     UnreadableImage,
     fingerprint_of,
 )
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # compared in lower case
 
 
 def from_folder(
@@ -27,10 +29,13 @@ def from_folder(
 ) -> ImageSet:
     """Read the images of a folder, in the order of their relative paths.
 
-    Images may lie flat or in folders, at any depth; JPEG, PNG, WebP and BMP by their extension, in
-    either case. Hidden files and folders (names that begin with a dot) are left out. The label of
-    an image is the position of its top-level folder among those that hold images, sorted by name;
-    images that lie flat have none (-1).
+    Images may lie flat or in folders, at any depth. A file is an image if its ending says so
+    (`decoding.EXTENSIONS`, in either case), or its first bytes; the rest is left out, which the
+    set's `notes` tell. Hidden files and folders (names that begin with a dot) are left out in
+    silence. Links are followed: each real folder is read once, by its own path if that lies in the
+    set and else by the first link to it, and a link to a folder in which it lies itself is not
+    followed. The label of an image is the position of its top-level folder among those that hold
+    images, sorted by name; images that lie flat have none (-1).
 
     Args:
         path: the folder.
@@ -41,7 +46,7 @@ def from_folder(
             classifier's classes; not checked by default, nor with `wnid_to_index`.
 
     Returns:
-        The set. Its fingerprint hashes the files' relative names, sizes and labels.
+        The set. Its fingerprint hashes the files' relative names, content and labels.
 
     Raises:
         MissingSet: if the folder isn't there or holds no images.
@@ -50,18 +55,42 @@ def from_folder(
     root = Path(path).expanduser()
     if not root.is_dir():
         raise MissingSet(f"{root} is not a folder; give the path of a folder of images.")
-    files = _scan(root)
-    if not files:
+    names, left_out = _scan(root)
+    if not names:
+        others = f" but {len(left_out)} other files" if left_out else ""
         raise MissingSet(
-            f"{root} holds no images; put files that end in {', '.join(EXTENSIONS)} there."
+            f"{root} holds no images{others}; put files that end in .jpg, .png and so on there."
         )
-    names = [file for file, _ in files]
     labels = _labels(root, names, wnid_to_index, num_classes)
+    return from_files(root, names, labels, name=name, notes=_told(left_out))
+
+
+def from_files(
+    root: Path,
+    names: list[str],
+    labels: Int[np.ndarray, " n"],
+    *,
+    name: str | None = None,
+    notes: tuple[str, ...] = (),
+) -> ImageSet:
+    """Read the given files below a folder, in that order.
+
+    Args:
+        root: the folder.
+        names: the files' paths relative to it.
+        labels: of the files, int64 of shape (n,), -1 for none.
+        name: what to call the set; the folder's name by default.
+        notes: sentences to tell beside results.
+
+    Returns:
+        The set, as `from_folder` gives it.
+    """
+    set_name = name or root.resolve().name
 
     def load(index: int) -> tuple[np.ndarray, int]:
         file = root / names[index]
         try:
-            data = file.read_bytes()
+            data = files.read_bytes(file)
         except OSError as error:
             raise UnreadableImage(
                 f"{file} can't be read ({error.strerror}); restore the file or skip unreadable"
@@ -69,38 +98,139 @@ def from_folder(
             ) from error
         return decode(data, str(file)), int(labels[index])
 
+    def digests(indices: np.ndarray) -> np.ndarray:
+        chosen = [names[index] for index in indices]
+        facts = [(names[index], int(labels[index])) for index in indices]
+        return fingerprints.file_digests(root, chosen, facts, set_name)
+
     return ImageSet(
-        name=name or root.resolve().name,
+        name=set_name,
         size=len(names),
-        fingerprint=fingerprint_of("folder", files, labels.tobytes()),
+        structure=fingerprint_of("folder", len(names)),
         load_fn=load,
         ident_fn=names.__getitem__,
+        digest_fn=digests,
+        notes=notes,
     )
 
 
-def _scan(root: Path) -> list[tuple[str, int]]:
-    """Give (relative path with '/', size in bytes) of every image below `root`, sorted."""
-    found = []
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        subfolders[:] = [
-            sub
-            for sub in subfolders
-            if not sub.startswith(".") and not _leads_back(os.path.join(folder, sub), real)
-        ]
-        for file in files:
-            if not file.startswith(".") and file.lower().endswith(EXTENSIONS):
+def from_list(
+    path: str | os.PathLike,
+    *,
+    name: str | None = None,
+    roots: Sequence[str | os.PathLike] = (),
+    num_classes: int | None = None,
+) -> ImageSet:
+    """Read the images that a text file lists, one a line: a path, and a label behind a blank.
+
+    Args:
+        path: the file; its images are taken in its order.
+        name: what to call the set; the file's name without its ending by default.
+        roots: folders that the paths may be relative to; that of the first image decides. The
+            file's own folder by default.
+        num_classes: number of classes that labels must lie below, if they count.
+
+    Returns:
+        The set; a label that is absent or negative is -1.
+
+    Raises:
+        MissingSet: if there is no such file, it lists nothing, or an image isn't there.
+        ValueError: if it's no such list, or a label is out of range.
+    """
+    path = Path(path).expanduser()
+    try:
+        lines = files.read_bytes(path).decode().split("\n")
+    except FileNotFoundError as error:
+        raise MissingSet(f"{path} is not a file; give the path of a list of images.") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} can't be read as a list of images ({error}).") from error
+    names, labels = [], []
+    for line in filter(None, map(str.strip, lines)):
+        file, _, label = line.rpartition(" ")
+        known = bool(file) and re.fullmatch(r"-?\d{1,9}", label) is not None
+        names.append(file.strip() if known else line)
+        labels.append(max(int(label), NO_LABEL) if known else NO_LABEL)
+    if not names:
+        raise MissingSet(f"{path} lists no images.")
+    if num_classes is not None and not 0 <= min(labels) <= max(labels) < num_classes:
+        raise ValueError(
+            f"{path} has labels from {min(labels)} to {max(labels)} where the classifier has"
+            f" {num_classes} classes; give another list."
+        )
+    folders = [Path(root).expanduser() for root in roots] or [path.parent]
+    root = next((folder for folder in folders if (folder / names[0]).exists()), folders[0])
+    if lost := [file for file in names if not (root / file).exists()]:
+        raise MissingSet(
+            f"{path} lists {len(names)} images, {len(lost)} of which aren't below {root} (as"
+            f" {lost[0]}); put them there."
+        )
+    return from_files(root, names, np.array(labels, np.int64), name=name or path.stem)
+
+
+def _scan(root: Path) -> tuple[list[str], list[str]]:
+    """Give the paths, relative and with '/', of all images below `root`, and of all other files.
+
+    Real folders come first, then those that links lead to, so that what is read does not depend on
+    which of them happens to be listed first.
+    """
+    images: list[str] = []
+    others: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    waiting = [root]
+    while waiting:
+        links: list[Path] = []
+        for top in waiting:
+            _walk(root, top, seen, images, others, links)
+        waiting = sorted(links)
+    return sorted(images), sorted(others)
+
+
+def _walk(
+    root: Path,
+    top: Path,
+    seen: set[tuple[int, int]],
+    images: list[str],
+    others: list[str],
+    links: list[Path],
+) -> None:
+    """Go through the real folders below `top` that have not been seen; note links to folders."""
+    for folder, subfolders, names in os.walk(top):
+        subfolders[:] = sorted(sub for sub in subfolders if not sub.startswith("."))
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            subfolders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for sub in list(subfolders):
+            full = Path(folder, sub)
+            if full.is_symlink():
+                subfolders.remove(sub)
+                if not Path(folder).resolve().is_relative_to(full.resolve()):
+                    links.append(full)
+        for file in names:
+            if not file.startswith("."):
                 full = Path(folder, file)
-                size = full.stat().st_size if full.exists() else -1  # -1: a dangling link
-                found.append((full.relative_to(root).as_posix(), size))
-    return sorted(found)
+                relative = full.relative_to(root).as_posix()
+                (images if _is_image(full) else others).append(relative)
 
 
-def _leads_back(subfolder: str, real_parent: str) -> bool:
-    """Say whether a link leads to one of the folders that it lies in, which would never end."""
-    if not os.path.islink(subfolder):
+def _is_image(path: Path) -> bool:
+    """Say whether a file's ending or its first bytes say that it holds an image."""
+    if path.suffix.lower() in EXTENSIONS:
+        return True
+    try:
+        with files.open_regular(path) as file:
+            return looks_like_an_image(file.read(HEAD))
+    except OSError:
         return False
-    return Path(real_parent).is_relative_to(os.path.realpath(subfolder))
+
+
+def _told(left_out: list[str]) -> tuple[str, ...]:
+    if not left_out:
+        return ()
+    shown = ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else "")
+    verb = "file is" if len(left_out) == 1 else "files are"
+    return (f"{len(left_out)} {verb} left out, being no image in a format that is read ({shown})",)
 
 
 def _labels(
@@ -132,7 +262,7 @@ def _labels(
 
 def _read_table(path: Path) -> dict[str, int]:
     try:
-        table = json.loads(path.read_text())
+        table = json.loads(files.read_bytes(path))
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{path} can't be read as JSON ({error}); give a file that maps folder names to labels."

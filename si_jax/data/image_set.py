@@ -1,6 +1,7 @@
 """`ImageSet`, the one form in which images reach the rest of the library."""
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Iterable
 
@@ -25,20 +26,42 @@ class ImageSet:
     Attributes:
         name: what the set is called in messages.
         size: number of images.
-        fingerprint: hexadecimal hash of what determines the content and its order.
+        structure: hexadecimal hash of what determines names, labels and order.
         load_fn: gives the image (uint8, H x W x 3, RGB, at its own size) and the label of an index;
             safe to call from several threads at once.
         ident_fn: gives the name of the image at an index, e.g. its file or 'cifar100/test[17]'.
+        digest_fn: gives 32 bytes for each of several indices, 16 that hash the content alone and 16
+            that hash the rest, uint8 of shape (n, 32); None where `structure` says it all.
+        notes: sentences that a run tells beside its results, such as which files were left out.
     """
 
     name: str
     size: int
-    fingerprint: str
+    structure: str
     load_fn: Callable[[int], tuple[np.ndarray, int]] = dataclasses.field(repr=False)
     ident_fn: Callable[[int], str] = dataclasses.field(repr=False)
+    digest_fn: Callable[[np.ndarray], np.ndarray] | None = dataclasses.field(
+        default=None, repr=False
+    )
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.size
+
+    @functools.cached_property
+    def digests(self) -> UInt8[np.ndarray, "n 32"]:
+        """Hashes of every image, uint8 of shape (n, 32); the first half is of its content alone.
+
+        Reads every image where it's first asked for. Of shape (0, 32) where nothing is known.
+        """
+        if self.digest_fn is None:
+            return np.zeros((0, 32), np.uint8)
+        return self.digest_fn(np.arange(self.size))
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hexadecimal hash of names, labels, order and content: another where a file is another."""
+        return fingerprint_of(self.structure, self.digests.tobytes())
 
     def load(self, index: int) -> tuple[UInt8[np.ndarray, "height width 3"], int]:
         """Decode one image.
@@ -108,20 +131,29 @@ def take(image_set: ImageSet, indices: Iterable[int] | Int[np.ndarray, " n"]) ->
             f"indices must lie between 0 and {len(image_set) - 1}, the last image of"
             f" {image_set.name}; they run from {chosen.min()} to {chosen.max()}."
         )
+    digest_fn = image_set.digest_fn
     return ImageSet(
         name=image_set.name,
         size=len(chosen),
-        fingerprint=fingerprint_of("take", image_set.fingerprint, chosen.tobytes()),
+        structure=fingerprint_of("take", image_set.structure, chosen.tobytes()),
         load_fn=lambda index: image_set.load(int(chosen[index])),
         ident_fn=lambda index: image_set.ident(int(chosen[index])),
+        digest_fn=digest_fn and (lambda indices: digest_fn(chosen[indices])),
+        notes=image_set.notes,
     )
+
+
+def overlap(images: ImageSet, others: ImageSet) -> int:
+    """Count the images whose content is, byte for byte, that of one of the others."""
+    known = {row.tobytes() for row in others.digests[:, :16]}
+    return sum(row.tobytes() in known for row in images.digests[:, :16])
 
 
 def fingerprint_of(*parts: object) -> str:
     """Hash the parts (bytes as they are, anything else by its repr) to 64 hexadecimal digits."""
     digest = hashlib.sha256()
     for part in parts:
-        data = part if isinstance(part, bytes) else repr(part).encode()
+        data = part if isinstance(part, bytes) else repr(part).encode("utf-8", "surrogateescape")
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)
     return digest.hexdigest()

@@ -4,16 +4,18 @@ import os
 from pathlib import Path
 
 from si_jax.data.arrays import from_arrays, from_npz, from_svhn_mat
-from si_jax.data.folders import from_folder
+from si_jax.data.folders import from_folder, from_list
 from si_jax.data.image_set import (
     NO_LABEL,
     ImageSet,
     MissingSet,
     UnreadableImage,
+    overlap,
     subset,
     take,
 )
-from si_jax.data.tfds_sets import default_data_dir, from_tfds, prepared_directory
+from si_jax.data.roots import default_data_dir
+from si_jax.data.tfds_sets import from_tfds, prepared_directory
 
 __all__ = [
     "NO_LABEL",
@@ -23,10 +25,12 @@ __all__ = [
     "default_data_dir",
     "from_arrays",
     "from_folder",
+    "from_list",
     "from_npz",
     "from_path",
     "from_svhn_mat",
     "from_tfds",
+    "overlap",
     "prepared_directory",
     "subset",
     "take",
@@ -36,7 +40,7 @@ __all__ = [
 def from_path(
     path: str | os.PathLike, *, name: str | None = None, num_classes: int | None = None
 ) -> ImageSet:
-    """Open a folder of images, a `.npz` file or one of SVHN's `.mat` files, by what the path is.
+    """Open a folder, a `.npz` file, a list (`.txt`) or one of SVHN's `.mat` files.
 
     Where `<folder>.wnid_to_index.json` lies beside a folder, it gives the labels.
 
@@ -57,6 +61,8 @@ def from_path(
         return from_npz(path, name=name)
     if path.suffix.lower() == ".mat":
         return from_svhn_mat(path, name=name)
+    if path.suffix.lower() == ".txt":
+        return from_list(path, name=name, num_classes=num_classes)
     table = path.resolve().with_name(path.resolve().name + ".wnid_to_index.json")
     return from_folder(
         path,

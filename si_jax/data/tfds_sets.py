@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from si_jax.data import fingerprints
 from si_jax.data.decoding import decode
 from si_jax.data.image_set import (
     NO_LABEL,
@@ -15,11 +16,7 @@ from si_jax.data.image_set import (
     UnreadableImage,
     fingerprint_of,
 )
-
-
-def default_data_dir() -> Path:
-    """Give the folder of TFDS's sets: $TFDS_DATA_DIR, or else ~/tensorflow_datasets."""
-    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+from si_jax.data.roots import tfds_dirs
 
 
 def from_tfds(
@@ -38,32 +35,39 @@ def from_tfds(
     Args:
         name: 'cifar100', or with a configuration 'name/config'; the highest version is taken.
         split: 'test', 'train[:1000]', 'train+test' and so on.
-        data_dir: the folder that holds the sets; `default_data_dir()` by default.
+        data_dir: the folder that holds the sets; by default the first of `roots.tfds_dirs()` where
+            it is prepared.
         fetch: whether a set that isn't there may be downloaded and prepared.
 
     Returns:
         The set; labels are the feature 'label', where there is one. Its fingerprint hashes name,
-        version, split, and the split's sizes and shard lengths.
+        version, split, shard lengths, and each record's image and label.
 
     Raises:
         MissingSet: if the set isn't prepared and can't be, isn't in array_record format, or was
             prepared without that split.
         ValueError: if it has no feature 'image'.
     """
-    data_dir = default_data_dir() if data_dir is None else Path(data_dir).expanduser()
-    directory = prepared_directory(name, data_dir)
+    directory = find_prepared(name, data_dir)
     if directory is None:
+        home = tfds_dirs(data_dir)[0]
         if not fetch:
             raise MissingSet(
-                f"{name} is not prepared in {data_dir}; prepare it there with tfds.builder({name!r}"
-                f", data_dir={str(data_dir)!r}, file_format='array_record')"
+                f"{name} is not prepared in {home}; prepare it there with tfds.builder({name!r}"
+                f", data_dir={str(home)!r}, file_format='array_record')"
                 ".download_and_prepare()."
             )
-        _prepare(name, data_dir)
-        directory = prepared_directory(name, data_dir)
+        _prepare(name, home)
+        directory = prepared_directory(name, home)
         if directory is None:
-            raise MissingSet(f"TFDS prepared {name}, but not in {data_dir}; give another data_dir.")
+            raise MissingSet(f"TFDS prepared {name}, but not in {home}; give another data_dir.")
     return _open(name, split, directory)
+
+
+def find_prepared(name: str, data_dir: str | os.PathLike | None = None) -> Path | None:
+    """Find a prepared set in `data_dir`, or by default wherever TFDS's sets may be; or None."""
+    places = (prepared_directory(name, folder) for folder in tfds_dirs(data_dir))
+    return next((place for place in places if place is not None), None)
 
 
 def prepared_directory(name: str, data_dir: Path) -> Path | None:
@@ -133,6 +137,21 @@ def _open(name: str, split: str, directory: Path) -> ImageSet:
             ) from error
         return decode(record["image"], ident(index)), int(record.get("label", NO_LABEL))
 
+    def digest(index: int) -> bytes:
+        try:
+            record = source[index]
+        except Exception:  # as above; whoever loads the image will be told
+            return fingerprints.digest_of(b"", index, "unreadable")
+        return fingerprints.digest_of(record["image"], int(record.get("label", NO_LABEL)))
+
+    def digests(indices: np.ndarray) -> np.ndarray:
+        return fingerprints.remembered(
+            lambda: fingerprints.digests(digest, indices, f"{name}/{split}"),
+            len(indices),
+            sorted(directory.glob("*.array_record*")),
+            (split, indices.tobytes()),
+        )
+
     shards = [
         (key, info.shard_lengths, info.num_bytes)
         for key, info in sorted(builder.info.splits.items())
@@ -140,7 +159,8 @@ def _open(name: str, split: str, directory: Path) -> ImageSet:
     return ImageSet(
         name=f"{name}/{split}",
         size=len(source),
-        fingerprint=fingerprint_of("tfds", name, str(builder.info.version), split, shards),
+        structure=fingerprint_of("tfds", name, str(builder.info.version), split, shards),
         load_fn=load,
         ident_fn=ident,
+        digest_fn=digests,
     )

@@ -68,12 +68,15 @@ class Method:
         summary: what the score is, in one line.
         reference: where the formula comes from.
         batch_size: images per batch unless told otherwise.
+        version: raised whenever the method's scores change, which makes stored ones stale; None
+            for a method whose scores are never stored.
     """
 
     build: Callable[..., "Plan"]
     summary: str
     reference: str
     batch_size: int = 64
+    version: int | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,7 @@ class Detector:
         needs_fit: whether it must be fitted before it can score.
         state: what it has learnt, name -> array; None before it is fitted.
         options: the options that it was made with, as given.
+        version: the method's version, see `Method`; None if its scores are not to be stored.
         threshold: what it decides by, a `si_jax.detectors.threshold.Threshold`; None before it is
             calibrated.
         preprocessing: how image files are brought to the network's input size: as the network's
@@ -120,6 +124,7 @@ class Detector:
         self.needs_fit = plan.fit is not None
         self.state: State | None = None if self.needs_fit else {}
         self.options: dict[str, Any] = {}
+        self.version: int | None = None
         self.threshold: thresholds.Threshold | None = None
         self.preprocessing: Preprocessing = preprocessing_for(model.input_size, model.card)
         self._compute = plan.compute

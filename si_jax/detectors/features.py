@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 from si_jax import splitting
 from si_jax.detectors.base import Inputs, Plan, State
 from si_jax.detectors.head import head_logits, num_features
-from si_jax.detectors.options import Count, Percentile, Positive
+from si_jax.detectors.options import Count, Percentile
 from si_jax.model import Model
 from si_jax.models.bit import Bottleneck
 from si_jax.models.resnet import BasicBlock
@@ -18,27 +18,6 @@ from si_jax.models.wide_resnet import WideBlock
 
 BLOCKS = (BasicBlock, WideBlock, Bottleneck)
 SQUARINGS, POWERS = 6, 256
-
-
-def gradnorm(model: Model, *, temperature: Positive = 1.0) -> Plan:
-    """L1 norm of the gradient of KL(uniform || softmax) by the head's weights.
-
-    In closed form, as the gradient is the outer product of the features `h` and `(p - 1/C) / T`:
-    `sum_i |h_i| * sum_j |p_j - 1/C| / T` (Huang et al., NeurIPS 2021, section 3). The published
-    code (deeplearning-wisc/gradnorm_ood) leaves out the factor `1/C`, which changes no order.
-
-    Raises:
-        ValueError: if the head is not linear.
-    """
-    num_features(model)  # refuses a head that is not linear
-
-    def compute(inputs: Inputs, state: State):
-        out = inputs.forward
-        p = jax.nn.softmax(out.logits / temperature)
-        distance = jnp.sum(jnp.abs(p - 1 / p.shape[-1]), axis=-1) / temperature
-        return {"score": jnp.sum(jnp.abs(out.features), axis=-1) * distance}
-
-    return Plan(compute, {"temperature": temperature})
 
 
 def ash_p(model: Model, *, percentile: Percentile = 65.0) -> Plan:
@@ -92,6 +71,26 @@ def scale(model: Model, *, percentile: Percentile = 85.0) -> Plan:
         return h * _scale(h, kept)
 
     return _shaped(model, percentile, shape)
+
+
+def lts(model: Model, *, percentile: Percentile = 95.0) -> Plan:
+    """LTS: energy of the logits times the square of the features' relative sum.
+
+    Djurisic et al., 2025 (arXiv 2409.01175; code: andrijazz/lts): `logsumexp(S f)` with
+    `S = (s1 / s2)^2`, `s1` the sum of all rectified features and `s2` that of the
+    `n - round(n * percentile / 100)` largest.
+
+    Raises:
+        ValueError: as `ash_p`.
+    """
+    count = kept_count(num_features(model), percentile)
+
+    def compute(inputs: Inputs, state: State):
+        h = jax.nn.relu(inputs.forward.features)
+        ratio = relative_sum(h, _largest(h, count))
+        return {"score": jax.nn.logsumexp(inputs.forward.logits * ratio**2, axis=-1)}
+
+    return Plan(compute, {"percentile": percentile})
 
 
 def rankfeat(model: Model, *, stages: Count = 2, taps: splitting.Taps = None) -> Plan:
@@ -198,21 +197,33 @@ def _shaped(
 
     def compute(inputs: Inputs, state: State):
         h = inputs.forward.features
-        kept = jnp.argsort(jnp.argsort(-h, axis=-1), axis=-1) < count
+        kept = _largest(h, count)
         logits = head_logits(model, inputs.variables, shape(h, kept))
         return {"score": jax.nn.logsumexp(logits, axis=-1)}
 
     return Plan(compute, {"percentile": percentile})
 
 
+def _largest(h: Float[Array, "batch features"], count: int) -> Bool[Array, "batch features"]:
+    """Which features are among the `count` largest."""
+    return jnp.argsort(jnp.argsort(-h, axis=-1), axis=-1) < count
+
+
 def _scale(
     h: Float[Array, "batch features"], kept: Bool[Array, "batch features"]
 ) -> Float[Array, "batch 1"]:
     """exp(sum of all features / sum of the kept ones); 1 where the latter is 0."""
+    return jnp.exp(relative_sum(h, kept))
+
+
+def relative_sum(
+    h: Float[Array, "batch features"], kept: Bool[Array, "batch features"]
+) -> Float[Array, "batch 1"]:
+    """Sum of all features / sum of the kept ones; 0 where the latter is 0."""
     before = jnp.sum(h, axis=-1, keepdims=True)
     after = jnp.sum(jnp.where(kept, h, 0), axis=-1, keepdims=True)
     zero = after == 0
-    return jnp.where(zero, 1.0, jnp.exp(before / jnp.where(zero, 1, after)))
+    return jnp.where(zero, 0.0, before / jnp.where(zero, 1, after))
 
 
 def _maps(model: Model, stages: int) -> tuple[str, ...]:

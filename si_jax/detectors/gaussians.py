@@ -3,15 +3,16 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from si_jax.detectors.base import Batches, Inputs, Plan, State, forward_batches
+from si_jax.detectors.fitting import check_every_class, check_labels, unit
 from si_jax.model import Model
 
 RANK_TOLERANCE = 1e-10  # relative to the largest eigenvalue; float32's rounding is at 1e-14
 
 
-def mahalanobis(model: Model) -> Plan:
+def mahalanobis(model: Model, *, normalise: bool = False) -> Plan:
     """Minus the smallest squared Mahalanobis distance to a class mean.
 
     Lee et al., NeurIPS 2018, eq. 2, on the features that enter the head alone: no input
@@ -19,37 +20,44 @@ def mahalanobis(model: Model) -> Plan:
     2022). The covariance is common to the classes; features that never vary are left out of it, as
     its pseudo-inverse does in the published codes.
 
+    Args:
+        model: the network.
+        normalise: whether the features are divided by their norm first, which makes it
+            Mahalanobis++ (Mueller & Hein, ICML 2025).
+
     The fit raises a ValueError if labels are missing, a class has no image, or there are too few
     images for the covariance.
     """
 
     def fit(batches: Batches) -> State:
-        return _gaussians(model, batches)
+        return _gaussians(model, batches, normalise)
 
     def compute(inputs: Inputs, state: State):
-        return {"score": -_nearest_class(inputs.forward.features, state)}
+        h = inputs.forward.features
+        return {"score": -_nearest_class(unit(h) if normalise else h, state)}
 
-    return Plan(compute, fit=fit)
+    return Plan(compute, {"normalise": normalise}, fit=fit)
 
 
-def relative_mahalanobis(model: Model) -> Plan:
+def relative_mahalanobis(model: Model, *, normalise: bool = False) -> Plan:
     """Minus the smallest Mahalanobis distance to a class relative to that to all classes as one.
 
     `-min_c (MD_c - MD_0)`, where `MD_0` is the distance by the mean and the covariance of all
     images (Ren et al., 2021, "A simple fix to Mahalanobis distance for improving near-OOD
-    detection"). Fitted as `mahalanobis`.
+    detection"). Fitted as `mahalanobis`, and with the same option.
     """
 
     def fit(batches: Batches) -> State:
-        return _gaussians(model, batches)
+        return _gaussians(model, batches, normalise)
 
     def compute(inputs: Inputs, state: State):
         h = inputs.forward.features
+        h = unit(h) if normalise else h
         with jax.default_matmul_precision("highest"):
             whole = jnp.sum(((h - state["mean"]) @ state["whiten_all"]) ** 2, axis=-1)
         return {"score": whole - _nearest_class(h, state)}
 
-    return Plan(compute, fit=fit)
+    return Plan(compute, {"normalise": normalise}, fit=fit)
 
 
 def whitening(covariance: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
@@ -75,7 +83,7 @@ def _nearest_class(h: Float[Array, "batch features"], state: State) -> Float[Arr
     return jnp.min(distances, axis=0)
 
 
-def _gaussians(model: Model, batches: Batches) -> State:
+def _gaussians(model: Model, batches: Batches, normalise: bool) -> State:
     """Means, and whitening maps of the common and of the whole covariance, in one pass.
 
     Whitened before they are rounded to float32, distances lose little to a covariance whose
@@ -84,7 +92,8 @@ def _gaussians(model: Model, batches: Batches) -> State:
     classes = model.num_classes
     counts, origin = np.zeros(classes), None
     for _, h, labels in forward_batches(model, batches):
-        _check_labels(labels, classes)
+        check_labels(labels, classes)
+        h = unit(h) if normalise else h
         if origin is None:  # any point near the data keeps the sums below from cancelling
             origin = h.mean(axis=0, dtype=np.float64)
             sums = np.zeros((classes, h.shape[-1]))
@@ -93,12 +102,7 @@ def _gaussians(model: Model, batches: Batches) -> State:
         np.add.at(sums, labels, centred)
         counts += np.bincount(labels, minlength=classes)
         moment += centred.T @ centred
-    if not counts.all():
-        missing = np.flatnonzero(counts == 0)
-        raise ValueError(
-            f"labels: {len(missing)} of the {classes} classes have no fitting image, class"
-            f" {missing[0]} for one; fit on images of every class"
-        )
+    check_every_class(counts)
     total = counts.sum()
     means, mean = sums / counts[:, None], sums.sum(axis=0) / total
     whole = moment / total - np.outer(mean, mean)
@@ -118,14 +122,3 @@ def _gaussians(model: Model, batches: Batches) -> State:
         "whiten_all": whitening(whole),
     }
     return {name: array.astype(np.float32) for name, array in state.items()}
-
-
-def _check_labels(labels: Int[np.ndarray, "batch"], classes: int) -> None:
-    if (labels < 0).any():
-        raise ValueError(
-            "labels are needed: give the class index of every fitting image to fit(images, labels)"
-        )
-    if (labels >= classes).any():
-        raise ValueError(
-            f"labels (up to {labels.max()}) must be below the model's number of classes, {classes}"
-        )

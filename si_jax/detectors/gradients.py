@@ -1,11 +1,14 @@
-"""Detectors that need a backward pass to the image."""
+"""Detectors that use gradients, by the image or by the weights."""
+
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 
 from si_jax import splitting
 from si_jax.detectors.base import Inputs, Plan, State
-from si_jax.detectors.options import Positive, Step
+from si_jax.detectors.head import num_features
+from si_jax.detectors.options import OneOf, Positive, Step
 from si_jax.model import Model
 
 
@@ -22,6 +25,72 @@ def odin(model: Model, *, temperature: Positive = 1000.0, step: Step = 0.0014) -
         temperature: T.
         step: length of the step; 0 for none.
     """
+    return _moved(model, temperature, step, lambda gradient: True)
+
+
+def i_odin(model: Model, *, temperature: Positive = 1000.0, step: Step = 0.0014) -> Plan:
+    """ODIN that moves one value of the image alone, that with the largest gradient.
+
+    i-ODIN (Regmi, 2025, arXiv 2411.10794; code: OpenOOD's `iodin`); options as for `odin`.
+    """
+
+    def largest(gradient):
+        flat = jnp.abs(gradient).reshape(len(gradient), -1)
+        chosen = jnp.arange(flat.shape[-1]) == jnp.argmax(flat, axis=-1)[:, None]
+        return chosen.reshape(gradient.shape)
+
+    return _moved(model, temperature, step, largest)
+
+
+def gradnorm(
+    model: Model,
+    *,
+    temperature: Positive = 1.0,
+    parameters: Annotated[str, OneOf(("head", "all"))] = "head",
+) -> Plan:
+    """L1 norm of the gradient of KL(uniform || softmax) by the weights.
+
+    Huang et al., NeurIPS 2021, section 3. For the head's weights in closed form, as the gradient
+    is the outer product of the features `h` and `(p - 1/C) / T`:
+    `sum_i |h_i| * sum_j |p_j - 1/C| / T`. The published code (deeplearning-wisc/gradnorm_ood)
+    leaves out the factor `1/C`, which changes no order. With `parameters="all"` the norm is over
+    all of the network's weights (table 4 of the paper), one backward pass for each image.
+
+    Args:
+        model: the network.
+        temperature: T.
+        parameters: `head` or `all`.
+
+    Raises:
+        ValueError: if the head is not linear.
+    """
+    num_features(model)  # refuses a head that is not linear
+
+    def head_norm(inputs: Inputs, state: State):
+        out = inputs.forward
+        p = jax.nn.softmax(out.logits / temperature)
+        distance = jnp.sum(jnp.abs(p - 1 / p.shape[-1]), axis=-1) / temperature
+        return {"score": jnp.sum(jnp.abs(out.features), axis=-1) * distance}
+
+    def whole_norm(inputs: Inputs, state: State):
+        def divergence(params, image):
+            variables = {**inputs.variables, "params": params}
+            logits = splitting.forward(model, variables, image[None]).logits
+            return -jnp.mean(jax.nn.log_softmax(logits / temperature))
+
+        def norm(image):
+            gradient = jax.grad(divergence)(inputs.variables["params"], image)
+            return sum(jnp.sum(jnp.abs(g)) for g in jax.tree.leaves(gradient))
+
+        return {"score": jax.lax.map(norm, inputs.images)}  # one by one: a gradient is a network
+
+    whole = parameters == "all"
+    settings = {"temperature": temperature, "parameters": parameters}
+    return Plan(whole_norm if whole else head_norm, settings, forward_only=not whole)
+
+
+def _moved(model: Model, temperature: float, step: float, chosen) -> Plan:
+    """ODIN, where `chosen(gradient)` says which values of the image are moved."""
 
     def compute(inputs: Inputs, state: State):
         def logits_of(images):
@@ -35,7 +104,8 @@ def odin(model: Model, *, temperature: Positive = 1000.0, step: Step = 0.0014) -
 
         images = inputs.images
         if step:
-            sign = jnp.where(jax.grad(loss)(images) >= 0, 1, -1)
+            gradient = jax.grad(loss)(images)
+            sign = jnp.where(chosen(gradient), jnp.where(gradient >= 0, 1, -1), 0)
             images = images - step / jnp.asarray(model.std, images.dtype) * sign
         return {"score": jnp.max(jax.nn.softmax(logits_of(images)), axis=-1)}
 

@@ -26,6 +26,16 @@ def max_logit(model: Model) -> Plan:
     return Plan(compute)
 
 
+def entropy(model: Model) -> Plan:
+    """Minus the entropy of the softmax, `sum_j p_j log p_j` (Hendrycks & Gimpel, ICLR 2017)."""
+
+    def compute(inputs: Inputs, state: State):
+        log_p = jax.nn.log_softmax(inputs.forward.logits)
+        return {"score": jnp.sum(jnp.exp(log_p) * log_p, axis=-1)}
+
+    return Plan(compute)
+
+
 def energy(model: Model, *, temperature: Positive = 1.0) -> Plan:
     """T logsumexp(logits / T), the negative free energy (Liu et al., NeurIPS 2020, eq. 4)."""
 

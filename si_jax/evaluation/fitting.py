@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from si_jax.data.files import BROKEN, write_atomically
+from si_jax.data.files import BROKEN, read_arrays, write_atomically
 from si_jax.data.image_set import ImageSet
 from si_jax.data.pipeline import batches as image_batches
 from si_jax.data.pipeline import tell_unreadable
@@ -99,8 +99,7 @@ def fit_hash(detector: Detector) -> str:
 
 def _load(path: Path, key: str) -> dict[str, np.ndarray] | None:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            state = {name: file[name] for name in file.files}
+        state = read_arrays(path)
     except BROKEN:
         return None
     return state if str(state.pop("key", "")) == key else None

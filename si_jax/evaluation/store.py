@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from si_jax.data.files import BROKEN, write_atomically
+from si_jax.data.files import BROKEN, read_arrays, write_atomically
 
 SOURCES = (
     "activation.py",
@@ -93,14 +93,13 @@ class Store:
         for partial in (False, True):
             path = self.path(detector, image_set, partial=partial)
             try:
-                with np.load(path, allow_pickle=False) as file:
-                    arrays = {name: file[name] for name in file.files}
-                    meta = {name: arrays.pop(name) for name in META}
+                arrays = read_arrays(path)
+                found, seen = str(arrays.pop("key")), int(arrays.pop("seen"))
+                arrays = arrays if len(arrays["score"]) else {}
             except BROKEN:
                 continue
-            if str(meta["key"]) == key and "score" in arrays:
-                arrays = arrays if len(arrays["score"]) else {}
-                return Progress(int(meta["seen"]), arrays, done=not partial)
+            if found == key:
+                return Progress(seen, arrays, done=not partial)
         return NOTHING
 
     def save(

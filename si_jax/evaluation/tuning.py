@@ -4,14 +4,17 @@ No test set takes part: the images are a part of the training split that the det
 on, and the out-of-distribution ones are made of them.
 """
 
+import hashlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
+from tqdm import tqdm
 
+from si_jax.data.image_set import ImageSet, UnreadableImage
 from si_jax.detectors import DETECTORS, default_options, make_detector
 from si_jax.detectors.options import convert_all
 from si_jax.evaluation import metrics
@@ -19,6 +22,8 @@ from si_jax.evaluation.scoring import Scorer
 from si_jax.model import Model
 
 _PERCENTILES = (65, 70, 75, 80, 85, 90, 95)
+_WINDOWS = {"low": (60, 65, 70, 75, 80, 85, 90), "high": (85, 90, 95, 99)}
+_UNIT = {"normalise": (False, True)}
 _STEPS = {"preset": ("published", "published-defaults")}
 
 GRIDS: dict[str, dict[str, tuple]] = {
@@ -27,15 +32,25 @@ GRIDS: dict[str, dict[str, tuple]] = {
     "energy": {"temperature": (1, 10, 100, 1000)},
     "odin": {"temperature": (1, 10, 100, 1000), "step": (0.0014, 0.0028)},
     "gen": {"gamma": (0.01, 0.1, 0.5, 1, 2, 5, 10), "top": (10, 50, 100, 200, 500, 1000)},
+    "i-odin": {"temperature": (1, 10, 100, 1000), "step": (0.0014, 0.0028)},
     "react": {"percentile": (85, 90, 95, 99)},
+    "vra": {"low": (10, 30, 50, 60, 70), "high": (85, 90, 95, 99)},
     "ash-p": {"percentile": _PERCENTILES},
     "ash-b": {"percentile": _PERCENTILES},
     "ash-s": {"percentile": _PERCENTILES},
     "scale": {"percentile": _PERCENTILES},
+    "lts": {"percentile": _PERCENTILES},
+    "adascale-a": _WINDOWS,
+    "adascale-l": _WINDOWS,
     "rankfeat": {"stages": (1, 2)},
     "dice": {"percentile": (10, 30, 50, 70, 90)},
     "knn": {"k": (50, 100, 200, 500, 1000)},
+    "nnguide": {"k": (1, 10, 50, 100)},
+    "nci": {"alpha": (0.0001, 0.001, 0.01, 0.1)},
+    "mahalanobis": _UNIT,
+    "relative-mahalanobis": _UNIT,
     "vim": {"dim": (256, 1000)},
+    "residual": {"dim": (256, 1000)},
 }
 """Detector -> option -> values, mostly those of OpenOOD v1.5 (Zhang et al., 2023)."""
 
@@ -146,6 +161,37 @@ def tune(
         for key, options in zip(detectors, tried, strict=True)
     ]
     return sorted(trials, key=lambda trial: -trial.mean), skipped
+
+
+def refuse_test_images(images: ImageSet, tests: Iterable[ImageSet]) -> None:
+    """Raise an error if a validation set shares an image with a test set, pixel by pixel.
+
+    Args:
+        images: the validation set, as it is on the disk.
+        tests: the sets that the evaluation uses.
+
+    Raises:
+        ValueError: if an image is in both; names it, and the test set.
+    """
+    known = {_content(images, i): i for i in range(len(images))}
+    known.pop(None, None)  # what cannot be read is like nothing
+    for test in tests:
+        for i in tqdm(range(len(test)), desc=f"{test.name}: comparing", unit="img", leave=False):
+            if (same := known.get(_content(test, i))) is not None:
+                raise ValueError(
+                    f"{images.name}: {images.ident(same)} is also in the test set {test.name}"
+                    f" ({test.ident(i)}): what is chosen by test images cannot be tested on them;"
+                    " give other images"
+                )
+
+
+def _content(images: ImageSet, index: int) -> bytes | None:
+    """Hash of an image's size and pixels; None if it cannot be read."""
+    try:
+        pixels = images.load(index)[0]
+    except UnreadableImage:
+        return None
+    return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).digest()
 
 
 def validation_ood(

@@ -6,13 +6,12 @@ With them a report shows images without having the sets at hand.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from si_jax.data.files import write_atomically
+from si_jax.data.files import BROKEN, read_arrays, write_atomically
 from si_jax.data.image_set import ImageSet
 
 FILE = "thumbnails.npz"
@@ -111,14 +110,13 @@ def load(directory: Path) -> Extremes:
         return {}
     found: dict[tuple[str, str, str], list[Pick]] = {}
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        arrays = read_arrays(path)
         images, names = arrays["image"], arrays["ident"]
         fields = (arrays[f"pick_{k}"] for k in ("set", "detector", "end", "row", "index", "score"))
         for image_set, detector, end, row, index, score in zip(*fields, strict=True):
             pick = Pick(images[row], str(names[row]), int(index), float(score))
             found.setdefault((str(image_set), str(detector), str(end)), []).append(pick)
-    except (OSError, ValueError, KeyError, IndexError, EOFError, BadZipFile) as error:
+    except BROKEN as error:
         raise ValueError(
             f"{path} is broken ({error}): delete it for a report without images, or evaluate again"
         ) from None

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from si_jax.data.files import BROKEN
+from si_jax.data.files import BROKEN, read_arrays
 from si_jax.evaluation import metrics
 from si_jax.evaluation.store import META, Store
 from si_jax.reporting import extremes
@@ -187,8 +187,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise ValueError(f"{path} is missing: evaluate again into the same directory")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files if name not in META}
+        arrays = {k: v for k, v in read_arrays(path).items() if k not in META}
         whole = arrays["score"].ndim == 1 and arrays["index"].shape == arrays["score"].shape
     except BROKEN:
         whole = False

@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from si_jax.batching import Batched
-from si_jax.data.files import BROKEN, write_atomically
+from si_jax.data.files import BROKEN, read_arrays, write_atomically
 from si_jax.data.image_set import ImageSet
 from si_jax.data.pipeline import batches
 from si_jax.detectors import default_options
@@ -136,8 +136,7 @@ def _facts(found: Reader) -> dict[str, object]:
 
 def _load(path: Path, key: str) -> dict[str, np.ndarray] | None:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        arrays = read_arrays(path)
     except BROKEN:
         return None
     return arrays if str(arrays.pop("key", "")) == key else None

@@ -93,6 +93,54 @@ def test_openood_has_other_sets(ood_root):
     assert names(found, "near") == ["cifar100", "tiny_imagenet"]
 
 
+def write_list(root, file, lines):
+    path = root / "benchmark_imglist" / f"{file}.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines))
+
+
+def test_openood_takes_exactly_the_listed_images(ood_root):
+    put(ood_root, "mnist")
+    whole = resolve("cifar10", "openood", ood_root=ood_root)
+    assert len(whole.unlisted) == 7 and whole.incomplete == ("far", "near")
+    assert "OpenOOD's lists aren't used for cifar10, mnist, svhn" in whole.notes[-1]
+    assert resolve("cifar10", "published", ood_root=ood_root).incomplete == ()
+
+    put(ood_root, "images_classic/tin/val/n01", 5)
+    write_list(ood_root, "cifar10/test_tin", ["tin/val/n01/4.png -1", "tin/val/n01/2.png -1"])
+    for label in (3, 1):
+        put(ood_root, f"images_classic/cifar10/test/{label}", 2)
+    ids = ["cifar10/test/3/1.png 3", "cifar10/test/1/0.png 1"]
+    write_list(ood_root, "cifar10/test_cifar10", ids)
+    found = resolve("cifar10", "openood", ood_root=ood_root)
+    tin = next(item.images for item in found.ood if item.name == "tiny_imagenet")
+    assert [tin.ident(k) for k in range(2)] == ["tin/val/n01/4.png", "tin/val/n01/2.png"]
+    assert [found.test.load(k)[1] for k in range(len(found.test))] == [3, 1]
+    assert "cifar10" not in found.unlisted and "tiny_imagenet" not in found.unlisted
+    assert found.incomplete == ("far", "near")  # the other near set is still taken whole
+
+    write_list(ood_root, "cifar10/test_tin", ["tin/val/n01/4.png -1", "tin/val/n01/lost.png -1"])
+    again = resolve("cifar10", "openood", ood_root=ood_root)
+    assert "tiny_imagenet" in again.unlisted
+    write_list(ood_root, "cifar10/test_cifar10", ["cifar10/test/3/1.png 10"])
+    with pytest.raises(ValueError, match="labels from 10 to 10 where the classifier has 10"):
+        resolve("cifar10", "openood", ood_root=ood_root)
+
+
+def test_openood_does_not_take_the_crops_of_the_published_results(ood_root):
+    put(ood_root, "mnist")
+    put(ood_root, "Imagenet/test", 3)
+    for protocol, count in (("published", 3), ("openood", 2)):
+        found = resolve("cifar10", protocol, ood_root=ood_root)
+        assert [len(i.images) for i in found.ood if i.name == "tiny_imagenet"] == [count]
+
+
+def test_one_folder_holds_everything(ood_root, monkeypatch):
+    monkeypatch.setenv("SI_JAX_DATA", str(ood_root))
+    for found in (resolve("cifar10"), resolve("cifar10", data_dir=ood_root)):
+        assert found.absent == () and len(found.test) == 10
+
+
 def test_absent_sets_are_all_listed(ood_root, tmp_path):
     for folder in (ood_root / "svhn", ood_root / "LSUN"):
         folder.rename(folder.with_name(f"moved_{folder.name}"))

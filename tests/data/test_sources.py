@@ -1,13 +1,15 @@
 import io
 import json
 import os
+import zipfile
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from si_jax.data import sources
+from si_jax.data import files, fingerprints, sources
 from si_jax.data.decoding import decode
+from si_jax.data.matlab import read_mat
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (6, 9), dtype=np.uint8)
@@ -90,7 +92,7 @@ def test_contents_count_and_not_the_ending():
 NOISE = encode(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8), "JPEG")
 DAMAGED = {
     "empty": (b"", "the file is empty"),
-    "text": (b"<html>404 not found</html>", "not a JPEG, PNG, WebP, BMP or GIF image"),
+    "text": (b"<html>404 not found</html>", "not a JPEG, PNG, WebP, BMP, GIF, .* or ICO image"),
     "truncated jpeg": (NOISE[: len(NOISE) // 2], "truncated"),
     "truncated png": (encode(RGB)[:-40], ""),
     "truncated bmp": (encode(RGB, "BMP")[:-30], "truncated"),
@@ -133,13 +135,49 @@ def labels(image_set):
 def test_flat_folder(tmp_path):
     for name in ("b.PNG", "a.jpg", "c.JpEg", "d.webp", "e.BMP"):
         write(tmp_path / name)
-    for name in (".DS_Store", "._a.jpg", "readme.txt", ".hidden/x.png"):
+    for name in (".DS_Store", "._a.jpg", ".hidden/x.png"):
         write(tmp_path / name)
+    (tmp_path / "readme.txt").write_text("PNG files by name")
     found = sources.from_folder(tmp_path)
     assert found.name == tmp_path.name
     assert idents(found) == ["a.jpg", "b.PNG", "c.JpEg", "d.webp", "e.BMP"]
     assert labels(found) == [-1] * 5
     assert found.load(0)[0].shape == (6, 9, 3)
+    assert found.notes == (
+        "1 file is left out, being no image in a format that is read (readme.txt)",
+    )
+
+
+KINDS = {".jfif": "JPEG", ".gif": "GIF", ".tif": "TIFF", ".TIFF": "TIFF", ".ppm": "PPM",
+         ".pgm": "PPM", ".jp2": "JPEG2000", ".ico": "ICO", ".webp": "WEBP"}  # fmt: skip
+
+
+def test_every_format_is_read_by_its_ending_or_its_content(tmp_path):
+    for ending, kind in KINDS.items():
+        (tmp_path / f"by_ending{ending}").write_bytes(encode(RGB, kind))
+        if kind != "ICO":  # whose beginning other kinds of file share
+            (tmp_path / f"content_{ending[1:]}").write_bytes(encode(RGB, kind))
+    (tmp_path / "notes").write_text("BMW, P5 and GIF")
+    found = sources.from_folder(tmp_path)
+    assert len(found) == 2 * len(KINDS) - 1
+    assert found.notes[0].startswith("1 file is left out") and "(notes)" in found.notes[0]
+    for index in range(len(found)):
+        image, _ = found.load(index)
+        if not found.ident(index).endswith((".ico", "gif", ".jfif", "jfif")):
+            np.testing.assert_array_equal(image.shape, RGB.shape, found.ident(index))
+
+
+def test_floating_point_images_are_refused():
+    values = Image.fromarray(np.full((4, 4), 0.5, np.float32))
+    with pytest.raises(sources.UnreadableImage, match="floating-point numbers"):
+        decode(encode(values, "TIFF"), "depth.tif")
+
+
+def test_enormous_images_are_refused_before_they_are_decoded():
+    data = encode(Image.new("1", (8000, 8000)))
+    assert len(data) < 20_000
+    with pytest.raises(sources.UnreadableImage, match="8000x8000 pixels are over 50 million"):
+        decode(data, "bomb.png")
 
 
 def test_folder_by_class_at_any_depth(tmp_path):
@@ -199,6 +237,30 @@ def test_folder_links(tmp_path):
         found.load(1)
 
 
+def test_folders_that_link_to_each_other_are_read_once(tmp_path):
+    for name in ("a/1.png", "b/2.png", "c/3.png"):
+        write(tmp_path / "set" / name)
+    for one in "abc":
+        for two in "abc":
+            os.symlink(tmp_path / "set" / two, tmp_path / "set" / one / f"to_{two}")
+    os.symlink(tmp_path / "set/a", tmp_path / "set/0_link_sorted_first")
+    os.symlink(tmp_path, tmp_path / "set/b/up")
+    assert idents(sources.from_folder(tmp_path / "set")) == ["a/1.png", "b/2.png", "c/3.png"]
+
+
+def test_pipes_and_devices_are_not_waited_for(tmp_path):
+    write(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "b.png")
+    os.mkfifo(tmp_path / "unnamed")
+    os.symlink("/dev/zero", tmp_path / "c.png")
+    found = sources.from_folder(tmp_path)
+    assert len(found.fingerprint) == 64
+    assert idents(found) == ["a.png", "b.png", "c.png"]
+    for index in (1, 2):
+        with pytest.raises(sources.UnreadableImage, match=r"can't be read \(it is no regular file"):
+            found.load(index)
+
+
 def test_unreadable_file_of_a_folder_is_named(tmp_path):
     (tmp_path / "broken.jpg").write_bytes(NOISE[:100])
     with pytest.raises(sources.UnreadableImage, match=r"broken\.jpg can't be decoded"):
@@ -218,6 +280,78 @@ def test_folder_fingerprint(tmp_path):
     (one / "b").rename(one / "c")
     renamed = sources.from_folder(one).fingerprint
     assert len({first, resized, renamed}) == 3
+
+
+def test_folder_fingerprint_notices_content_of_the_same_size(tmp_path):
+    write(tmp_path / "1.bmp", RGB)
+    write(tmp_path / "2.bmp", GREY)
+    status = (tmp_path / "1.bmp").stat()
+    first = sources.from_folder(tmp_path)
+    part = sources.take(first, [1])
+    fingerprints_before = (first.fingerprint, part.fingerprint)
+    write(tmp_path / "1.bmp", RGB[::-1])
+    os.utime(tmp_path / "1.bmp", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (tmp_path / "1.bmp").stat().st_size == status.st_size
+    again = sources.from_folder(tmp_path)
+    part_again = sources.take(again, [1])  # which is as it was
+    assert fingerprints_before[0] != again.fingerprint
+    assert fingerprints_before[1] == part_again.fingerprint
+
+
+def test_digests_are_kept_until_a_file_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("SI_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(fingerprints, "WORTH_CACHING", 1)
+    monkeypatch.setattr(fingerprints, "_SETTLED", 0)
+    hashed = []
+    read = fingerprints.files.read_bytes
+    monkeypatch.setattr(
+        fingerprints.files, "read_bytes", lambda path, *a: hashed.append(str(path)) or read(path)
+    )
+
+    def count():
+        hashed.clear()
+        sources.from_folder(tmp_path / "set").fingerprint  # noqa: B018
+        return sum("set" in path for path in hashed)
+
+    write(tmp_path / "set/1.bmp", RGB)
+    write(tmp_path / "set/2.bmp", RGB)
+    assert (count(), count()) == (2, 0)
+    write(tmp_path / "set/2.bmp", RGB[::-1])
+    assert (count(), count()) == (2, 0)
+    (tmp_path / "set/1.bmp").touch()
+    assert count() == 2
+    for file in (tmp_path / "cache/digests").iterdir():
+        file.write_bytes(b"damaged")
+    assert count() == 2
+
+
+def test_overlap_is_counted_by_content(tmp_path):
+    for name, image in (("a/1.png", RGB), ("a/2.png", GREY), ("b/x.png", RGB), ("b/y.png", RGB)):
+        write(tmp_path / name, image)
+    one, two = sources.from_folder(tmp_path / "a"), sources.from_folder(tmp_path / "b")
+    assert (sources.overlap(one, two), sources.overlap(two, one)) == (1, 2)
+    assert sources.overlap(sources.from_arrays("x", RGB[None]), one) == 0
+
+
+def test_lists_of_files(tmp_path):
+    for name in ("a b.png", "sub/c.png", "d.png"):
+        write(tmp_path / name)
+    (tmp_path / "mine.txt").write_text("sub/c.png 2\r\na b.png\n\nd.png -1\nd.png 0\n")
+    found = sources.from_path(tmp_path / "mine.txt")
+    assert found.name == "mine"
+    assert idents(found) == ["sub/c.png", "a b.png", "d.png", "d.png"]
+    assert labels(found) == [2, -1, -1, 0]
+    (tmp_path / "bad.txt").write_text("sub/c.png 2\nlost.png 1\n")
+    with pytest.raises(sources.MissingSet, match=r"lists 2 images, 1 of which .*as lost\.png"):
+        sources.from_path(tmp_path / "bad.txt")
+    with pytest.raises(sources.MissingSet, match=r"absent\.txt is not a file"):
+        sources.from_path(tmp_path / "absent.txt")
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(sources.MissingSet, match="lists no images"):
+        sources.from_path(tmp_path / "empty.txt")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="can't be read as a list"):
+        sources.from_path(tmp_path / "binary.txt")
 
 
 # --- arrays -------------------------------------------------------------------------------
@@ -289,6 +423,56 @@ def test_npz(tmp_path):
         sources.from_path(tmp_path / "absent.npz")
 
 
+def npz_member(shape, content=b""):
+    """A `.npy` that claims a shape, whatever it holds."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": "|u1", "fortran_order": False, "shape": shape}
+    )
+    return file.getvalue() + content
+
+
+@pytest.mark.parametrize(
+    ("member", "reason"),
+    [
+        (npz_member((10**12, 32, 32, 3), bytes(100)), "which it has not the bytes for"),
+        (npz_member((-2, -50), bytes(100)), "which it has not the bytes for"),
+        (b"\x93NUMPY\x09\x00" + bytes(100), "version"),
+        (b"\x93NUMPY\x01\x00\x10\x00{'descr': (((((( ", ""),
+    ],
+)
+def test_npz_with_an_altered_header(tmp_path, member, reason):
+    with zipfile.ZipFile(tmp_path / "set.npz", "w") as archive:
+        archive.writestr("images.npy", member)
+    with pytest.raises(ValueError, match=rf"set\.npz can't be read.*{reason}.*write it anew"):
+        sources.from_npz(tmp_path / "set.npz")
+
+
+def test_npz_that_unpacks_beyond_its_size_is_refused_before_memory_is_taken(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "set.npz", images=np.zeros((3000, 32, 32, 3), np.uint8))
+    assert len(sources.from_npz(tmp_path / "set.npz")) == 3000
+    monkeypatch.setattr(files, "LEAST_UNPACKED", 2**20)
+    with pytest.raises(ValueError, match="GiB of arrays, more than is credible"):
+        sources.from_npz(tmp_path / "set.npz")
+
+
+def test_npz_damaged_anywhere_ends_in_a_sentence(tmp_path):
+    np.savez_compressed(tmp_path / "whole.npz", images=np.zeros((4, 8, 8, 3), np.uint8))
+    whole = (tmp_path / "whole.npz").read_bytes()
+    rng = np.random.default_rng(0)
+    told = 0
+    for _ in range(300):
+        data = bytearray(whole)
+        for position in rng.integers(len(data), size=3):
+            data[position] = rng.integers(256)
+        (tmp_path / "bad.npz").write_bytes(bytes(data))
+        try:
+            sources.from_npz(tmp_path / "bad.npz")
+        except ValueError:
+            told += 1
+    assert told > 200
+
+
 def test_svhn_mat(tmp_path):
     from scipy.io import savemat
 
@@ -301,6 +485,45 @@ def test_svhn_mat(tmp_path):
     (tmp_path / "bad.mat").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="isn't one of SVHN's"):
         sources.from_path(tmp_path / "bad.mat")
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_mat_files_are_read_as_scipy_reads_them(tmp_path, compressed):
+    from scipy.io import loadmat, savemat
+
+    content = {
+        "X": RNG.integers(0, 256, (3, 4, 5), dtype=np.uint8),
+        "text": "passed over",
+        "a_rather_long_name": RNG.standard_normal((2, 3)),
+        "y": np.array([[7]], np.int16),
+    }
+    savemat(tmp_path / "x.mat", content, do_compression=compressed)
+    expected = loadmat(tmp_path / "x.mat")
+    read = read_mat((tmp_path / "x.mat").read_bytes(), ("X", "a_rather_long_name", "y", "absent"))
+    assert set(read) == {"X", "a_rather_long_name", "y"}
+    for name, array in read.items():
+        np.testing.assert_array_equal(array, expected[name])
+    with pytest.raises(ValueError, match="text is no array of real numbers"):
+        read_mat((tmp_path / "x.mat").read_bytes(), ("text",))
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_damaged_mat_files_end_in_a_sentence(tmp_path, compressed):
+    from scipy.io import savemat
+
+    images = RNG.integers(0, 256, (8, 8, 3, 2), dtype=np.uint8)
+    savemat(tmp_path / "x.mat", {"X": images, "y": [[1], [2]]}, do_compression=compressed)
+    whole = (tmp_path / "x.mat").read_bytes()
+    rng = np.random.default_rng(0)
+    for round_ in range(400):
+        data = bytearray(whole[: len(whole) if round_ % 2 else rng.integers(len(whole))])
+        for position in rng.integers(len(data), size=min(4, len(data))):
+            data[position] = rng.integers(256)
+        (tmp_path / "bad.mat").write_bytes(bytes(data))
+        try:
+            sources.from_svhn_mat(tmp_path / "bad.mat")
+        except ValueError as error:
+            assert "bad" in str(error)
 
 
 # --- subsets ------------------------------------------------------------------------------

@@ -128,6 +128,16 @@ def test_fingerprint(data_dir, tmp_path):
     assert first != sources.from_tfds("tiny", "test", tmp_path / "other").fingerprint
 
 
+def test_fingerprint_notices_other_images_of_the_same_sizes(data_dir, tmp_path):
+    first = sources.from_tfds("tiny", "test", data_dir).fingerprint
+    images = make_images(7)
+    images[6] = images[6, ::-1]
+    write_set(
+        tmp_path / "other/tiny/1.0.0", {"train": [images[:1]], "test": [images[:4], images[4:]]}
+    )
+    assert first != sources.from_tfds("tiny", "test", tmp_path / "other").fingerprint
+
+
 def test_default_data_dir(data_dir, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
     assert len(sources.from_tfds("tiny", "test")) == 7

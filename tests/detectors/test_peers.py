@@ -15,13 +15,26 @@ import si_jax.models
 from si_jax import splitting
 from si_jax.detectors import default_options
 from si_jax.detectors.features import kept_count, without_rank_one
+from si_jax.detectors.fitting import reservoir
 from si_jax.detectors.head import head_bias, head_logits
-from si_jax.detectors.training_features import kth_distance, reservoir
+from si_jax.detectors.neighbours import kth_distance
 from si_jax.evaluation.scoring import Scorer
 
 CLASSES, FEATURES = 4, 10
-FITTED = ("react", "dice", "knn", "mahalanobis", "relative-mahalanobis", "vim", "kl-matching")
-FREE = ("gen", "odin", "gradnorm", "ash-p", "ash-b", "ash-s", "scale", "rankfeat")
+FITTED = (
+    "react", "vra", "dice", "knn", "nnguide", "she", "fdbd", "nci", "mahalanobis",
+    "relative-mahalanobis", "vim", "residual", "kl-matching", "temperature-scaling", "adascale-a",
+    "adascale-l",
+)  # fmt: skip
+FREE = (
+    "entropy", "gen", "odin", "i-odin", "gradnorm", "ash-p", "ash-b", "ash-s", "scale", "lts",
+    "rankfeat",
+)  # fmt: skip
+SMALLER = {"knn": {"k": 5}, "lts": {"percentile": 65.0}}
+"""Options for few images and features, where the defaults are too large."""
+
+SEVERAL = {"odin", "i-odin", "rankfeat", "adascale-a", "adascale-l"}
+"""Those that need more than one forward pass."""
 PEERS = (*FREE, *FITTED)
 
 
@@ -97,8 +110,7 @@ def h_train(model, train):
 def make(model, train):
     @functools.cache
     def make(name, **options):
-        if name == "knn":
-            options = {"k": 5, **options}
+        options = {**SMALLER.get(name, {}), **options}
         detector = si_jax.make_detector(name, model, **options)
         return detector.fit(*train) if detector.needs_fit else detector
 
@@ -341,7 +353,7 @@ def test_kth_distance_by_chunks(monkeypatch):
     rng = np.random.default_rng(0)
     x, bank = (rng.normal(size=(n, 6)).astype(np.float32) for n in (9, 23))
     x, bank = (a / np.linalg.norm(a, axis=1, keepdims=True) for a in (x, bank))
-    monkeypatch.setattr("si_jax.detectors.training_features.BANK_CHUNK", 4)
+    monkeypatch.setattr("si_jax.detectors.neighbours.BANK_CHUNK", 4)
     distances = np.sort(np.linalg.norm(x[:, None] - bank, axis=-1), axis=1)
     for k in (1, 7, 23):
         close(kth_distance(jnp.asarray(x), jnp.asarray(bank), k), distances[:, k - 1])
@@ -409,6 +421,186 @@ def test_kl_matching(score, model, images, train):
     close(score("kl-matching"), -divergences.min(axis=1), rtol=1e-4)
 
 
+def test_entropy(score, model, images):
+    p = softmax(model.logits(images).astype(np.float64), axis=1)
+    close(score("entropy"), (p * np.log(p)).sum(axis=1))
+
+
+def test_lts(score, model, images, h):
+    for percentile in (60.0, 85.0):
+        count = FEATURES - round(FEATURES * percentile / 100)
+        top = np.sort(h, axis=1)[:, -count:]
+        scale = (h.sum(axis=1) / top.sum(axis=1)) ** 2
+        expected = logsumexp(model.logits(images).astype(np.float64) * scale[:, None], axis=1)
+        close(score("lts", percentile=percentile), expected, rtol=1e-4)
+
+
+def test_vra(score, h, h_train, head):
+    low, high = np.percentile(h_train, [60, 95])
+    shaped = np.where(h < low, 0, np.minimum(h, high))
+    assert (h < low).any() and (h > high).any()
+    close(score("vra"), logsumexp(shaped @ head[0] + head[1], axis=1))
+    close(score("vra", low=0.0), score("react", percentile=95.0))
+
+
+def test_nnguide(score, model, images, train, h, h_train):
+    unit, bank = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (h, h_train))
+    energy, known = (logsumexp(model.logits(x).astype(np.float64), axis=1) for x in
+                     (images, train[0]))  # fmt: skip
+    products = np.sort(unit @ (bank * known[:, None]).T, axis=1)[:, -3:]
+    close(score("nnguide", k=3), energy * products.mean(axis=1), rtol=1e-4)
+
+
+def test_fdbd(score, model, images, h, h_train, head):
+    logits, weights = model.logits(images).astype(np.float64), head[0].T
+    expected = np.empty(len(h))
+    for i, (f, x) in enumerate(zip(logits, h, strict=True)):
+        y = f.argmax()
+        others = [c for c in range(CLASSES) if c != y]
+        far = [abs(f[y] - f[c]) / np.linalg.norm(weights[y] - weights[c]) for c in others]
+        expected[i] = np.mean(far) / np.linalg.norm(x - h_train.mean(axis=0))
+    close(score("fdbd"), expected, rtol=1e-4)
+
+
+def test_fdbd_of_classes_with_equal_weights_is_finite(images, train):
+    net = build(Tiny())
+    net.variables["params"]["head"]["kernel"][:, 1] = net.variables["params"]["head"]["kernel"][
+        :, 0
+    ]
+    assert np.isfinite(si_jax.make_detector("fdbd", net).fit(*train).score(images)).all()
+
+
+def test_nci(score, model, images, h, h_train, head):
+    predicted = model.logits(images).argmax(axis=1)
+    z = h - h_train.mean(axis=0)
+    along = (head[0].T[predicted] * z).sum(axis=1) / np.linalg.norm(z, axis=1)
+    for alpha in (0.0001, 0.1):
+        close(score("nci", alpha=alpha), along + alpha * np.abs(h).sum(axis=1), rtol=1e-4)
+
+
+def test_she(model, images, train, h, h_train):
+    """One class has no image that is classified right."""
+    predicted, known = (model.logits(x).argmax(axis=1) for x in (images, train[0]))
+    labels = np.where(np.arange(80) % 3, known, train[1])
+    labels[(labels == predicted[0]) & (known == predicted[0])] = (predicted[0] + 1) % CLASSES
+    labels[:8] = np.arange(8) % CLASSES
+    means = []
+    for c in range(CLASSES):
+        right = (known == c) & (labels == c)
+        means.append(h_train[right if right.any() else labels == c].mean(axis=0))
+    found = si_jax.make_detector("she", model).fit(train[0], labels).score(images)
+    close(found, (h * np.stack(means)[predicted]).sum(axis=1), rtol=1e-4)
+
+
+def test_residual(score, h, h_train, head):
+    origin = -np.linalg.pinv(head[0].T) @ head[1]
+    _, _, basis = np.linalg.svd(h_train - origin, full_matrices=True)
+    rest = basis[4:].T
+    close(score("residual", dim=4), -np.linalg.norm((h - origin) @ rest, axis=1), rtol=1e-3)
+
+
+def test_mahalanobis_of_features_of_unit_length(score, h, h_train, train):
+    unit, known = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (h, h_train))
+    classes, whole = gaussian_distances(unit, known, train[1])
+    nearest = classes.min(axis=1)
+    close(score("mahalanobis", normalise=True), -nearest, rtol=1e-3)
+    close(score("relative-mahalanobis", normalise=True), whole - nearest, rtol=1e-3, atol=1e-3)
+
+
+def test_temperature_scaling(model, images, train):
+    logits = model.logits(train[0]).astype(np.float64)
+    labels = np.where(np.arange(80) % 3, logits.argmax(axis=1), train[1])
+
+    def loss(t):
+        return np.mean(logsumexp(logits / t, axis=1) - logits[np.arange(80), labels] / t)
+
+    detector = si_jax.make_detector("temperature-scaling", model).fit(train[0], labels)
+    t = float(detector.state["temperature"])
+    assert 0.1 < t < 10 and abs(t - 1) > 0.01
+    assert loss(t) < min(loss(0.999 * t), loss(1.001 * t))
+    expected = softmax(model.logits(images).astype(np.float64) / t, axis=1).max(axis=1)
+    close(detector.score(images), expected)
+    detector.fit(train[0], logits.argmax(axis=1))  # all of them right
+    np.testing.assert_allclose(detector.state["temperature"], 0.05, rtol=1e-3)
+
+
+def test_gradnorm_over_all_weights(score, model, images):
+    def divergence(params, image):
+        logits = model.module.apply({"params": params}, model.normalise(jnp.asarray(image)[None]))
+        return jnp.sum(jnp.log(1 / CLASSES) - jax.nn.log_softmax(logits / 3)) / CLASSES
+
+    for i in (0, 5):
+        leaves = jax.tree.leaves(jax.grad(divergence)(model.variables["params"], images[i]))
+        expected = sum(np.abs(np.asarray(g, np.float64)).sum() for g in leaves)
+        close(score("gradnorm", temperature=3.0, parameters="all")[i], expected, rtol=1e-4)
+
+
+def numpy_gradient(model, images, objective):
+    x = model.normalise(jnp.asarray(images))
+    return np.asarray(jax.grad(lambda x: objective(model.module.apply(model.variables, x)))(x)), x
+
+
+def test_i_odin_moves_one_value(score, model, images):
+    def loss(logits):
+        return -jax.nn.log_softmax(logits / 10).max(axis=1).sum()
+
+    gradient, x = numpy_gradient(model, images, loss)
+    moved = np.array(x)
+    for g, one in zip(gradient, moved, strict=True):
+        place = np.unravel_index(np.abs(g).argmax(), g.shape)
+        one[place] -= 0.5 / model.std[place[-1]] * (1 if g[place] >= 0 else -1)
+    expected = softmax(model.logits(moved).astype(np.float64) / 10, axis=1).max(axis=1)
+    close(score("i-odin", temperature=10.0, step=0.5), expected, rtol=1e-4)
+
+
+def adascale_ratio(h, percentile):
+    kept = [FEATURES - round(FEATURES * p / 100) for p in percentile]
+    return np.array([x.sum() / np.sort(x)[-k:].sum() for x, k in zip(h, kept, strict=True)])
+
+
+def test_adascale(score, model, images, train, h, h_train, head):
+    options = {"low": 30.0, "high": 79.0, "k1": 40.0, "k2": 20.0, "weight": 3.0, "pixels": 0.3}
+
+    def reaction(images, h):
+        gradient, x = numpy_gradient(model, images, lambda logits: logits.max(axis=1).sum())
+        moved = np.array(x)
+        for g, one in zip(gradient, moved, strict=True):
+            places = np.abs(g).ravel().argsort(kind="stable")[: int(g.size * 0.3)]
+            one.ravel()[places] += 0.5 * np.sign(g.ravel()[places])
+        after = model.features(moved).astype(np.float64)
+        order = (-h).argsort(axis=1, kind="stable")
+        change = np.take_along_axis(np.abs(after - h), order[:, :2], axis=1).sum(axis=1)
+        return 3 * change + np.take_along_axis(after, order[:, :4], axis=1).sum(axis=1)
+
+    known, new = reaction(train[0], h_train), reaction(images, h)
+    share = (known[None] <= new[:, None]).mean(axis=1)
+    assert np.ptp(share) > 0.5
+    ratio = adascale_ratio(h, 30 + (1 - share) * 49)[:, None]
+    expected = {
+        "adascale-a": logsumexp((h * np.exp(ratio)) @ head[0] + head[1], axis=1),
+        "adascale-l": logsumexp(model.logits(images) * ratio**2, axis=1),
+    }
+    for name, values in expected.items():
+        close(score(name, **options), values, rtol=1e-4, atol=1e-4)
+
+
+def test_kl_matching_does_not_tie_where_float32_saturates(images, train):
+    net = build(Tiny())
+    kernel = net.variables["params"]["head"]["kernel"]
+    kernel *= 12
+    logits = net.logits(images).astype(np.float64)
+    assert (np.asarray(jax.nn.softmax(logits.astype(np.float32))).max(axis=1) == 1).mean() > 0.2
+    found = si_jax.make_detector("kl-matching", net).fit(*train).score(images)
+    p, known = (softmax(net.logits(x).astype(np.float64), axis=1) for x in (images, train[0]))
+    predicted = known.argmax(axis=1)
+    means = np.stack([known[predicted == c].mean(axis=0) for c in np.unique(predicted)])
+    log_p = logits - logsumexp(logits, axis=1, keepdims=True)
+    exact = -(p[:, None] * (log_p[:, None] - np.log(means))).sum(axis=-1).min(axis=1)
+    close(found, exact, rtol=1e-4, atol=1e-7)
+    print(len(np.unique(found)), len(np.unique(exact)), len(np.unique(exact.astype(np.float32))))
+    assert len(np.unique(found)) >= 0.97 * len(np.unique(exact.astype(np.float32)))
+
+
 def test_reservoir_is_even_and_does_not_depend_on_the_batches():
     rows = np.arange(40.0)[:, None]
     one, many = (reservoir(np.split(rows, n), 10) for n in (1, 8))
@@ -458,8 +650,7 @@ def test_unfitted_says_so(model, images, name):
 def test_a_saved_fit_gives_the_same_scores(make, model, images, train, name, tmp_path):
     fitted = make(name)
     np.savez(tmp_path / "fit.npz", **fitted.state)
-    options = {"k": 5} if name == "knn" else {}
-    loaded = si_jax.make_detector(name, model, **options)
+    loaded = si_jax.make_detector(name, model, **SMALLER.get(name, {}))
     with np.load(tmp_path / "fit.npz") as file:
         loaded.load_state(dict(file))
     np.testing.assert_array_equal(loaded.score(images), fitted.score(images))
@@ -467,8 +658,7 @@ def test_a_saved_fit_gives_the_same_scores(make, model, images, train, name, tmp
 
 @pytest.mark.parametrize("name", FITTED)
 def test_the_fit_does_not_depend_on_the_batches(make, model, images, train, name):
-    options = {"k": 5} if name == "knn" else {}
-    detector = si_jax.make_detector(name, model, **options)
+    detector = si_jax.make_detector(name, model, **SMALLER.get(name, {}))
     edges = [0, 3, 33, 80]
     pieces = [slice(a, b) for a, b in itertools.pairwise(edges)]
     detector.fit_batches(lambda: ((train[0][p], train[1][p]) for p in pieces))
@@ -476,14 +666,14 @@ def test_the_fit_does_not_depend_on_the_batches(make, model, images, train, name
 
 
 def test_what_a_forward_pass_does_not_do(make):
-    assert {n for n in PEERS if not make(n).forward_only} == {"odin", "rankfeat"}
+    assert {n for n in PEERS if not make(n).forward_only} == SEVERAL
 
 
 def test_one_forward_pass_serves_all_forward_only_detectors(make, model, images, monkeypatch):
     count = []
     forward = splitting.forward
     monkeypatch.setattr(splitting, "forward", lambda *a, **k: count.append(1) or forward(*a, **k))
-    detectors = {n: make(n) for n in ("energy", *PEERS) if n not in ("odin", "rankfeat")}
+    detectors = {n: make(n) for n in ("energy", *PEERS) if n not in SEVERAL}
     scorer = Scorer(detectors)
     count.clear()
     scorer(images)
@@ -513,12 +703,21 @@ def test_published_defaults():
         "ash-s": {"percentile": 65.0},
         "scale": {"percentile": 85.0},
         "dice": {"percentile": 90.0},
-        "gradnorm": {"temperature": 1.0},
+        "gradnorm": {"temperature": 1.0, "parameters": "head"},
+        "i-odin": {"temperature": 1000.0, "step": 0.0014},
+        "lts": {"percentile": 95.0},
+        "nci": {"alpha": 0.0001},
+        "mahalanobis": {"normalise": False},
         "vim": {"dim": None},
     }
     assert {name: default_options(name) for name in published} == published
     assert default_options("react")["percentile"] == 90
     assert default_options("knn")["k"] == 50
+    assert default_options("nnguide")["k"] == 10
+    assert (default_options("vra")["low"], default_options("vra")["high"]) == (60, 95)
+    adascale = {"low": 75, "high": 85, "k1": 5, "k2": 1, "weight": 10, "pixels": 0.05, "step": 0.5}
+    for name in ("adascale-a", "adascale-l"):
+        assert {k: default_options(name)[k] for k in adascale} == adascale
     assert default_options("rankfeat")["stages"] == 2
     assert kept_count(512, 65.0) == 512 - 333
 
@@ -543,6 +742,19 @@ def test_published_defaults():
         ("ash-s", {"percentile": "high"}, r"percentile \(='high'\) must be a number"),
         ("energy", {"temperature": True}, r"temperature \(=True\) must be a number"),
         ("vim", {"dim": FEATURES}, r"dim \(=10\) must be from 1 to 9"),
+        ("gradnorm", {"parameters": "some"}, r"parameters \(='some'\) must be one of head, all"),
+        ("vra", {"low": 96}, r"low \(=96.0\) must not be above high \(=95.0\)"),
+        ("vra", {"high": 101}, r"high \(=101.0\)"),
+        ("nnguide", {"k": 0}, r"k \(=0\)"),
+        ("nci", {"alpha": -1}, r"alpha \(=-1.0\)"),
+        ("lts", {"percentile": 96}, r"percentile \(=96.0\) leaves none of the 10 features"),
+        ("adascale-a", {"low": 86}, r"low \(=86.0\) must not be above high \(=85.0\)"),
+        ("adascale-l", {"high": 100}, r"high \(=100.0\)"),
+        ("adascale-a", {"pixels": 2}, r"pixels \(=2.0\)"),
+        ("adascale-l", {"step": -1}, r"step \(=-1.0\)"),
+        ("temperature-scaling", {"max_images": 0}, r"max_images \(=0\)"),
+        ("residual", {"dim": 10}, r"dim \(=10\) must be from 1 to 9"),
+        ("i-odin", {"step": -0.1}, r"step \(=-0.1\)"),
         ("rankfeat", {"stages": 0}, r"stages \(=0\)"),
         ("rankfeat", {"taps": "head"}, "feature map"),
     ],
@@ -557,7 +769,7 @@ def test_k_larger_than_the_number_of_fitting_images(model, train):
         si_jax.make_detector("knn", model, k=81).fit(*train)
 
 
-@pytest.mark.parametrize("name", ["mahalanobis", "relative-mahalanobis"])
+@pytest.mark.parametrize("name", ["mahalanobis", "relative-mahalanobis", "she"])
 def test_labels_that_do_not_serve(model, train, name):
     detector = si_jax.make_detector(name, model)
     images, labels = train
@@ -567,8 +779,9 @@ def test_labels_that_do_not_serve(model, train, name):
         detector.fit(images, labels + 1)
     with pytest.raises(ValueError, match=r"1 of the 4 classes have no fitting image, class 2"):
         detector.fit(images, np.where(labels == 2, 1, labels))
-    with pytest.raises(ValueError, match=r"singular: images \(=12\) are too few"):
-        detector.fit(images[:12], labels[:12])
+    if name != "she":
+        with pytest.raises(ValueError, match=r"singular: images \(=12\) are too few"):
+            detector.fit(images[:12], labels[:12])
     assert detector.state is None
 
 

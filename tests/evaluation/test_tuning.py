@@ -6,6 +6,8 @@ from flax import linen as nn
 
 import si_jax
 from si_jax.commands import tune as script
+from si_jax.data import digits, sources
+from si_jax.data.image_set import ImageSet, UnreadableImage
 from si_jax.detectors import default_options
 from si_jax.evaluation import tuning
 
@@ -132,3 +134,43 @@ def test_script_refuses_what_it_does_not_know():
         script.main(["gen", "--limit", "0"])
     with pytest.raises(ValueError, match="write it as OPTION=VALUE,VALUE"):
         script.main(["gen", "--grid", "gamma"])
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A function that writes images to an `.npz` file and returns its path."""
+
+    def write(name, images):
+        np.savez(tmp_path / f"{name}.npz", images=images)
+        return f"{name}={tmp_path / name}.npz"
+
+    return write
+
+
+def test_script_takes_validation_sets(capsys, photos):
+    rng = np.random.default_rng(0)
+    own = [photos(name, rng.integers(0, 256, (20, 32, 32, 3), np.uint8)) for name in ("a", "b")]
+    argv = ["gen", "--grid", "gamma=0.1,0.5", "--limit", "20", "--fit-limit", "10"]
+    script.main([*argv, "--ood-val", own[0], "--ood-val", own[1]])
+    assert "20 validation images; AUROC, % against a, b; mean" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--ood-val: a is given twice"):
+        script.main([*argv, "--ood-val", own[0], own[0]])
+
+
+def test_script_refuses_images_that_are_tested_on(photos):
+    mixed = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    for name, images in (("letters", digits.letters()), ("digits", digits.load("test")[0])):
+        mixed[3] = images[17]
+        path = photos("mine", mixed)
+        with pytest.raises(ValueError, match=rf"mine: .*3.* is also in the test set {name}"):
+            script.main(["gen", "--ood-val", path])
+    similar = sources.from_arrays("similar", mixed[:3])
+    tuning.refuse_test_images(similar, [sources.from_arrays("test", mixed[3:])])
+
+
+def test_unreadable_images_are_like_no_other():
+    def broken(index):
+        raise UnreadableImage("broken")
+
+    images = ImageSet("x", 2, "f", broken, str)
+    tuning.refuse_test_images(images, [images])

@@ -214,8 +214,8 @@ def test_figures_leave_matplotlib_alone(run):
 
 def test_matplotlib_is_imported_only_when_it_draws():
     code = (
-        "import sys, si_jax.html; assert 'matplotlib' not in sys.modules;"
-        "import si_jax.figures; assert 'matplotlib.pyplot' not in sys.modules"
+        "import sys, si_jax.reporting.html; assert 'matplotlib' not in sys.modules;"
+        "import si_jax.reporting.figures; assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=ENVIRONMENT)
 

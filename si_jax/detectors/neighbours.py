@@ -1,0 +1,128 @@
+"""Detectors that compare an image's features with those of single training images.
+
+They keep the features of at most `max_images` fitting images, 4 bytes a number (50000 images of 512
+features are 100 MB), drawn at random with a fixed seed where there are more.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+from scipy.special import logsumexp
+
+from si_jax.detectors.base import Batches, Inputs, Plan, State, forward_batches
+from si_jax.detectors.fitting import reservoir, unit
+from si_jax.detectors.options import Count
+from si_jax.model import Model
+
+BANK_CHUNK = 2048  # training features compared with a batch at a time
+
+
+def knn(model: Model, *, k: Count = 50, max_images: Count = 50_000) -> Plan:
+    """Minus the distance to the k-th nearest training feature (Sun et al., ICML 2022, section 3).
+
+    Features are divided by their Euclidean norm first. The published code
+    (deeplearning-wisc/knn-ood) gives the squared distance, which changes no order. The fitting
+    images' features are compared in chunks.
+
+    Args:
+        model: the network.
+        k: which neighbour; the published 50.
+        max_images: fitting images whose features are kept.
+
+    Raises:
+        ValueError: by the fit, if `k` is larger than the number of fitting images.
+    """
+
+    def fit(batches: Batches) -> State:
+        bank = reservoir((unit(h) for _, h, _ in forward_batches(model, batches)), max_images)
+        if len(bank) < k:
+            raise ValueError(f"k (={k}) must be at most the number of fitting images, {len(bank)}")
+        return {"bank": bank}
+
+    def compute(inputs: Inputs, state: State):
+        return {"score": -kth_distance(unit(inputs.forward.features), state["bank"], k)}
+
+    return Plan(compute, {"k": k, "max_images": max_images}, fit=fit)
+
+
+def nnguide(model: Model, *, k: Count = 10, max_images: Count = 50_000) -> Plan:
+    """NNGuide: energy times the likeness to the nearest training images, weighted by their energy.
+
+    Park et al., ICCV 2023, eq. 5 (code: roomo7time/nnguide): with `u` the features divided by
+    their norm and `E` the energy `logsumexp(logits)`, the score is `E(x)` times the mean of the
+    `k` largest `E(z) u(z) . u(x)` over the fitting images z. The published `k` is 10; the paper
+    keeps 1 % of ImageNet's training images, and all of them for the smaller sets.
+
+    Args:
+        model: the network.
+        k: number of neighbours.
+        max_images: fitting images whose features are kept.
+
+    Raises:
+        ValueError: by the fit, if `k` is larger than the number of fitting images.
+    """
+
+    def fit(batches: Batches) -> State:
+        rows = (
+            unit(h) * logsumexp(logits, axis=-1, keepdims=True).astype(np.float32)
+            for logits, h, _ in forward_batches(model, batches)
+        )
+        bank = reservoir(rows, max_images)
+        if len(bank) < k:
+            raise ValueError(f"k (={k}) must be at most the number of fitting images, {len(bank)}")
+        return {"bank": bank}
+
+    def compute(inputs: Inputs, state: State):
+        out = inputs.forward
+        products, _ = largest_products(unit(out.features), state["bank"], k)
+        return {"score": products.mean(axis=-1) * jax.nn.logsumexp(out.logits, axis=-1)}
+
+    return Plan(compute, {"k": k, "max_images": max_images}, fit=fit)
+
+
+def kth_distance(
+    x: Float[Array, "batch features"], bank: Float[Array, "images features"], k: int
+) -> Float[Array, "batch"]:
+    """Euclidean distance of unit vectors to the k-th nearest of others.
+
+    The neighbours are found by their cosines, and their distances computed from the differences,
+    which are exact also where they are tiny.
+    """
+    _, nearest = largest_products(x, bank, k)
+
+    def squared(indices):
+        return jnp.sum((x - bank[indices]) ** 2, axis=-1)
+
+    return jnp.sqrt(jnp.max(jax.lax.map(squared, nearest.T), axis=0))
+
+
+def largest_products(
+    x: Float[Array, "batch features"], bank: Float[Array, "images features"], k: int
+) -> tuple[Float[Array, "batch k"], Int[Array, "batch k"]]:
+    """The k largest inner products of each vector with those of a bank, chunk by chunk.
+
+    Returns:
+        The products, descending, and the places of the bank's vectors.
+    """
+    chunk = min(BANK_CHUNK, len(bank))
+    padded = jnp.pad(bank, ((0, -len(bank) % chunk), (0, 0)))
+
+    def step(best, part):
+        index, vectors = part
+        with jax.default_matmul_precision("highest"):
+            product = jnp.where(index < len(bank), x @ vectors.T, -jnp.inf)
+        indices = jnp.broadcast_to(index, product.shape)
+        product, indices = (
+            jnp.concatenate(pair, axis=-1) for pair in zip(best, (product, indices), strict=True)
+        )
+        product, chosen = jax.lax.top_k(product, k)
+        return (product, jnp.take_along_axis(indices, chosen, axis=-1)), None
+
+    parts = (
+        jnp.arange(len(padded)).reshape(-1, chunk),
+        padded.reshape(-1, chunk, bank.shape[-1]),
+    )
+    start = (jnp.full((len(x), k), -jnp.inf, x.dtype), jnp.zeros((len(x), k), parts[0].dtype))
+    best, _ = jax.lax.scan(step, start, parts)
+    return best

@@ -1,0 +1,304 @@
+"""Downloads against a server on this machine, and archives that mean harm."""
+
+import errno
+import hashlib
+import http.server
+import io
+import os
+import tarfile
+import threading
+import zipfile
+
+import numpy as np
+import pytest
+
+from si_jax.data import fetching, unpacking
+from si_jax.data.fetching import FailedDownload, fetch
+from si_jax.data.unpacking import Refused, unpack
+
+CONTENT = np.random.default_rng(0).bytes(300_000)
+MD5 = hashlib.md5(CONTENT).hexdigest()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Serves `server.files`: path -> bytes, a status, or a dictionary of what to do."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        start = int(self.headers.get("Range", "bytes=0-")[6:-1])
+        self.server.asked.append((self.path, start))
+        what = self.server.files.get(self.path, 404)
+        if isinstance(what, int):
+            return self.answer(what, b"no")
+        options = what if isinstance(what, dict) else {"content": what}
+        content, ranges = options["content"], options.get("ranges", True)
+        if start >= len(content) and start:
+            return self.answer(416, b"", {"Content-Range": f"bytes */{len(content)}"})
+        start = start if ranges else 0
+        headers = {"Content-Type": options.get("type", "application/octet-stream")}
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        cut = options["cuts"].pop(0) if options.get("cuts") else None
+        self.answer(206 if start else 200, content[start:], headers, cut)
+
+    def answer(self, status, content, headers=None, cut=None):
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content[:cut])
+        if cut is not None:
+            self.close_connection = True
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(fetching.time, "sleep", lambda seconds: None)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.files, server.asked = {"/a.bin": CONTENT}, []
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def left_behind(folder):
+    return sorted(file.name for file in folder.iterdir())
+
+
+def test_a_whole_file(server, tmp_path):
+    assert fetch(f"{server.url}/a.bin", tmp_path / "new/a.bin", MD5) == MD5
+    assert (tmp_path / "new/a.bin").read_bytes() == CONTENT
+    assert left_behind(tmp_path / "new") == ["a.bin"]
+
+
+def test_a_partial_file_is_resumed(server, tmp_path):
+    (tmp_path / "a.bin.part").write_bytes(CONTENT[:100_000])
+    fetch(f"{server.url}/a.bin", tmp_path / "a.bin", MD5)
+    assert (tmp_path / "a.bin").read_bytes() == CONTENT
+    assert server.asked == [("/a.bin", 100_000)]
+
+
+def test_a_complete_partial_file_needs_nothing_more(server, tmp_path):
+    (tmp_path / "a.bin.part").write_bytes(CONTENT)
+    assert fetch(f"{server.url}/a.bin", tmp_path / "a.bin") == MD5
+
+
+def test_a_server_without_ranges_sends_the_whole_file_again(server, tmp_path):
+    server.files["/a.bin"] = {"content": CONTENT, "ranges": False}
+    (tmp_path / "a.bin.part").write_bytes(b"something else" * 100)
+    fetch(f"{server.url}/a.bin", tmp_path / "a.bin", MD5)
+    assert (tmp_path / "a.bin").read_bytes() == CONTENT
+
+
+def test_a_connection_that_is_cut_off_is_taken_up_again(server, tmp_path):
+    server.files["/a.bin"] = {"content": CONTENT, "cuts": [50_000, 70_000]}
+    fetch(f"{server.url}/a.bin", tmp_path / "a.bin", MD5)
+    assert (tmp_path / "a.bin").read_bytes() == CONTENT
+    starts = [start for _, start in server.asked]
+    assert len(starts) == 3 and starts[0] == 0
+    assert 30_000 < starts[1] <= 50_000 and 60_000 < starts[2] - starts[1] + 20_000 <= 90_000
+
+
+def test_a_connection_that_is_always_cut_off_keeps_what_came(server, tmp_path):
+    server.files["/a.bin"] = {"content": CONTENT, "cuts": [20_000] * 4}
+    with pytest.raises(FailedDownload, match="run the same command again to go on"):
+        fetch(f"{server.url}/a.bin", tmp_path / "a.bin", MD5)
+    assert left_behind(tmp_path) == ["a.bin.part"]
+    kept = (tmp_path / "a.bin.part").read_bytes()
+    assert len(kept) > 50_000 and CONTENT.startswith(kept)
+    fetch(f"{server.url}/a.bin", tmp_path / "a.bin", MD5)
+
+
+def test_a_wrong_sum_leaves_nothing(server, tmp_path):
+    with pytest.raises(FailedDownload, match=rf"MD5 sum {MD5} where 0000 is known"):
+        fetch(f"{server.url}/a.bin", tmp_path / "a.bin", "0000")
+    assert left_behind(tmp_path) == []
+
+
+def test_a_partial_file_that_has_grown_too_long_is_begun_anew(server, tmp_path):
+    (tmp_path / "a.bin.part").write_bytes(CONTENT + b"more")
+    fetch(f"{server.url}/a.bin", tmp_path / "a.bin", MD5)
+    assert (tmp_path / "a.bin").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (404, "the server answers 404 Not Found"),
+        (403, "the server answers 403 Forbidden"),
+        (503, "the server answers 503 Service Unavailable"),
+        ({"content": b"<html>", "type": "text/html; charset=utf-8"}, "sends a web page"),
+        (b"\n<!DOCTYPE html><title>Sign in</title>", "sends a web page"),
+    ],
+)
+def test_answers_that_are_no_file(server, tmp_path, answer, message):
+    server.files["/a.bin"] = answer
+    with pytest.raises(FailedDownload, match=message):
+        fetch(f"{server.url}/a.bin", tmp_path / "a.bin")
+    assert not (tmp_path / "a.bin").exists()
+
+
+def test_nobody_answers(tmp_path, monkeypatch):
+    monkeypatch.setattr(fetching.time, "sleep", lambda seconds: None)
+    with pytest.raises(FailedDownload, match="the connection failed"):
+        fetch("http://127.0.0.1:9/a.bin", tmp_path / "a.bin", tries=2)
+
+
+def test_a_full_disk_is_told_before_and_while_writing(server, tmp_path, monkeypatch):
+    usage = fetching.shutil.disk_usage(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(fetching.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+        with pytest.raises(FailedDownload, match=r"has 0\.0 GiB left, and a\.bin needs"):
+            fetch(f"{server.url}/a.bin", tmp_path / "a.bin")
+
+    class Full(io.BytesIO):
+        def write(self, data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fetching.Path, "open", lambda path, mode: Full())
+        with pytest.raises(FailedDownload, match=r"No space left on device\): free some space"):
+            fetch(f"{server.url}/a.bin", tmp_path / "a.bin")
+    fetch(f"{server.url}/a.bin", tmp_path / "a.bin", MD5)
+
+
+def test_google_drive(tmp_path, monkeypatch):
+    gdown = pytest.importorskip("gdown")
+    calls = []
+
+    def download(*, id, output, resume):
+        calls.append((id, resume))
+        with open(output, "wb") as file:
+            file.write(CONTENT)
+        return output
+
+    monkeypatch.setattr(gdown, "download", download)
+    assert fetching.fetch_from_drive("abc", tmp_path / "a.zip", MD5) == MD5
+    assert calls == [("abc", True)] and left_behind(tmp_path) == ["a.zip"]
+
+    def failing(**options):
+        raise RuntimeError("quota\nexceeded")
+
+    monkeypatch.setattr(gdown, "download", failing)
+    with pytest.raises(FailedDownload, match=r"quota exceeded\): fetch it with a browser as"):
+        fetching.fetch_from_drive("abc", tmp_path / "b.zip")
+    monkeypatch.setitem(__import__("sys").modules, "gdown", None)
+    with pytest.raises(FailedDownload, match=r'pip install "si-jax\[download\]"'):
+        fetching.fetch_from_drive("abc", tmp_path / "b.zip")
+
+
+# --- archives -----------------------------------------------------------------------------
+
+
+def make_tar(path, members, mode="w:gz"):
+    with tarfile.open(path, mode) as archive:
+        for name, content in members:
+            if isinstance(content, tarfile.TarInfo):
+                archive.addfile(content)
+            else:
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def make_zip(path, members):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members:
+            archive.writestr(name, content)
+    return path
+
+
+MAKERS = pytest.mark.parametrize("make", [make_tar, make_zip])
+
+
+@MAKERS
+@pytest.mark.parametrize("prefix", ["images_classic/tin/", "tin/", "", "./tin/"])
+def test_a_set_lands_in_its_folder_whatever_its_paths_repeat(tmp_path, make, prefix):
+    members = [(f"{prefix}val/1.png", b"one"), (f"{prefix}val/2.png", b"two")]
+    archive = make(tmp_path / "archive", members)
+    found = unpack(archive, tmp_path / "root", "images_classic/tin")
+    assert found == tmp_path / "root/images_classic/tin"
+    assert (found / "val/1.png").read_bytes() == b"one"
+    assert left_behind(found.parent) == ["tin"]
+    with pytest.raises(OSError, match="is there already: move it away"):
+        unpack(archive, tmp_path / "root", "images_classic/tin")
+
+
+@MAKERS
+@pytest.mark.parametrize(
+    "name", ["../out.png", "/tmp/out.png", "a/../../out.png", "C:\\out.png", "a\\..\\out.png"]
+)
+def test_paths_that_lead_out_are_refused(tmp_path, make, name):
+    archive = make(tmp_path / "archive", [("set/1.png", b"one"), (name, b"out")])
+    with pytest.raises(Refused, match="which leads out of it"):
+        unpack(archive, tmp_path / "root", "set")
+    assert left_behind(tmp_path / "root") == []
+    assert left_behind(tmp_path) == ["archive", "root"]
+
+
+KINDS = [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_links_and_devices_are_refused(tmp_path, kind):
+    info = tarfile.TarInfo("set/link.png")
+    info.type, info.linkname = kind, "/etc/passwd"
+    archive = make_tar(tmp_path / "archive", [("", info)])
+    with pytest.raises(Refused, match="a link or device"):
+        unpack(archive, tmp_path / "root", "set")
+
+
+def test_links_in_zip_files_are_refused(tmp_path):
+    info = zipfile.ZipInfo("set/link.png")
+    info.create_system, info.external_attr = 3, 0o120777 << 16
+    with pytest.raises(Refused, match="a link or device"):
+        unpack(make_zip(tmp_path / "archive", [(info, "/etc/passwd")]), tmp_path, "set")
+
+
+@MAKERS
+def test_bombs_are_refused(tmp_path, make, monkeypatch):
+    archive = make(tmp_path / "archive", [(f"{k}.png", bytes(100_000)) for k in range(30)])
+    with monkeypatch.context() as patch:
+        patch.setattr(unpacking.files, "LEAST_UNPACKED", 2**20)
+        with pytest.raises(Refused, match="more than is credible"):
+            unpack(archive, tmp_path / "root", "set")
+    with monkeypatch.context() as patch:
+        patch.setattr(unpacking, "MOST_FILES", 20)
+        with pytest.raises(Refused, match="more than is credible"):
+            unpack(archive, tmp_path / "root", "set")
+    assert left_behind(tmp_path / "root") == []
+    unpack(archive, tmp_path / "root", "set")
+
+
+@MAKERS
+def test_damaged_archives_leave_nothing(tmp_path, make):
+    rng = np.random.default_rng(0)
+    whole = make(tmp_path / "whole", [(f"{k}.png", rng.bytes(500)) for k in range(5)]).read_bytes()
+    for round_ in range(60):
+        data = bytearray(whole[: len(whole) if round_ % 2 else rng.integers(len(whole))])
+        for position in rng.integers(len(data), size=3) if data else ():
+            data[position] = rng.integers(256)
+        (tmp_path / "archive").write_bytes(bytes(data))
+        try:
+            unpack(tmp_path / "archive", tmp_path / f"root{round_}", "set")
+        except ValueError as error:
+            assert isinstance(error, Refused)
+            assert left_behind(tmp_path / f"root{round_}") == []
+
+
+def test_no_archive_at_all(tmp_path):
+    for content in (b"", b"<html>", b"nothing"):
+        (tmp_path / "archive").write_bytes(content)
+        with pytest.raises(Refused, match="can't be unpacked"):
+            unpack(tmp_path / "archive", tmp_path / "root", "set")
