@@ -15,7 +15,7 @@ from pathlib import Path
 import si_jax
 from si_jax import cli
 from si_jax.data import benchmarks, sources
-from si_jax.detectors import DETECTORS, default_options
+from si_jax.detectors import DETECTORS, describe
 from si_jax.evaluation import benchmark, fitting
 from si_jax.evaluation.store import Store
 from si_jax.reporting import extremes, html, report
@@ -237,14 +237,9 @@ def pair(text: str, option: str, form: str) -> tuple[str, str]:
 
 
 def list_detectors() -> None:
-    """Print every detector with its options' defaults."""
-    rows = [
-        [name, method.summary, method.reference,
-         ", ".join(f"{k}={v}" for k, v in default_options(name).items()) or "-"]
-        for name, method in DETECTORS.items()
-    ]  # fmt: skip
-    for name, summary, reference, options in rows:
-        print(f"{name}: {summary} ({reference})\n    options: {options}")
+    """Print every detector: what it is, what it needs, which values its options take."""
+    for name in DETECTORS:
+        print(describe(name))
 
 
 def list_taps(detectors) -> None:

@@ -70,6 +70,7 @@ class Method:
         batch_size: images per batch unless told otherwise.
         version: raised whenever the method's scores change, which makes stored ones stale; None
             for a method whose scores are never stored.
+        needs: what it needs beside the logits, some of `NEEDS`.
     """
 
     build: Callable[..., "Plan"]
@@ -77,6 +78,12 @@ class Method:
     reference: str
     batch_size: int = 64
     version: int | None = None
+    needs: tuple[str, ...] = ()
+
+
+NEEDS = ("fit", "labels", "gradient", "linear head")
+"""In-distribution images to be fitted on; their labels; a backward pass; a head that is the linear
+map from the features to the logits."""
 
 
 @dataclass(frozen=True)

@@ -87,9 +87,10 @@ def as_images(
         raise ValueError(f"scale (={scale!r}) must be one of {', '.join(SCALES)}")
     images = _array(images)
     if images.ndim != 4 or tuple(images.shape[1:]) != tuple(shape):
+        expected = "x".join(map(str, shape))
         raise ValueError(
-            f"images (shape {tuple(images.shape)}) must have shape (N, {'x'.join(map(str, shape))}):"
-            f" the model's height, width and channels, channels last{_hint(images.shape, shape)}"
+            f"images (shape {tuple(images.shape)}) must have shape (N, {expected}): the model's"
+            f" height, width and channels, channels last{_hint(images.shape, shape)}"
         )
     _check_dtype(images, scale)
     if images.dtype == np.uint8 or not len(images):
