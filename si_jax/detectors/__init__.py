@@ -20,6 +20,7 @@ from si_jax.detectors import (
     subspace,
 )
 from si_jax.detectors.base import Detector, Inputs, Method, Plan
+from si_jax.detectors.head import check_logits
 from si_jax.detectors.options import convert_all
 from si_jax.detectors.options import describe as describe_option
 from si_jax.detectors.si_c import method as si_c
@@ -307,6 +308,7 @@ def make_detector(
             f"detector {name!r} does not take the option {', '.join(unknown)}; it takes"
             f" {', '.join(known) or 'none'}"
         )
+    check_logits(model)
     options = convert_all(method.build, options)
     size = method.batch_size if batch_size is None else batch_size
     detector = Detector(name, model, method.build(model, **options), size)
