@@ -10,6 +10,7 @@ import sys
 from si_jax import cli
 
 COMMANDS = {
+    "prepare-data": "bring the public sets of a benchmark to this machine",
     "evaluate": "evaluate out-of-distribution detectors on a benchmark",
     "convert": "convert a published checkpoint of another framework",
     "train": "train or fine-tune a classifier",
@@ -42,7 +43,7 @@ def dispatch(argv: list[str]) -> None:
 
 def usage() -> str:
     """What `si-jax --help` prints."""
-    lines = [f"  {name:10} {text}" for name, text in COMMANDS.items()]
+    lines = [f"  {name:12} {text}" for name, text in COMMANDS.items()]
     return "\n".join(
         [
             "usage: si-jax COMMAND ...",

@@ -158,11 +158,13 @@ INATURALIST = SetEntry(
     hint="unpack the 10,000-image subset of iNaturalist",
 )
 SUN = SetEntry(
-    "sun", _folders("SUN/images", "SUN", "sun"), hint="unpack the 10,000-image subset of SUN"
+    "sun",
+    _folders("SUN/images", "SUN", "images_largescale/sun", "sun"),
+    hint="unpack the 10,000-image subset of SUN",
 )
 PLACES = SetEntry(
     "places",
-    _folders("Places/images", "Places", "places"),
+    _folders("Places/images", "Places", "images_largescale/places", "places"),
     stand_in="places128",
     hint="unpack the 10,000-image subset of Places",
 )

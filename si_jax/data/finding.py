@@ -105,6 +105,20 @@ def _open(place: Place, name: str, where: Where, fetch: bool) -> ImageSet:
             )
 
 
+def describe(place: Place | None, where: Where) -> str:
+    """Say where a set that was located is."""
+    match place:
+        case Tfds(name, split):
+            return f"{find_prepared(name, where.data_dir)}, {split}"
+        case Folder(path, _):
+            return str(where.root / path)
+        case Listing(paths, _, _):
+            return str(next(where.root / p for p in paths if (where.root / p).exists()))
+        case Digits():
+            return "made on the spot"
+    return "given by the user"
+
+
 def _is_there(place: Place, where: Where) -> bool:
     """Say whether a place holds something, so that the reason why it's no use is worth telling."""
     match place:

@@ -14,7 +14,7 @@ from si_jax.evaluation import metrics
 from si_jax.evaluation.scoring import PREDICTION, Scorer, prediction, score_set
 from si_jax.evaluation.store import Store
 from si_jax.model import Model
-from si_jax.weights.checkpoint import weights_hash
+from si_jax.weights.variables import weights_hash
 
 
 @dataclass(frozen=True)

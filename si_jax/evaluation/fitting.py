@@ -14,7 +14,7 @@ from si_jax.data.pipeline import tell_unreadable
 from si_jax.detectors import Detector
 from si_jax.detectors.base import CachedBatches
 from si_jax.evaluation.store import key_of
-from si_jax.weights.checkpoint import weights_hash
+from si_jax.weights.variables import weights_hash
 
 
 def fit_detectors(

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from si_jax.models.checks import MAX_BLOCKS, check_counts
+
 
 class StdConv(nn.Module):
     """Convolution without bias whose filters are standardised (biased variance, 1e-10 inside).
@@ -110,6 +112,8 @@ class BiT(nn.Module):
         self, x: Float[Array, "batch height width 3"], train: bool = False
     ) -> Float[Array, "batch classes"]:
         """Logits of normalised images; `train` changes nothing, as no statistics are kept."""
+        check_counts("units", self.units, most=MAX_BLOCKS, length=4)
+        check_counts("width_factor", (self.width_factor,), most=1000)
         x = StdConv(64 * self.width_factor, 7, 2, dtype=self.dtype, name="root")(x)
         # The root's max-pool is padded with zeros, not with minus infinity.
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))

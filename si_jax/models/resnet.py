@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from si_jax.models.checks import MAX_BLOCKS, MAX_WIDTH, check_choice, check_counts
+
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions beside a shortcut: identity, 1x1 convolution, or zero padding.
@@ -71,6 +73,9 @@ class ResNet(nn.Module):
         self, x: Float[Array, "batch height width 3"], train: bool = False
     ) -> Float[Array, "batch classes"]:
         """Logits of normalised images."""
+        check_counts("blocks", self.blocks, most=MAX_BLOCKS)
+        check_counts("widths", self.widths, most=MAX_WIDTH, length=len(self.blocks))
+        check_choice("shortcut", self.shortcut, ("conv", "pad"))
         x = nn.Conv(
             self.widths[0], (3, 3), padding=1, use_bias=False, dtype=self.dtype, name="conv1"
         )(x)

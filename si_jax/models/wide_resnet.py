@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from si_jax.models.checks import check_counts
 from si_jax.models.resnet import batch_norm
 
 
@@ -64,8 +65,9 @@ class WideResNet(nn.Module):
         self, x: Float[Array, "batch height width 3"], train: bool = False
     ) -> Float[Array, "batch classes"]:
         """Logits of normalised images."""
-        if self.depth < 10 or (self.depth - 4) % 6:
-            raise ValueError(f"depth (={self.depth}) must be 6n + 4 with n >= 1, such as 40")
+        if type(self.depth) is not int or not 10 <= self.depth <= 1000 or (self.depth - 4) % 6:
+            raise ValueError(f"depth (={self.depth!r}) must be 6n + 4 with n >= 1, such as 40")
+        check_counts("widen", (self.widen,), most=1000)
         x = nn.Conv(16, (3, 3), padding=1, use_bias=False, dtype=self.dtype, name="conv1")(x)
         for stage, width in enumerate((16, 32, 64), 1):
             for index in range((self.depth - 4) // 6):

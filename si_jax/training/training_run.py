@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 
 from si_jax.data.files import write_text
 from si_jax.model import Model
-from si_jax.weights.checkpoint import weights_hash
+from si_jax.weights.variables import weights_hash
 
 COLUMNS = ("epoch", "loss", "accuracy", "held_out_loss", "held_out_accuracy", "seconds")
 

@@ -1,13 +1,10 @@
 """Checkpoints: an orbax tree of weights beside a card that says what they are."""
 
 import dataclasses
-import hashlib
 import importlib.resources
 import json
 import numbers
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +12,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from flax import linen as nn
 
+from si_jax.data.directories import written_whole
 from si_jax.model import Model
-from si_jax.models import architecture
+from si_jax.models import ARCHITECTURES, architecture
+from si_jax.weights.card import read_card
+from si_jax.weights.variables import load_variables, save_variables
 
 
 def bundled_directory() -> Path:
@@ -66,10 +65,7 @@ def build_model(
     arch = architecture(name)
     num_classes = num_classes or arch.num_classes
     input_size = checked_size(input_size or arch.input_size)
-    try:
-        module = arch.build(num_classes=num_classes, **_tuples({**arch.options, **options}))
-    except TypeError as error:
-        raise ValueError(f"model {name!r} does not take these options: {error}") from None
+    module = make_module(name, num_classes, options)
     if variables is None:
         variables = jax.device_get(init(module, input_size, seed))
     return Model(
@@ -102,25 +98,45 @@ def with_new_head(model: Model, num_classes: int) -> Model:
         num_classes: number of logits.
     """
     card = {k: model.card[k] for k in ("model", "options", "input_size", "mean", "std")}
-    new = build_model(
-        card["model"],
-        num_classes,
-        input_size=model.input_size,
-        mean=model.mean,
-        std=model.std,
-        variables={},
-        precision=model.precision,
-        **card["options"],
+    abstract = abstract_variables(
+        make_module(card["model"], num_classes, card["options"]), model.input_size
     )
-    abstract = jax.eval_shape(lambda: init(new.module, new.input_size, 0))
     path = ("params", *model.head.split("/"))
 
     def keep(keys: tuple, leaf: Any, expected: Any) -> np.ndarray:
         inside = tuple(key.key for key in keys[: len(path)]) == path
         return np.zeros(expected.shape, expected.dtype) if inside else np.asarray(leaf)
 
-    variables = jax.tree.map_with_path(keep, dict(model.variables), abstract)
-    return dataclasses.replace(new, variables=variables)
+    return build_model(
+        card["model"],
+        num_classes,
+        input_size=model.input_size,
+        mean=model.mean,
+        std=model.std,
+        variables=jax.tree.map_with_path(keep, dict(model.variables), abstract),
+        precision=model.precision,
+        **card["options"],
+    )
+
+
+def make_module(name: str, num_classes: int, options: Mapping[str, Any]) -> nn.Module:
+    """The network of a known architecture, with `options` in place of its own.
+
+    Raises:
+        ValueError: if the architecture is unknown or does not take an option.
+    """
+    arch = architecture(name)
+    merged = {k: tuple(v) if isinstance(v, list) else v for k, v in arch.options.items()}
+    merged |= {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    try:
+        return arch.build(num_classes=num_classes, **merged)
+    except TypeError as error:
+        raise ValueError(f"model {name!r} does not take these options: {error}") from None
+
+
+def abstract_variables(module: nn.Module, input_size: tuple[int, int]) -> Any:
+    """Names, shapes and dtypes of a network's variables."""
+    return jax.eval_shape(lambda: init(module, input_size, 0))
 
 
 def checked_size(input_size: Sequence[int]) -> tuple[int, int]:
@@ -151,7 +167,8 @@ def save_checkpoint(
 
     Args:
         directory: the checkpoint directory; it must not exist unless `overwrite`.
-        model: a model made by `build_model`.
+        model: a model made by `build_model`, or of a network of your own, which is loaded again by
+            `load_model(directory, like=model)`.
         dtype: dtype in which floating-point weights are stored, such as `jnp.bfloat16`; None keeps
             theirs. They are float32 again once loaded.
         overwrite: whether to replace an existing checkpoint.
@@ -160,69 +177,70 @@ def save_checkpoint(
         The directory.
 
     Raises:
-        ValueError: if the directory exists, or the model's architecture has no name here.
+        ValueError: if the directory exists, or a weight is not finite or not in `dtype`.
     """
     directory = Path(directory).resolve()
-    architecture(model.card.get("model", model.name))
     if directory.exists() and not (overwrite and (directory / "card.json").is_file()):
         raise ValueError(f"{directory} exists already: choose another directory or remove it")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    weights = jax.tree.map(np.asarray, dict(model.variables))
-    if dtype is not None:
-        weights = jax.tree.map(lambda x: x.astype(dtype), weights)
-    card = {**model.card, "sha256": weights_hash(weights)}
-    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            checkpointer.save(temporary / "weights", weights)
-        # needed on storage without renaming alone, and it names this machine's directories
-        (temporary / "weights" / "commit_success.txt").unlink(missing_ok=True)
+    card = dict(model.card) if _is_known(model) else _card_of_own_network(model)
+    with written_whole(directory) as temporary:
+        card["sha256"] = save_variables(temporary / "weights", model.variables, dtype=dtype)
         (temporary / "card.json").write_text(json.dumps(card, indent=2) + "\n")
-        temporary.chmod(0o755)
-        if directory.exists():
-            shutil.rmtree(directory)
-        temporary.rename(directory)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return directory
 
 
-def load_model(checkpoint: str | os.PathLike, *, precision: str = "highest") -> Model:
+def load_model(
+    checkpoint: str | os.PathLike, *, precision: str = "highest", like: Model | None = None
+) -> Model:
     """Load a bundled checkpoint by its name, or any checkpoint directory.
 
     Args:
         checkpoint: a name such as `"digits"`, or a directory that `save_checkpoint` wrote.
         precision: matrix precision, see `Model`.
+        like: for a checkpoint of a network of your own, a model of that network, whose weights are
+            replaced; None for a known architecture.
 
     Raises:
-        ValueError: if there is no such checkpoint, or it is damaged.
+        ValueError: if there is no such checkpoint, it is damaged, or its weights have other names
+            or shapes than the network's.
     """
     directory = find_checkpoint(checkpoint)
-    try:
-        card = json.loads((directory / "card.json").read_text())
-        model = build_model(
-            card["model"],
-            card["num_classes"],
+    card = read_card(directory / "card.json")
+    if like is not None:
+        weights = load_variables(directory / "weights", like.variables, sha256=card["sha256"])
+        return dataclasses.replace(
+            like,
+            variables=weights,
             input_size=tuple(card["input_size"]),
             mean=tuple(card["mean"]),
             std=tuple(card["std"]),
-            variables={},
-            card=card,
             precision=precision,
-            **card["options"],
+            card=card,
         )
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    if "options" not in card:
         raise ValueError(
-            f"{directory / 'card.json'} is no checkpoint card ({type(error).__name__}: {error})"
+            f"{directory} holds the weights of a network of your own: pass like=, a model of that"
+            " network, whose weights are replaced"
+        )
+    try:
+        module = make_module(card["model"], card["num_classes"], card["options"])
+        abstract = abstract_variables(module, tuple(card["input_size"]))
+    except (TypeError, OverflowError) as error:
+        raise ValueError(
+            f"{directory / 'card.json'}: the options {card['options']} do not make a"
+            f" {card['model']} ({error})"
         ) from None
-    abstract = jax.eval_shape(lambda: init(model.module, model.input_size, 0))
-    weights = _restore(directory / "weights", abstract)
-    if card.get("sha256") != weights_hash(weights):
-        raise ValueError(
-            f"{directory} is damaged: its weights do not have the hash that its card gives"
-        )
-    weights = jax.tree.map(lambda x, a: x.astype(a.dtype), weights, abstract)
-    return dataclasses.replace(model, variables=weights)
+    return build_model(
+        card["model"],
+        card["num_classes"],
+        input_size=tuple(card["input_size"]),
+        mean=tuple(card["mean"]),
+        std=tuple(card["std"]),
+        variables=load_variables(directory / "weights", abstract, sha256=card["sha256"]),
+        card=card,
+        precision=precision,
+        **card["options"],
+    )
 
 
 def find_checkpoint(checkpoint: str | os.PathLike) -> Path:
@@ -245,40 +263,19 @@ def bundled() -> list[str]:
     return sorted(card.parent.name for card in bundled_directory().glob("*/card.json"))
 
 
-def weights_hash(weights: Mapping[str, Any]) -> str:
-    """Hex SHA-256 over the names, dtypes, shapes and bytes of a tree of arrays."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree.leaves_with_path(weights):
-        leaf = np.asarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)}:{leaf.dtype}:{leaf.shape};".encode())
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()
+def _is_known(model: Model) -> bool:
+    """Whether the model's card tells how to build its network."""
+    arch = ARCHITECTURES.get(model.card.get("model"))
+    return arch is not None and type(model.module) is arch.build and "options" in model.card
 
 
-def _restore(path: Path, abstract: Any) -> Any:
-    try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract)
-            weights = checkpointer.restore(
-                path, args=ocp.args.PyTreeRestore(item=abstract, restore_args=as_numpy)
-            )
-    # orbax raises many kinds of error for a damaged checkpoint, tensorstore's own among them
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else ""
-        raise ValueError(
-            f"{path} cannot be read as orbax weights of this model"
-            f" ({type(error).__name__}: {reason[:200]})"
-        ) from None
-    for (keys, leaf), expected in zip(
-        jax.tree.leaves_with_path(weights), jax.tree.leaves(abstract), strict=True
-    ):
-        if leaf.shape != expected.shape:
-            raise ValueError(
-                f"{path}: {jax.tree_util.keystr(keys)} has shape {leaf.shape}, but the model that"
-                f" the card names needs {expected.shape}"
-            )
-    return weights
-
-
-def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+def _card_of_own_network(model: Model) -> dict[str, Any]:
+    facts = {k: v for k, v in model.card.items() if k not in ("options", "sha256")}
+    return facts | {
+        "model": model.name,
+        "head": model.head,
+        "num_classes": model.num_classes,
+        "input_size": list(model.input_size),
+        "mean": list(model.mean),
+        "std": list(model.std),
+    }

@@ -18,7 +18,7 @@ from si_jax.models import ARCHITECTURES, NORMALISATIONS, architecture
 from si_jax.models.bit import BiT
 from si_jax.models.resnet import ResNet
 from si_jax.models.wide_resnet import WideResNet
-from si_jax.weights.checkpoint import build_model, checked_size, init
+from si_jax.weights.checkpoint import abstract_variables, build_model, checked_size, make_module
 from si_jax.weights.convert_files import find_state, load_file, shape_of, to_float32
 from si_jax.weights.convert_names import LAYOUTS, Layout, canonical, flax_name, source_name
 
@@ -72,8 +72,7 @@ def convert_torch(
     if normalisation is None:
         is_cifar10 = num_classes == 10 and arch.normalisation == "cifar100"
         normalisation = "cifar10" if is_cifar10 else arch.normalisation
-    module = arch.build(num_classes=num_classes, **options)
-    abstract = jax.eval_shape(lambda: init(module, input_size, 0))
+    abstract = abstract_variables(make_module(name, num_classes, options), input_size)
     variables = _fill(abstract, LAYOUTS[layout], state, originals)
     mean, std = NORMALISATIONS[normalisation]
     return build_model(

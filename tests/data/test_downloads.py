@@ -1,19 +1,29 @@
 """Downloads against a server on this machine, and archives that mean harm."""
 
+import dataclasses
 import errno
 import hashlib
 import http.server
 import io
+import json
 import os
+import re
 import tarfile
 import threading
 import zipfile
 
 import numpy as np
 import pytest
+from PIL import Image
+from scipy.io import savemat
 
-from si_jax.data import fetching, unpacking
+from si_jax.commands import prepare_data as command
+from si_jax.data import catalogue, downloads, fetching, tfds_sets, unpacking
+from si_jax.data.benchmarks import resolve
+from si_jax.data.catalogue import Digits, Folder, SetEntry, Tfds
 from si_jax.data.fetching import FailedDownload, fetch
+from si_jax.data.preprocessing import PROTOCOLS
+from si_jax.data.tables import BENCHMARKS
 from si_jax.data.unpacking import Refused, unpack
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
@@ -302,3 +312,142 @@ def test_no_archive_at_all(tmp_path):
         (tmp_path / "archive").write_bytes(content)
         with pytest.raises(Refused, match="can't be unpacked"):
             unpack(tmp_path / "archive", tmp_path / "root", "set")
+
+
+# --- whole benchmarks ---------------------------------------------------------------------
+
+
+def test_the_tables_agree():
+    places = {place.path for entry in vars(catalogue).values() if isinstance(entry, SetEntry)
+              for place in entry.places if isinstance(place, Folder)}  # fmt: skip
+    for protocol, brings in downloads.BRINGS.items():
+        assert protocol in PROTOCOLS
+        for key in brings.values():
+            folder = downloads.DOWNLOADS[key].folder
+            listed = folder.startswith("images_") and protocol == "openood"
+            assert listed or any(f"{p}/".startswith(f"{folder}/") for p in places), folder
+    for table in BENCHMARKS.values():
+        for protocol, entries in table.ood.items():
+            for entry in entries:
+                public = any(isinstance(place, (Tfds, Digits)) for place in entry.places)
+                assert entry.name in downloads.BRINGS[protocol] or public, (protocol, entry.name)
+    for key, download in downloads.DOWNLOADS.items():
+        assert download.address.startswith(("http://", "https://", "drive:")), key
+        assert len(download.md5) in (0, 32)
+
+
+def png(value):
+    file = io.BytesIO()
+    Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def public(server, tmp_path, monkeypatch):
+    """A small world: every set of CIFAR-10, published, on the server; CIFAR itself on this disk."""
+    monkeypatch.setattr(tfds_sets.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    root = tmp_path / "data"
+    for path, classes in (("cifar10/test", 10), ("cifar10/train", 10), ("cifar100/test", 100)):
+        for label in range(classes):
+            (root / path / f"{label:02d}").mkdir(parents=True)
+            (root / path / f"{label:02d}/0.png").write_bytes(png(label))
+    prefixes = {"LSUN": "LSUN/test", "Imagenet": "Imagenet/test", "iSUN": "iSUN/iSUN_patches",
+                "dtd": "dtd/images/banded", "images_classic/places365": "airfield"}  # fmt: skip
+    changed = {}
+    for key, download in downloads.DOWNLOADS.items():
+        prefix = prefixes.get(download.folder, download.folder)
+        if download.folder.endswith(".mat"):
+            content = io.BytesIO()
+            images = np.zeros((32, 32, 3, 3), np.uint8)
+            savemat(content, {"X": images, "y": np.array([[1], [2], [10]], np.uint8)})
+            data = content.getvalue()
+        else:
+            members = [(f"{prefix}/{k}.png", png(k)) for k in range(3)]
+            data = make_tar(tmp_path / "made", members).read_bytes()
+        server.files[f"/{key}"] = data
+        changed[key] = dataclasses.replace(
+            download,
+            address=f"{server.url}/{key}",
+            images=3 if download.images else 0,
+            md5=hashlib.md5(data).hexdigest() if download.md5 else "",
+        )
+    monkeypatch.setattr(downloads, "DOWNLOADS", changed)
+    return root
+
+
+def test_one_command_brings_a_benchmark(public, server, capsys):
+    command.main(["--dataset", "cifar10", "--data-dir", str(public)])
+    printed = capsys.readouterr().out
+    states = dict(re.findall(r"^(\w+) +(there|fetched) ", printed, re.MULTILINE))
+    assert states == {
+        **dict.fromkeys(("cifar10", "cifar10_train", "cifar100"), "there"),
+        **dict.fromkeys(("svhn", "lsun", "tiny_imagenet", "places365", "textures"), "fetched"),
+        **dict.fromkeys(("lsun_resize", "isun", "tiny_imagenet_resize"), "fetched"),
+    }
+    assert (
+        f"now: si-jax evaluate --dataset cifar10 --protocol published --data-dir {public}"
+        in printed
+    )
+    found = resolve("cifar10", "published", public)
+    assert found.absent == ()
+    assert {len(item.images) for item in found.ood} == {3, 100}
+    assert left_behind(public / "downloads") == ["md5.json"]
+    sums = json.loads((public / "downloads/md5.json").read_text())
+    assert set(sums) == {"isun", "openood_places365"}
+    asked = len(server.asked)
+    assert asked == 8
+    command.main(["--dataset", "cifar10", "--data-dir", str(public)])
+    assert len(server.asked) == asked
+    assert "fetched" not in capsys.readouterr().out
+
+
+def test_a_set_that_fails_keeps_no_other_from_coming(public, server, capsys):
+    server.files["/lsun"] = 404
+    server.files["/textures"] = b"<html>moved</html>"
+    evil = make_tar(public.parent / "evil", [("../../out.png", png(0))]).read_bytes()
+    server.files["/isun"] = evil
+    server.files["/lsun_resize"] = evil
+    with pytest.raises(ValueError, match=r"4 of 11 sets are lacking \(lsun, textures, lsun_resize"):
+        command.main(["--dataset", "cifar10", "--data-dir", str(public)])
+    printed = capsys.readouterr().out
+    assert "404 Not Found" in printed and "sends a web page" in printed
+    assert "leads out of it" in printed and "MD5 sum" in printed
+    assert len(resolve("cifar10", data_dir=public, allow_missing=True).absent) == 2
+    assert sorted(f.name for f in public.parent.iterdir()) == ["data", "evil", "made"]
+
+
+def test_a_set_of_another_number_of_images_is_deleted(public, server, monkeypatch):
+    changed = dataclasses.replace(downloads.DOWNLOADS["lsun"], images=4)
+    monkeypatch.setitem(downloads.DOWNLOADS, "lsun", changed)
+    with pytest.raises(ValueError, match="holds 3 images where 4 are known"):
+        downloads.bring("lsun", public)
+    assert not (public / "LSUN").exists()
+
+
+def test_a_recorded_sum_is_held_to(public, server):
+    downloads.bring("isun", public)
+    (public / "iSUN").rename(public / "moved")
+    server.files["/isun"] = make_tar(public.parent / "other", [("iSUN/9.png", png(9))]).read_bytes()
+    with pytest.raises(FailedDownload, match="MD5 sum"):
+        downloads.bring("isun", public)
+
+
+def test_what_has_to_be_done_by_hand_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(downloads, "bring", lambda key, root: root / key)
+    with pytest.raises(ValueError, match=r"lacking \(imagenet, imagenet_train\)"):
+        command.main(["--dataset", "imagenet", "--data-dir", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert re.search(rf"imagenet +by hand .*{tmp_path}.*imagenet/val", printed)
+
+
+def test_the_list_and_wrong_names(capsys):
+    command.main(["--list"])
+    printed = capsys.readouterr().out
+    assert all(f"{key}: " in printed for key in downloads.DOWNLOADS)
+    with pytest.raises(ValueError, match="must be one of digits, cifar10"):
+        command.main(["--dataset", "cifar"])
+    with pytest.raises(ValueError, match="must be one of published, openood"):
+        command.main(["--dataset", "cifar10", "--protocol", "other"])
+    with pytest.raises(ValueError, match="--dataset says which"):
+        command.main([])

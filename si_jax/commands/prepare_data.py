@@ -1,0 +1,71 @@
+"""Bring the public sets of a benchmark to this machine, where `si-jax evaluate` finds them.
+
+si-jax prepare-data --dataset cifar100
+si-jax prepare-data --dataset imagenet --protocol openood --data-dir /data
+si-jax prepare-data --list
+
+Nothing is asked. What is there stays; a download that was interrupted is resumed.
+"""
+
+import argparse
+import textwrap
+
+from si_jax import cli
+from si_jax.data import downloads, roots
+from si_jax.data.preprocessing import PROTOCOLS
+from si_jax.data.tables import BENCHMARKS
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = cli.parser("prepare-data", __doc__)
+    add = parser.add_argument
+    add("--dataset", help=f"benchmark: {', '.join(BENCHMARKS)}")
+    add("--protocol", default="published", help=f"{' or '.join(PROTOCOLS)}; default: published")
+    add(
+        "--data-dir", help="folder of all data; default: $SI_JAX_DATA, or else ~/.cache/si_jax/data"
+    )
+    add("--list", action="store_true", help="print every set with source and terms, and leave")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Bring and tell."""
+    args = parse(argv)
+    if args.list:
+        return list_downloads()
+    if args.dataset is None:
+        raise ValueError("--dataset says which benchmark's sets to bring; --list shows all sets")
+    root = roots.folders_root(args.data_dir)
+    print(f"data folder: {root}\n")
+    outcomes = []
+    for outcome in downloads.prepare(args.dataset, args.protocol, args.data_dir):
+        outcomes.append(outcome)
+        count = f"{outcome.images:6d} images" if outcome.images else " " * 13
+        print(f"{outcome.name:22} {outcome.state:8} {count}  {outcome.detail}", flush=True)
+    print()
+    option = f" --data-dir {args.data_dir}" if args.data_dir else ""
+    command = f"si-jax evaluate --dataset {args.dataset} --protocol {args.protocol}{option}"
+    if lacking := [outcome.name for outcome in outcomes if outcome.state in ("failed", "by hand")]:
+        raise ValueError(
+            f"{len(lacking)} of {len(outcomes)} sets are lacking ({', '.join(lacking)}); the table"
+            " says why. Run this again once that is mended; what has come is kept. Without them:"
+            f" {command} --allow-missing"
+        )
+    print(f"all is there; now: {command}")
+
+
+def list_downloads() -> None:
+    """Print every set that can be downloaded."""
+    for name, download in downloads.DOWNLOADS.items():
+        source = download.address
+        if source.startswith(downloads.DRIVE):
+            source = f"Google Drive, {source.removeprefix(downloads.DRIVE)}"
+        print(f"{name}: {download.holds}; terms: {download.terms}")
+        print(f"    from {source}")
+        print(f"    to   {download.folder}; MD5 {download.md5 or 'recorded at the first download'}")
+    others = (
+        'CIFAR-10, CIFAR-100 and MNIST come by TensorFlow Datasets (pip install "si-jax[tfds]");'
+        " ImageNet has to be fetched by hand from https://image-net.org, after signing in."
+    )
+    print(textwrap.fill(others, 100))

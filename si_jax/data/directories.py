@@ -1,0 +1,94 @@
+"""Directories that are written whole or not at all, and read without waiting on what is no file."""
+
+import contextlib
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where nothing is swept
+    fcntl = None
+
+MARKER = ".si_jax_writing"
+"""A file that the process which fills a hidden directory holds locked for as long as it runs."""
+MAX_FILES = 100_000
+
+
+@contextlib.contextmanager
+def written_whole(directory: Path) -> Iterator[Path]:
+    """A hidden directory to fill, which takes the name `directory` once the block ends well.
+
+    What is at `directory` is replaced then. What other processes left behind beside it, because
+    they were killed while they wrote, is removed.
+
+    Args:
+        directory: the directory to write; its parents are made.
+
+    Yields:
+        The hidden directory, beside `directory`.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    hidden = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    old = hidden.with_name(f"{hidden.name}.old")
+    try:
+        with _marked(hidden):
+            yield hidden
+            (hidden / MARKER).unlink(missing_ok=True)
+            hidden.chmod(0o755)
+            if directory.exists():
+                directory.rename(old)
+            hidden.rename(directory)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+    if old.exists():
+        (old / MARKER).touch()
+        shutil.rmtree(old, ignore_errors=True)
+    sweep(directory.parent)
+
+
+def sweep(parent: Path) -> None:
+    """Remove the hidden directories in `parent` whose writer no longer runs."""
+    for path in parent.iterdir():
+        if fcntl is None or not path.name.startswith(".") or not (path / MARKER).is_file():
+            continue
+        with contextlib.suppress(OSError), (path / MARKER).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def check_files(directory: Path) -> None:
+    """See that a directory holds directories and regular files alone.
+
+    Reading anything else, such as a named pipe or a device, may never end.
+
+    Raises:
+        ValueError: naming the first other thing, or if there are more than `MAX_FILES` files.
+    """
+    count = 0
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            path, count = Path(folder) / name, count + 1
+            try:
+                mode = path.stat().st_mode
+            except OSError as error:
+                raise ValueError(f"{path} cannot be read ({error.strerror})") from None
+            if not stat.S_ISREG(mode):
+                raise ValueError(f"{path} is no regular file, and is not opened")
+            if count > MAX_FILES:
+                raise ValueError(f"{directory} holds more than {MAX_FILES} files")
+
+
+@contextlib.contextmanager
+def _marked(directory: Path) -> Iterator[None]:
+    if fcntl is None:
+        yield
+        return
+    unlocked = directory / f"{MARKER}.new"
+    with unlocked.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        unlocked.rename(directory / MARKER)  # whoever sees the marker sees it locked
+        yield

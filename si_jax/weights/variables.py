@@ -1,0 +1,206 @@
+"""The arrays of any network on disk: written by orbax, read one at a time, compared by name.
+
+Orbax keeps arrays as zarr in a tensorstore database. They are read with tensorstore itself, so that
+names and shapes are compared before any memory is taken, and a damaged file is met where it is.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from si_jax.data.directories import check_files
+
+DRIVERS = {".zarray": "zarr", "zarr.json": "zarr3"}
+SHOWN = 10  # faults that a message lists
+
+
+def save_variables(directory: str | os.PathLike, variables: Any, *, dtype: Any = None) -> str:
+    """Write the arrays of a network of any framework to a new directory.
+
+    Args:
+        directory: it must not exist.
+        variables: a pytree of arrays: a Linen network's variables, a Flax NNX state, an Equinox
+            module's arrays, or a mapping of names.
+        dtype: dtype in which floating-point arrays are stored, such as `jnp.bfloat16`; None keeps
+            theirs.
+
+    Returns:
+        The hash that `load_variables` can compare; see `weights_hash`.
+
+    Raises:
+        ValueError: if the directory exists, there are no arrays, two have one name, or one holds
+            values that are not finite, in its own dtype or in the one in which it is stored.
+    """
+    import orbax.checkpoint as ocp
+
+    directory = Path(directory).resolve()
+    if directory.exists():
+        raise ValueError(f"{directory} exists already: choose another directory or remove it")
+    arrays = {name: _stored(name, x, dtype) for name, x in _named(variables).items()}
+    tree = _nested(arrays)
+    with ocp.PyTreeCheckpointer(use_ocdbt=True) as checkpointer:
+        checkpointer.save(directory, tree)
+    # needed on storage without renaming alone, and it names this machine's directories
+    (directory / "commit_success.txt").unlink(missing_ok=True)
+    return weights_hash(tree)
+
+
+def load_variables(directory: str | os.PathLike, like: Any, *, sha256: str | None = None) -> Any:
+    """Read the arrays that `save_variables` wrote.
+
+    Args:
+        directory: where they lie.
+        like: a pytree of arrays or of `jax.ShapeDtypeStruct`, with the names and shapes that are
+            expected.
+        sha256: the hash that the stored arrays must have; None compares none.
+
+    Returns:
+        A tree as `like`, with NumPy arrays of its dtypes.
+
+    Raises:
+        ValueError: if the directory is damaged, does not have the hash, or holds arrays of other
+            names or shapes than `like`, all of which are listed, or values that are not finite.
+    """
+    directory = Path(directory).resolve()
+    if not directory.is_dir():
+        raise ValueError(f"{directory} is not there: it should hold the weights")
+    expected = _named(like)
+    stored = _open(directory)
+    faults = [f"missing: {n} {tuple(x.shape)}" for n, x in expected.items() if n not in stored]
+    faults += [f"left over: {n} {x.shape}" for n, x in stored.items() if n not in expected]
+    faults += [
+        f"wrong shape: {n} {stored[n].shape}, where the network has {tuple(x.shape)}"
+        for n, x in expected.items()
+        if n in stored and stored[n].shape != tuple(x.shape)
+    ]
+    if faults:
+        more = f"\n  and {len(faults) - SHOWN} more" * (len(faults) > SHOWN)
+        raise ValueError(
+            f"{directory} holds the weights of another network, with {len(faults)} differences:\n  "
+            + "\n  ".join(faults[:SHOWN])
+            + more
+        )
+    arrays = {name: _read(directory, name, stored[name]) for name in expected}
+    leaves, structure = jax.tree.flatten(like)
+    if sha256 is not None and sha256 != weights_hash(_nested(arrays)):
+        raise ValueError(f"{directory} is damaged: its weights do not have the hash that was noted")
+    for name, array in arrays.items():
+        _check_finite(f"{directory}: {name}", array, "the weights are unusable")
+    return jax.tree.unflatten(
+        structure, [arrays[n].astype(x.dtype) for n, x in zip(expected, leaves, strict=True)]
+    )
+
+
+def weights_hash(weights: Any) -> str:
+    """Hex SHA-256 over the names, dtypes, shapes and bytes of a tree of arrays."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(weights):
+        leaf = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)}:{leaf.dtype}:{leaf.shape};".encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def _nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """`{"a/b": x}` -> `{"a": {"b": x}}`, the form in which trees of all frameworks are stored."""
+    tree: dict[str, Any] = {}
+    for name, array in arrays.items():
+        node = tree
+        *folders, leaf = name.split("/")
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[leaf] = array
+    return tree
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    """Path such as `params/conv1/kernel` -> leaf, in the order of the tree's leaves.
+
+    Raises:
+        ValueError: if there are no leaves, one is no array, or two have one name.
+    """
+    arrays: dict[str, Any] = {}
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        # orbax puts dots between the parts of a name, so those inside a part count as such
+        name = jax.tree_util.keystr(path, simple=True, separator="/").replace(".", "/")
+        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+            raise ValueError(f"variables: {name} is of type {type(leaf).__name__}, not an array")
+        if name in arrays:
+            raise ValueError(f"variables: two arrays are called {name}")
+        arrays[name] = leaf
+    if not arrays:
+        raise ValueError("variables hold no arrays")
+    return arrays
+
+
+def _stored(name: str, value: Any, dtype: Any) -> np.ndarray:
+    """The array as it is written."""
+    array = np.asarray(value)
+    if not array.size:
+        raise ValueError(f"variables: {name} is empty (shape {array.shape})")
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return array
+    _check_finite(name, array, "they are not saved")
+    if dtype is None:
+        return array
+    with np.errstate(over="ignore"):
+        narrow = array.astype(dtype)
+    if not np.isfinite(narrow.astype(np.float64)).all():
+        largest = np.abs(array.astype(np.float64)).max()
+        raise ValueError(
+            f"dtype (={narrow.dtype}) cannot hold {name}, whose largest value is {largest:.6g}:"
+            " store it as bfloat16 or float32"
+        )
+    return narrow
+
+
+def _check_finite(name: str, array: np.ndarray, consequence: str) -> None:
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return
+    bad = int(array.size - np.isfinite(array.astype(np.float32)).sum())
+    if bad:
+        raise ValueError(
+            f"{name} holds NaN or infinite values ({bad} of {array.size}): {consequence}"
+        )
+
+
+def _open(directory: Path) -> dict[str, Any]:
+    """Name -> stored array, of which only shape and dtype have been read."""
+    import tensorstore as ts
+
+    check_files(directory)
+    base = {"driver": "ocdbt", "base": f"file://{directory}/"}
+    arrays = {}
+    try:
+        for key in ts.KvStore.open(base).result().list().result():
+            path, _, last = key.decode().rpartition("/")
+            if last in DRIVERS:
+                store = {"driver": DRIVERS[last], "kvstore": {**base, "path": f"{path}/"}}
+                arrays[path.replace(".", "/")] = ts.open(store, open=True).result()
+    # tensorstore raises ValueError, OSError and others, whichever byte is damaged
+    except Exception as error:
+        raise _damaged(directory, error) from None
+    return arrays
+
+
+def _read(directory: Path, name: str, array: Any) -> np.ndarray:
+    chunk = array.chunk_layout.read_chunk.shape or ()
+    if any(c > max(n, 1) for c, n in zip(chunk, array.shape, strict=False)):
+        raise _damaged(directory, ValueError(f"{name} is cut into pieces larger than itself"))
+    try:
+        return np.asarray(array.read().result())
+    except Exception as error:
+        raise _damaged(directory, error) from None
+
+
+def _damaged(directory: Path, error: Exception) -> ValueError:
+    reason = str(error).splitlines()[0] if str(error) else ""
+    return ValueError(
+        f"{directory} cannot be read as orbax weights ({type(error).__name__}: {reason[:200]})"
+    )
