@@ -9,15 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float
 
 from si_jax import batching, splitting
+from si_jax.networks import checking
 
 PRECISIONS = ("highest", "high", "default")
 DEFAULT_BATCH_SIZE = 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Model:
     """A Linen network, its weights, and how images enter it.
 
@@ -35,6 +36,9 @@ class Model:
         call_kwargs: further keywords of the network's `__call__`, such as `{"train": False}`.
         precision: matrix precision: `"highest"` (float32 everywhere), `"high"` or `"default"`.
         card: what is known of the checkpoint; empty for a network that came from none.
+        scale: what the numbers in images mean that are no uint8 arrays: `"uint8"` for 0 to 255,
+            `"unit"` for [0, 1], `"normalised"` for less the mean and divided by the deviation;
+            None where float32 arrays are normalised and others refused.
     """
 
     module: nn.Module
@@ -47,6 +51,7 @@ class Model:
     call_kwargs: Mapping[str, Any] = field(default_factory=dict)
     precision: str = "highest"
     card: Mapping[str, Any] = field(default_factory=dict)
+    scale: str | None = None
 
     def __post_init__(self):
         if self.precision not in PRECISIONS:
@@ -57,6 +62,9 @@ class Model:
             raise ValueError(
                 f"mean (={self.mean}) and std (={self.std}) must have one value per channel each"
             )
+        checking.check_scale(self.scale)
+        checking.check_constants(self.mean, self.std)
+        checking.check_weights(self.variables)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -96,27 +104,19 @@ class Model:
             )
         return kernel
 
-    def check(self, images: np.ndarray) -> np.ndarray:
-        """`images`, if they can be fed to this network.
+    def check(self, images: Any, scale: str | None = None) -> np.ndarray:
+        """`images` as this network takes them, uint8 or float32 normalised.
+
+        Args:
+            images: as for `logits`.
+            scale: as for `logits`.
 
         Raises:
-            ValueError: if the rank, the size, the number of channels or the dtype is wrong, or a
-                value is not finite.
+            ValueError: if the rank, the size, the number of channels, the dtype or the scale is
+                wrong, or a value is not finite.
         """
-        images = np.asarray(images) if not isinstance(images, jax.Array) else images
-        if images.ndim != 4 or tuple(images.shape[1:]) != self.image_shape:
-            expected = "x".join(map(str, self.image_shape))
-            raise ValueError(
-                f"images (shape {tuple(images.shape)}) must have shape (N, {expected}): the model's"
-                " height, width and channels, channels last"
-            )
-        if images.dtype not in (np.uint8, np.float32):
-            raise ValueError(
-                f"images (dtype {images.dtype}) must be uint8, or float32 if already normalised"
-            )
-        if images.dtype == np.float32 and not bool(np.isfinite(images).all()):
-            raise ValueError("images hold NaN or infinite values: clean them before scoring")
-        return images
+        scale = scale or self.scale
+        return checking.as_images(images, self.image_shape, self.mean, self.std, scale)
 
     def normalise(self, images: Array) -> Float[Array, "batch height width channels"]:
         """uint8 images scaled to [0, 1] and standardised; float32 images as they are."""
@@ -127,26 +127,44 @@ class Model:
 
     def logits(
         self,
-        images: UInt8[np.ndarray, "batch height width channels"]
-        | Float[np.ndarray, "batch height width channels"],
+        images: Any,
         *,
         batch_size: int = DEFAULT_BATCH_SIZE,
+        scale: str | None = None,
     ) -> Float[np.ndarray, "batch classes"]:
         """Logits of images.
 
         Args:
-            images: uint8 in the model's input size, normalised inside, or float32 already
-                normalised.
+            images: (N, height, width, channels) in the model's input size: uint8, normalised
+                inside, or float32 already normalised.
             batch_size: images per forward pass.
+            scale: what the numbers in other arrays mean, see `Model`; None for the model's own.
+
+        Returns:
+            (N, classes) float32.
 
         Raises:
-            ValueError: if `images` do not fit the model; see `check`.
+            ValueError: if `images` do not fit the model, see `check`, or a logit is not finite.
         """
-        return self._forward(self.check(images), batch_size=batch_size, shrink=True)["logits"]
+        return self._outputs(images, batch_size, scale)["logits"]
 
-    def features(self, images: np.ndarray, *, batch_size: int = DEFAULT_BATCH_SIZE) -> np.ndarray:
+    def features(
+        self, images: Any, *, batch_size: int = DEFAULT_BATCH_SIZE, scale: str | None = None
+    ) -> np.ndarray:
         """Input of the classifier head, (N, features) float32; arguments as for `logits`."""
-        return self._forward(self.check(images), batch_size=batch_size, shrink=True)["features"]
+        return self._outputs(images, batch_size, scale)["features"]
+
+    def _outputs(self, images, batch_size, scale):
+        images = self.check(images, scale)
+        out = self._forward(images, batch_size=batch_size, shrink=True)
+        bad = np.flatnonzero(~np.isfinite(out["logits"]).all(axis=-1))
+        if len(bad):
+            raise ValueError(
+                f"the network gives NaN or infinite logits for {len(bad)} of {len(images)} images,"
+                f" image {bad[0]} the first: its weights are broken, or the images hold values that"
+                " are too large"
+            )
+        return out
 
     @cached_property
     def _forward(self) -> batching.Batched:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from jaxtyping import Array, Float
 from scipy.special import logsumexp
 
@@ -115,7 +116,7 @@ def _look(model: Model) -> _Look:
 
 def _ends_in_head(model: Model) -> bool:
     """Whether the network returns its linear head's output as it is, perhaps in another dtype."""
-    if not any(c.path == model.head and model.framework.is_linear(c.module) for c in model.calls):
+    if not any(c.path == model.head and isinstance(c.module, nn.Dense) for c in model.calls):
         return False
 
     def run(variables, images):

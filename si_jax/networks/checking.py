@@ -20,6 +20,12 @@ LARGEST_WEIGHT = 1e20  # its square is beyond float32
 FAR = 10  # how many times a normalised image's range is certainly none
 
 
+def check_scale(scale: str | None) -> None:
+    """Raise a ValueError if a scale is none of `SCALES`, nor None."""
+    if scale is not None and scale not in SCALES:
+        raise ValueError(f"scale (={scale!r}) must be one of {', '.join(SCALES)}")
+
+
 def check_constants(mean: Sequence[float], std: Sequence[float]) -> None:
     """Refuse a mean or a deviation that no images in [0, 1] units can have.
 
@@ -83,8 +89,7 @@ def as_images(
     Raises:
         ValueError: if the shape, the dtype or the scale does not fit, or a value is not finite.
     """
-    if scale is not None and scale not in SCALES:
-        raise ValueError(f"scale (={scale!r}) must be one of {', '.join(SCALES)}")
+    check_scale(scale)
     images = _array(images)
     if images.ndim != 4 or tuple(images.shape[1:]) != tuple(shape):
         expected = "x".join(map(str, shape))
