@@ -1,90 +1,139 @@
 """A network together with its weights and with what is needed to feed it."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import numbers
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jaxtyping import Array, Float
 
 from si_jax import batching, splitting
 from si_jax.networks import checking
+from si_jax.networks.framework import framework_of
+from si_jax.networks.network import Network, head_of
 
 PRECISIONS = ("highest", "high", "default")
 DEFAULT_BATCH_SIZE = 64
 
 
-@dataclass(frozen=True, eq=False)
-class Model:
-    """A Linen network, its weights, and how images enter it.
+@dataclass(frozen=True, eq=False, init=False, repr=False)
+class Model(Network):
+    """A network, its weights, and how images enter it.
 
-    Any Linen network that maps images to logits will do:
-    `Model(module, variables, input_size=(28, 28), mean=(0.5,), std=(0.5,), head="Dense_1")`.
+    Any network of a framework in `si_jax.networks` that maps images to logits will do:
+    `Model(module, variables, input_size=28, mean=0.5, std=0.5)`.
 
     Attributes:
-        module: the network.
-        variables: its variables, as `module.init` returns them.
+        module: the network, ready for inference.
+        variables: its variables.
         input_size: height and width of the images, in pixels.
         mean: mean of each channel, in [0, 1] units, subtracted from uint8 images.
         std: standard deviation of each channel, in [0, 1] units, by which they are divided.
         head: path of the last linear layer, such as `"linear"`; its input is the features.
         name: architecture's name, for reports.
-        call_kwargs: further keywords of the network's `__call__`, such as `{"train": False}`.
+        call_kwargs: further keywords of the network's call, such as `{"train": False}`.
         precision: matrix precision: `"highest"` (float32 everywhere), `"high"` or `"default"`.
         card: what is known of the checkpoint; empty for a network that came from none.
+        output: key or index of the logits in the network's output; None if it is the logits.
         scale: what the numbers in images mean that are no uint8 arrays: `"uint8"` for 0 to 255,
             `"unit"` for [0, 1], `"normalised"` for less the mean and divided by the deviation;
             None where float32 arrays are normalised and others refused.
     """
 
-    module: nn.Module
+    module: Any
     variables: Mapping[str, Any]
     input_size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     head: str
-    name: str = "custom"
-    call_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    precision: str = "highest"
-    card: Mapping[str, Any] = field(default_factory=dict)
-    scale: str | None = None
+    name: str
+    call_kwargs: Mapping[str, Any]
+    precision: str
+    card: Mapping[str, Any]
+    output: str | int | None
+    scale: str | None
 
-    def __post_init__(self):
-        if self.precision not in PRECISIONS:
-            raise ValueError(
-                f"precision (={self.precision!r}) must be one of {', '.join(PRECISIONS)}"
-            )
+    def __init__(
+        self,
+        module: Any,
+        variables: Any = None,
+        input_size: int | Sequence[int] | None = None,
+        mean: float | Sequence[float] | None = None,
+        std: float | Sequence[float] | None = None,
+        head: str | None = None,
+        name: str = "custom",
+        call_kwargs: Mapping[str, Any] | None = None,
+        precision: str = "highest",
+        card: Mapping[str, Any] | None = None,
+        output: str | int | None = None,
+        scale: str | None = None,
+    ):
+        """Take over a network.
+
+        Args:
+            module: the network.
+            variables: its variables, as `module.init` of a Linen module returns them; None where
+                the network holds them itself.
+            input_size: height and width of the images, or one number for both, in pixels.
+            mean: mean of each channel, or one number for grey images, in [0, 1] units.
+            std: likewise the standard deviation.
+            head: path of the last linear layer; None where there is no doubt which it is.
+            name: architecture's name, for reports.
+            call_kwargs: further keywords of the network's call.
+            precision: matrix precision.
+            card: what is known of the checkpoint.
+            output: key or index of the logits, where the network returns several things.
+            scale: what the numbers in images mean that are no uint8 arrays, see the attribute.
+
+        Raises:
+            ValueError: if the network cannot be run, or an argument does not fit it.
+        """
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision (={precision!r}) must be one of {', '.join(PRECISIONS)}")
+        framework = framework_of(module)
+        module, variables = framework.prepare(module, variables)
+        values = {
+            "module": module,
+            "variables": variables,
+            "input_size": checked_size(input_size),
+            "mean": _channels("mean", mean),
+            "std": _channels("std", std),
+            "head": head,
+            "name": name,
+            "call_kwargs": dict(call_kwargs or {}),
+            "precision": precision,
+            "card": dict(card or {}),
+            "output": output,
+            "scale": scale,
+        }
+        for key, value in values.items():
+            object.__setattr__(self, key, value)
         if len(self.mean) != len(self.std):
             raise ValueError(
                 f"mean (={self.mean}) and std (={self.std}) must have one value per channel each"
             )
-        checking.check_scale(self.scale)
+        checking.check_scale(scale)
         checking.check_constants(self.mean, self.std)
-        checking.check_weights(self.variables)
+        checking.check_weights(variables)
+        if jax.tree.leaves(variables):  # else weights are still to come
+            object.__setattr__(self, "head", head_of(self, head))
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of one image."""
-        return (*self.input_size, len(self.mean))
-
-    @cached_property
-    def calls(self) -> tuple[splitting.Call, ...]:
-        """Every sub-module's call, in the order in which they end; see `splitting.calls`."""
-        return splitting.calls(self)
-
-    @cached_property
-    def num_classes(self) -> int:
-        """Number of logits."""
-        return splitting.abstract_forward(self).logits.shape[-1]
+    def __repr__(self) -> str:
+        height, width, channels = self.image_shape
+        return (
+            f"Model({self.name!r}, {self.framework.name} {type(self.module).__name__},"
+            f" {self.num_parameters:,} parameters, images {height}x{width}x{channels},"
+            f" head={self.head!r})"
+        )
 
     @cached_property
     def num_parameters(self) -> int:
         """Number of trainable weights."""
-        return sum(x.size for x in jax.tree.leaves(self.variables["params"]))
+        return sum(x.size for x in jax.tree.leaves(self.variables.get("params", self.variables)))
 
     def head_weights(
         self, variables: Mapping[str, Any]
@@ -94,15 +143,25 @@ class Model:
         Raises:
             ValueError: if the module at `head` is no linear layer.
         """
-        node = variables["params"]
-        for name in self.head.split("/"):
-            node = node.get(name, {}) if isinstance(node, Mapping) else {}
-        kernel = node.get("kernel") if isinstance(node, Mapping) else None
-        if kernel is None or kernel.ndim != 2:
+        return self._head(variables)[0]
+
+    def head_bias(self, variables: Mapping[str, Any]) -> Float[Array | np.ndarray, "classes"]:
+        """The bias of the classifier head; zeros where it has none.
+
+        Raises:
+            ValueError: if the module at `head` is no linear layer.
+        """
+        weights, bias = self._head(variables)
+        return jnp.zeros(weights.shape[-1], weights.dtype) if bias is None else bias
+
+    def _head(self, variables):
+        head = self.framework.head(self.module, variables, self.head)
+        if head is None:
             raise ValueError(
-                f"head (={self.head!r}) must be the path of a linear layer (flax.linen.Dense)"
+                f"head (={self.head!r}) must be the path of a linear layer"
+                f" ({self.framework.linear_layer})"
             )
-        return kernel
+        return head
 
     def check(self, images: Any, scale: str | None = None) -> np.ndarray:
         """`images` as this network takes them, uint8 or float32 normalised.
@@ -173,3 +232,31 @@ class Model:
             return {"logits": out.logits, "features": out.features}
 
         return batching.Batched(forward, self.variables)
+
+
+def checked_size(input_size: int | Sequence[int] | None) -> tuple[int, int]:
+    """A height and a width in pixels; one number is both.
+
+    Raises:
+        ValueError: if they are not two positive whole numbers.
+    """
+    size = (input_size, input_size) if isinstance(input_size, numbers.Integral) else input_size
+    size = tuple(size) if isinstance(size, Sequence) and not isinstance(size, str) else (size,)
+    if len(size) != 2 or any(
+        isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < 1 for n in size
+    ):
+        raise ValueError(
+            f"input_size (={input_size!r}) must be a height and a width of at least 1 pixel"
+        )
+    return int(size[0]), int(size[1])
+
+
+def _channels(name: str, values: float | Sequence[float] | None) -> tuple[float, ...]:
+    """One number for each channel."""
+    try:
+        numbers = np.atleast_1d(np.asarray(values, np.float64))
+    except (TypeError, ValueError):
+        numbers = np.empty(0)
+    if numbers.ndim != 1 or not len(numbers):
+        raise ValueError(f"{name} (={values!r}) must be one number for each channel")
+    return tuple(numbers.tolist())

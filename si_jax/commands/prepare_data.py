@@ -3,6 +3,7 @@
 si-jax prepare-data --dataset cifar100
 si-jax prepare-data --dataset imagenet --protocol openood --data-dir /data
 si-jax prepare-data --list
+si-jax prepare-data --order ILSVRC2012_img_val --labels val.txt      # into imagenet/val, by links
 
 Nothing is asked. What is there stays; a download that was interrupted is resumed.
 """
@@ -12,6 +13,7 @@ import textwrap
 
 from si_jax import cli
 from si_jax.data import downloads, roots
+from si_jax.data.imagenet import LABEL_FILES, order_by_class
 from si_jax.data.preprocessing import PROTOCOLS
 from si_jax.data.tables import BENCHMARKS
 
@@ -25,6 +27,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--data-dir", help="folder of all data; default: $SI_JAX_DATA, or else ~/.cache/si_jax/data"
     )
+    add("--order", metavar="FOLDER", help="ImageNet's flat validation folder: bring it into"
+        " imagenet/val of the data folder, a folder a class, by links")  # fmt: skip
+    add("--labels", metavar="FILE", help=f"the labels of --order: {', '.join(LABEL_FILES)}")
     add("--list", action="store_true", help="print every set with source and terms, and leave")
     return parser.parse_args(argv)
 
@@ -34,6 +39,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if args.list:
         return list_downloads()
+    if args.order is not None:
+        return order(args)
     if args.dataset is None:
         raise ValueError("--dataset says which benchmark's sets to bring; --list shows all sets")
     root = roots.folders_root(args.data_dir)
@@ -53,6 +60,16 @@ def main(argv: list[str] | None = None) -> None:
             f" {command} --allow-missing"
         )
     print(f"all is there; now: {command}")
+
+
+def order(args: argparse.Namespace) -> None:
+    """Bring ImageNet's validation images into class folders."""
+    if args.labels is None:
+        forms = "; ".join(f"{name} ({what})" for name, what in LABEL_FILES.items())
+        raise ValueError(f"--order needs --labels FILE, one of: {forms}")
+    target = roots.folders_root(args.data_dir) / "imagenet/val"
+    images, classes = order_by_class(args.order, args.labels, target)
+    print(f"{target}: links to {images} images in {classes} class folders")
 
 
 def list_downloads() -> None:

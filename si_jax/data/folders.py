@@ -1,8 +1,7 @@
-"""Image folders, flat or by class, at any depth; and lists of image files."""
+"""Image folders, flat or by class, at any depth."""
 
 import json
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +25,7 @@ def from_folder(
     name: str | None = None,
     wnid_to_index: str | os.PathLike | None = None,
     num_classes: int | None = None,
+    classes: Sequence[str] = (),
 ) -> ImageSet:
     """Read the images of a folder, in the order of their relative paths.
 
@@ -35,7 +35,8 @@ def from_folder(
     silence. Links are followed: each real folder is read once, by its own path if that lies in the
     set and else by the first link to it, and a link to a folder in which it lies itself is not
     followed. The label of an image is the position of its top-level folder among those that hold
-    images, sorted by name; images that lie flat have none (-1).
+    images, sorted by name, or by number if all of them are numbers; images that lie flat have none
+    (-1).
 
     Args:
         path: the folder.
@@ -44,6 +45,8 @@ def from_folder(
             of their positions.
         num_classes: number of top-level folders that there must be for their positions to be the
             classifier's classes; not checked by default, nor with `wnid_to_index`.
+        classes: names of the top-level folders in the order of the labels, used instead of their
+            positions; a folder by another name is an error.
 
     Returns:
         The set. Its fingerprint hashes the files' relative names, content and labels.
@@ -61,8 +64,8 @@ def from_folder(
         raise MissingSet(
             f"{root} holds no images{others}; put files that end in .jpg, .png and so on there."
         )
-    labels = _labels(root, names, wnid_to_index, num_classes)
-    return from_files(root, names, labels, name=name, notes=_told(left_out))
+    labels, other = _labels(root, names, wnid_to_index, num_classes, classes)
+    return from_files(root, names, labels, name=name, notes=_told(left_out), other_labels=other)
 
 
 def from_files(
@@ -72,6 +75,7 @@ def from_files(
     *,
     name: str | None = None,
     notes: tuple[str, ...] = (),
+    other_labels: tuple[int, ...] = (),
 ) -> ImageSet:
     """Read the given files below a folder, in that order.
 
@@ -81,6 +85,7 @@ def from_files(
         labels: of the files, int64 of shape (n,), -1 for none.
         name: what to call the set; the folder's name by default.
         notes: sentences to tell beside results.
+        other_labels: see `ImageSet`.
 
     Returns:
         The set, as `from_folder` gives it.
@@ -111,60 +116,8 @@ def from_files(
         ident_fn=names.__getitem__,
         digest_fn=digests,
         notes=notes,
+        other_labels=other_labels,
     )
-
-
-def from_list(
-    path: str | os.PathLike,
-    *,
-    name: str | None = None,
-    roots: Sequence[str | os.PathLike] = (),
-    num_classes: int | None = None,
-) -> ImageSet:
-    """Read the images that a text file lists, one a line: a path, and a label behind a blank.
-
-    Args:
-        path: the file; its images are taken in its order.
-        name: what to call the set; the file's name without its ending by default.
-        roots: folders that the paths may be relative to; that of the first image decides. The
-            file's own folder by default.
-        num_classes: number of classes that labels must lie below, if they count.
-
-    Returns:
-        The set; a label that is absent or negative is -1.
-
-    Raises:
-        MissingSet: if there is no such file, it lists nothing, or an image isn't there.
-        ValueError: if it's no such list, or a label is out of range.
-    """
-    path = Path(path).expanduser()
-    try:
-        lines = files.read_bytes(path).decode().split("\n")
-    except FileNotFoundError as error:
-        raise MissingSet(f"{path} is not a file; give the path of a list of images.") from error
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} can't be read as a list of images ({error}).") from error
-    names, labels = [], []
-    for line in filter(None, map(str.strip, lines)):
-        file, _, label = line.rpartition(" ")
-        known = bool(file) and re.fullmatch(r"-?\d{1,9}", label) is not None
-        names.append(file.strip() if known else line)
-        labels.append(max(int(label), NO_LABEL) if known else NO_LABEL)
-    if not names:
-        raise MissingSet(f"{path} lists no images.")
-    if num_classes is not None and not 0 <= min(labels) <= max(labels) < num_classes:
-        raise ValueError(
-            f"{path} has labels from {min(labels)} to {max(labels)} where the classifier has"
-            f" {num_classes} classes; give another list."
-        )
-    folders = [Path(root).expanduser() for root in roots] or [path.parent]
-    root = next((folder for folder in folders if (folder / names[0]).exists()), folders[0])
-    if lost := [file for file in names if not (root / file).exists()]:
-        raise MissingSet(
-            f"{path} lists {len(names)} images, {len(lost)} of which aren't below {root} (as"
-            f" {lost[0]}); put them there."
-        )
-    return from_files(root, names, np.array(labels, np.int64), name=name or path.stem)
 
 
 def _scan(root: Path) -> tuple[list[str], list[str]]:
@@ -238,26 +191,47 @@ def _labels(
     names: list[str],
     wnid_to_index: str | os.PathLike | None,
     num_classes: int | None,
-) -> np.ndarray:
+    classes: Sequence[str],
+) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Give the images' labels, and what each would be if class folders were sorted as text."""
     tops = [name.split("/", 1)[0] if "/" in name else None for name in names]
-    classes = sorted({top for top in tops if top is not None})
-    if wnid_to_index is not None:
-        table = _read_table(Path(wnid_to_index))
-        unknown = [top for top in classes if top not in table]
-        if unknown:
+    folders = sorted({top for top in tops if top is not None})
+    other: tuple[int, ...] = ()
+    if wnid_to_index is not None or classes:
+        table = dict(zip(classes, range(len(classes)), strict=True))
+        table = table or _read_table(Path(wnid_to_index))
+        where = "the classifier's classes" if classes else f"{wnid_to_index}"
+        if unknown := [top for top in folders if top not in table]:
             raise ValueError(
-                f"{root} has the class folder {unknown[0]!r} ({len(unknown)} such), which"
-                f" {wnid_to_index} doesn't list; add it there or take it out of the folder."
+                f"{root} has the class folder {unknown[0]!r} ({len(unknown)} such), which {where}"
+                f" {'do' if classes else 'does'}n't list; add it there or take it out of the"
+                " folder."
             )
     else:
-        table = {top: index for index, top in enumerate(classes)}
-        if num_classes is not None and len(classes) != num_classes:
-            raise ValueError(
-                f"{root} has {len(classes)} class folders where the classifier has {num_classes}"
-                " classes, so labels can't be told from their order; complete the folder or"
-                f" put {root.name}.wnid_to_index.json (folder name to label) beside it."
+        ordered = in_order(folders)
+        if ordered != folders:
+            other = tuple(folders.index(folder) for folder in ordered)
+        table = {top: index for index, top in enumerate(ordered)}
+        if num_classes is not None and len(folders) != num_classes:
+            flat = (
+                " Its images lie flat: sort them into a folder a class."
+                if not folders
+                else f" Complete the folder or put {root.name}.wnid_to_index.json (folder name to"
+                " label) beside it."
             )
-    return np.array([NO_LABEL if top is None else table[top] for top in tops], np.int64)
+            raise ValueError(
+                f"{root} has {len(folders)} class folders where the classifier has {num_classes}"
+                f" classes, so labels can't be told from their order.{flat}"
+            )
+    labels = [NO_LABEL if top is None else table[top] for top in tops]
+    return np.array(labels, np.int64), other
+
+
+def in_order(folders: Sequence[str]) -> list[str]:
+    """Sort the names of class folders: by number where all are numbers, else as text."""
+    if all(folder.isdecimal() and folder.isascii() for folder in folders):
+        return sorted(folders, key=lambda folder: (int(folder), folder))
+    return sorted(folders)
 
 
 def _read_table(path: Path) -> dict[str, int]:

@@ -33,6 +33,8 @@ class ImageSet:
         digest_fn: gives 32 bytes for each of several indices, 16 that hash the content alone and 16
             that hash the rest, uint8 of shape (n, 32); None where `structure` says it all.
         notes: sentences that a run tells beside its results, such as which files were left out.
+        other_labels: where class folders are numbers such as 2 and 10, the label that each label
+            would be if they were sorted as text, as PyTorch's ImageFolder does; else empty.
     """
 
     name: str
@@ -44,6 +46,7 @@ class ImageSet:
         default=None, repr=False
     )
     notes: tuple[str, ...] = ()
+    other_labels: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return self.size
@@ -140,6 +143,7 @@ def take(image_set: ImageSet, indices: Iterable[int] | Int[np.ndarray, " n"]) ->
         ident_fn=lambda index: image_set.ident(int(chosen[index])),
         digest_fn=digest_fn and (lambda indices: digest_fn(chosen[indices])),
         notes=image_set.notes,
+        other_labels=image_set.other_labels,
     )
 
 

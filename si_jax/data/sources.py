@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from si_jax.data.arrays import from_arrays, from_npz, from_svhn_mat
-from si_jax.data.folders import from_folder, from_list
+from si_jax.data.folders import from_folder
 from si_jax.data.image_set import (
     NO_LABEL,
     ImageSet,
@@ -14,6 +14,7 @@ from si_jax.data.image_set import (
     subset,
     take,
 )
+from si_jax.data.lists import from_list
 from si_jax.data.roots import default_data_dir
 from si_jax.data.tfds_sets import from_tfds, prepared_directory
 

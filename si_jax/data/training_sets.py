@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from si_jax.data import finding
 from si_jax.data.benchmarks import BENCHMARKS
-from si_jax.data.folders import from_folder
+from si_jax.data.folders import from_folder, in_order
 from si_jax.data.image_set import ImageSet, MissingSet, take
 from si_jax.data.pipeline import batches
 
@@ -29,6 +29,7 @@ class TrainingSets:
         held_out: images with labels of the same classes.
         num_classes: number of classes.
         split: how the two came about, for a checkpoint's card.
+        classes: names of the classes in the order of their labels, where folders name them.
     """
 
     name: str
@@ -36,6 +37,7 @@ class TrainingSets:
     held_out: ImageSet
     num_classes: int
     split: str
+    classes: tuple[str, ...] = ()
 
 
 def find(
@@ -79,19 +81,19 @@ def find(
         if held_out_root is None:
             raise MissingSet(f"{root} has a folder train, but none called val or test beside it.")
         classes = _class_folders(root / "train")
-        train = from_folder(root / "train", num_classes=len(classes))
+        train = from_folder(root / "train", classes=classes)
         held_out = from_folder(held_out_root, num_classes=len(classes))
         if classes != _class_folders(held_out_root):
             raise ValueError(f"{held_out_root} and {root / 'train'} have different class folders.")
         split = f"{len(train)} images in train and {len(held_out)} in {held_out_root.name}"
-        return TrainingSets(root.resolve().name, train, held_out, len(classes), split)
+        return TrainingSets(root.resolve().name, train, held_out, len(classes), split, classes)
     classes = _class_folders(root)
-    images = from_folder(root, num_classes=len(classes))
+    images = from_folder(root, classes=classes)
     order = np.random.default_rng(seed).permutation(len(images))
     count = max(1, round(HELD_OUT_SHARE * len(images)))
     train, held_out = take(images, np.sort(order[count:])), take(images, np.sort(order[:count]))
     split = f"{len(train)} training and {len(held_out)} held-out images, drawn by seed {seed}"
-    return TrainingSets(root.resolve().name, train, held_out, len(classes), split)
+    return TrainingSets(root.resolve().name, train, held_out, len(classes), split, classes)
 
 
 def load(
@@ -137,11 +139,11 @@ def load(
     return images, labels
 
 
-def _class_folders(root: Path) -> list[str]:
-    names = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+def _class_folders(root: Path) -> tuple[str, ...]:
+    names = [p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")]
     if len(names) < 2:
         raise ValueError(
             f"{root} has {len(names)} class folders; training needs one folder per class, and two"
             " classes at least."
         )
-    return names
+    return tuple(in_order(names))

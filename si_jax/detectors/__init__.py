@@ -1,4 +1,8 @@
-"""The table of detectors."""
+"""Detectors, by what they need, and their table.
+
+In flow a model and, for those that learn, in-distribution images; out flows a `Detector`, which
+gives each image a score, higher for in-distribution.
+"""
 
 import inspect
 import re

@@ -149,6 +149,11 @@ class Detector:
         forward pass (a ReLU of NaN is off, as in a quiet network) is never a good score.
         """
         results = self._compute(inputs, state)
+        if results["score"].ndim != 1:
+            raise ValueError(
+                f"detector {self.name!r} must give one score an image, (batch,), not an array of"
+                f" shape {results['score'].shape}"
+            )
         finite = jnp.all(jnp.isfinite(inputs.forward.logits), axis=-1)
         score = jnp.where(finite, results["score"].astype(jnp.float32), jnp.nan)
         return {**results, "score": score}

@@ -4,7 +4,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from si_jax import splitting
 from si_jax.detectors.base import Batches, Inputs, Plan, State, forward_batches
 from si_jax.detectors.fitting import check_every_class, check_labels
 from si_jax.detectors.head import feature_size, num_features
@@ -88,7 +87,7 @@ def she(model: Model) -> Plan:
 
     def fit(batches: Batches) -> State:
         classes = model.num_classes
-        width = splitting.abstract_forward(model).features.shape[-1]
+        width = model.num_features
         sums, counts = np.zeros((2, classes, width)), np.zeros((2, classes), int)
         for logits, h, labels in forward_batches(model, batches):
             check_labels(labels, classes)

@@ -8,25 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jaxtyping import Array, Float
 from scipy.special import logsumexp
 
 from si_jax import splitting
 from si_jax.model import Model
-
-
-def head_bias(model: Model, variables: Mapping[str, Any]) -> Float[Array | np.ndarray, "classes"]:
-    """The bias of the classifier head; zeros where it has none.
-
-    Raises:
-        ValueError: if the module at `head` is no linear layer.
-    """
-    kernel = model.head_weights(variables)  # refuses a head that is not linear
-    node = variables["params"]
-    for name in model.head.split("/"):
-        node = node[name]
-    return node.get("bias", jnp.zeros(kernel.shape[-1], kernel.dtype))
 
 
 def head_logits(
@@ -39,7 +25,7 @@ def head_logits(
     if weights is None:
         weights = model.head_weights(variables)
     with jax.default_matmul_precision(model.precision):
-        return features @ weights + head_bias(model, variables)
+        return features @ weights + model.head_bias(variables)
 
 
 def num_features(model: Model) -> int:
@@ -66,10 +52,10 @@ def feature_size(model: Model) -> int:
     Raises:
         ValueError: if they are not one vector for each image.
     """
-    shape = splitting.abstract_forward(model).features.shape
-    if len(shape) != 2:
+    shape = model.outline.inputs[model.head] or ()
+    if len(shape) != 1:
         raise ValueError(
-            f"head (={model.head!r}) takes {'x'.join(map(str, shape[1:]))} numbers an image, not a"
+            f"head (={model.head!r}) takes {'x'.join(map(str, shape))} numbers an image, not a"
             " vector: this detector needs a network that pools over its positions before the head;"
             " those that need the logits alone, such as 'energy', serve this one"
         )
@@ -116,7 +102,7 @@ def _look(model: Model) -> _Look:
 
 def _ends_in_head(model: Model) -> bool:
     """Whether the network returns its linear head's output as it is, perhaps in another dtype."""
-    if not any(c.path == model.head and isinstance(c.module, nn.Dense) for c in model.calls):
+    if not any(c.path == model.head and model.framework.is_linear(c.module) for c in model.calls):
         return False
 
     def run(variables, images):
@@ -149,7 +135,7 @@ def _probe(model: Model) -> _Look:
         weights = np.asarray(model.head_weights(model.variables), np.float64)
     except ValueError:
         return _Look()  # whoever needs it to be linear is told by the same error
-    bias = np.asarray(head_bias(model, model.variables), np.float64)
+    bias = np.asarray(model.head_bias(model.variables), np.float64)
     if features.ndim != 2 or (features.shape[-1], logits.shape[-1]) != weights.shape:
         return _Look()
     difference = np.abs(features @ weights + bias - logits)

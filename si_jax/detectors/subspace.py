@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from si_jax.detectors.base import Batches, Inputs, Plan, State, forward_batches
-from si_jax.detectors.head import head_bias, num_features
+from si_jax.detectors.head import num_features
 from si_jax.detectors.options import Count
 from si_jax.model import Model
 
@@ -90,7 +90,7 @@ def _subspace(
 ) -> tuple[Float[np.ndarray, "features"], Float[np.ndarray, "features rest"]]:
     """The origin, and an orthonormal basis of what the principal subspace leaves out."""
     weights = np.asarray(model.head_weights(model.variables), np.float64)
-    bias = np.asarray(head_bias(model, model.variables), np.float64)
+    bias = np.asarray(model.head_bias(model.variables), np.float64)
     origin = -np.linalg.pinv(weights.T) @ bias
     moment = np.zeros((len(origin), len(origin)))
     for _, h, _ in forward_batches(model, batches):

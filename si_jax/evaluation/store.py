@@ -29,6 +29,7 @@ SOURCES = (
     "data",
     "detectors",
     "models",
+    "networks",
 )
 """The modules that decide what a score is."""
 

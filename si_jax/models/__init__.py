@@ -1,4 +1,8 @@
-"""The table of architectures."""
+"""Networks, one architecture a file, and their table.
+
+In flows an architecture's name; out flows a Flax network that knows nothing of detectors, with
+what is needed to feed it (input size, normalisation, path of the classifier head).
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -12,16 +12,90 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from si_jax.evaluation.scoring import PREDICTION
 from si_jax.reporting.extremes import COUNT, ENDS
 from si_jax.reporting.panels import KNOWN, NOVEL, WIDTH, grid, labels, short, style, tap_map, tidy
 from si_jax.reporting.runs import Run
 
 POINTS = 400  # of a ROC curve
+
+
+def log_odds(probability: np.ndarray) -> np.ndarray:
+    """Log-odds of probabilities; those that float32 cannot tell from 0 or 1 are its nearest."""
+    nearest = 2.0**-24
+    p = np.clip(probability.astype(np.float64), nearest, 1 - nearest)
+    return np.log(p) - np.log1p(-p)
+
+
 TAP_ARRAYS = {
     "tap_density": "share of non-zeros",
     "tap_average": "mean of (v / outer)²",
+    "tap_pvalue": "share that is less abnormal",
 }
 """Array in a score file -> what its columns, one for each tap, are."""
+
+
+AXES = {"msp": ("log-odds of the largest softmax probability", log_odds)}
+"""Detector -> name of the axis of its scores, and what is shown in place of a score."""
+
+
+def overview(run: Run) -> Figure:
+    """AUROC of every detector on every set, with its interval where there is one.
+
+    Args:
+        run: its results are enough.
+    """
+    rows = run.results["results"]
+    order = sorted(rows, key=lambda d: np.mean([row["auroc"] for row in rows[d].values()]))
+    count = len(run.ood_sets)
+    figure, panels = grid(count, columns=3 if count % 4 else 4, height=0.85 + 0.2 * len(order))
+    lowest = 45.0
+    places = np.arange(len(order))
+    for axes, name in zip(panels, run.ood_sets, strict=True):
+        auroc = np.array([100 * rows[d][name]["auroc"] for d in order])
+        bounds = run.results.get("intervals", {})
+        ends = [bounds.get(d, {}).get(name, {}).get("auroc") for d in order]
+        low, high = (
+            [100 * e[side] if e else value for e, value in zip(ends, auroc, strict=True)]
+            for side in (0, 1)
+        )
+        axes.hlines(places, low, high, color=KNOWN, linewidth=2.2, alpha=0.45)
+        axes.plot(auroc, places, "o", color=KNOWN, markersize=5)
+        axes.axvline(50, color="#999999", linewidth=0.8, linestyle=":")
+        lowest = min(lowest, np.min(low) - 2)
+        axes.set_ylim(-0.6, len(order) - 0.4)
+        first = axes.get_subplotspec().is_first_col()
+        axes.set_yticks(places, [short(d, 20) for d in order] if first else [""] * len(order))
+        axes.grid(axis="y", color="#eeeeee")
+        axes.set_axisbelow(True)
+        axes.set_title(f"{short(name)} ({run.results['groups'][name]})", fontsize=9)
+        tidy(axes)
+        axes.set_xlabel("AUROC, %", fontsize=8)
+    for axes in panels:
+        axes.set_xlim(lowest, 101)
+    if panels:
+        figure.subplots_adjust(left=1.35 / WIDTH, wspace=0.08)
+    return figure
+
+
+def coincidences(run: Run) -> list[str]:
+    """A sentence for each group of detectors whose ROC curves are the same on every set.
+
+    Args:
+        run: with its scores loaded.
+    """
+    groups: dict[bytes, list[str]] = {}
+    for detector in run.detectors:
+        curves = [
+            np.concatenate(_roc(run.scores(run.known, detector), run.scores(name, detector)))
+            for name in run.ood_sets
+        ]
+        groups.setdefault(np.concatenate(curves).round(9).tobytes(), []).append(detector)
+    return [
+        f"The curves of {', '.join(same[:-1])} and {same[-1]} coincide: one hides the other."
+        for same in groups.values()
+        if len(same) > 1
+    ]
 
 
 def histograms(run: Run, detector: str) -> Figure:
@@ -32,10 +106,11 @@ def histograms(run: Run, detector: str) -> Figure:
         detector: one of `run.detectors`.
     """
     figure, panels = grid(len(run.ood_sets), height=2.3)
-    known = run.scores(run.known, detector).astype(np.float64)
+    label_of_axis, shown = AXES.get(detector, ("score", lambda scores: scores.astype(np.float64)))
+    known = shown(run.scores(run.known, detector))
     threshold = np.sort(known)[round(0.05 * len(known))]
     for axes, name in zip(panels, run.ood_sets, strict=True):
-        novel = run.scores(name, detector).astype(np.float64)
+        novel = shown(run.scores(name, detector))
         edges = _edges(known, novel)
         for scores, colour, label in ((known, KNOWN, run.known), (novel, NOVEL, name)):
             share = np.histogram(np.clip(scores, edges[0], edges[-1]), edges)[0] / len(scores)
@@ -51,7 +126,7 @@ def histograms(run: Run, detector: str) -> Figure:
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         tidy(axes)
-    labels(panels, "score", "share of images")
+    labels(panels, label_of_axis, "share of images")
     return figure
 
 
@@ -143,10 +218,14 @@ def gallery(run: Run, image_set: str) -> Figure:
         image_set: a set of which `run.picks` has images.
     """
     detectors = [d for d in run.detectors if (image_set, d, "most") in run.picks]
-    left, step, gap, head, line = 1.15, 0.8, 0.25, 0.3, 0.98
+    left, step, gap, head, line = 1.15, 0.8, 0.25, 0.3, 1.2
     height = head + line * len(detectors)
     figure = Figure(figsize=(WIDTH, height))
     axes = figure.add_axes((0, 0, 1, 1))
+    threshold = {
+        d: np.sort(run.scores(run.known, d))[round(0.05 * len(run.scores(run.known, d)))]
+        for d in detectors
+    }
     for end, name in enumerate(ENDS):
         start = left + end * (COUNT * step + gap)
         title = f"{name} in-distribution-looking"
@@ -158,12 +237,33 @@ def gallery(run: Run, image_set: str) -> Figure:
             for place, pick in enumerate(run.picks.get((image_set, detector, name), [])[:COUNT]):
                 _thumbnail(axes, pick.image, start + place * step, top, step - 0.08)
                 middle = start + place * step + (step - 0.08) / 2
+                accepted = pick.score >= threshold[detector]
+                lines = [f"{pick.score:.4g}", "accepted" if accepted else "rejected"]
+                lines += _classes(run, image_set, pick.index)
                 axes.text(
-                    middle, top + 0.75, f"{pick.score:.4g}", fontsize=7, ha="center", va="top"
+                    middle,
+                    top + 0.75,
+                    "\n".join(lines),
+                    fontsize=6.2,
+                    ha="center",
+                    va="top",
+                    color="#333333" if accepted else NOVEL,
+                    parse_math=False,
                 )
     axes.set(xlim=(0, WIDTH), ylim=(height, 0))
     axes.set_axis_off()
     return figure
+
+
+def _classes(run: Run, image_set: str, index: int) -> list[str]:
+    """An image's predicted class and, where it is known, its true one."""
+    arrays = run.arrays[image_set].get(PREDICTION)
+    if arrays is None:
+        return []
+    row = int(np.searchsorted(arrays["index"], index))
+    predicted, label = int(arrays["score"][row]), int(arrays["label"][row])
+    shown = f"class {predicted}"
+    return [shown if image_set != run.known or label < 0 else f"{shown}, true {label}"]
 
 
 def _edges(known: np.ndarray, novel: np.ndarray, bins: int = 60) -> np.ndarray:
@@ -198,6 +298,8 @@ def _tap_values(
     values = arrays[kind].astype(np.float64)
     if kind == "tap_average":
         values = values / arrays["outer"].astype(np.float64)[:, None] ** 2
+    if kind == "tap_pvalue":
+        values = 1 - values
     return values
 
 

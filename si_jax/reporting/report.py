@@ -190,12 +190,41 @@ def notes(report: Mapping[str, Any]) -> list[str]:
             "In brackets: 95 % confidence intervals by bootstrap over images"
             f" ({draws['resamples']} resamples, seed {draws['seed']})."
         )
+    return found
+
+
+def warnings(report: Mapping[str, Any]) -> list[str]:
+    """Sentences that a reader must see before the numbers."""
+    shown = []
+    if warning := report.get("warning"):
+        shown.append(f"{warning}.")
     if missing := report.get("incomplete"):
-        found.append(
+        shown.append(
             f"Sets of the benchmark are absent, so means over the {' and '.join(missing)} sets are"
             f" not the benchmark's averages: {', '.join(_absent(report))}."
         )
-    return found
+    return shown
+
+
+def answer(report: Mapping[str, Any]) -> str:
+    """The result in a sentence or two: which detector is best on which group of sets."""
+    best: dict[str, list[str]] = {}
+    for group in dict.fromkeys(report["groups"].values()):
+        members = [name for name, its in report["groups"].items() if its == group]
+        first = max(report["averages"], key=lambda d: report["averages"][d][group]["auroc"])
+        row = report["averages"][first][group]
+        sets = f"the {len(members)} {group} sets" if len(members) > 1 else f"{members[0]} ({group})"
+        values = f"AUROC {percent(row['auroc'])} %, FPR95 {percent(row['fpr95'])} %"
+        best.setdefault(first, []).append(f"on {sets} ({values})")
+    known, count = report["in_distribution"], len(report["results"])
+    if not best:
+        return f"{known} was scored; there is no out-of-distribution set to tell it from."
+    told = "; ".join(
+        f"{name} {'is best' if count > 1 else 'was evaluated'} {' and '.join(places)}"
+        for name, places in best.items()
+    )
+    lead = f"Of {count} detectors, " if count > 1 else ""
+    return f"{lead}{told}. In-distribution is {known}."
 
 
 def setting_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -226,11 +255,11 @@ def listed(value: Any) -> str:
 def markdown(report: Mapping[str, Any]) -> str:
     """A run's facts and tables as Markdown."""
     parts = [f"# {escape(title(report))}"]
-    if warning := report.get("warning"):
-        parts.append(f"**Warning:** {escape(warning)}.")
-    parts += [markdown_facts(fact_rows(report)), *map(escape, notes(report))]
+    parts += [f"**Warning:** {escape(warning)}" for warning in warnings(report)]
+    parts += [escape(answer(report)), *map(escape, notes(report))]
     parts += map(markdown_table, metric_tables(report))
     parts += ["## Settings", markdown_facts(setting_rows(report))]
+    parts += ["## Facts", markdown_facts(fact_rows(report))]
     return "\n\n".join(parts) + "\n"
 
 

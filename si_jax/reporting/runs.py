@@ -11,6 +11,7 @@ import numpy as np
 
 from si_jax.data.files import BROKEN, read_arrays
 from si_jax.evaluation import metrics
+from si_jax.evaluation.scoring import PREDICTION
 from si_jax.evaluation.store import META, Store
 from si_jax.reporting import extremes
 
@@ -166,7 +167,7 @@ def _arrays(results: Mapping[str, Any], store: Store) -> Arrays:
         for name in (known, *results["groups"])
     }
     for name, found in arrays.items():
-        for detector, file in found.items():
+        for detector, file in list(found.items()):
             other = len(file["score"]) != results["counts"][name]
             if not other and name != known:
                 pair = arrays[known][detector]["score"], file["score"]
@@ -180,6 +181,12 @@ def _arrays(results: Mapping[str, Any], store: Store) -> Arrays:
                     f"{store.path(detector, name)} is of another computation than results.json:"
                     " evaluate again into the same directory"
                 )
+        predicted = store.path(PREDICTION, name)
+        if predicted.is_file() and PREDICTION not in found:
+            file = _read(predicted)
+            first = next(iter(found.values()))
+            if np.array_equal(file["index"], first["index"]):
+                found[PREDICTION] = file
     return arrays
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-import si_jax
 from si_jax.data import benchmarks, sources
 from si_jax.data.image_set import ImageSet
 from si_jax.detectors import Detector
 from si_jax.evaluation import benchmark
 from si_jax.model import Model
+from si_jax.weights.checkpoint import load_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +101,7 @@ def load_networks(texts: Sequence[str]) -> list[Network]:
         raise ValueError("--network: give at least one DATASET=CHECKPOINT")
     networks = []
     for (dataset, checkpoint), name in zip(pairs, _names(pairs), strict=True):
-        model, classes = si_jax.load_model(checkpoint), benchmarks.BENCHMARKS[dataset].num_classes
+        model, classes = load_model(checkpoint), benchmarks.BENCHMARKS[dataset].num_classes
         if model.num_classes != classes:
             raise ValueError(
                 f"--network {dataset}={checkpoint}: the checkpoint has {model.num_classes}"

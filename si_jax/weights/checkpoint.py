@@ -3,9 +3,8 @@
 import dataclasses
 import importlib.resources
 import json
-import numbers
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 from flax import linen as nn
 
 from si_jax.data.directories import written_whole
-from si_jax.model import Model
+from si_jax.model import Model, checked_size
 from si_jax.models import ARCHITECTURES, architecture
 from si_jax.weights.card import read_card
 from si_jax.weights.variables import load_variables, save_variables
@@ -137,18 +136,6 @@ def make_module(name: str, num_classes: int, options: Mapping[str, Any]) -> nn.M
 def abstract_variables(module: nn.Module, input_size: tuple[int, int]) -> Any:
     """Names, shapes and dtypes of a network's variables."""
     return jax.eval_shape(lambda: init(module, input_size, 0))
-
-
-def checked_size(input_size: Sequence[int]) -> tuple[int, int]:
-    """A height and a width in pixels.
-
-    Raises:
-        ValueError: if they are not two positive whole numbers.
-    """
-    size = tuple(input_size)
-    if len(size) != 2 or any(not isinstance(n, numbers.Integral) or n < 1 for n in size):
-        raise ValueError(f"input_size (={size}) must be a height and a width of at least 1 pixel")
-    return int(size[0]), int(size[1])
 
 
 def init(module: nn.Module, input_size: tuple[int, int], seed: int) -> dict[str, Any]:

@@ -13,12 +13,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from si_jax.model import Model
+from si_jax.model import Model, checked_size
 from si_jax.models import ARCHITECTURES, NORMALISATIONS, architecture
 from si_jax.models.bit import BiT
 from si_jax.models.resnet import ResNet
 from si_jax.models.wide_resnet import WideResNet
-from si_jax.weights.checkpoint import abstract_variables, build_model, checked_size, make_module
+from si_jax.weights.checkpoint import abstract_variables, build_model, make_module
 from si_jax.weights.convert_files import find_state, load_file, shape_of, to_float32
 from si_jax.weights.convert_names import LAYOUTS, Layout, canonical, flax_name, source_name
 

@@ -20,6 +20,8 @@ OPTIONS = {"knn": {"k": 5}, "lts": {"percentile": 60}}
 SEPARATE = ("si-c", "gaia-z", "gaia-a", "odin", "rankfeat")
 """Those that do not only need one forward pass, as far as the other kinds of networks go."""
 
+FEW = ("energy", "gradnorm", "react", "ash-s", "knn", "mahalanobis", "vim", "kl-matching")
+
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_to_compile():
@@ -88,7 +90,8 @@ def test_scores_on_other_networks_are_finite_float32_and_vary(kind, models):
     separate = [n for n in SEPARATE if not (kind == "no ReLU" and n == "gaia-z")]
     if kind in ("no bias", "two classes"):
         separate = ["si-c"]
-    detectors = fitted(model, [*forward_only(model), *separate])
+    names = forward_only(model) if kind == "bfloat16" else FEW
+    detectors = fitted(model, [*names, *separate])
     results = Scorer(detectors)(random_images(model, 13, seed=1))
     for name, arrays in results.items():
         assert arrays["score"].dtype == np.float32, name
@@ -218,12 +221,9 @@ def test_vim_refuses_negative_logits(models):
 
 @pytest.mark.parametrize("name", ["msp", "gaia-z", "si-c", "knn"])
 def test_what_comes_of_a_broken_forward_pass_is_never_a_score(name, models):
-    broken = dataclasses.replace(
-        models["plain"], variables=jax.tree.map(np.copy, models["plain"].variables)
-    )
+    broken = testing.small_model()
     images = random_images(broken, 12, seed=1)
-    detector = fitted(broken, [name])[name]
-    assert np.isfinite(detector.score(images)).all()
+    detector = fitted(models["plain"], [name])[name]
     broken.variables["params"]["block1"]["conv"]["kernel"][0, 0, 0, 0] = np.nan
     again = build(name, broken)
     if again.needs_fit:

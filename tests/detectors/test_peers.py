@@ -16,7 +16,7 @@ from si_jax import splitting
 from si_jax.detectors import default_options
 from si_jax.detectors.features import kept_count, without_rank_one
 from si_jax.detectors.fitting import reservoir
-from si_jax.detectors.head import head_bias, head_logits
+from si_jax.detectors.head import head_logits
 from si_jax.detectors.neighbours import kth_distance
 from si_jax.evaluation.scoring import Scorer
 
@@ -683,7 +683,7 @@ def test_one_forward_pass_serves_all_forward_only_detectors(make, model, images,
 @pytest.mark.parametrize("name", ["ash-s", "dice", "vim", "gradnorm"])
 def test_a_head_without_bias(name, images, train):
     net = build(Tiny(bias=False))
-    close(head_bias(net, net.variables), np.zeros(CLASSES))
+    close(net.head_bias(net.variables), np.zeros(CLASSES))
     logits = head_logits(net, net.variables, jnp.asarray(net.features(images)))
     close(logits, net.logits(images))
     detector = si_jax.make_detector(name, net).fit(*train)

@@ -175,7 +175,7 @@ def test_page_is_whole_and_loads_nothing(page):
     reader = Reader()
     reader.feed(page)
     assert reader.open_tags == []
-    assert len(reader.sources) == 1 + len(SETTINGS) + 2 + len(SETS)
+    assert len(reader.sources) == 2 + len(SETTINGS) + 2 + len(SETS)
     assert all(source.startswith("data:image/") for source in reader.sources)
     assert reader.links
     assert all(f'id="{link[1:]}"' in page for link in reader.links)
@@ -193,7 +193,9 @@ def test_page_tells_the_facts(page):
     for text in ("resnet8, 78,042 parameters", "made-up, protocol published", "90.00%", "no resize",
                  "known 60", "lsun (places stands in)", "python 3.11", "steps=2"):  # fmt: skip
         assert text in page
-    assert 'class="warning"' not in page
+    warnings = re.findall(r'<p class="warning">(.*?)</p>', page)
+    assert len(warnings) == 1
+    assert "lsun (places stands in)" in warnings[0]
 
 
 def test_page_warns_and_does_without_images(run):
@@ -429,3 +431,58 @@ def test_script_ends_with_status_2(tmp_path):
 def test_the_same_run_twice(directory):
     with pytest.raises(ValueError, match="given twice"):
         runs.load_several([directory, f"{directory}/"])
+
+
+# --- the first screen -----------------------------------------------------------------------------
+
+
+def test_the_answer_names_the_best_of_each_group(run):
+    sentence = report.answer(run.results)
+    for group in ("far", "near"):
+        rows = {d: run.results["averages"][d][group]["auroc"] for d in run.detectors}
+        best = max(rows, key=rows.get)
+        assert re.search(rf"{best} is best .*\(AUROC {100 * rows[best]:.2f} %", sentence)
+    assert sentence.startswith("Of 3 detectors, ")
+
+
+def test_the_page_answers_first_and_tells_facts_last(page, run):
+    answer = page.index('class="answer"')
+    assert answer < page.index("<figure>") < page.index('id="results"') < page.index('id="facts"')
+    assert page.index('id="settings"') < page.index('id="facts"')
+
+
+def test_overview_shows_every_detector_on_every_set(run):
+    figure = figures.overview(run)
+    assert len(figure.axes) == len(GROUPS)
+    for axes, name in zip(figure.axes, GROUPS, strict=True):
+        (points,) = axes.lines[:1]
+        shown = sorted(points.get_xdata())
+        assert shown == pytest.approx(
+            sorted(100 * run.results["results"][d][name]["auroc"] for d in run.detectors)
+        )
+
+
+def test_curves_that_coincide_are_named(run):
+    assert figures.coincidences(run) == []
+    arrays = {name: {**found, "gaia-a": found["si-z"]} for name, found in run.arrays.items()}
+    (sentence,) = figures.coincidences(runs.Run("x", run.results, arrays, {}))
+    assert "si-z and gaia-a coincide" in sentence
+
+
+def test_msp_has_an_axis_of_log_odds():
+    p = np.array([0.5, 0.9, 1.0], np.float32)
+    assert figures.log_odds(p) == pytest.approx([0, np.log(9), np.log(2.0**24 - 1)], rel=1e-5)
+
+
+def test_gallery_says_class_and_verdict(run):
+    arrays = {}
+    for name, size in SETS.items():
+        labels = np.arange(size) % 7 if name == "known" else np.full(size, -1)
+        predicted = {"score": np.full(size, 3), "label": labels, "index": np.arange(size)}
+        arrays[name] = {**run.arrays[name], "prediction": predicted}
+    shown = runs.Run("x", run.results, arrays, run.picks)
+    texts = [text.get_text() for text in figures.gallery(shown, "known").axes[0].texts]
+    assert any("accepted\nclass 3, true" in text for text in texts)
+    assert any("rejected" in text for text in texts)
+    texts = [text.get_text() for text in figures.gallery(shown, "svhn").axes[0].texts]
+    assert any(text.endswith("class 3") for text in texts)

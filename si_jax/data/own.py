@@ -1,0 +1,107 @@
+"""Data of the user's own: a folder with training, held-out and out-of-distribution images."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from si_jax.data import synthetic
+from si_jax.data.benchmarks import OodSet, Resolved
+from si_jax.data.catalogue import SetEntry
+from si_jax.data.folders import from_folder
+from si_jax.data.image_set import ImageSet, MissingSet
+from si_jax.data.preprocessing import Preprocessing
+from si_jax.data.sequences import as_image_set
+from si_jax.data.tables import Benchmark
+
+PROTOCOL = "own"
+HELD_OUT = ("val", "test")  # names of the folder with in-distribution images, by preference
+
+
+def resolve_own(
+    root: str | os.PathLike | None,
+    *,
+    num_classes: int,
+    preprocessing: Preprocessing,
+    classes: Sequence[str] = (),
+    test: Any = None,
+    train: Any = None,
+    ood: Mapping[str, Any] | None = None,
+    name: str = "",
+    seed: int = 0,
+) -> Resolved:
+    """Find the sets to evaluate a classifier of one's own classes on.
+
+    Args:
+        root: a folder with `val` (or `test`), `train` if detectors are to be fitted, and
+            `ood/NAME`; in the first two a folder a class. None if all is given by the others.
+        num_classes: of the classifier.
+        preprocessing: the checkpoint's own.
+        classes: names of the classifier's classes in the order of its logits, by which class
+            folders are matched; where there are none, folders are taken in their own order.
+        test: in-distribution images in place of `root`'s, as `as_image_set` takes; a folder's
+            class folders are matched as above.
+        train: likewise the images that detectors are fitted on.
+        ood: further out-of-distribution sets by name, as `as_image_set` takes.
+        name: what to call the in-distribution set; the folder's name by default.
+        seed: of the made-up sets.
+
+    Returns:
+        The sets. Where there is no out-of-distribution set, they are made of `test`.
+
+    Raises:
+        MissingSet: if in-distribution images are absent.
+        ValueError: if class folders are not the classifier's classes.
+    """
+    folder = None if root is None else Path(root).expanduser()
+    if folder is not None and not folder.is_dir():
+        raise MissingSet(f"{folder} is not a folder; give one with val and ood in it.")
+    if test is None and folder is not None:
+        test = next((folder / n for n in HELD_OUT if (folder / n).is_dir()), None)
+    if test is None:
+        raise MissingSet(
+            f"{folder or 'the data set'} has no folder val or test with in-distribution images;"
+            " make one with a folder a class, or say where they are."
+        )
+    if train is None and folder is not None and (folder / "train").is_dir():
+        train = folder / "train"
+    name = name or (folder.resolve().name if folder is not None else "in-distribution")
+    tested = _labelled(test, name, num_classes, classes)
+    given = dict(ood or {})
+    if folder is not None and (folder / "ood").is_dir():
+        found = sorted(p for p in (folder / "ood").iterdir() if not p.name.startswith("."))
+        given = {p.stem if p.is_file() else p.name: p for p in found} | given
+    sets = [OodSet(key, "ood", as_image_set(data, key)) for key, data in given.items()]
+    if not sets:
+        made = synthetic.sets_of(tested, preprocessing, seed)
+        sets = [OodSet(key, "made", images) for key, images in made.items()]
+    entries = tuple(SetEntry(item.name, (), item.group) for item in sets)
+    return Resolved(
+        benchmark=Benchmark(
+            name=name,
+            num_classes=num_classes,
+            size=PROTOCOL,
+            test=SetEntry(name, ()),
+            train=SetEntry(f"{name}_train", ()),
+            ood={PROTOCOL: entries},
+        ),
+        protocol=PROTOCOL,
+        preprocessing=preprocessing,
+        test=tested,
+        train=None if train is None else _labelled(train, f"{name}_train", num_classes, classes),
+        ood=tuple(sets),
+        train_absent=""
+        if train is not None
+        else "give a folder train beside val, with a folder"
+        " a class, or say where training images are.",
+    )
+
+
+def _labelled(data: Any, name: str, num_classes: int, classes: Sequence[str]) -> ImageSet:
+    """Open in-distribution images; the folders of a folder are classes."""
+    is_folder = isinstance(data, (str, os.PathLike)) and Path(data).expanduser().is_dir()
+    if not is_folder:
+        return as_image_set(data, name)
+    if classes:
+        return from_folder(data, name=name, classes=classes)
+    return from_folder(data, name=name, num_classes=num_classes)

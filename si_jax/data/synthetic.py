@@ -1,0 +1,86 @@
+"""Out-of-distribution sets made of in-distribution images, for where there are none.
+
+They are easy next to real ones, and say little of near OOD; but there is always a table.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageFilter
+
+from si_jax.data.image_set import NO_LABEL, ImageSet, fingerprint_of, subset
+from si_jax.data.preprocessing import Preprocessing, resize
+
+PATCHES = 4  # shuffled images are cut into this many patches a side
+MOST = 1000  # images of a set
+
+
+def noise(
+    image: UInt8[np.ndarray, "height width 3"], rng: np.random.Generator
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Draw every pixel from the image's own pixels, with replacement."""
+    pixels = image.reshape(-1, 3)
+    return pixels[rng.integers(len(pixels), size=len(pixels))].reshape(image.shape)
+
+
+def shuffled(
+    image: UInt8[np.ndarray, "height width 3"], rng: np.random.Generator
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Shuffle the image's patches, four a side; pixels beyond a multiple of four stay."""
+    height, width = (length // PATCHES for length in image.shape[:2])
+    result = image.copy()
+    corners = [(row, column) for row in range(PATCHES) for column in range(PATCHES)]
+    for (row, column), source in zip(corners, rng.permutation(len(corners)), strict=True):
+        top, left = (k * side for k, side in zip(corners[source], (height, width), strict=True))
+        result[row * height : (row + 1) * height, column * width : (column + 1) * width] = image[
+            top : top + height, left : left + width
+        ]
+    return result
+
+
+def blurred(
+    image: UInt8[np.ndarray, "height width 3"], rng: np.random.Generator
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Blur the image: a Gaussian whose deviation is an eighth of the shorter side."""
+    radius = min(image.shape[:2]) / 8
+    return np.array(Image.fromarray(image).filter(ImageFilter.GaussianBlur(radius)))
+
+
+KINDS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
+    "noise": noise,
+    "shuffled": shuffled,
+    "blurred": blurred,
+}
+
+
+def sets_of(images: ImageSet, transform: Preprocessing, seed: int = 0) -> dict[str, ImageSet]:
+    """Make the sets of every kind out of at most 1000 images.
+
+    Args:
+        images: in-distribution images.
+        transform: what they will go through; the images are made at the size behind its resizing,
+            so that noise is not averaged away by it.
+        seed: of the draw of images and of everything random.
+
+    Returns:
+        Kind -> set.
+    """
+    chosen = subset(images, MOST, seed)
+    return {name: _made(name, chosen, transform, seed) for name in KINDS}
+
+
+def _made(kind: str, images: ImageSet, transform: Preprocessing, seed: int) -> ImageSet:
+    def load(index: int) -> tuple[np.ndarray, int]:
+        image = resize(images.load(index)[0], transform.resize)
+        rng = np.random.default_rng([seed, index])
+        return KINDS[kind](image, rng), NO_LABEL
+
+    return ImageSet(
+        name=kind,
+        size=len(images),
+        structure=fingerprint_of("made", kind, str(transform), seed, images.structure),
+        load_fn=load,
+        ident_fn=lambda index: f"{kind} of {images.ident(index)}",
+        digest_fn=images.digest_fn,
+    )

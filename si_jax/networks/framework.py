@@ -1,0 +1,99 @@
+"""What the library needs to know of a framework, and the table of frameworks."""
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Visit = Callable[[str, Any, Callable[..., Any], tuple[Any, ...]], Any]
+"""`visit(path, module, call, args)` stands in for a sub-module's call and returns its output.
+
+`call(*args)` is the call itself, `args[0]` its input, and arrays have the batch axis first.
+"""
+
+Head = tuple[Any, Any]
+"""Weights (features, classes) and bias (classes,), or None for no bias, of a linear layer."""
+
+
+@dataclass(frozen=True)
+class Framework:
+    """A framework of networks.
+
+    Attributes:
+        name: its name, for messages.
+        prepare: (network, variables or None) -> (network for inference, its variables). The
+            user's own object is never changed. Trainable weights stand under `"params"` where
+            there is such a key. Raises a ValueError if the network cannot be used.
+        run: (network, variables, images, keywords of the call, visit) -> the network's output.
+        is_norm: whether a module normalises: these are the default taps.
+        is_linear: whether a module is a linear layer.
+        head: (network, variables, path) -> `Head` of the linear layer there; None if it is none.
+        linear_layer: what a linear layer is called, for messages.
+    """
+
+    name: str
+    prepare: Callable[[Any, Any], tuple[Any, Mapping[str, Any]]]
+    run: Callable[[Any, Mapping[str, Any], Any, Mapping[str, Any], Visit], Any]
+    is_norm: Callable[[Any], bool]
+    is_linear: Callable[[Any], bool]
+    head: Callable[[Any, Mapping[str, Any], str], Head | None]
+    linear_layer: str
+
+
+FRAMEWORKS: dict[tuple[str, str], str] = {
+    ("flax.linen", "Module"): "si_jax.networks.linen",
+}
+"""(package, base class of its networks) -> module whose `FRAMEWORK` serves them."""
+
+
+def framework_of(network: Any) -> Framework:
+    """The framework that a network belongs to.
+
+    Raises:
+        ValueError: if it belongs to none that is served.
+    """
+    for (package, base), module in FRAMEWORKS.items():
+        # what was not imported cannot have made the network
+        cls = getattr(sys.modules.get(package), base, None)
+        if cls is None:
+            continue
+        if isinstance(network, cls):
+            return importlib.import_module(module).FRAMEWORK
+        if isinstance(network, type) and issubclass(network, cls):
+            raise ValueError(
+                f"network (={network.__name__}) is a class: give an instance of it, such as"
+                f" {network.__name__}(...)"
+            )
+    raise ValueError(
+        f"network (a {type(network).__module__}.{type(network).__qualname__}) must be a Flax Linen"
+        " module"
+    )
+
+
+def first_positional(
+    call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """A call and its arguments such that the input is `args[0]`, however it was passed."""
+    if args or not kwargs:
+        return lambda *args: call(*args, **kwargs), args
+    name, value = next(iter(kwargs.items()))
+    rest = {k: v for k, v in kwargs.items() if k != name}
+    return lambda first: call(**{name: first}, **rest), (value,)
+
+
+def at(tree: Any, path: str) -> Any:
+    """What lies in nested mappings at a path such as `"stage/block/conv"`; None if nothing."""
+    for name in path.split("/"):
+        if not isinstance(tree, Mapping):
+            return None
+        tree = tree.get(name, tree.get(int(name)) if name.isdigit() else None)
+    return tree
+
+
+def named_head(node: Any) -> Head | None:
+    """`Head` of a mapping with a `"kernel"` and perhaps a `"bias"`."""
+    kernel = node.get("kernel") if isinstance(node, Mapping) else None
+    if kernel is None or kernel.ndim != 2:
+        return None
+    return kernel, node.get("bias")

@@ -1,0 +1,59 @@
+"""Flax Linen: sub-modules are reached through `flax.linen.intercept_methods`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flax import linen as nn
+from flax.core import meta
+
+from si_jax.networks.framework import Framework, Head, Visit, at, first_positional, named_head
+
+
+def prepare(network: nn.Module, variables: Any) -> tuple[nn.Module, Mapping[str, Any]]:
+    """The module as it is, and its variables out of their partitioning boxes."""
+    if variables is None:
+        raise ValueError(
+            "variables (=None) must be given for a Flax Linen module: what module.init returned, or"
+            " a trained state"
+        )
+    if not isinstance(variables, Mapping):
+        raise ValueError(
+            f"variables (a {type(variables).__name__}) must be a mapping such as"
+            ' {"params": ..., "batch_stats": ...}: what module.init returned, or a trained state'
+        )
+    return network, meta.unbox(variables)
+
+
+def run(
+    network: nn.Module,
+    variables: Mapping[str, Any],
+    images: Any,
+    kwargs: Mapping[str, Any],
+    visit: Visit,
+) -> Any:
+    """Apply the network with `visit` around each sub-module's `__call__`."""
+
+    def interceptor(call, args, kwargs, context):
+        path = "/".join(context.module.path)
+        if context.method_name != "__call__" or not path:
+            return call(*args, **kwargs)
+        return visit(path, context.module, *first_positional(call, args, kwargs))
+
+    with nn.intercept_methods(interceptor):
+        return network.apply(variables, images, **kwargs)
+
+
+def head(network: nn.Module, variables: Mapping[str, Any], path: str) -> Head | None:
+    """The weights of the `Dense` at a path."""
+    return named_head(at(variables.get("params"), path))
+
+
+FRAMEWORK = Framework(
+    name="Flax Linen",
+    prepare=prepare,
+    run=run,
+    is_norm=lambda module: isinstance(module, nn.BatchNorm | nn.GroupNorm | nn.LayerNorm),
+    is_linear=lambda module: isinstance(module, nn.Dense),
+    head=head,
+    linear_layer="flax.linen.Dense",
+)

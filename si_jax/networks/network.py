@@ -1,0 +1,258 @@
+"""A network with its weights: run with a visit around each call, and looked at from outside."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from si_jax.networks.framework import Framework, Visit, framework_of
+
+HINTS = (
+    (
+        "rng",
+        "it draws random numbers, as dropout does: switch that off by call_kwargs, such as"
+        ' {"deterministic": True} or {"train": False}',
+    ),
+    (
+        "immutable|running_average",
+        'it is in training mode: switch that off by call_kwargs, such as {"train": False}',
+    ),
+    (
+        "missing|required",
+        "where an argument of the network's own is missing, give it in call_kwargs, such as"
+        ' {"train": False}',
+    ),
+    (
+        "shape|dimension|channels|axis|axes|incompatible",
+        "do input_size, the number of channels in mean and the variables fit it?",
+    ),
+)
+"""What is looked for in an error of a network's own -> what may help."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a sub-module.
+
+    Attributes:
+        path: the module's path, the tap's name.
+        module: the module.
+        shape: shape of the output without the batch axis; None where the output is no array.
+        leaf: whether no other sub-module was called inside.
+    """
+
+    path: str
+    module: Any = field(compare=False)
+    shape: tuple[int, ...] | None
+    leaf: bool
+
+
+class Outline(NamedTuple):
+    """What a run of the network on one image looks like.
+
+    Attributes:
+        calls: every sub-module's call, in the order in which they end.
+        logits: shape and dtype of the network's output, without the batch axis.
+        inputs: path -> shape of the first input of each call, without the batch axis; None where
+            it is no array.
+        heads: paths of the linear layers that may have given the logits.
+    """
+
+    calls: tuple[Call, ...]
+    logits: tuple[int, ...]
+    inputs: Mapping[str, tuple[int, ...] | None]
+    heads: tuple[str, ...]
+
+
+class Network:
+    """A network of any framework with its weights; `si_jax.Model` is one.
+
+    Attributes:
+        module: the network, an object of its framework.
+        variables: its variables.
+        input_size: height and width of the images, in pixels.
+        mean: one number for each channel of the images.
+        head: path of the last linear layer.
+        call_kwargs: further keywords of the network's call.
+        output: key or index of the logits in the network's output; None if it is the logits.
+        precision: matrix precision.
+    """
+
+    module: Any
+    variables: Mapping[str, Any]
+    input_size: tuple[int, int]
+    mean: tuple[float, ...]
+    head: str
+    call_kwargs: Mapping[str, Any]
+    output: str | int | None
+    precision: str
+
+    @cached_property
+    def framework(self) -> Framework:
+        """How networks of this kind are run."""
+        return framework_of(self.module)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of one image."""
+        return (*self.input_size, len(self.mean))
+
+    @cached_property
+    def outline(self) -> Outline:
+        """What a run looks like; see `outline`."""
+        return outline(self)
+
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        """Every sub-module's call, in the order in which they end."""
+        return self.outline.calls
+
+    @property
+    def num_classes(self) -> int:
+        """Number of logits."""
+        return self.outline.logits[-1]
+
+    @property
+    def num_features(self) -> int:
+        """Number of channels of what enters the head."""
+        shape = self.outline.inputs[self.head]
+        return shape[-1] if shape else 0
+
+
+def run(
+    network: Network,
+    variables: Mapping[str, Any],
+    images: Float[Array, "batch height width channels"],
+    visit: Visit,
+) -> Any:
+    """The network's logits, with `visit` around each sub-module's call.
+
+    Raises:
+        ValueError: if `output` is no entry of what the network returns.
+    """
+    return _logits(network, _run(network, variables, images, visit))
+
+
+def outline(network: Network) -> Outline:
+    """Look at a run on one image, without computing it.
+
+    Raises:
+        ValueError: if the network cannot be run on an image, or does not return logits.
+    """
+    ended: list[Call] = []
+    inputs: dict[str, tuple[int, ...] | None] = {}
+    linear: dict[str, Any] = {}
+    result: list[Any] = []
+
+    def visit(path, module, call, args):
+        before = len(ended)
+        out = call(*args)
+        ended.append(Call(path, module, _shape(out), leaf=len(ended) == before))
+        inputs[path] = _shape(args[0]) if args else None
+        if network.framework.is_linear(module):
+            linear[path] = out
+        return out
+
+    def trace(variables, images):
+        try:
+            out = _run(network, variables, images, visit)
+        except Exception as error:
+            raise ValueError(_trouble(network, error)) from error
+        logits = _logits(network, out)
+        if getattr(logits, "ndim", None) != 2 or logits.shape[0] != 1:
+            raise ValueError(
+                "the network must return logits of shape (batch, classes), but for one image it"
+                f" returns {jax.tree.map(jnp.shape, out)}: where one entry is the logits, give its"
+                " key or index as output"
+            )
+        same = [path for path, out in linear.items() if out is logits]
+        alike = [path for path, out in linear.items() if jnp.shape(out) == logits.shape]
+        result.append(Outline(tuple(ended), _shape(logits) or (), inputs, tuple(same or alike)))
+
+    image = jax.ShapeDtypeStruct((1, *network.image_shape), jnp.float32)
+    jax.eval_shape(trace, network.variables, image)
+    return result[0]
+
+
+def head_of(network: Network, head: str | None) -> str:
+    """Path of the linear layer that gives the logits: the one asked for, or the only one.
+
+    Raises:
+        ValueError: if it is never called, or called twice, or None is given and it is not certain
+            which it is.
+    """
+    paths = [call.path for call in network.calls]
+    layer = network.framework.linear_layer
+    if head is None:
+        heads = network.outline.heads
+        if len(heads) == 1:
+            return heads[0]
+        linear = [c.path for c in network.calls if network.framework.is_linear(c.module)]
+        raise ValueError(
+            f"head must be given: the linear layers ({layer}) that may give the logits are"
+            f" {', '.join(heads) or 'none'}; all linear layers: {', '.join(linear) or 'none'}"
+        )
+    if head not in paths:
+        raise ValueError(
+            f"head (={head!r}) is not called by the network; its sub-modules are: "
+            + (", ".join(paths) or "none")
+        )
+    if f"{head}#1" in paths:
+        raise ValueError(
+            f"head (={head!r}) is called more than once, so its input is not one set of features:"
+            " give a network that calls its last linear layer once for each image"
+        )
+    return head
+
+
+def _run(network, variables, images, visit):
+    """The network's output; paths of repeated calls are numbered."""
+    counts: Counter[str] = Counter()
+
+    def numbered(path, module, call, args):
+        count = counts[path]
+        counts[path] += 1
+        return visit(f"{path}#{count}" if count else path, module, call, args)
+
+    with jax.default_matmul_precision(network.precision):
+        return network.framework.run(
+            network.module, variables, images, network.call_kwargs, numbered
+        )
+
+
+def _logits(network, out):
+    """The entry of the output that is the logits."""
+    if network.output is None:
+        return out
+    try:
+        return out[network.output]
+    except (KeyError, IndexError, TypeError):
+        raise ValueError(
+            f"output (={network.output!r}) is no entry of what the network returns:"
+            f" {jax.tree.map(jnp.shape, out)}"
+        ) from None
+
+
+def _shape(x: Any) -> tuple[int, ...] | None:
+    """Shape of an array without the batch axis; None of anything else."""
+    return tuple(x.shape[1:]) if isinstance(x, jax.Array) else None
+
+
+def _trouble(network: Network, error: Exception) -> str:
+    """What to say when the network could not be run."""
+    text = str(error).strip().splitlines()
+    shape = (1, *network.image_shape)
+    message = (
+        f"the network cannot be run on an image of shape {shape}:"
+        f" {type(error).__name__}: {text[0] if text else ''}"
+    )
+    for words, hint in HINTS:
+        if re.search(words, f"{type(error).__name__} {error}", re.IGNORECASE):
+            return f"{message} ({hint})"
+    return message
