@@ -37,7 +37,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--normalisation", help="of a FILE's network: cifar10, cifar100, imagenet or half")
     add("--detectors", nargs="+", metavar="NAME", help=f"default: {' '.join(DEFAULT_DETECTORS)};"
         " without training images, those of them that need none")  # fmt: skip
-    add("--set", nargs="+", default=[], metavar="DETECTOR.OPTION=VALUE", dest="options")
+    add("--set", nargs="+", default=[], metavar="DETECTOR.OPTION=VALUE", dest="options",
+        help="an option of one detector, such as knn.k=5; see --list-detectors")  # fmt: skip
     add("--preset", help="S&I: published (default) or published-defaults")
     add("--steps", type=int, help="S&I: number of gradients integrated")
     add("--step-size", type=float, help="S&I: length of the adversarial step")
