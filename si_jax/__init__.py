@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from si_jax.detectors import make_detector as make_detector
     from si_jax.detectors import register_detector as register_detector
     from si_jax.evaluation import metrics as metrics
+    from si_jax.evaluation.tuning_run import tune_on_benchmark as tune_on_benchmark
     from si_jax.model import Model as Model
+    from si_jax.reporting.evaluate import evaluate_benchmark as evaluate_benchmark
+    from si_jax.training.train_checkpoint import train_checkpoint as train_checkpoint
     from si_jax.weights.checkpoint import build_model as build_model
     from si_jax.weights.checkpoint import load_model as load_model
     from si_jax.weights.checkpoint import save_checkpoint as save_checkpoint
@@ -27,11 +30,14 @@ _PUBLIC = {
     "Model": "si_jax.model",
     "build_model": "si_jax.weights.checkpoint",
     "convert_torch": "si_jax.weights.convert",
+    "evaluate_benchmark": "si_jax.reporting.evaluate",
     "load_model": "si_jax.weights.checkpoint",
     "make_detector": "si_jax.detectors",
     "metrics": "si_jax.evaluation.metrics",
     "register_detector": "si_jax.detectors",
     "save_checkpoint": "si_jax.weights.checkpoint",
+    "train_checkpoint": "si_jax.training.train_checkpoint",
+    "tune_on_benchmark": "si_jax.evaluation.tuning_run",
     "with_new_head": "si_jax.weights.checkpoint",
 }
 """Public name -> the module that holds it, or is it."""

@@ -1,6 +1,7 @@
 """What the commands share: parsers, errors in one sentence, versions, the compilation cache."""
 
 import argparse
+import contextlib
 import importlib.metadata
 import os
 import shlex
@@ -8,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 PACKAGES = ("si-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -16,20 +18,77 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM arrived: what is under way may be saved, as after Ctrl-C."""
 
 
-def run(main: Callable[[], None]) -> None:
-    """Run a script's `main`; a user's mistake ends in one sentence and exit status 2.
+class Stream:
+    """A text stream that never fails: what cannot be written is dropped, and that is noted.
 
-    SIGTERM ends it as Ctrl-C does, so that progress is saved. Compiled programs are cached on
-    disk in `$JAX_COMPILATION_CACHE_DIR`, if that is set.
+    A reader that has gone, a full disk or a stream that was closed must not lose a run's results.
+    Characters that the stream's encoding lacks are written as escapes.
+
+    Args:
+        stream: standard output or error; None where that is closed.
+
+    Attributes:
+        failed: whether something could not be written.
+    """
+
+    def __init__(self, stream: Any):
+        self.stream, self.failed = stream, False
+
+    def write(self, text: str) -> int:
+        """Write `text`; returns its length in any case."""
+        if self.stream is None or self.failed:
+            self.failed = True
+            return len(text)
+        try:
+            self.stream.write(text)
+        except UnicodeEncodeError:
+            encoding = self.stream.encoding or "ascii"
+            return self.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        except (OSError, ValueError):  # ValueError: it was closed
+            self.failed = True
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is held back."""
+        if self.stream is None or self.failed:
+            return
+        try:
+            self.stream.flush()
+        except (OSError, ValueError):
+            self.failed = True
+
+    def __getattr__(self, name: str) -> Any:
+        if self.stream is None:
+            raise AttributeError(name)
+        return getattr(self.stream, name)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a command's `main`; a user's mistake ends in one sentence and exit status 2.
+
+    SIGTERM ends it as Ctrl-C does, so that progress is saved. If standard output or error is
+    closed, full, or read by nobody any more, the command goes on, and the exit status is 1 at its
+    end. Compiled programs are cached on disk in `$JAX_COMPILATION_CACHE_DIR`, if that is set.
     """
     handled = threading.current_thread() is threading.main_thread()
     previous = signal.signal(signal.SIGTERM, _terminate) if handled else None
+    streams = sys.stdout, sys.stderr
+    out, err = sys.stdout, sys.stderr = Stream(streams[0]), Stream(streams[1])
     try:
         main()
+        out.flush()
+        err.flush()
+        if out.failed:
+            print("error: standard output could not be written", file=sys.stderr)
+        if out.failed or (err.failed and err.stream is not None):
+            sys.exit(1)
     except (ValueError, OSError) as error:
         if os.environ.get("SI_JAX_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except MemoryError:
+        print("error: memory is exhausted: take smaller batches or fewer images", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as error:
         print("interrupted; what was finished is saved", file=sys.stderr)
@@ -37,6 +96,19 @@ def run(main: Callable[[], None]) -> None:
     finally:
         if handled:
             signal.signal(signal.SIGTERM, previous)
+        for stream in (out, err):
+            stream.flush()
+            if stream.failed and stream.stream is not None:
+                _silence(stream.stream)
+        sys.stdout, sys.stderr = streams
+
+
+def _silence(stream: Any) -> None:
+    """Let what a broken stream still holds go nowhere, lest Python complain of it at its exit."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def _terminate(number, frame):

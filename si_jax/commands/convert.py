@@ -22,14 +22,29 @@ def main(argv: list[str] | None = None) -> None:
     add("--model", required=True, help=f"one of {', '.join(ARCHITECTURES)}")
     add("--out", required=True, help="checkpoint directory to write")
     add("--normalisation", help=f"what the network was trained with: {', '.join(NORMALISATIONS)}")
-    add("--input-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"))
+    add("--mean", type=float, nargs="+", help="mean of each channel in [0, 1] units")
+    add("--std", type=float, nargs="+", help="standard deviation of each channel")
+    add(
+        "--input-size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="of the images, in pixels",
+    )
+    add("--part", help="which of several networks in the file: a key, or a prefix of names")
     args = parser.parse_args(argv)
 
     if Path(args.out).exists():
         raise ValueError(f"{args.out} exists already: choose another directory or remove it")
     size = tuple(args.input_size) if args.input_size else None
     model = si_jax.convert_torch(
-        args.model, args.file, input_size=size, normalisation=args.normalisation
+        args.model,
+        args.file,
+        input_size=size,
+        normalisation=args.normalisation,
+        mean=args.mean,
+        std=args.std,
+        part=args.part,
     )
     images = np.random.default_rng(0).normal(size=(2, *model.image_shape)).astype(np.float32)
     expected = model.logits(images, batch_size=2)
@@ -49,6 +64,8 @@ def main(argv: list[str] | None = None) -> None:
     print(f"weights       {len(jax.tree.leaves(model.variables))} arrays, equal after reloading")
     print(f"logits        of random input from {expected.min():.3g} to {expected.max():.3g},")
     print(f"              after reloading within {difference:.1g}")
+    for note in model.card["notes"]:
+        print(f"note          {note}")
     print(f"saved         {path}")
 
 

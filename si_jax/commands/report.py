@@ -10,7 +10,7 @@ Runs that differ only in their seed are joined as mean and standard deviation ov
 from pathlib import Path
 
 from si_jax import cli
-from si_jax.reporting import comparison, html, report, runs
+from si_jax.reporting import comparison, files, html, report, runs
 from si_jax.reporting.tables import plain
 
 
@@ -33,8 +33,8 @@ def main(argv: list[str] | None = None) -> None:
 def rebuild(directory: str, out: Path) -> None:
     """Write and print one run's report."""
     run = runs.load(directory)
-    saved = [report.write_markdown(report.markdown(run.results), out), html.write(run, out)]
-    print(f"{report.heading(run.results)}\n\n{report.tables(run.results)}\n")
+    saved = [files.write_markdown(report.markdown(run.results), out), html.write(run, out)]
+    print(f"{run}\n")
     for path in saved:
         print(f"saved {path}")
 
@@ -43,7 +43,7 @@ def compare(directories: list[str], out: Path) -> None:
     """Write and print several runs side by side."""
     entries = comparison.join(runs.load_several(directories))
     markdown = comparison.markdown(entries)
-    saved = [report.write_markdown(markdown, out), html.write_comparison(entries, out)]
+    saved = [files.write_markdown(markdown, out), html.write_comparison(entries, out)]
     for title, members in comparison.sections(entries).items():
         print(title)
         for table in comparison.metric_tables(members):

@@ -12,11 +12,8 @@ from si_jax.detectors.base import Inputs, Plan, State
 from si_jax.detectors.head import head_logits, num_features
 from si_jax.detectors.options import Count, Percentile
 from si_jax.model import Model
-from si_jax.models.bit import Bottleneck
-from si_jax.models.resnet import BasicBlock
-from si_jax.models.wide_resnet import WideBlock
+from si_jax.models import family_of
 
-BLOCKS = (BasicBlock, WideBlock, Bottleneck)
 SQUARINGS, POWERS = 6, 256
 
 
@@ -228,12 +225,9 @@ def relative_sum(
 
 def _maps(model: Model, stages: int) -> tuple[str, ...]:
     """The outputs of the last stages, in order; of a foreign network its last feature map."""
-    last = {}  # a stage's name -> its last block
-    for call in model.calls:
-        if isinstance(call.module, BLOCKS):
-            last[call.path.rpartition("_")[0]] = call.path
-    if last:
-        return tuple(last.values())[-stages:]
+    family = family_of(model.module)
+    if family is not None and (outputs := family.stages(model.module)):
+        return outputs[-stages:]
     paths = [call.path for call in model.calls]
     found = [
         call.path

@@ -73,13 +73,16 @@ def gradnorm(
         return {"score": jnp.sum(jnp.abs(out.features), axis=-1) * distance}
 
     def whole_norm(inputs: Inputs, state: State):
-        def divergence(params, image):
-            variables = {**inputs.variables, "params": params}
+        rest = dict(inputs.variables)
+        trained = {"params": rest.pop("params")} if "params" in rest else rest
+
+        def divergence(trained, image):
+            variables = {**rest, **trained}
             logits = splitting.forward(model, variables, image[None]).logits
             return -jnp.mean(jax.nn.log_softmax(logits / temperature))
 
         def norm(image):
-            gradient = jax.grad(divergence)(inputs.variables["params"], image)
+            gradient = jax.grad(divergence)(trained, image)
             return sum(jnp.sum(jnp.abs(g)) for g in jax.tree.leaves(gradient))
 
         return {"score": jax.lax.map(norm, inputs.images)}  # one by one: a gradient is a network

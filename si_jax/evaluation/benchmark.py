@@ -1,5 +1,6 @@
-"""A whole evaluation: every detector on a benchmark's sets, as one dictionary of results."""
+"""A whole evaluation: every detector on a benchmark's sets, as one record of results."""
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,13 +9,22 @@ from typing import Any
 import jax
 import numpy as np
 
+from si_jax import cli
 from si_jax.data.image_set import ImageSet
 from si_jax.detectors import DETECTORS, Detector, default_options, make_detector
-from si_jax.evaluation import metrics
+from si_jax.evaluation import bootstrap, metrics
+from si_jax.evaluation.keys import model_facts
+from si_jax.evaluation.metrics import METRICS
+from si_jax.evaluation.results import Results
 from si_jax.evaluation.scoring import PREDICTION, Scorer, prediction, score_set
-from si_jax.evaluation.store import Store
+from si_jax.evaluation.store import Store, check_distinct, check_names
 from si_jax.model import Model
-from si_jax.weights.variables import weights_hash
+
+Arrays = dict[str, dict[str, dict[str, np.ndarray]]]
+"""Set -> detector -> name -> array with a row for each image."""
+
+TOLD_TIES = 0.01
+"""Share of a set's scores that may tie at the threshold of FPR95 without being told."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +38,8 @@ class Job:
         ood_sets: name -> out-of-distribution images.
         groups: name of the OOD set -> the group it is averaged in, such as `"far"`.
         transform: a decoded image -> an image in the model's input size.
-        facts: what else names this evaluation (benchmark, protocol, seed), as JSON.
+        facts: what else names this evaluation: `benchmark`, `protocol` and `preprocessing`, each a
+            text.
     """
 
     model: Model
@@ -37,7 +48,12 @@ class Job:
     ood_sets: Mapping[str, ImageSet]
     groups: Mapping[str, str]
     transform: Callable[[np.ndarray], np.ndarray]
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    @functools.cached_property
+    def score_facts(self) -> dict[str, Any]:
+        """What determines the scores beside detector and images, for the keys of stored files."""
+        return {**self.facts, "transform": str(self.transform), **model_facts(self.model)}
 
 
 def make_detectors(
@@ -90,7 +106,7 @@ def evaluate(
     batch_size: int = 64,
     workers: int = 4,
     skip_unreadable: bool = False,
-) -> tuple[dict[str, Any], dict[str, dict[str, dict[str, np.ndarray]]]]:
+) -> tuple[Results, Arrays]:
     """Score all sets and measure how well each detector tells them apart.
 
     Args:
@@ -101,15 +117,19 @@ def evaluate(
         skip_unreadable: whether to leave out images that cannot be read; otherwise an error.
 
     Returns:
-        The results, as JSON, with `results[detector][ood_set][metric]` in fractions; and
-        set -> detector -> arrays.
+        The results, with fractions; and set -> detector -> arrays.
+
+    Raises:
+        ValueError: if two sets are called alike, or a set or a detector has a name that cannot be
+            used, before any image is scored; or as `si_jax.evaluation.scoring.score_set`.
     """
+    check_job(job)
+    model = job.model
     detectors = {
         **job.detectors,
-        PREDICTION: prediction(job.model, max(d.batch_size for d in job.detectors.values())),
+        PREDICTION: prediction(model, max(d.batch_size for d in job.detectors.values())),
     }
     scorer = Scorer(detectors)
-    facts = score_facts(job)
     began = time.monotonic()
     scored = {}
     for image_set in (job.id_set, *job.ood_sets.values()):
@@ -117,7 +137,7 @@ def evaluate(
             scorer,
             image_set,
             job.transform,
-            facts=facts,
+            facts=job.score_facts,
             store=store,
             batch_size=batch_size,
             workers=workers,
@@ -125,73 +145,79 @@ def evaluate(
         )
     arrays = {name: found.arrays for name, found in scored.items()}
     known = arrays[job.id_set.name]
-    results = {
+    pairs = {
         detector: {
-            name: metrics.evaluate(
-                known[detector]["score"], arrays[image_set.name][detector]["score"]
-            )
-            for name, image_set in job.ood_sets.items()
+            s.name: (known[detector]["score"], arrays[s.name][detector]["score"])
+            for s in job.ood_sets.values()
         }
         for detector in job.detectors
     }
-    report = {
-        "results": results,
-        "averages": {detector: averages(rows, job.groups) for detector, rows in results.items()},
-        "groups": dict(job.groups),
-        "accuracy": _accuracy(known[PREDICTION]),
-        "in_distribution": job.id_set.name,
-        "counts": {name: len(sets[PREDICTION]["score"]) for name, sets in arrays.items()},
-        "model": {
-            "name": job.model.name,
-            "classes": job.model.num_classes,
-            "parameters": job.model.num_parameters,
-            "input_size": list(job.model.input_size),
-            "mean": list(job.model.mean),
-            "std": list(job.model.std),
-            "precision": job.model.precision,
-            "weights_sha256": facts["weights"],
-        },
-        "settings": {name: d.settings for name, d in job.detectors.items()},
-        "device": f"{jax.local_device_count()} x {jax.devices()[0].device_kind}",
-        "unreadable": {name: list(s.unreadable) for name, s in scored.items() if s.unreadable},
-        "computed": {name: found.computed for name, found in scored.items()},
-        "seconds": {
-            **{name: found.seconds for name, found in scored.items()},
-            "total": time.monotonic() - began,
-        },
-        **job.facts,
+    correct = _correct(known[PREDICTION])
+    rows = {
+        detector: {name: metrics.evaluate(*pair, correct) for name, pair in sets.items()}
+        for detector, sets in pairs.items()
     }
-    return report, arrays
+    seconds = {name: found.seconds for name, found in scored.items()}
+    results = Results(
+        results=rows,
+        averages={detector: averages(row, job.groups) for detector, row in rows.items()},
+        groups=dict(job.groups),
+        counts={name: len(sets[PREDICTION]["score"]) for name, sets in arrays.items()},
+        model={
+            "name": model.name,
+            "classes": model.num_classes,
+            "parameters": model.num_parameters,
+            "input_size": list(model.input_size),
+            "mean": list(model.mean),
+            "std": list(model.std),
+            "precision": model.precision,
+            "weights_sha256": job.score_facts["weights"],
+        },
+        settings={name: d.settings for name, d in job.detectors.items()},
+        in_distribution=job.id_set.name,
+        benchmark=job.facts.get("benchmark", ""),
+        protocol=job.facts.get("protocol", ""),
+        preprocessing=job.facts.get("preprocessing", str(job.transform)),
+        checkpoint="",
+        seed=0,
+        accuracy=_accuracy(known[PREDICTION]),
+        ties={detector: told for detector, sets in pairs.items() if (told := _ties(sets))},
+        device=f"{jax.local_device_count()} x {jax.devices()[0].device_kind}",
+        unreadable={name: list(s.unreadable) for name, s in scored.items() if s.unreadable},
+        computed={name: found.computed for name, found in scored.items()},
+        seconds={**seconds, "total": time.monotonic() - began},
+        versions=cli.versions(),
+    )
+    return results, arrays
 
 
-def score_facts(job: Job) -> dict[str, Any]:
-    """What determines the scores beside detector and images, for the keys of stored files."""
-    return {
-        **job.facts,
-        "weights": weights_hash(job.model.variables),
-        "mean": job.model.mean,
-        "std": job.model.std,
-        "head": job.model.head,
-        "module": repr(job.model.module),
-        "precision": job.model.precision,
-        "input_size": job.model.input_size,
-    }
+def check_job(job: Job) -> None:
+    """Refuse sets and detectors that would share a name, or whose names cannot be used.
+
+    Raises:
+        ValueError: naming it.
+    """
+    names = [job.id_set.name, *(image_set.name for image_set in job.ood_sets.values())]
+    check_distinct(names)
+    check_names(names)
+    if PREDICTION in job.detectors:
+        raise ValueError(f"no detector may be called {PREDICTION!r}: choose another name")
 
 
 def averages(
     rows: Mapping[str, Mapping[str, float]], groups: Mapping[str, str]
 ) -> dict[str, dict[str, float]]:
     """Group -> metric -> mean over the group's sets."""
-    found: dict[str, dict[str, float]] = {}
+    means: dict[str, dict[str, float]] = {}
     for group in dict.fromkeys(groups[name] for name in rows):
         members = [row for name, row in rows.items() if groups[name] == group]
-        found[group] = {m: float(np.mean([row[m] for row in members])) for m in members[0]}
-    return found
+        means[group] = {m: float(np.mean([row[m] for row in members])) for m in members[0]}
+    return means
 
 
 def intervals(
     job: Job,
-    arrays: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]],
+    arrays: Arrays,
     *,
     resamples: int = 200,
     seed: int = 0,
@@ -208,15 +234,20 @@ def intervals(
         `{"intervals": {detector: {ood_set: {metric: [low, high]}}}, "bootstrap": ...}`, JSON to go
         beside the results.
     """
-    chosen = ("auroc", "fpr95", "fpr95_ood_positive", "aupr_in", "aupr_out", "detection_error")
-    options = {"metrics": chosen, "resamples": resamples, "seed": seed}
     known = arrays[job.id_set.name]
+    correct = _correct(known[PREDICTION])
+    chosen = [
+        name
+        for name, metric in METRICS.items()
+        if metric.report and (correct is not None or not metric.needs_correct)
+    ]
+    options = {"metrics": chosen, "resamples": resamples, "seed": seed, "correct": correct}
     return {
         "intervals": {
             detector: {
                 image_set.name: {
                     metric: list(ends)
-                    for metric, ends in metrics.bootstrap(
+                    for metric, ends in bootstrap.intervals(
                         known[detector]["score"],
                         arrays[image_set.name][detector]["score"],
                         **options,
@@ -238,6 +269,19 @@ def chance_warning(accuracy: float | None, classes: int) -> str | None:
         f"the accuracy is {accuracy:.2%}, near chance for {classes} classes: labels, normalisation"
         " and weights do not belong together, and the scores below mean nothing"
     )
+
+
+def _ties(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, int]:
+    """Set -> how many of its scores tie at the threshold of FPR95, where they are many."""
+    tied = {name: metrics.tied_at_threshold(*pair) for name, pair in pairs.items()}
+    return {name: n for name, n in tied.items() if n > TOLD_TIES * len(pairs[name][1])}
+
+
+def _correct(predicted: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """Which images are classified correctly; None where not all have a label."""
+    if not (predicted["label"] >= 0).all():
+        return None
+    return predicted["score"] == predicted["label"]
 
 
 def _accuracy(predicted: Mapping[str, np.ndarray]) -> float | None:

@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from si_jax.data.files import BROKEN, read_arrays, write_atomically
 from si_jax.data.image_set import ImageSet
 from si_jax.data.pipeline import batches as image_batches
 from si_jax.data.pipeline import tell_unreadable
 from si_jax.detectors import Detector
 from si_jax.detectors.base import CachedBatches
-from si_jax.evaluation.store import key_of
-from si_jax.weights.variables import weights_hash
+from si_jax.evaluation.keys import detector_facts, key_of
+from si_jax.evaluation.store import escaped, read_keyed, write_keyed
 
 
 def fit_detectors(
@@ -51,8 +50,7 @@ def fit_detectors(
         name: key_of(
             {
                 **facts,
-                "detector": d.name,
-                "settings": d.settings,
+                **detector_facts(d),
                 "fit": image_set.fingerprint,
                 "skip_unreadable": skip_unreadable,
             }
@@ -62,7 +60,7 @@ def fit_detectors(
     }
     missing = []
     for name, key in keys.items():
-        state = _load(directory / f"{name}.npz", key)
+        state = read_keyed(_path(directory, name), key)
         if state is None:
             missing.append(name)
         else:
@@ -85,21 +83,10 @@ def fit_detectors(
     cached = CachedBatches(stream, model)
     for name in missing:
         detectors[name].fit_batches(cached)
-        arrays = {"key": np.array(keys[name]), **detectors[name].state}
-        path = directory / f"{name}.npz"
-        write_atomically(path, lambda file, a=arrays: np.savez_compressed(file, **a))
+        write_keyed(_path(directory, name), keys[name], detectors[name].state)
     if unreadable:
         tell_unreadable(image_set, tuple(unreadable))
 
 
-def fit_hash(detector: Detector) -> str:
-    """Hex hash of what a detector has learnt; empty for one that learns nothing."""
-    return weights_hash(detector.state) if detector.state else ""
-
-
-def _load(path: Path, key: str) -> dict[str, np.ndarray] | None:
-    try:
-        state = read_arrays(path)
-    except BROKEN:
-        return None
-    return state if str(state.pop("key", "")) == key else None
+def _path(directory: Path, name: str) -> Path:
+    return directory / f"{escaped(name)}.npz"

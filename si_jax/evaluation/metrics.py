@@ -1,64 +1,164 @@
 """How well scores separate in-distribution (ID) images from out-of-distribution (OOD) ones.
 
-Scores are higher for images that look more in-distribution; every value is a fraction.
+Scores are higher for images that look more in-distribution; every value is a fraction. A metric is
+one record in `METRICS`, a function of how many images have each score. To add one, add its record:
+tables, CSV, reports, comparisons and bootstrap intervals read it from there.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
-from sklearn import metrics as skm
+from jaxtyping import Bool, Float, Int
 
 IdScores = Float[np.ndarray, "known"]
 OodScores = Float[np.ndarray, "novel"]
-Counts = Int[np.ndarray, "values"]
+Correct = Bool[np.ndarray, "known"]
 
-METRICS: dict[str, str] = {
-    "auroc": "AUROC",
-    "fpr95": "FPR95 (ID positive)",
-    "fpr95_ood_positive": "FPR95 (OOD positive)",
-    "aupr_in": "AUPR-in",
-    "aupr_out": "AUPR-out",
-    "detection_error": "detection error",
-    "auin": "AUIN",
-    "auout": "AUOUT",
+
+@dataclass(frozen=True)
+class Counts:
+    """How many images have each value of a score, the values in ascending order.
+
+    Attributes:
+        known: (values,) in-distribution images; at least one in all.
+        novel: (values,) out-of-distribution images; at least one in all.
+        correct: (values,) in-distribution images whose class is predicted correctly; None where
+            that is not known.
+    """
+
+    known: Int[np.ndarray, "values"]
+    novel: Int[np.ndarray, "values"]
+    correct: Int[np.ndarray, "values"] | None = None
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of how well scores separate two sets.
+
+    Attributes:
+        title: in figures and lists.
+        of: the metric, a fraction.
+        higher_is_better: whether it is.
+        report: title of its table in reports; '' for none, and then it has no interval either.
+        needs_correct: whether `Counts.correct` must be known; left out where it is not.
+    """
+
+    title: str
+    of: Callable[[Counts], float]
+    higher_is_better: bool
+    report: str = ""
+    needs_correct: bool = False
+
+
+def _auroc(counts: Counts) -> float:
+    below = np.cumsum(counts.novel) - counts.novel
+    won = counts.known @ (2 * below + counts.novel)
+    return float(won / (2 * counts.known.sum() * counts.novel.sum()))
+
+
+def _fpr95(counts: Counts) -> float:
+    return float(counts.novel[_threshold(counts) + 1 :].sum() / counts.novel.sum())
+
+
+def _fpr95_ood_positive(counts: Counts) -> float:
+    caught, rejected = np.cumsum(counts.novel), np.cumsum(counts.known)
+    return float(rejected[np.argmax(caught / caught[-1] >= 0.95)] / rejected[-1])
+
+
+def _average_precision(positive: np.ndarray, negative: np.ndarray) -> float:
+    """As scikit-learn sums it; values in the order in which images are taken as positive."""
+    tp, fp = np.cumsum(positive), np.cumsum(negative)
+    precision = (tp / (tp + fp))[::-1]
+    recall = np.append((tp / tp[-1])[::-1], 0.0)
+    return min(1.0, float(-np.sum(np.diff(recall) * precision)))
+
+
+def _detection_error(counts: Counts) -> float:
+    wrong = np.concatenate([[0], np.cumsum(counts.known - counts.novel)]) + counts.novel.sum()
+    return float(wrong.min() / (counts.known.sum() + counts.novel.sum()))
+
+
+def _precision_area(positive: np.ndarray, negative: np.ndarray) -> float:
+    """Trapezoidal area under precision over recall, from precision 0 at recall 0."""
+    tp, fp = np.cumsum(positive), np.cumsum(negative)
+    precision = np.append(0.0, tp / (tp + fp))
+    return float(np.trapezoid(precision, np.append(0.0, tp / tp[-1])))
+
+
+def _oscr(counts: Counts) -> float:
+    below = np.cumsum(counts.novel) - counts.novel
+    won = counts.correct @ (2 * below + counts.novel)
+    return float(won / (2 * counts.known.sum() * counts.novel.sum()))
+
+
+METRICS: dict[str, Metric] = {
+    "auroc": Metric("AUROC", _auroc, True, "AUROC"),
+    "fpr95": Metric(
+        "FPR95 (ID positive)",
+        _fpr95,
+        False,
+        "FPR95, published convention (in-distribution positive)",
+    ),
+    "fpr95_ood_positive": Metric(
+        "FPR95 (OOD positive)",
+        _fpr95_ood_positive,
+        False,
+        "FPR95, OpenOOD convention (out-of-distribution positive)",
+    ),
+    "aupr_in": Metric(
+        "AUPR-in",
+        lambda c: _average_precision(c.known[::-1], c.novel[::-1]),
+        True,
+        "AUPR, in-distribution positive",
+    ),
+    "aupr_out": Metric(
+        "AUPR-out",
+        lambda c: _average_precision(c.novel, c.known),
+        True,
+        "AUPR, out-of-distribution positive",
+    ),
+    "detection_error": Metric("detection error", _detection_error, False, "Detection error"),
+    "auin": Metric("AUIN", lambda c: _precision_area(c.known[::-1], c.novel[::-1]), True),
+    "auout": Metric("AUOUT", lambda c: _precision_area(c.novel, c.known), True),
+    "oscr": Metric(
+        "OSCR",
+        _oscr,
+        True,
+        "OSCR, share accepted and classified correctly against OOD accepted",
+        needs_correct=True,
+    ),
 }
-"""Metric's name -> its title in tables."""
-
-HIGHER_IS_BETTER = frozenset({"auroc", "aupr_in", "aupr_out", "auin", "auout"})
+"""Name -> metric; the definitions are in `evaluate`."""
 
 
-def evaluate(id_scores: IdScores, ood_scores: OodScores) -> dict[str, float]:
+def evaluate(
+    id_scores: IdScores, ood_scores: OodScores, correct: Correct | None = None
+) -> dict[str, float]:
     """All metrics of a pair of score sets.
 
     Args:
         id_scores: (n,) scores of in-distribution images.
         ood_scores: (m,) scores of out-of-distribution images.
+        correct: (n,) whether each in-distribution image's class is predicted correctly; None where
+            that is not known, and then metrics that need it are left out.
 
     Returns:
         A fraction for each key of `METRICS`: AUROC (ID positive, ties count half); `fpr95`, see
         `fpr95`; `fpr95_ood_positive`, see there; `aupr_in` and `aupr_out`, average precision with
         ID and with OOD positive; `detection_error`, the least share of all images on the wrong
         side of one threshold; `auin` and `auout`, the trapezoidal areas under precision and recall
-        of the published code.
+        of the published code; `oscr`, the chance that an ID image is classified correctly and has
+        a higher score than an OOD image, ties counting half (Dhamija et al., NeurIPS 2018).
 
     Raises:
         ValueError: if a set is empty, not one-dimensional, or holds NaN or infinite values.
     """
-    known, novel = _check("id_scores", id_scores), _check("ood_scores", ood_scores)
-    scores = np.concatenate([known, novel])
-    is_known = np.concatenate([np.ones(len(known), bool), np.zeros(len(novel), bool)])
-    fpr, tpr, _ = skm.roc_curve(is_known, scores, drop_intermediate=False)
-    tp, fp = tpr * len(known), fpr * len(novel)
+    counts = count(id_scores, ood_scores, correct)
     return {
-        "auroc": auroc(known, novel),
-        "fpr95": fpr95(known, novel),
-        "fpr95_ood_positive": fpr95_ood_positive(known, novel),
-        "aupr_in": min(1.0, float(skm.average_precision_score(is_known, scores))),
-        "aupr_out": min(1.0, float(skm.average_precision_score(~is_known, -scores))),
-        "detection_error": float(np.min(len(known) - tp + fp) / len(scores)),
-        "auin": _precision_area(tp, fp),
-        "auout": _precision_area((len(novel) - fp)[::-1], (len(known) - tp)[::-1]),
+        name: metric.of(counts)
+        for name, metric in METRICS.items()
+        if correct is not None or not metric.needs_correct
     }
 
 
@@ -68,154 +168,68 @@ def auroc(id_scores: IdScores, ood_scores: OodScores) -> float:
     Raises:
         ValueError: as for `evaluate`.
     """
-    known, novel = _check("id_scores", id_scores), _check("ood_scores", ood_scores)
-    is_known = np.concatenate([np.ones(len(known), bool), np.zeros(len(novel), bool)])
-    return float(skm.roc_auc_score(is_known, np.concatenate([known, novel])))
+    return _auroc(count(id_scores, ood_scores))
 
 
 def fpr95(id_scores: IdScores, ood_scores: OodScores) -> float:
     """Share of OOD strictly above the threshold that keeps 95 % of ID (published convention).
 
-    The threshold is element round(0.05 n), by Python's rounding, of the n sorted ID scores.
+    The threshold is element round(0.05 n), by Python's rounding, of the n sorted ID scores. OOD
+    scores equal to it count as rejected; see `tied_at_threshold`.
 
     Raises:
         ValueError: as for `evaluate`.
     """
-    known, novel = _check("id_scores", id_scores), _check("ood_scores", ood_scores)
-    threshold = np.sort(known)[round(0.05 * len(known))]
-    return float(np.mean(novel > threshold))
+    return _fpr95(count(id_scores, ood_scores))
 
 
 def fpr95_ood_positive(id_scores: IdScores, ood_scores: OodScores) -> float:
     """Share of ID rejected at the threshold that catches 95 % of OOD (OpenOOD's convention).
 
+    Every value of a score is a possible threshold, and the first that catches at least 95 % is
+    taken.
+
     Raises:
         ValueError: as for `evaluate`.
     """
-    known, novel = _check("id_scores", id_scores), _check("ood_scores", ood_scores)
-    is_novel = np.concatenate([np.zeros(len(known), bool), np.ones(len(novel), bool)])
-    fpr, tpr, _ = skm.roc_curve(is_novel, -np.concatenate([known, novel]))
-    return float(fpr[np.argmax(tpr >= 0.95)])
+    return _fpr95_ood_positive(count(id_scores, ood_scores))
 
 
-def bootstrap(
-    id_scores: IdScores,
-    ood_scores: OodScores,
-    *,
-    metrics: Sequence[str] = ("auroc", "fpr95"),
-    resamples: int = 200,
-    seed: int = 0,
-) -> dict[str, tuple[float, float]]:
-    """95 % confidence intervals by the percentile bootstrap over images.
-
-    The intervals say how much depends on the choice of the images, not of the weights.
-
-    Args:
-        id_scores: (n,) scores of in-distribution images.
-        ood_scores: (m,) scores of out-of-distribution images.
-        metrics: keys of `METRICS`.
-        resamples: number of draws.
-        seed: seed of the draws.
-
-    Returns:
-        Metric -> (low, high), fractions.
+def tied_at_threshold(id_scores: IdScores, ood_scores: OodScores) -> int:
+    """How many OOD scores equal the threshold of `fpr95`, which counts all of them as rejected.
 
     Raises:
-        ValueError: as for `evaluate`; or if a metric is unknown or `resamples` is less than 2.
+        ValueError: as for `evaluate`.
     """
-    drawn = bootstrap_draws(id_scores, ood_scores, metrics=metrics, resamples=resamples, seed=seed)
-    return {name: interval(values) for name, values in drawn.items()}
+    counts = count(id_scores, ood_scores)
+    return int(counts.novel[_threshold(counts)])
 
 
-def interval(drawn: Float[np.ndarray, "resamples"]) -> tuple[float, float]:
-    """The middle 95 % of what was drawn."""
-    low, high = np.percentile(drawn, (2.5, 97.5))
-    return float(low), float(high)
-
-
-def bootstrap_draws(
-    id_scores: IdScores,
-    ood_scores: OodScores,
-    *,
-    metrics: Sequence[str] = ("auroc", "fpr95"),
-    resamples: int = 200,
-    seed: int = 0,
-) -> dict[str, Float[np.ndarray, "resamples"]]:
-    """Metrics of images drawn with replacement; arguments and errors as for `bootstrap`.
-
-    In-distribution and out-of-distribution images are drawn each from their own set. The draws
-    depend on the seed and the sets' sizes alone, so detectors are compared on the same draws.
-
-    Returns:
-        Metric -> (resamples,) fractions.
-    """
-    known, novel = _check("id_scores", id_scores), _check("ood_scores", ood_scores)
-    if unknown := [name for name in metrics if name not in METRICS]:
-        raise ValueError(f"metrics: {unknown[0]!r} is not one of {', '.join(METRICS)}")
-    if resamples < 2:
-        raise ValueError(f"resamples (={resamples}) must be at least 2")
+def count(id_scores: IdScores, ood_scores: OodScores, correct: Correct | None = None) -> Counts:
+    """How many images have each score; arguments and errors as for `evaluate`."""
+    known, novel = checked("id_scores", id_scores), checked("ood_scores", ood_scores)
     values, places = np.unique(np.concatenate([known, novel]), return_inverse=True)
-    places = places[: len(known)], places[len(known) :]
-    draws = [np.random.default_rng([seed, which]) for which in (0, 1)]
-    found = {name: np.empty(resamples) for name in metrics}
-    for draw in range(resamples):
-        counts = np.stack(
-            [
-                np.bincount(place[rng.integers(len(place), size=len(place))], minlength=len(values))
-                for place, rng in zip(places, draws, strict=True)
-            ]
-        )
-        counts = counts[:, counts.any(axis=0)]
-        for name in metrics:
-            found[name][draw] = _FROM_COUNTS[name](*counts)
-    return found
+    known, novel = places[: len(known)], places[len(known) :]
+    return counts_at(known, novel, correct, len(values))
 
 
-def _auroc_of(known: Counts, novel: Counts) -> float:
-    below = np.cumsum(novel) - novel
-    return float(known @ (2 * below + novel) / (2 * known.sum() * novel.sum()))
+def counts_at(known: np.ndarray, novel: np.ndarray, correct, values: int) -> Counts:
+    """Counts of images whose scores are the values at these places; without values of none."""
+    by_value = [np.bincount(places, minlength=values) for places in (known, novel)]
+    if correct is not None:
+        by_value.append(np.bincount(known[correct], minlength=values))
+    some = (by_value[0] + by_value[1]) > 0
+    return Counts(*(one[some] for one in by_value))
 
 
-def _fpr95_of(known: Counts, novel: Counts) -> float:
-    rank = round(0.05 * int(known.sum()))
-    threshold = np.searchsorted(np.cumsum(known), rank, side="right")
-    return float(novel[threshold + 1 :].sum() / novel.sum())
+def _threshold(counts: Counts) -> int:
+    """Place of the value that keeps 95 % of the in-distribution images."""
+    rank = round(0.05 * int(counts.known.sum()))
+    return int(np.searchsorted(np.cumsum(counts.known), rank, side="right"))
 
 
-def _fpr95_ood_positive_of(known: Counts, novel: Counts) -> float:
-    tp, fp = np.cumsum(novel), np.cumsum(known)
-    if len(tp) > 2:  # scikit-learn drops the points in line with their neighbours, and so do we
-        corner = (np.diff(tp, 2) != 0) | (np.diff(fp, 2) != 0)
-        kept = np.concatenate([[True], corner, [True]])
-        tp, fp = tp[kept], fp[kept]
-    return float(fp[np.argmax(tp / tp[-1] >= 0.95)] / fp[-1])
-
-
-def _average_precision_of(positive: Counts, negative: Counts) -> float:
-    """Average precision where the positives are those of low values."""
-    tp, fp = np.cumsum(positive), np.cumsum(negative)
-    return float(np.sum(positive * tp / (tp + fp)) / tp[-1])
-
-
-def _detection_error_of(known: Counts, novel: Counts) -> float:
-    wrong = np.concatenate([[0], np.cumsum(known - novel)]) + novel.sum()
-    return float(wrong.min() / (known.sum() + novel.sum()))
-
-
-_FROM_COUNTS: dict[str, Callable[[Counts, Counts], float]] = {
-    "auroc": _auroc_of,
-    "fpr95": _fpr95_of,
-    "fpr95_ood_positive": _fpr95_ood_positive_of,
-    "aupr_in": lambda known, novel: _average_precision_of(known[::-1], novel[::-1]),
-    "aupr_out": lambda known, novel: _average_precision_of(novel, known),
-    "detection_error": _detection_error_of,
-    "auin": lambda known, novel: _precision_area(np.cumsum(known[::-1]), np.cumsum(novel[::-1])),
-    "auout": lambda known, novel: _precision_area(np.cumsum(novel), np.cumsum(known)),
-}
-"""Metric's name -> the metric of how many ID and OOD images have each value, in ascending order."""
-
-
-def _check(name: str, scores: np.ndarray) -> Float[np.ndarray, "n"]:
+def checked(name: str, scores: np.ndarray) -> Float[np.ndarray, "n"]:
+    """Scores as float64, if they are what `evaluate` takes."""
     scores = np.asarray(scores)
     if scores.ndim != 1 or not len(scores):
         raise ValueError(
@@ -226,11 +240,3 @@ def _check(name: str, scores: np.ndarray) -> Float[np.ndarray, "n"]:
     if bad := int(np.size(scores) - np.isfinite(scores).sum()):
         raise ValueError(f"{name} holds NaN or infinite values ({bad} of {len(scores)})")
     return scores.astype(np.float64)
-
-
-def _precision_area(tp: np.ndarray, fp: np.ndarray) -> float:
-    """Trapezoidal area under precision over recall, from precision 0 at recall 0."""
-    some = tp + fp > 0
-    precision = np.concatenate([[0.0], tp[some] / (tp + fp)[some]])
-    recall = np.concatenate([[0.0], tp[some] / tp.max()])
-    return float(np.trapezoid(precision, recall))

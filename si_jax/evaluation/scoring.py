@@ -15,8 +15,8 @@ from si_jax.data.image_set import ImageSet, UnreadableImage
 from si_jax.data.pipeline import batches, tell_unreadable
 from si_jax.detectors import Detector, Inputs, Plan
 from si_jax.detectors.base import State
-from si_jax.evaluation.fitting import fit_hash
-from si_jax.evaluation.store import NOTHING, Progress, Store, key_of
+from si_jax.evaluation.keys import detector_facts, fit_hash, key_of
+from si_jax.evaluation.store import NOTHING, Progress, Store
 from si_jax.model import Model
 
 PREDICTION = "prediction"
@@ -29,7 +29,9 @@ def prediction(model: Model, batch_size: int) -> Detector:
     def compute(inputs: Inputs, state: State):
         return {"score": jnp.argmax(inputs.forward.logits, axis=-1).astype(jnp.float32)}
 
-    return Detector(PREDICTION, model, Plan(compute), batch_size)
+    detector = Detector(PREDICTION, model, Plan(compute), batch_size)
+    detector.version = 1
+    return detector
 
 
 class Scorer:
@@ -112,8 +114,7 @@ def score_set(
         name: key_of(
             {
                 **facts,
-                "detector": d.name,
-                "settings": d.settings,
+                **detector_facts(d),
                 "fit": fit_hash(d),
                 "set": image_set.fingerprint,
             }

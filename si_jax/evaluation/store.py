@@ -1,58 +1,82 @@
 """Score files: one for each detector and image set, valid for exactly one computation.
 
-A file carries a key, the hash of all that determines its scores. Files are written beside their
-final name and renamed, so what has that name is always whole, whoever else writes at the time.
+A file carries a key, the hash of all that determines its scores (`si_jax.evaluation.keys`). Files
+are written beside their final name and renamed, so what has that name is always whole, whoever
+else writes at the time.
 """
 
-import functools
-import hashlib
 import io
-import json
 import os
-from collections.abc import Mapping
+import urllib.parse
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from si_jax.data.files import BROKEN, read_arrays, write_atomically
-
-SOURCES = (
-    "activation.py",
-    "batching.py",
-    "integration.py",
-    "model.py",
-    "evaluation/scoring.py",
-    "splitting.py",
-    "taps.py",
-    "data",
-    "detectors",
-    "models",
-    "networks",
-)
-"""The modules that decide what a score is."""
+from si_jax.data.files import BrokenArchive, read_arrays, write_atomically
 
 META = ("key", "seen")
 """What a score file holds beside its arrays."""
 
+PARTIAL = ".partial"
+LONGEST = 150
+"""Bytes of a set's name, escaped; file systems allow 255, prefixes and endings included."""
 
-@functools.cache
-def code_hash() -> str:
-    """Hex hash of the source files that decide what a score is."""
-    digest = hashlib.sha256()
-    root = Path(__file__).parents[1]
-    for name in SOURCES:
-        path = root / name
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()
+RESERVED = ("total",)
+"""Names that results use for something else."""
 
 
-def key_of(facts: Mapping[str, Any]) -> str:
-    """Hex hash of what determines a file's content; `facts` must be JSON."""
-    text = json.dumps({**facts, "code": code_hash()}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+def check_names(names: Iterable[str]) -> None:
+    """Refuse names of image sets that cannot be told apart, be written or be shown.
+
+    Raises:
+        ValueError: if a name is empty, reserved, too long or holds characters that cannot be
+            printed, or two names are alike but for upper and lower case.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        if not name or name != name.strip() or not name.isprintable():
+            raise ValueError(
+                f"the set's name {name!a} must be printable characters without spaces at its"
+                " ends: choose another name"
+            )
+        if name in RESERVED:
+            raise ValueError(f"the set's name {name!r} is reserved: choose another name")
+        if len(escaped(name)) > LONGEST:
+            raise ValueError(
+                f"the set's name {name[:30]!r}... is too long: choose one of at most {LONGEST}"
+                " bytes (three for each that is no letter, digit, or one of . _ -)"
+            )
+        if (other := seen.setdefault(name.casefold(), name)) != name:
+            raise ValueError(
+                f"the sets' names {other!r} and {name!r} differ in case alone, which not all file"
+                " systems tell apart: choose another name"
+            )
+
+
+def check_distinct(names: Iterable[str], what: str = "set") -> None:
+    """Refuse a name that is given twice.
+
+    Raises:
+        ValueError: naming it.
+    """
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"the {what} {name!r} is given twice: give each name once")
+        seen.add(name)
+
+
+def escaped(name: str) -> str:
+    """A name as a file's, different for different names: `%` and hex for what is no plain letter.
+
+    No escaped name ends in what marks a file of partial progress.
+    """
+    text = urllib.parse.quote(name, safe="")
+    text = "%2E" + text[1:] if text.startswith(".") else text
+    return text.replace(PARTIAL, "%2E" + PARTIAL[1:])
 
 
 @dataclass(frozen=True)
@@ -74,6 +98,26 @@ class Progress:
 NOTHING = Progress(0, {}, False)
 
 
+def read_keyed(path: Path, key: str) -> dict[str, np.ndarray] | None:
+    """The arrays that `write_keyed` wrote under that key; None for anything else."""
+    try:
+        arrays = read_arrays(path)
+    except (OSError, BrokenArchive):
+        return None
+    return arrays if str(arrays.pop("key", "")) == key else None
+
+
+def write_keyed(path: Path, key: str, arrays: Mapping[str, Any]) -> None:
+    """Write arrays, compressed, beside the key of what determines them.
+
+    Raises:
+        OSError: naming the file, if it cannot be written.
+    """
+    content = io.BytesIO()
+    np.savez_compressed(content, key=np.array(key), **arrays)
+    write_atomically(path, lambda file: file.write(content.getbuffer()))
+
+
 class Store:
     """Score files below one directory.
 
@@ -86,21 +130,16 @@ class Store:
 
     def path(self, detector: str, image_set: str, *, partial: bool = False) -> Path:
         """Path of a score file, or of the one that holds partial progress."""
-        name = image_set.replace("/", "_") + (".partial.npz" if partial else ".npz")
-        return self.directory / detector / name
+        name = escaped(image_set) + (f"{PARTIAL}.npz" if partial else ".npz")
+        return self.directory / escaped(detector) / name
 
     def load(self, detector: str, image_set: str, key: str) -> Progress:
         """What is stored under that key; nothing where the file is of another computation."""
         for partial in (False, True):
-            path = self.path(detector, image_set, partial=partial)
-            try:
-                arrays = read_arrays(path)
-                found, seen = str(arrays.pop("key")), int(arrays.pop("seen"))
-                arrays = arrays if len(arrays["score"]) else {}
-            except BROKEN:
-                continue
-            if found == key:
-                return Progress(seen, arrays, done=not partial)
+            arrays = read_keyed(self.path(detector, image_set, partial=partial), key)
+            progress = None if arrays is None else _progress(arrays, done=not partial)
+            if progress is not None:
+                return progress
         return NOTHING
 
     def save(
@@ -118,7 +157,7 @@ class Store:
         Args:
             detector: the detector's name.
             image_set: the set's name.
-            key: see `key_of`.
+            key: see `si_jax.evaluation.keys.key_of`.
             arrays: `"score"` and others with as many rows.
             done: whether that is the whole set.
             seen: images that were gone through; as many as there are rows by default.
@@ -128,9 +167,7 @@ class Store:
         """
         path = self.path(detector, image_set, partial=not done)
         seen = len(arrays["score"]) if seen is None else seen
-        content = io.BytesIO()
-        np.savez_compressed(content, key=np.array(key), seen=np.array(seen), **arrays)
-        write_atomically(path, lambda file: file.write(content.getbuffer()))
+        write_keyed(path, key, {"seen": np.array(seen), **arrays})
         if done:
             self.drop_partial(detector, image_set)
         return path
@@ -138,3 +175,21 @@ class Store:
     def drop_partial(self, detector: str, image_set: str) -> None:
         """Delete partial progress, of whichever computation."""
         self.path(detector, image_set, partial=True).unlink(missing_ok=True)
+
+
+def _progress(arrays: dict[str, np.ndarray], *, done: bool) -> Progress | None:
+    """A score file's content; None where the arrays are not as `save` writes them."""
+    seen = arrays.pop("seen", None)
+    score = arrays.get("score")
+    if score is None or score.ndim != 1 or seen is None or seen.ndim or seen.dtype.kind != "i":
+        return None
+    if not len(score):
+        return Progress(int(seen), {}, done)
+    if any(a.ndim == 0 or len(a) != len(score) for a in arrays.values()):
+        return None
+    index, label = arrays.get("index"), arrays.get("label")
+    if index is None or label is None or index.dtype.kind != "i" or label.dtype.kind not in "iu":
+        return None
+    if score.dtype.kind != "f" or not len(score) <= seen or index.max() >= seen:
+        return None
+    return Progress(int(seen), arrays, done)

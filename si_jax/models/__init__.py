@@ -1,7 +1,9 @@
 """Networks, one architecture a file, and their table.
 
 In flows an architecture's name; out flows a Flax network that knows nothing of detectors, with
-what is needed to feed it (input size, normalisation, path of the classifier head).
+what is needed to feed it (input size, normalisation, path of the classifier head). Each row of the
+table is a family of networks and the options that make one: to add an architecture, write its
+module and its `Family` in a file here, and its rows below.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,9 +13,8 @@ from typing import Any
 
 from flax import linen as nn
 
-from si_jax.models.bit import BiT
-from si_jax.models.resnet import ResNet
-from si_jax.models.wide_resnet import WideResNet
+from si_jax.models import bit, resnet, vit, wide_resnet
+from si_jax.models.family import Family
 
 NORMALISATIONS = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
@@ -29,20 +30,28 @@ class Architecture:
     """What is needed to build a network and to feed it.
 
     Attributes:
-        build: `num_classes` and overrides by keyword -> module.
+        family: the network class, its taps, its stages, and how checkpoints name it.
         num_classes: number of logits unless told otherwise.
         input_size: height and width of the images, in pixels.
         normalisation: a key of `NORMALISATIONS`.
-        head: path of the last linear layer.
-        options: the keywords with which `build` makes this very network.
+        options: the keywords with which the class makes this very network.
     """
 
-    build: Callable[..., nn.Module]
+    family: Family
     num_classes: int
     input_size: tuple[int, int]
     normalisation: str
-    head: str
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def build(self) -> Callable[..., nn.Module]:
+        """`num_classes` and options by keyword -> module."""
+        return self.family.build
+
+    @property
+    def head(self) -> str:
+        """Path of the last linear layer."""
+        return self.family.head
 
     @property
     def mean(self) -> tuple[float, ...]:
@@ -55,41 +64,53 @@ class Architecture:
         return NORMALISATIONS[self.normalisation][1]
 
 
-_cifar = partial(
-    Architecture,
-    num_classes=100,
-    input_size=(32, 32),
-    normalisation="cifar100",
-)
-_resnet = partial(_cifar, ResNet, head="linear")
-_wrn = partial(_cifar, WideResNet, head="fc")
-_bit = partial(
-    Architecture,
-    BiT,
-    num_classes=1000,
-    input_size=(480, 480),
-    normalisation="half",
-    head="head",
-)
+_cifar = partial(Architecture, num_classes=100, input_size=(32, 32), normalisation="cifar100")
+_imagenet = partial(Architecture, num_classes=1000, input_size=(224, 224), normalisation="imagenet")
 
-_narrow = {"widths": (16, 32, 64)}
+
+def _resnet(row: Callable[..., Architecture], *blocks: int, **options: Any) -> Architecture:
+    """A ResNet; with three stages it has CIFAR's narrow widths."""
+    widths = (16, 32, 64) if len(blocks) == 3 else (64, 128, 256, 512)
+    stem = "imagenet" if row is _imagenet else "cifar"
+    options = {"blocks": blocks, "widths": widths, "stem": stem, "bottleneck": False, **options}
+    return row(resnet.FAMILY, options=options)
+
+
+def _wrn(depth: int, widen: int) -> Architecture:
+    return _cifar(wide_resnet.FAMILY, options={"depth": depth, "widen": widen})
+
+
+def _bit(*units: int, width_factor: int) -> Architecture:
+    options = {"units": units, "width_factor": width_factor}
+    return Architecture(bit.FAMILY, 1000, (480, 480), "half", options)
+
+
 ARCHITECTURES: dict[str, Architecture] = {
-    "resnet8": _resnet(options={"blocks": (1, 1, 1), **_narrow}),
-    "resnet14": _resnet(options={"blocks": (2, 2, 2), **_narrow}),
-    "resnet20": _resnet(options={"blocks": (3, 3, 3), **_narrow}),
-    "resnet32": _resnet(options={"blocks": (5, 5, 5), **_narrow}),
-    "resnet56": _resnet(options={"blocks": (9, 9, 9), **_narrow}),
-    "resnet18": _resnet(options={"blocks": (2, 2, 2, 2), "widths": (64, 128, 256, 512)}),
-    "resnet34": _resnet(options={"blocks": (3, 4, 6, 3), "widths": (64, 128, 256, 512)}),
-    "wrn_16_4": _wrn(options={"depth": 16, "widen": 4}),
-    "wrn_28_10": _wrn(options={"depth": 28, "widen": 10}),
-    "wrn_40_2": _wrn(options={"depth": 40, "widen": 2}),
-    "bit_r50x1": _bit(options={"units": (3, 4, 6, 3), "width_factor": 1}),
-    "bit_r101x1": _bit(options={"units": (3, 4, 23, 3), "width_factor": 1}),
-    "bit_r50x3": _bit(options={"units": (3, 4, 6, 3), "width_factor": 3}),
-    "bit_r101x3": _bit(options={"units": (3, 4, 23, 3), "width_factor": 3}),
-    "bit_r152x2": _bit(options={"units": (3, 8, 36, 3), "width_factor": 2}),
-    "bit_r152x4": _bit(options={"units": (3, 8, 36, 3), "width_factor": 4}),
+    "resnet8": _resnet(_cifar, 1, 1, 1),
+    "resnet14": _resnet(_cifar, 2, 2, 2),
+    "resnet20": _resnet(_cifar, 3, 3, 3),
+    "resnet32": _resnet(_cifar, 5, 5, 5),
+    "resnet56": _resnet(_cifar, 9, 9, 9),
+    "resnet18": _resnet(_cifar, 2, 2, 2, 2),
+    "resnet34": _resnet(_cifar, 3, 4, 6, 3),
+    "resnet50": _resnet(_cifar, 3, 4, 6, 3, bottleneck=True),
+    "imagenet_resnet18": _resnet(_imagenet, 2, 2, 2, 2),
+    "imagenet_resnet34": _resnet(_imagenet, 3, 4, 6, 3),
+    "imagenet_resnet50": _resnet(_imagenet, 3, 4, 6, 3, bottleneck=True),
+    "imagenet_resnet101": _resnet(_imagenet, 3, 4, 23, 3, bottleneck=True),
+    "imagenet_vit_b16": _imagenet(
+        vit.FAMILY,
+        options={"patch": 16, "layers": 12, "width": 768, "hidden": 3072, "heads": 12},
+    ),
+    "wrn_16_4": _wrn(16, 4),
+    "wrn_28_10": _wrn(28, 10),
+    "wrn_40_2": _wrn(40, 2),
+    "bit_r50x1": _bit(3, 4, 6, 3, width_factor=1),
+    "bit_r101x1": _bit(3, 4, 23, 3, width_factor=1),
+    "bit_r50x3": _bit(3, 4, 6, 3, width_factor=3),
+    "bit_r101x3": _bit(3, 4, 23, 3, width_factor=3),
+    "bit_r152x2": _bit(3, 8, 36, 3, width_factor=2),
+    "bit_r152x4": _bit(3, 8, 36, 3, width_factor=4),
 }
 """Every architecture by name."""
 
@@ -103,3 +124,9 @@ def architecture(name: str) -> Architecture:
     if name not in ARCHITECTURES:
         raise ValueError(f"unknown model {name!r}: choose one of {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[name]
+
+
+def family_of(module: Any) -> Family | None:
+    """The family whose class `module` is of; None for a network that is not in the table."""
+    families = (arch.family for arch in ARCHITECTURES.values())
+    return next((family for family in families if family.build is type(module)), None)

@@ -1,6 +1,7 @@
 """BiT's ResNetV2: GroupNorm and weight standardisation (Kolesnikov et al., 2020)."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from si_jax.models.checks import MAX_BLOCKS, check_counts
+from si_jax.models.family import Family, Layout, Shapes
 
 
 class StdConv(nn.Module):
@@ -134,3 +136,90 @@ class BiT(nn.Module):
 def group_norm(*, dtype: Any, name: str) -> nn.GroupNorm:
     """GroupNorm over 32 groups with PyTorch's epsilon."""
     return nn.GroupNorm(32, epsilon=1e-5, use_fast_variance=False, dtype=dtype, name=name)
+
+
+def _taps(module: BiT) -> Mapping[str, Sequence[str]]:
+    """The norms of the last block, before which no gradient is needed, and what enters the head.
+
+    A role with `:gn` behind it is the named variant of the tenth tap: the GroupNorm inside
+    `before_head` in place of `before_head` itself, which the published evaluation uses for
+    Textures.
+    """
+    block4 = "block4_*/gn?"
+    return {
+        "si-z": (block4, "before_head"),
+        "si-z:gn": (block4, "before_head/gn"),
+        "gaia-z": (block4, "before_head"),
+        "gaia-z:gn": (block4, "before_head/gn"),
+        "inner": (block4,),
+        "outer": ("before_head",),
+        "si-c": (block4, "before_head/gn"),
+        "si-c-inner": (block4,),
+    }
+
+
+def _stages(module: BiT) -> tuple[str, ...]:
+    return tuple(f"block{block}_unit{n:02d}" for block, n in enumerate(module.units, 1))
+
+
+def _infer(shapes: Shapes, *, unit: str, root: str, width_axis: int) -> dict[str, Any]:
+    """Units and width factor; `unit` is a pattern with the block's number left open."""
+    units = []
+    for block in (1, 2, 3, 4):
+        matches = [re.match(unit.format(block), name) for name in shapes]
+        units.append(max((int(match[1]) for match in matches if match), default=0))
+    width = shapes.get(root, ())
+    if not min(units) or len(width) != 4:
+        return {}
+    return {"units": tuple(units), "width_factor": max(1, width[width_axis] // 64)}
+
+
+_UNIT = r"^block(\d+)_unit(\d+)/"
+_TORCH = Layout(
+    block=r"body\.block\d+\.unit\d+\.",
+    modules=(
+        (r"^root$", "root.conv"),
+        (_UNIT, r"body.block\1.unit\2."),
+        (r"^before_head/gn$", "before_head.gn"),
+        (r"^head$", "head.conv"),
+    ),
+    head="head.conv.weight",
+    infer=partial(
+        _infer, unit=r"body\.block{}\.unit(\d+)\.", root="root.conv.weight", width_axis=0
+    ),
+    aliases=((r"^head\.gn\.", "before_head.gn."),),
+)
+_GOOGLE = Layout(
+    block=r"resnet/block\d+/unit\d+/",
+    modules=(
+        (r"^root$", "resnet/root_block/standardized_conv2d"),
+        (_UNIT + "gn1$", r"resnet/block\1/unit\2/a/group_norm"),
+        (_UNIT + "gn2$", r"resnet/block\1/unit\2/b/group_norm"),
+        (_UNIT + "gn3$", r"resnet/block\1/unit\2/c/group_norm"),
+        (_UNIT + "conv1$", r"resnet/block\1/unit\2/a/standardized_conv2d"),
+        (_UNIT + "conv2$", r"resnet/block\1/unit\2/b/standardized_conv2d"),
+        (_UNIT + "conv3$", r"resnet/block\1/unit\2/c/standardized_conv2d"),
+        (_UNIT + "downsample$", r"resnet/block\1/unit\2/a/proj/standardized_conv2d"),
+        (r"^before_head/gn$", "resnet/group_norm"),
+        (r"^head$", "resnet/head/conv2d"),
+    ),
+    head="resnet/head/conv2d/kernel",
+    infer=partial(
+        _infer,
+        unit="resnet/block{}/unit(\\d+)/",
+        root="resnet/root_block/standardized_conv2d/kernel",
+        width_axis=3,
+    ),
+    leaves={"kernel": "kernel", "scale": "gamma", "bias": "beta"},
+    special={"params/head/bias": "resnet/head/conv2d/bias"},  # a norm's is called beta
+    separator="/",
+    oihw=False,
+)
+FAMILY = Family(
+    title="BiT ResNetV2",
+    build=BiT,
+    head="head",
+    taps=_taps,
+    stages=_stages,
+    layouts=(_TORCH, _GOOGLE),
+)

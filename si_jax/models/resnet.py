@@ -1,6 +1,7 @@
-"""CIFAR ResNets: a 3x3 stem, no max-pool, stages of basic blocks (He et al., 2016)."""
+"""ResNets (He et al., 2016): CIFAR's with a 3x3 stem, ImageNet's with a 7x7 one and a max-pool."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,6 +10,9 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from si_jax.models.checks import MAX_BLOCKS, MAX_WIDTH, check_choice, check_counts
+from si_jax.models.family import Family, IfPresent, Layout, Shapes
+
+STEMS = ("cifar", "imagenet")
 
 
 class BasicBlock(nn.Module):
@@ -51,14 +55,50 @@ class BasicBlock(nn.Module):
         return nn.relu(out + x)
 
 
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolution beside a shortcut; the stride is in the 3x3 one.
+
+    Attributes:
+        width: channels of the 3x3 convolution; the output has four times as many.
+        stride: stride of the 3x3 convolution and of the shortcut.
+        dtype: dtype of the computation; the weights stay float32.
+    """
+
+    width: int
+    stride: int = 1
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width channels"], train: bool = False
+    ) -> Float[Array, "batch new_height new_width new_channels"]:
+        """Apply the block."""
+        conv = partial(nn.Conv, use_bias=False, dtype=self.dtype)
+        norm = partial(batch_norm, train=train, dtype=self.dtype)
+        out = nn.relu(norm(name="bn1")(conv(self.width, (1, 1), name="conv1")(x)))
+        out = conv(self.width, (3, 3), strides=self.stride, padding=1, name="conv2")(out)
+        out = nn.relu(norm(name="bn2")(out))
+        out = norm(name="bn3")(conv(4 * self.width, (1, 1), name="conv3")(out))
+        if self.stride != 1 or x.shape[-1] != 4 * self.width:
+            x = conv(4 * self.width, (1, 1), strides=self.stride, padding=0, name="shortcut_conv")(
+                x
+            )
+            x = norm(name="shortcut_bn")(x)
+        return nn.relu(out + x)
+
+
 class ResNet(nn.Module):
-    """CIFAR ResNet with any number of blocks a stage and any widths.
+    """ResNet with any number of blocks a stage and any widths.
 
     Attributes:
         num_classes: number of logits.
-        blocks: basic blocks in each stage; every stage after the first halves the resolution.
-        widths: channels of each stage; the stem has the first stage's.
+        blocks: blocks in each stage; every stage after the first halves the resolution.
+        widths: channels of each stage; the stem has the first stage's, and a bottleneck's output
+            four times as many.
         shortcut: `"conv"` or `"pad"`, see `BasicBlock`.
+        stem: `"cifar"`, a 3x3 convolution, or `"imagenet"`, a 7x7 convolution and a max-pool, both
+            with stride 2.
+        bottleneck: whether the blocks are `Bottleneck`s in place of `BasicBlock`s.
         dtype: dtype of the computation; the weights stay float32.
     """
 
@@ -66,6 +106,8 @@ class ResNet(nn.Module):
     blocks: Sequence[int] = (3, 4, 6, 3)
     widths: Sequence[int] = (64, 128, 256, 512)
     shortcut: str = "conv"
+    stem: str = "cifar"
+    bottleneck: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -73,24 +115,42 @@ class ResNet(nn.Module):
         self, x: Float[Array, "batch height width 3"], train: bool = False
     ) -> Float[Array, "batch classes"]:
         """Logits of normalised images."""
-        check_counts("blocks", self.blocks, most=MAX_BLOCKS)
-        check_counts("widths", self.widths, most=MAX_WIDTH, length=len(self.blocks))
-        check_choice("shortcut", self.shortcut, ("conv", "pad"))
+        self._check()
+        large = self.stem == "imagenet"
+        size, stride = (7, 2) if large else (3, 1)
         x = nn.Conv(
-            self.widths[0], (3, 3), padding=1, use_bias=False, dtype=self.dtype, name="conv1"
+            self.widths[0],
+            (size, size),
+            strides=stride,
+            padding=size // 2,
+            use_bias=False,
+            dtype=self.dtype,
+            name="conv1",
         )(x)
         x = nn.relu(batch_norm(train=train, dtype=self.dtype, name="bn1")(x))
+        if large:  # padded with minus infinity
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        block = Bottleneck if self.bottleneck else partial(BasicBlock, shortcut=self.shortcut)
         for stage, (blocks, width) in enumerate(zip(self.blocks, self.widths, strict=True), 1):
             for index in range(blocks):
-                x = BasicBlock(
+                x = block(
                     width,
                     stride=2 if index == 0 and stage > 1 else 1,
-                    shortcut=self.shortcut,
                     dtype=self.dtype,
                     name=f"layer{stage}_{index}",
                 )(x, train)
         x = jnp.mean(x, axis=(1, 2))
         return nn.Dense(self.num_classes, dtype=self.dtype, name="linear")(x)
+
+    def _check(self) -> None:
+        check_counts("blocks", self.blocks, most=MAX_BLOCKS)
+        check_counts("widths", self.widths, most=MAX_WIDTH, length=len(self.blocks))
+        check_choice("shortcut", self.shortcut, ("conv", "pad"))
+        check_choice("stem", self.stem, STEMS)
+        if self.bottleneck not in (True, False):
+            raise ValueError(f"bottleneck (={self.bottleneck!r}) must be True or False")
+        if self.bottleneck and self.shortcut == "pad":
+            raise ValueError("shortcut (='pad') is only there for networks without bottlenecks")
 
 
 def batch_norm(*, train: bool, dtype: Any, name: str) -> nn.BatchNorm:
@@ -98,3 +158,88 @@ def batch_norm(*, train: bool, dtype: Any, name: str) -> nn.BatchNorm:
     return nn.BatchNorm(
         use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype, name=name
     )
+
+
+def _taps(module: ResNet) -> Mapping[str, Sequence[str]]:
+    """Every norm; of the stem the convolution for `si-z`, as published.
+
+    An ImageNet stem has no taps: through its max-pool only one of nine positions has a gradient.
+    """
+    last = len(module.blocks)
+    norms = ("layer*/bn?", IfPresent("layer*/shortcut_bn"))
+    late = tuple(
+        kind(pattern.format(stage))
+        for stage in sorted({max(1, last - 1), last})
+        for kind, pattern in ((str, "layer{}_*/bn?"), (IfPresent, "layer{}_*/shortcut_bn"))
+    )
+    small = module.stem == "cifar"
+    return {
+        "si-z": (*("conv1",) * small, *norms),
+        "gaia-z": (*("bn1",) * small, *norms),
+        "inner": late,
+        "outer": _stages(module)[-1:],
+        "si-c": (*("conv1",) * small, *norms),
+        "si-c-inner": late,
+    }
+
+
+def _stages(module: ResNet) -> tuple[str, ...]:
+    return tuple(f"layer{stage}_{n - 1}" for stage, n in enumerate(module.blocks, 1))
+
+
+def _infer(shapes: Shapes) -> dict[str, Any]:
+    """Blocks, widths, stem, and the kinds of blocks and shortcuts."""
+    blocks: dict[int, int] = {}
+    for name in shapes:
+        if match := re.match(r"layer(\d+)\.(\d+)\.conv1\.weight$", name):
+            stage, index = int(match[1]), int(match[2])
+            blocks[stage] = max(blocks.get(stage, 0), index + 1)
+    if sorted(blocks) != list(range(1, len(blocks) + 1)):
+        return {}
+    convs = [shapes.get(f"layer{stage}.0.conv1.weight", ()) for stage in sorted(blocks)]
+    stem = shapes.get("conv1.weight", ())
+    projected = any(".shortcut." in name for name in shapes)
+    bottleneck = "layer1.0.conv3.weight" in shapes
+    return {
+        "blocks": tuple(blocks[stage] for stage in sorted(blocks)),
+        "widths": tuple(shape[0] if len(shape) == 4 else 0 for shape in convs),
+        "shortcut": "conv" if projected or bottleneck else "pad",
+        "stem": "imagenet" if len(stem) == 4 and stem[-1] == 7 else "cifar",
+        "bottleneck": bottleneck,
+    }
+
+
+def _assumed(options: Mapping[str, Any]) -> list[str]:
+    large = options.get("stem") == "imagenet"
+    assumed = ["a 3x3 max-pool with stride 2 behind the stem" if large else "no max-pool"]
+    if options.get("bottleneck"):
+        assumed.append("a bottleneck's stride is in its 3x3 convolution")
+    if options.get("shortcut") == "pad":
+        assumed.append("shortcuts take every second position and pad channels on both sides")
+    return assumed
+
+
+FAMILY = Family(
+    title="ResNet",
+    build=ResNet,
+    head="linear",
+    taps=_taps,
+    stages=_stages,
+    layouts=(
+        Layout(
+            block=r"layer\d+\.\d+\.",
+            modules=(
+                (r"^layer(\d+)_(\d+)/", r"layer\1.\2."),
+                (r"shortcut_conv$", "shortcut.0"),
+                (r"shortcut_bn$", "shortcut.1"),
+            ),
+            head="linear.weight",
+            infer=_infer,
+            aliases=(
+                (r"^(fc|classifier)\.", "linear."),
+                (r"\.downsample\.", ".shortcut."),
+            ),
+            assumed=_assumed,
+        ),
+    ),
+)

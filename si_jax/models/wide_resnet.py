@@ -1,5 +1,7 @@
 """Wide ResNets with pre-activation blocks (Zagoruyko & Komodakis, 2016)."""
 
+import re
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -8,6 +10,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from si_jax.models.checks import check_counts
+from si_jax.models.family import Family, Layout, Shapes
 from si_jax.models.resnet import batch_norm
 
 
@@ -92,3 +95,53 @@ class AveragePool(nn.Module):
     ) -> Float[Array, "batch channels"]:
         """Pool."""
         return jnp.mean(x, axis=(1, 2))
+
+
+def _taps(module: WideResNet) -> Mapping[str, Sequence[str]]:
+    norms = ("block*/bn?", "bn1")
+    return {
+        "si-z": (*norms, "pool"),
+        "gaia-z": norms,
+        "inner": norms,
+        "outer": ("pool",),
+        "si-c": norms,
+        "si-c-inner": ("block2_*/bn?", "block3_*/bn?", "bn1"),
+    }
+
+
+def _stages(module: WideResNet) -> tuple[str, ...]:
+    return tuple(f"block{stage}_{(module.depth - 4) // 6 - 1}" for stage in (1, 2, 3))
+
+
+def _infer(shapes: Shapes) -> dict[str, Any]:
+    """Depth and widening factor."""
+    indices = [
+        int(match[1])
+        for name in shapes
+        if (match := re.match(r"block1\.layer\.(\d+)\.conv1\.weight$", name))
+    ]
+    width = shapes.get("block1.layer.0.conv1.weight", ())
+    if not indices or len(width) != 4:
+        return {}
+    return {"depth": 6 * (max(indices) + 1) + 4, "widen": max(1, width[0] // 16)}
+
+
+FAMILY = Family(
+    title="Wide ResNet",
+    build=WideResNet,
+    head="fc",
+    taps=_taps,
+    stages=_stages,
+    layouts=(
+        Layout(
+            block=r"block\d+\.layer\.\d+\.",
+            modules=(
+                (r"^block(\d+)_(\d+)/", r"block\1.layer.\2."),
+                (r"shortcut_conv$", "convShortcut"),
+            ),
+            head="fc.weight",
+            infer=_infer,
+            aliases=((r"^(linear|classifier)\.", "fc."),),
+        ),
+    ),
+)

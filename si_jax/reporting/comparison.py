@@ -180,7 +180,8 @@ def _values(entry: Entry, detector: str, column: tuple, metric: str) -> list[flo
     if column not in _columns(entry.first):
         return []
     _, key, is_group, _ = column
-    return [report.cell(run.results, detector, key, is_group, metric) for run in entry.runs]
+    values = [report.cell(run.results, detector, key, is_group, metric) for run in entry.runs]
+    return [] if None in values else values
 
 
 def _cell(values: Sequence[float]) -> Cell:

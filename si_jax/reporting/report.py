@@ -1,14 +1,9 @@
-"""Results as text tables, Markdown, JSON and CSV."""
+"""Results as text tables and Markdown."""
 
-import csv
-import io
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from si_jax.data.files import write_text
 from si_jax.evaluation.metrics import METRICS
 from si_jax.reporting.tables import (
     Cell,
@@ -28,15 +23,11 @@ CONVENTIONS = {
 }
 """Title -> the metric that it reports beside AUROC."""
 
-SHOWN = {
-    "auroc": "AUROC",
-    "fpr95": "FPR95, published convention (in-distribution positive)",
-    "fpr95_ood_positive": "FPR95, OpenOOD convention (out-of-distribution positive)",
-    "aupr_in": "AUPR, in-distribution positive",
-    "aupr_out": "AUPR, out-of-distribution positive",
-    "detection_error": "Detection error",
-}
+SHOWN = {name: metric.report for name, metric in METRICS.items() if metric.report}
 """Metric -> title of its table in the Markdown and HTML reports."""
+
+MAIN = {SHOWN[name]: name for name in ("auroc", "fpr95")}
+"""Title -> metric of the tables that a notebook shows."""
 
 
 def columns(report: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
@@ -60,9 +51,33 @@ def columns(report: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
     return found
 
 
-def cell(report: Mapping[str, Any], detector: str, key: str, is_group: bool, metric: str) -> float:
-    """One value of a table, a fraction."""
-    return report["averages" if is_group else "results"][detector][key][metric]
+def cell(
+    report: Mapping[str, Any], detector: str, key: str, is_group: bool, metric: str
+) -> float | int | None:
+    """One value of a table, a fraction; None where the run did not measure it."""
+    return report["averages" if is_group else "results"][detector][key].get(metric)
+
+
+def text(report: Mapping[str, Any]) -> str:
+    """What a run prints: what was evaluated, a warning if there is one, and the tables."""
+    lines = [heading(report)]
+    if warning := report.get("warning"):
+        lines.append(f"WARNING: {warning}")
+    notes = "\n".join(tie_notes(report))
+    return "\n".join(lines) + f"\n\n{tables(report)}" + (f"\n\n{notes}" if notes else "")
+
+
+def tie_notes(report: Mapping[str, Any]) -> list[str]:
+    """A sentence for each detector whose scores tie at the threshold of FPR95, where it matters."""
+    shown = []
+    for detector, sets in report.get("ties", {}).items():
+        shares = ", ".join(f"{100 * n / report['counts'][s]:.0f} % of {s}" for s, n in sets.items())
+        shown.append(
+            f"{detector}: {shares} have the very score of the threshold at which 95 % of the"
+            " in-distribution images are kept. FPR95 in the published convention counts them as"
+            " rejected; if they were kept, it would be higher by as much."
+        )
+    return shown
 
 
 def tables(report: Mapping[str, Any]) -> str:
@@ -73,8 +88,8 @@ def tables(report: Mapping[str, Any]) -> str:
         rows = [
             [detector]
             + [
-                f"{100 * cell(report, detector, key, group, 'auroc'):.2f} /"
-                f" {100 * cell(report, detector, key, group, metric):6.2f}"
+                f"{_number(cell(report, detector, key, group, 'auroc'))} /"
+                f" {_number(cell(report, detector, key, group, metric)):>6}"
                 for _, key, group in found
             ]
             for detector in report["results"]
@@ -82,6 +97,10 @@ def tables(report: Mapping[str, Any]) -> str:
         header = ["AUROC / FPR95, %", *(name for name, _, _ in found)]
         shown.append(f"{title}\n{text_table(header, rows)}")
     return "\n\n".join(shown)
+
+
+def _number(fraction: float | int | None) -> str:
+    return "–" if fraction is None else percent(fraction)
 
 
 def heading(report: Mapping[str, Any]) -> str:
@@ -126,6 +145,8 @@ def metric_tables(
             [cell(report, detector, key, group, metric) for _, key, group in found]
             for detector in report["results"]
         ]
+        if all(value is None for row in values for value in row):
+            continue  # a run of before the metric was there
         rows = mark_best(rows, values, metric)
         rows = [(Cell(name), *row) for name, row in zip(report["results"], rows, strict=True)]
         shown.append(Table(f"{title}, % ({arrow(metric)})", header, tuple(rows)))
@@ -140,9 +161,10 @@ def column_title(report: Mapping[str, Any], title: str, key: str, is_group: bool
 
 
 def _value_cell(report, detector, key, is_group, metric) -> Cell:
-    text = percent(cell(report, detector, key, is_group, metric))
+    value = cell(report, detector, key, is_group, metric)
+    text = _number(value)
     ends = report.get("intervals", {}).get(detector, {}).get(key, {}).get(metric)
-    if not ends:
+    if value is None or not ends:
         return Cell(text)
     return Cell(text, f"({100 * ends[0]:.1f}–{100 * ends[1]:.1f})")
 
@@ -190,6 +212,7 @@ def notes(report: Mapping[str, Any]) -> list[str]:
             "In brackets: 95 % confidence intervals by bootstrap over images"
             f" ({draws['resamples']} resamples, seed {draws['seed']})."
         )
+    found += tie_notes(report)
     return found
 
 
@@ -269,28 +292,3 @@ def title(report: Mapping[str, Any]) -> str:
         f"Out-of-distribution detection: {report['benchmark']} ({report['protocol']}),"
         f" {report['model']['name']}"
     )
-
-
-def write(report: Mapping[str, Any], directory: Path) -> list[Path]:
-    """Write `results.json`, `results.csv` and `report.md`; returns their paths."""
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["detector", "set", "group", "images", *METRICS])
-    for detector, rows in report["results"].items():
-        for name, values in rows.items():
-            facts = [detector, name, report["groups"][name], report["counts"][name]]
-            writer.writerow(facts + [f"{values[metric]:.6f}" for metric in METRICS])
-    files = {
-        "results.json": json.dumps(report, indent=2) + "\n",
-        "results.csv": text.getvalue(),
-    }
-    for name, content in files.items():
-        write_text(directory / name, content)
-    return [*(directory / name for name in files), write_markdown(markdown(report), directory)]
-
-
-def write_markdown(text: str, directory: Path) -> Path:
-    """Write `report.md`; returns its path."""
-    path = Path(directory) / "report.md"
-    write_text(path, text)
-    return path

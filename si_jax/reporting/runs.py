@@ -1,55 +1,71 @@
 """Finished runs, read from their directories and checked."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from si_jax.data.files import BROKEN, read_arrays
+from si_jax.data.files import BrokenArchive, read_arrays
+from si_jax.data.json_files import read_json
 from si_jax.evaluation import metrics
+from si_jax.evaluation.results import Results
 from si_jax.evaluation.scoring import PREDICTION
 from si_jax.evaluation.store import META, Store
-from si_jax.reporting import extremes
+from si_jax.reporting import extremes, report
+from si_jax.reporting.files import csv_rows
+from si_jax.reporting.tables import html_table
 
 Arrays = Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
 
-REQUIRED: dict[str, type | tuple[type, ...]] = {
-    "results": dict,
-    "averages": dict,
-    "groups": dict,
-    "counts": dict,
-    "model": dict,
-    "settings": dict,
-    "in_distribution": str,
-    "benchmark": str,
-    "protocol": str,
-    "preprocessing": str,
-    "checkpoint": str,
-    "seed": int,
-    "accuracy": (float, int, type(None)),
-}
-"""What `results.json` must hold, and of which type."""
+RESULTS = "results.json"
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished evaluation.
+    """A finished evaluation. `print` shows its tables, and so does a notebook.
 
     Attributes:
         name: what a comparison calls it.
-        results: the content of `results.json`.
+        results: the content of `results.json`, a `si_jax.evaluation.results.Results`.
         arrays: set -> detector -> name -> array with a row for each image; empty if not loaded.
         picks: the images that look most and least in-distribution; empty if there are none.
+        saved: the files that were written of it, `results.json` first; empty if none were.
     """
 
     name: str
     results: Mapping[str, Any]
     arrays: Arrays = field(default_factory=dict, repr=False)
     picks: extremes.Extremes = field(default_factory=dict, repr=False)
+    saved: tuple[Path, ...] = field(default=(), repr=False)
+
+    def __str__(self) -> str:
+        return report.text(self.results)
+
+    def _repr_html_(self) -> str:
+        shown = report.metric_tables(self.results, {m: t for t, m in report.MAIN.items()})
+        notes = [*report.heading(self.results).splitlines(), *report.tie_notes(self.results)]
+        return "".join([*map(html_table, shown), *(f"<p>{escape(note)}</p>" for note in notes)])
+
+    def to_pandas(self) -> Any:
+        """A `pandas.DataFrame` with a row for each detector and set.
+
+        Its columns are `detector`, `set`, `group`, `images`, and the metrics as fractions.
+
+        Raises:
+            ImportError: if pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError(
+                'to_pandas needs pandas: pip install "si-jax[pandas]", or read results.csv'
+            ) from error
+        header, *rows = csv_rows(self.results)
+        return pandas.DataFrame(rows, columns=header)
 
     @property
     def detectors(self) -> list[str]:
@@ -75,7 +91,7 @@ def load(directory: str | Path, *, scores: bool = True) -> Run:
     """Read a run from its directory.
 
     Args:
-        directory: where `scripts/evaluate.py` wrote it.
+        directory: where `si-jax evaluate` wrote it.
         scores: whether to read the score files and thumbnails too, not `results.json` alone.
 
     Raises:
@@ -85,18 +101,20 @@ def load(directory: str | Path, *, scores: bool = True) -> Run:
     directory = Path(directory)
     if not directory.is_dir():
         raise ValueError(f"{directory} is no run directory: there is no such directory")
-    path = directory / "results.json"
+    path = directory / RESULTS
     if not path.is_file():
         raise ValueError(
             f"{directory} is no run directory: it holds no results.json, which a finished"
-            " scripts/evaluate.py leaves"
+            " si-jax evaluate leaves"
         )
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except ValueError as error:
         raise ValueError(f"{path} is broken ({error}): evaluate again to write it anew") from None
-    if problem := _problem(results):
-        raise ValueError(f"{path} is no result of scripts/evaluate.py: {problem}")
+    try:
+        results = Results.from_json(content)
+    except ValueError as error:
+        raise ValueError(f"{path} is no result of si-jax evaluate: {error}") from None
     name = directory.resolve().name
     if not scores:
         return Run(name, results)
@@ -122,42 +140,6 @@ def load_several(directories: Sequence[str | Path]) -> list[Run]:
         depth += 1
     names = ["/".join(path.parts[-depth:]) for path in paths]
     return [replace(run, name=name) for run, name in zip(found, names, strict=True)]
-
-
-def _problem(results: Any) -> str:
-    """What is wrong with the content of `results.json`; '' if nothing."""
-    if not isinstance(results, dict):
-        return "it holds no object"
-    for key, kind in REQUIRED.items():
-        if key not in results:
-            return f"it lacks {key!r}"
-        if not isinstance(results[key], kind) or isinstance(results[key], bool):
-            return f"{key!r} is of the wrong type"
-    if not results["results"]:
-        return "it holds no detector"
-    groups, known = results["groups"], results["in_distribution"]
-    for name in (known, *groups):
-        if not isinstance(results["counts"].get(name), int):
-            return f"'counts' lacks the set {name!r}"
-    for key in ("name", "parameters"):
-        if key not in results["model"]:
-            return f"'model' lacks {key!r}"
-    for detector, rows in results["results"].items():
-        if not isinstance(rows, dict) or set(rows) != set(groups):
-            return f"the sets of detector {detector!r} are not those of 'groups'"
-        averages = results["averages"].get(detector)
-        if not isinstance(averages, dict) or set(averages) != set(groups.values()):
-            return f"the averages of detector {detector!r} are not those of 'groups'"
-        for name, row in (rows | averages).items():
-            if not isinstance(row, dict) or not all(
-                _is_number(row.get(m)) for m in metrics.METRICS
-            ):
-                return f"not all metrics of {detector!r} on {name!r} are numbers"
-    return ""
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _arrays(results: Mapping[str, Any], store: Store) -> Arrays:
@@ -194,10 +176,13 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise ValueError(f"{path} is missing: evaluate again into the same directory")
     try:
-        arrays = {k: v for k, v in read_arrays(path).items() if k not in META}
-        whole = arrays["score"].ndim == 1 and arrays["index"].shape == arrays["score"].shape
-    except BROKEN:
-        whole = False
+        arrays = read_arrays(path)
+    except (OSError, BrokenArchive):
+        arrays = {}
+    score, index = (arrays.get(name, np.empty((0, 0))) for name in ("score", "index"))
+    whole = score.ndim == 1 and index.shape == score.shape and score.dtype.kind == "f"
+    whole = whole and len(score) > 0 and index.dtype.kind == "i"
+    arrays = {name: array for name, array in arrays.items() if name not in META}
     if not whole:
         raise ValueError(f"{path} is no score file: evaluate again into the same directory")
     return arrays

@@ -1,10 +1,11 @@
 """Tables as data, with the best values marked, and as plain text and Markdown."""
 
+import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from si_jax.evaluation.metrics import HIGHER_IS_BETTER
+from si_jax.evaluation.metrics import METRICS
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def mark_best(
     """
     if len(rows) < 2:
         return [tuple(row) for row in rows]
-    choose = max if metric in HIGHER_IS_BETTER else min
+    choose = max if METRICS[metric].higher_is_better else min
     best = [
         choose((percent(v) for v in column if v is not None), key=float, default=None)
         for column in zip(*values, strict=True)
@@ -83,14 +84,14 @@ def mark_best(
     ]
 
 
-def percent(fraction: float) -> str:
+def percent(fraction: float | int) -> str:
     """A fraction as it is printed, in per cent."""
     return f"{100 * fraction:.2f}"
 
 
 def arrow(metric: str) -> str:
     """Which way a metric is better."""
-    return "higher is better" if metric in HIGHER_IS_BETTER else "lower is better"
+    return "higher is better" if METRICS[metric].higher_is_better else "lower is better"
 
 
 def markdown_table(table: Table) -> str:
@@ -107,6 +108,23 @@ def markdown_table(table: Table) -> str:
     rows += [[shown(found) for found in row] for row in table.rows]
     title = f"## {escape(table.title)}\n\n" if table.title else ""
     return title + "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def html_table(table: Table) -> str:
+    """A table under its title, as HTML without a style of its own."""
+
+    def shown(found: Cell) -> str:
+        inner = html.escape(found.text)
+        inner = f"<strong>{inner}</strong>" if found.best else inner
+        return f"{inner} <small>{html.escape(found.detail)}</small>" if found.detail else inner
+
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in table.header)
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{shown(found)}</td>" for found in row) + "</tr>"
+        for row in table.rows
+    )
+    caption = f"<caption>{html.escape(table.title)}</caption>" if table.title else ""
+    return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
 def markdown_facts(rows: Sequence[tuple[str, str]]) -> str:

@@ -12,12 +12,13 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from si_jax.data.files import write_atomically
+from si_jax.detectors import DETECTORS
 from si_jax.detectors.base import State
 from si_jax.detectors.si_c import fit as si_c_fit
 from si_jax.detectors.si_c import score as si_c_score
 from si_jax.detectors.si_c.method import FORWARD
 from si_jax.detectors.si_c.score import COMPONENTS
-from si_jax.evaluation.store import key_of
+from si_jax.evaluation.keys import key_of
 from si_jax.study.measures import MEASURED, group_means
 from si_jax.study.readings import CaseReadings, Readings, by_tap, fewer_channels
 
@@ -32,6 +33,9 @@ MAIN = tuple((components, form) for components in (ALL, FORWARD) for form in ("h
 
 SMALL = 1000
 """Below so many channels, threads wait for each other longer than they help."""
+
+VERSION = 1
+"""Of the values: raised when the same readings give other ones."""
 
 LEVEL = 0.05
 """Below which p-value a tap counts as abnormal."""
@@ -119,12 +123,11 @@ def run(
         `channels`, `shrinkage`, `draws`; `mean` and, over several draws, `sd` (of the sample):
         group -> metric -> fraction; and `failure`, the reason why there is no value, or None.
     """
-    sources = sorted(Path(__file__).parent.glob("*.py"))
     facts = {
         "readings": readings.key,
         "rows": [asdict(row) for row in rows],
         "groups": dict(groups),
-        "study": [source.read_text() for source in sources],
+        "version": [VERSION, DETECTORS["si-c"].version],
     }
     key = key_of(facts)
     try:

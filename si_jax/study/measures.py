@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from si_jax.evaluation import benchmark, metrics
+from si_jax.evaluation import benchmark, bootstrap, metrics
 from si_jax.evaluation.metrics import IdScores
 
 MEASURED = ("auroc", "fpr95", "fpr95_ood_positive")
@@ -50,7 +50,7 @@ def drawn(
     means and differences of detectors can be taken draw by draw.
     """
     options = {"metrics": MEASURED, "resamples": resamples, "seed": seed}
-    sets = {name: metrics.bootstrap_draws(known, s, **options) for name, s in novel.items()}
+    sets = {name: bootstrap.draws(known, s, **options) for name, s in novel.items()}
     means = {}
     for group in dict.fromkeys(groups[name] for name in novel):
         members = [sets[name] for name in novel if groups[name] == group]
@@ -61,7 +61,7 @@ def drawn(
 def intervals(found: Drawn) -> dict[str, dict[str, list[float]]]:
     """Set or group -> metric -> [low, high], the middle 95 %."""
     return {
-        name: {metric: list(metrics.interval(values)) for metric, values in row.items()}
+        name: {metric: list(bootstrap.interval(values)) for metric, values in row.items()}
         for name, row in found.items()
     }
 
@@ -81,7 +81,7 @@ def differences(
         group: {
             metric: [
                 means[group][metric] - other_means[group][metric],
-                *metrics.interval(found[group][metric] - other[group][metric]),
+                *bootstrap.interval(found[group][metric] - other[group][metric]),
             ]
             for metric in MEASURED
         }

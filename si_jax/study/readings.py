@@ -9,14 +9,13 @@ import numpy as np
 from tqdm import tqdm
 
 from si_jax.batching import Batched
-from si_jax.data.files import BROKEN, read_arrays, write_atomically
 from si_jax.data.image_set import ImageSet
 from si_jax.data.pipeline import batches
-from si_jax.detectors import default_options
+from si_jax.detectors import DETECTORS, default_options
 from si_jax.detectors.si_c.channels import Channels, select_channels
 from si_jax.detectors.si_c.readings import Reader, batched, reader
-from si_jax.evaluation import benchmark
-from si_jax.evaluation.store import key_of
+from si_jax.evaluation.keys import key_of
+from si_jax.evaluation.store import escaped, read_keyed, write_keyed
 from si_jax.study.sets import Case
 
 Readings = Mapping[str, np.ndarray]
@@ -56,16 +55,15 @@ def read_case(case: Case, directory: Path, *, batch_size: int = 64) -> CaseReadi
     """
     found = reader(case.model, max_channels=default_options("si-c")["max_channels"])
     run = batched(found, case.model)
-    facts = benchmark.score_facts(case.job({})) | {"reader": _facts(found)}
+    facts = case.job({}).score_facts | {"reader": _facts(found)}
     keys, read = [], {}
     for image_set in (*case.draws, case.id_set, *case.ood_sets.values()):
         keys.append(key_of({**facts, "set": image_set.fingerprint}))
-        path = directory / f"{image_set.name.replace('/', '_')}.npz"
-        stored = _load(path, keys[-1])
+        path = directory / f"{escaped(image_set.name)}.npz"
+        stored = read_keyed(path, keys[-1])
         if stored is None:
             stored = _read(run, case, image_set, batch_size)
-            arrays = {"key": np.array(keys[-1]), **stored}
-            write_atomically(path, lambda file, a=arrays: np.savez_compressed(file, **a))
+            write_keyed(path, keys[-1], stored)
         read[image_set.name] = stored
     return CaseReadings(
         channels=found.channels,
@@ -131,12 +129,5 @@ def _facts(found: Reader) -> dict[str, object]:
         "taps": found.channels.taps,
         "inner": found.inner,
         "engine": found.engine,
+        "version": DETECTORS["si-c"].version,
     }
-
-
-def _load(path: Path, key: str) -> dict[str, np.ndarray] | None:
-    try:
-        arrays = read_arrays(path)
-    except BROKEN:
-        return None
-    return arrays if str(arrays.pop("key", "")) == key else None

@@ -80,7 +80,9 @@ def evaluate(
         image_set: {name: found[name]["score"] for name in detectors}
         for image_set, found in arrays.items()
     }
-    return report | {"failures": failures} | _compare(case, scores, report, resamples, seed), scores
+    return dict(report) | {"failures": failures} | _compare(
+        case, scores, report, resamples, seed
+    ), scores
 
 
 def make(
@@ -108,7 +110,7 @@ def _fit(case: Case, detectors: Mapping[str, Detector], directory: Path) -> dict
             some,
             case.draws[0],
             case.found.preprocessing,
-            facts=benchmark.score_facts(case.job({})),
+            facts=case.job({}).score_facts,
             directory=directory,
         )
 

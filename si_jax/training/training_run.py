@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import dataclasses
-import hashlib
 import io
 import json
 import logging
@@ -64,14 +63,18 @@ class TrainingRun:
                 "num_classes": model.num_classes,
                 "normalisation": [list(model.mean), list(model.std)],
                 "starts_from": weights_hash(dict(model.variables)),
-                "images": _hash(images, labels),
+                "images": weights_hash([images, labels]),
                 **dataclasses.asdict(recipe),
             }
         )
         logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of every save
         self._states = ocp.CheckpointManager(
             self.directory / "state",
-            options=ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False),
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=1,
+                enable_async_checkpointing=False,
+                cleanup_tmp_directories=True,  # of a run that was killed while it saved
+            ),
         )
 
     def restore(self, state: Any) -> Any:
@@ -152,14 +155,6 @@ class TrainingRun:
 
 def _named(leaves: list[np.ndarray]) -> dict[str, np.ndarray]:
     return {f"{index:05d}": leaf for index, leaf in enumerate(leaves)}
-
-
-def _hash(*arrays: np.ndarray) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(f"{array.dtype}:{array.shape};".encode())
-        digest.update(np.ascontiguousarray(array))
-    return digest.hexdigest()
 
 
 def _short(value: int | float) -> int | str:

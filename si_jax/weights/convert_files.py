@@ -12,13 +12,18 @@ import numpy as np
 
 TORCH_SUFFIXES = (".pth", ".pt", ".th", ".tar", ".bin", ".ckpt")
 NESTED = ("state_dict", "model", "model_state_dict", "net")
+AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
 
 
-def load_file(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
+def load_file(
+    path: str | Path, part: str | None = None, notes: list[str] | None = None
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Names and arrays of a checkpoint file, and what a card says of it.
 
     Args:
         path: a `.pth`, `.pt`, `.th`, `.tar`, `.safetensors` or `.npz` file.
+        part: see `find_state`.
+        notes: see `find_state`.
 
     Returns:
         The state dict, bare (taken out from under `state_dict`, `model` or `model_state_dict`), and
@@ -37,7 +42,7 @@ def load_file(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise ValueError(
             f"{path}: a checkpoint's name must end in one of {', '.join(sorted(readers))}"
         )
-    state = find_state(readers[suffix](path))
+    state = find_state(readers[suffix](path), part, notes)
     if state is None:
         raise ValueError(f"{path} holds no state dict (names and their tensors)")
     with path.open("rb") as file:
@@ -45,13 +50,40 @@ def load_file(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
     return dict(state), {"source": path.name, "source_sha256": digest}
 
 
-def find_state(value: Any) -> Mapping[str, Any] | None:
-    """The state dict that `value` is, or has under a usual name; None if there is none."""
+def find_state(
+    value: Any, part: str | None = None, notes: list[str] | None = None
+) -> Mapping[str, Any] | None:
+    """The state dict that `value` is, or has under a usual name; None if there is none.
+
+    Args:
+        value: what a file holds.
+        part: a key under which the state dict lies, to choose among several.
+        notes: gets a sentence if the weights are an average, or there is one beside them.
+
+    Raises:
+        ValueError: if `part` is neither a key nor a prefix of the names.
+    """
     if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
         return None
-    for key in NESTED:
-        if (inner := find_state(value.get(key))) is not None:
+    notes = [] if notes is None else notes
+    if part is not None:
+        if (inner := find_state(value.get(part), None, notes)) is not None:
             return inner
+        state = find_state(value, None, notes)
+        if state is not None and not any(f".{part}." in f".{name}" for name in state):
+            raise ValueError(
+                f"part (={part!r}) is no key in the file, which has {', '.join(list(value)[:8])},"
+                " and no prefix of the names"
+            )
+        return state
+    averaged = [key for key in AVERAGED if find_state(value.get(key)) is not None]
+    for key in NESTED:
+        if (inner := find_state(value.get(key), None, notes)) is not None:
+            notes += [f"the file holds averaged weights as well: part={k!r}" for k in averaged[:1]]
+            return inner
+    if averaged:
+        notes.append(f"the averaged weights under {averaged[0]!r} are taken")
+        return find_state(value[averaged[0]], None, notes)
     return value if any(hasattr(v, "shape") for v in value.values()) else None
 
 
@@ -105,7 +137,8 @@ def _read_torch(path: Path) -> Any:
         import torch
     except ImportError:
         raise ValueError(
-            f"reading {path.name} needs PyTorch: install it with pip install -e '.[torch]'"
+            f'reading {path.name} needs PyTorch: pip install "si-jax[torch]", or save the weights'
+            ' as .safetensors, which pip install "si-jax[safetensors]" reads'
         ) from None
     try:
         with warnings.catch_warnings():
@@ -116,10 +149,16 @@ def _read_torch(path: Path) -> Any:
     except Exception as error:
         text = str(error)
     # PyTorch's own words recommend weights_only=False, which would run what the file says.
-    if found := re.search(r"(?i)unsupported (?:global|class)\S* (?:GLOBAL )?([\w.]+)", text):
+    if match := re.search(r"(?i)unsupported (?:global|class)\S* (?:GLOBAL )?([\w.]+)", text):
         raise ValueError(
-            f"{path} holds a Python object ({found[1]}), which is not read for safety: save the"
-            " state dict alone"
+            f"{path} holds a Python object ({match[1]}), which is not read for safety: where the"
+            " file was made, load it and save the state dict alone, as"
+            " torch.save(network.state_dict(), NEW)"
+        )
+    if re.search(r"(?i)legacy \.tar format", text):
+        raise ValueError(
+            f"{path} is in PyTorch's old tar format, which is not read for safety: where the file"
+            " was made, load it and save it again with a newer PyTorch"
         )
     if "TorchScript" in text:
         raise ValueError(f"{path} is a TorchScript program: save its state dict instead")
@@ -131,7 +170,7 @@ def _read_safetensors(path: Path) -> Any:
         from safetensors.numpy import load_file as load
     except ImportError:
         raise ValueError(
-            f"reading {path.name} needs safetensors: install it with pip install -e '.[torch]'"
+            f'reading {path.name} needs safetensors: pip install "si-jax[safetensors]"'
         ) from None
     try:
         return load(path)

@@ -1,105 +1,17 @@
-"""What published checkpoints call the weights of the Flax networks.
-
-Every Flax weight has one name in the other framework: the module's path is rewritten pattern by
-pattern, the leaf's name by `Layout.leaves`.
-"""
+"""Names of the same weight: in a Flax network, in a layout's table, and in a checkpoint."""
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
+from si_jax.models.family import Layout
 
-class Layout(NamedTuple):
-    """How a published checkpoint names what a Flax network holds.
+Names = Mapping[str, str]
+"""Name as in a layout's table -> name as it stands in the checkpoint."""
 
-    Attributes:
-        network: what the network is called in messages.
-        block: pattern that begins the name of a weight in one of the network's blocks.
-        modules: (pattern, replacement) pairs that turn a Flax module path into the other name.
-        leaves: Flax leaf name -> the other leaf name.
-        separator: what stands between the module's name and the leaf's.
-        oihw: whether kernels are stored as (out, in, height, width), linear layers as (out, in).
-    """
-
-    network: str
-    block: str
-    modules: tuple[tuple[str, str], ...]
-    leaves: Mapping[str, str]
-    separator: str = "."
-    oihw: bool = True
-
-
-LEAVES = {
-    "kernel": "weight",
-    "scale": "weight",
-    "bias": "bias",
-    "mean": "running_mean",
-    "var": "running_var",
-}
-
-LAYOUTS: dict[str, Layout] = {
-    "resnet": Layout(
-        "CIFAR ResNet",
-        r"layer\d+\.\d+\.",
-        (
-            (r"^layer(\d+)_(\d+)/", r"layer\1.\2."),
-            (r"shortcut_conv$", "shortcut.0"),
-            (r"shortcut_bn$", "shortcut.1"),
-        ),
-        LEAVES,
-    ),
-    "wide_resnet": Layout(
-        "Wide ResNet",
-        r"block\d+\.layer\.\d+\.",
-        (
-            (r"^block(\d+)_(\d+)/", r"block\1.layer.\2."),
-            (r"shortcut_conv$", "convShortcut"),
-        ),
-        LEAVES,
-    ),
-    "bit": Layout(
-        "BiT ResNetV2",
-        r"body\.block\d+\.unit\d+\.",
-        (
-            (r"^root$", "root.conv"),
-            (r"^block(\d+)_unit(\d+)/", r"body.block\1.unit\2."),
-            (r"^before_head/gn$", "before_head.gn"),
-            (r"^head$", "head.conv"),
-        ),
-        LEAVES,
-    ),
-    "bit_npz": Layout(
-        "BiT ResNetV2",
-        r"resnet/block\d+/unit\d+/",
-        (
-            (r"^root$", "resnet/root_block/standardized_conv2d"),
-            (r"^block(\d+)_unit(\d+)/gn1$", r"resnet/block\1/unit\2/a/group_norm"),
-            (r"^block(\d+)_unit(\d+)/gn2$", r"resnet/block\1/unit\2/b/group_norm"),
-            (r"^block(\d+)_unit(\d+)/gn3$", r"resnet/block\1/unit\2/c/group_norm"),
-            (r"^block(\d+)_unit(\d+)/conv1$", r"resnet/block\1/unit\2/a/standardized_conv2d"),
-            (r"^block(\d+)_unit(\d+)/conv2$", r"resnet/block\1/unit\2/b/standardized_conv2d"),
-            (r"^block(\d+)_unit(\d+)/conv3$", r"resnet/block\1/unit\2/c/standardized_conv2d"),
-            (
-                r"^block(\d+)_unit(\d+)/downsample$",
-                r"resnet/block\1/unit\2/a/proj/standardized_conv2d",
-            ),
-            (r"^before_head/gn$", "resnet/group_norm"),
-            (r"^head$", "resnet/head/conv2d"),
-        ),
-        {"kernel": "kernel", "scale": "gamma", "bias": "beta"},
-        separator="/",
-        oihw=False,
-    ),
-}
-"""Layout's name -> how its checkpoints are read."""
-
-ALIASES: dict[str, tuple[tuple[str, str], ...]] = {
-    "resnet": ((r"^fc\.", "linear."), (r"\.downsample\.", ".shortcut.")),
-    "wide_resnet": ((r"^linear\.", "fc."),),
-    "bit": ((r"^head\.gn\.", "before_head.gn."),),
-    "bit_npz": (),
-}
-"""Other spellings of the same names, as (pattern, replacement) pairs."""
+COUNTERS = ("num_batches_tracked", "n_averaged", "num_updates")
+WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod)\.)+")
+"""What data parallelism, averaging and compilation put before every name."""
 
 
 def flax_name(path: tuple[Any, ...]) -> str:
@@ -109,30 +21,67 @@ def flax_name(path: tuple[Any, ...]) -> str:
 
 def source_name(path: tuple[Any, ...], layout: Layout) -> str:
     """Name of the same weight in a checkpoint of that layout."""
+    if (special := layout.special.get(flax_name(path))) is not None:
+        return special
     module, leaf = flax_name(path[1:-1]), path[-1].key
     for pattern, replacement in layout.modules:
         module = re.sub(pattern, replacement, module)
-    if module == "resnet/head/conv2d":
-        return f"{module}/{leaf}"  # the head alone has a bias, and it is called so
     return module + layout.separator + layout.leaves[leaf]
 
 
-def canonical(layout: str, names: Iterable[str]) -> dict[str, str]:
-    """Name as in the table -> name as it stands in the checkpoint, without the batch counters.
+def canonical(
+    layout: Layout, names: Iterable[str], part: str | None, notes: list[str]
+) -> Names | None:
+    """The checkpoint's names as the layout has them, without counters and prefixes.
+
+    Args:
+        layout: how checkpoints of the network name its weights.
+        names: names in the checkpoint.
+        part: a prefix to choose, where there are several; None for the only one.
+        notes: gets a sentence where a prefix was taken off.
+
+    Returns:
+        The names, or None if no name is that of a block of the network.
 
     Raises:
-        ValueError: if two names of the checkpoint mean the same weight.
+        ValueError: if two names of the checkpoint mean the same weight, or the names of blocks have
+            several prefixes.
     """
-    found: dict[str, str] = {}
+    names = [name for name in names if name.rpartition(".")[2] not in COUNTERS]
+    matches = [re.match(rf"(?:(.*?)[./])??{layout.block}", name) for name in names]
+    prefixes = dict.fromkeys((match[1] or "") for match in matches if match)
+    if part is not None and (chosen := [p for p in prefixes if _is_part(p, part)]):
+        prefixes = dict.fromkeys(chosen)
+    if not prefixes:
+        return None
+    if len(prefixes) > 1:
+        listed = ", ".join(repr(p) for p in list(prefixes)[:8])
+        raise ValueError(
+            f"the checkpoint holds several networks, whose names have the prefixes {listed}: choose"
+            " one by part"
+        )
+    (prefix,) = prefixes
+    if prefix:
+        prefix += "/" if any(name.startswith(f"{prefix}/") for name in names) else "."
+        if not WRAPPERS.fullmatch(prefix):
+            notes.append(f"the prefix {prefix!r} was taken off the names")
+    return _table_names(layout, names, prefix)
+
+
+def _is_part(prefix: str, part: str) -> bool:
+    return prefix == part or prefix.startswith(f"{part}.") or prefix.endswith(f".{part}")
+
+
+def _table_names(layout: Layout, names: list[str], prefix: str) -> Names:
+    result: dict[str, str] = {}
     for original in names:
-        name = original.removeprefix("module.")
-        for pattern, replacement in ALIASES[layout]:
+        inside = prefix and original.startswith(prefix)
+        name = original[len(prefix) :] if inside else WRAPPERS.sub("", original)
+        for pattern, replacement in layout.aliases:
             name = re.sub(pattern, replacement, name)
-        if name.endswith("num_batches_tracked"):
-            continue
-        if name in found:
+        if name in result:
             raise ValueError(
-                f"the checkpoint has {name} twice, as {found[name]!r} and as {original!r}"
+                f"the checkpoint has {name} twice, as {result[name]!r} and as {original!r}"
             )
-        found[name] = original
-    return found
+        result[name] = original
+    return result

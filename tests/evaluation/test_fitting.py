@@ -5,7 +5,7 @@ import pytest
 
 import si_jax
 from si_jax.data import digits, sources
-from si_jax.evaluation import fitting
+from si_jax.evaluation import fitting, keys
 
 
 @pytest.fixture
@@ -41,8 +41,8 @@ def test_all_fits_share_one_pass_and_are_kept(fit, monkeypatch):
         np.testing.assert_allclose(
             direct.score(images), first[name].score(images), rtol=1e-4, atol=1e-4
         )
-    assert fitting.fit_hash(first["knn"]) == fitting.fit_hash(again["knn"]) != ""
-    assert fitting.fit_hash(first["energy"]) == ""
+    assert keys.fit_hash(first["knn"]) == keys.fit_hash(again["knn"]) != ""
+    assert keys.fit_hash(first["energy"]) == ""
     fit({"weights": "b"})
     assert len(passes) == 2
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as skm
 
-from si_jax.evaluation import metrics
+from si_jax.evaluation import bootstrap, classification, metrics
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SETS = json.loads((GOLDEN / "metrics.json").read_text())
@@ -36,7 +36,62 @@ def test_average_precision_is_scikit_learns(name):
     found = metrics.evaluate(known, novel)
     assert found["aupr_in"] == skm.average_precision_score(labels, scores)
     assert found["aupr_out"] == skm.average_precision_score(1 - labels, -scores)
+    correct = np.arange(len(known)) % 2 > 0
+    found = metrics.evaluate(known, novel, correct)
     assert set(found) == set(metrics.METRICS)
+    assert found["oscr"] == pytest.approx(classification.oscr(known, novel, correct), abs=1e-12)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("seed", range(10))
+def test_areas_and_errors_are_scikit_learns(seed, tied):
+    rng = np.random.default_rng(seed)
+    known, novel = rng.normal(0.8, 1, 40 + seed), rng.normal(0, 1, 50 - seed)
+    if tied:
+        known, novel = np.round(known), np.round(novel)
+    labels, scores = np.r_[np.ones(len(known)), np.zeros(len(novel))], np.r_[known, novel]
+    found = metrics.evaluate(known, novel)
+    assert found["auroc"] == pytest.approx(skm.roc_auc_score(labels, scores), abs=1e-12)
+    assert metrics.auroc(known, novel) == found["auroc"]
+    fpr, tpr, _ = skm.roc_curve(1 - labels, -scores, drop_intermediate=False)
+    assert found["fpr95_ood_positive"] == pytest.approx(fpr[np.argmax(tpr >= 0.95)], abs=1e-12)
+    fpr, tpr, _ = skm.roc_curve(labels, scores, drop_intermediate=False)
+    wrong = (1 - tpr) * len(known) + fpr * len(novel)
+    assert found["detection_error"] == pytest.approx(wrong.min() / len(scores), abs=1e-12)
+
+
+def test_ties_at_the_threshold():
+    # all alike: none lies strictly above, and all lie at it
+    same = np.zeros(20), np.zeros(10)
+    assert metrics.fpr95(*same) == 0
+    assert metrics.tied_at_threshold(*same) == 10
+    assert metrics.fpr95_ood_positive(*same) == 1
+    known = np.arange(100.0)  # the threshold is 5
+    assert metrics.tied_at_threshold(known, np.array([5.0, 5.0, 4.0, 6.0])) == 2
+
+
+def test_the_least_threshold_that_catches_95_percent_of_ood():
+    # at 1, 95 of 100 OOD images are caught and 20 of 40 ID images rejected; the point lies in line
+    # with its neighbours, and is a threshold all the same
+    known = np.repeat([0.0, 1.0, 2.0], [0, 20, 20])
+    novel = np.repeat([0.0, 1.0, 2.0], [90, 5, 5])
+    assert metrics.fpr95_ood_positive(known, novel) == 0.5
+
+
+def test_a_metric_that_needs_to_know_which_are_correct(monkeypatch):
+    def share(counts):
+        return float(counts.correct.sum() / counts.known.sum())
+
+    added = metrics.Metric("accuracy", share, True, needs_correct=True)
+    monkeypatch.setitem(metrics.METRICS, "accuracy", added)
+    known, novel, correct = np.arange(4.0), np.arange(3.0), np.array([True, True, True, False])
+    assert metrics.evaluate(known, novel, correct)["accuracy"] == 0.75
+    assert "accuracy" not in metrics.evaluate(known, novel)
+    options = {"metrics": ("accuracy",), "resamples": 50}
+    low, high = bootstrap.intervals(known, novel, correct=correct, **options)["accuracy"]
+    assert 0 <= low < 0.75 <= high <= 1
+    with pytest.raises(ValueError, match="'accuracy' needs `correct`"):
+        bootstrap.intervals(known, novel, **options)
 
 
 def test_auroc_counts_ties_half():

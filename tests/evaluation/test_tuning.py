@@ -6,6 +6,7 @@ from flax import linen as nn
 
 import si_jax
 from si_jax.commands import tune as script
+from si_jax.commands.options import detector_options
 from si_jax.data import digits, sources
 from si_jax.data.image_set import ImageSet, UnreadableImage
 from si_jax.detectors import default_options
@@ -116,7 +117,7 @@ def test_shuffling_moves_whole_patches_and_keeps_the_remainder():
 def test_describe_is_what_set_takes():
     options = {"dim": None, "x": True, "step": 0.0014, "preset": "published", "k": 5}
     texts = tuning.describe("vim", options).split()
-    assert script.evaluate.parse_options(texts) == {"vim": options}
+    assert detector_options(texts) == {"vim": options}
 
 
 def test_script_on_digits(capsys):

@@ -10,8 +10,9 @@ import pytest
 
 from si_jax.data.image_set import ImageSet
 from si_jax.evaluation import benchmark, metrics
+from si_jax.evaluation.results import Results
 from si_jax.evaluation.store import Store
-from si_jax.reporting import comparison, extremes, figures, html, panels, report, runs
+from si_jax.reporting import comparison, extremes, figures, files, html, panels, report, runs
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu"}
@@ -75,7 +76,7 @@ def make_run(directory, *, seed=0, shift=0.0, **changes):
         "command": "python scripts/evaluate.py --out a&b",
         "seconds": {"total": 1.5},
     } | changes  # fmt: skip
-    report.write(content, directory)
+    files.write(Results.from_json(content), directory)
     sets = [image_set(name, size) for name, size in SETS.items()]
     extremes.save(directory, arrays, sets, lambda image: image[:120], list(SETTINGS))
     return directory
@@ -120,7 +121,7 @@ def test_every_metric_has_its_table_with_the_groups_apart(run):
 
 def test_the_best_of_each_column_is_marked(run):
     for metric, table in zip(report.SHOWN, report.metric_tables(run.results), strict=True):
-        choose = np.argmax if metric in metrics.HIGHER_IS_BETTER else np.argmin
+        choose = np.argmax if metrics.METRICS[metric].higher_is_better else np.argmin
         for place, name in ((1, "svhn"), (2, "places"), (4, "near<b>|*")):
             values = [run.results["results"][d][name][metric] for d in run.detectors]
             marked = [row[place].best for row in table.rows]

@@ -59,6 +59,7 @@ def test_what_is_no_card(card, message, tmp_path):
     assert len(str(info.value).splitlines()) == 1 and len(str(info.value)) < 500
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -1,94 +1,34 @@
-"""The converter: every file format, what is read off the shapes, every mistake in one sentence.
+"""The converter: where weights land, what is read off the shapes, what does not fit.
 
 PyTorch is asked for only where its own files are written.
 """
 
-import argparse
 import hashlib
-import importlib.util
-import io
-import json
-import os
-import shutil
-import subprocess
 import sys
-import zipfile
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import recipe
+from checkpoint_states import (
+    NO_SAFETENSORS,
+    NO_TORCH,
+    TINY_BIT,
+    assert_same,
+    draw,
+    google,
+    names_of,
+    resnet8,
+    tiny_bit,
+)
 
 import si_jax
-from si_jax import cli
-from si_jax.commands import convert as script
-from si_jax.models import ARCHITECTURES, NORMALISATIONS, Architecture
-from si_jax.models.bit import BiT
-from si_jax.weights import convert, convert_files
-
-ROOT = Path(__file__).parents[2]
-NARROW = (16, 32, 64)
-NO_TORCH = "PyTorch writes its own checkpoint files"
-NO_SAFETENSORS = "safetensors is not installed"
-
-
-def draw(shapes, seed=0):
-    """A state dict of random arrays: name -> array."""
-    return {key: recipe._draw(key, shape, seed) for key, shape in shapes.items()}
-
-
-def resnet8(classes=10, shortcut=True):
-    shapes = recipe.resnet34_shapes(classes, (1, 1, 1), NARROW)
-    return draw({k: v for k, v in shapes.items() if shortcut or ".shortcut." not in k})
-
-
-def tiny_bit(classes=7):
-    return draw(recipe.bit_shapes(classes, (1, 2, 1, 1), prefix=""))
+from si_jax.models import ARCHITECTURES, NORMALISATIONS
 
 
 @pytest.fixture(autouse=True)
-def small_bit(monkeypatch):
-    """A BiT with five units, so that the tests of its names are quick."""
-    options = {"units": (1, 2, 1, 1), "width_factor": 1}
-    tiny = Architecture(BiT, 1000, (32, 32), "half", "head", options)
-    monkeypatch.setitem(ARCHITECTURES, "bit_tiny", tiny)
-
-
-def google(state):
-    """A BiT state dict as Google's `.npz` files have it: HWIO, slashes, gamma and beta."""
-    found = {}
-    for key, value in state.items():
-        *module, leaf = key.split(".")
-        if module[0] == "root":
-            name = "root_block/standardized_conv2d/kernel"
-        elif module[0] == "head":
-            name = "head/conv2d/" + {"weight": "kernel", "bias": "bias"}[leaf]
-        elif module[0] == "before_head":
-            name = "group_norm/" + {"weight": "gamma", "bias": "beta"}[leaf]
-        else:
-            _, block, unit, layer = module
-            where = "a/proj" if layer == "downsample" else " abc"[int(layer[-1])]
-            kind = "group_norm" if layer.startswith("gn") else "standardized_conv2d"
-            names = {"weight": "gamma", "bias": "beta"} if "gn" in layer else {"weight": "kernel"}
-            name = f"{block}/{unit}/{where}/{kind}/{names[leaf]}"
-        found[f"resnet/{name}"] = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
-    return found
-
-
-def assert_same(model, expected):
-    assert jax.tree.structure(dict(model.variables)) == jax.tree.structure(dict(expected.variables))
-    jax.tree.map(np.testing.assert_array_equal, dict(model.variables), dict(expected.variables))
-
-
-def run(capsys, *arguments):
-    """Exit status, standard output and standard error of the script."""
-    status = 0
-    try:
-        cli.run(lambda: script.main([str(a) for a in arguments]))
-    except SystemExit as stop:
-        status = stop.code
-    return status, *capsys.readouterr()
+def tiny_bit_in_the_table(monkeypatch):
+    monkeypatch.setitem(ARCHITECTURES, "bit_tiny", TINY_BIT)
 
 
 # --- formats --------------------------------------------------------------------------------------
@@ -112,7 +52,7 @@ def test_a_mapping_lands_where_the_names_say():
     )
     assert model.card["source"] == "a mapping of arrays"
     counters = {k for k in state if k.endswith("num_batches_tracked")}
-    names = convert.source_names(model, "resnet")
+    names = names_of(model, "resnet8")
     assert set(names.values()) == set(state) - counters
     assert len(names) == len(state) - len(counters)
 
@@ -184,7 +124,7 @@ def test_both_names_of_bits_last_norm_and_googles_file(tmp_path):
     np.savez(tmp_path / "BiT.npz", **google(state))
     model = si_jax.convert_torch("bit_tiny", tmp_path / "BiT.npz")
     assert_same(model, expected)
-    assert set(convert.source_names(model, "bit_npz").values()) == set(google(state))
+    assert set(names_of(model, "bit_tiny", layout=1).values()) == set(google(state))
     np.testing.assert_array_equal(
         model.variables["params"]["head"]["kernel"], state["head.conv.weight"][:, :, 0, 0].T
     )
@@ -251,13 +191,13 @@ def test_all_faults_are_listed_by_both_names():
     [
         ("resnet34", resnet8, r"not a resnet34.*blocks \(1, 1, 1\).*convert it as 'resnet8'"),
         ("resnet18", lambda: draw(recipe.resnet34_shapes(10, (1,), (4,))), r"no architecture here"),
-        ("wrn_16_4", resnet8, r"not a wrn_16_4: its names are a CIFAR ResNet's.*Wide ResNet$"),
+        ("wrn_16_4", resnet8, r"not a wrn_16_4: its names are a ResNet's.*Wide ResNet$"),
         ("wrn_40_2", lambda: draw(recipe.wrn_shapes(9, 16, 4)), "convert it as 'wrn_16_4'"),
         ("resnet8", lambda: draw(recipe.wrn_shapes(9, 16, 4)), "its names are a Wide ResNet's"),
         ("bit_r50x1", tiny_bit, r"not a bit_r50x1.*convert it as 'bit_tiny'"),
         ("bit_r50x1", lambda: google(tiny_bit()), "convert it as 'bit_tiny'"),
         ("resnet8", lambda: google(tiny_bit()), "its names are a BiT ResNetV2's"),
-        ("bit_tiny", resnet8, "its names are a CIFAR ResNet's"),
+        ("bit_tiny", resnet8, "its names are a ResNet's"),
         ("resnet8", lambda: {"encoder.weight": np.ones(3)}, r"such as 'encoder.weight'"),
     ],
 )
@@ -318,288 +258,3 @@ def test_arguments_that_make_no_sense():
     for mapping in ({}, {"model": {}}, {"model": {"a": 1}}):
         with pytest.raises(ValueError, match="the mapping holds no state dict"):
             si_jax.convert_torch("resnet8", mapping)
-
-
-# --- files that are no checkpoint -----------------------------------------------------------------
-
-
-def npz(**arrays):
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    return buffer.getvalue()
-
-
-def npy(array):
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
-
-
-def zipped(**members):
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, text in members.items():
-            archive.writestr(name, text)
-    return buffer.getvalue()
-
-
-def safetensors_bytes(state):
-    return pytest.importorskip("safetensors.numpy", reason=NO_SAFETENSORS).save(state)
-
-
-def torch_bytes(content, **options):
-    torch = pytest.importorskip("torch", reason=NO_TORCH)
-    buffer = io.BytesIO()
-    torch.save(content(torch), buffer, **options)
-    return buffer.getvalue()
-
-
-def tensors(torch):
-    return {k: torch.from_numpy(np.asarray(v)) for k, v in resnet8().items()}
-
-
-def poisoned():
-    return {**resnet8(), "bn1.weight": np.full(16, np.inf, np.float32)}
-
-
-class Harmful:
-    """Unpickling it would leave a file behind."""
-
-    def __reduce__(self):
-        return os.mkdir, ("executed",)
-
-
-TEXT = b"This is a text file.\nIt has two lines.\n"
-MISTAKES = {  # file's name, its bytes, what the message must say
-    "text npz": ("a.npz", lambda: TEXT, "is no .npz file"),
-    "npy": ("a.npz", lambda: npy(np.zeros(3)), "is no .npz file"),
-    "zip npz": ("a.npz", lambda: zipped(a="text"), "holds no state dict"),
-    "bad npy in npz": ("a.npz", lambda: zipped(**{"a.npy": "text"}), "is damaged|no state dict"),
-    "objects": ("a.npz", lambda: npz(a=np.array([{}], object)), "something else than arrays"),
-    "cut npz": ("a.npz", lambda: npz(**resnet8())[:-100], "is cut short"),
-    "empty npz": ("a.npz", lambda: npz(), "holds no state dict"),
-    "nan npz": ("a.npz", lambda: npz(**poisoned()), r"bn1.weight holds NaN or infinite"),
-    "integers": ("a.npz", lambda: npz(**resnet8() | {"bn1.bias": np.zeros(16, np.int8)}), "int8"),
-    "other npz": ("a.npz", lambda: npz(**google(tiny_bit())), "not a resnet8"),
-    "text suffix": ("a.txt", lambda: TEXT, r"must end in one of.*\.npz.*\.pth"),
-    "text safetensors": ("a.safetensors", lambda: TEXT, "is no safetensors file"),
-    "zip safetensors": ("a.safetensors", lambda: zipped(a="text"), "is no safetensors file"),
-    "cut safetensors": ("a.safetensors", lambda: safetensors_bytes(resnet8())[:-9], "cut short"),
-    "no tensors": ("a.safetensors", lambda: safetensors_bytes({}), "holds no state dict"),
-    "nan safetensors": ("a.safetensors", lambda: safetensors_bytes(poisoned()), "NaN or infinite"),
-    "text pth": ("a.pth", lambda: torch_bytes(tensors) and TEXT, "is no PyTorch checkpoint"),
-    "empty pth": ("a.pth", lambda: torch_bytes(tensors) and b"", "is no PyTorch checkpoint"),
-    "zip pth": ("a.pth", lambda: torch_bytes(tensors) and zipped(a="x"), "is no PyTorch check"),
-    "npz as pth": ("a.pth", lambda: torch_bytes(tensors) and npz(a=np.ones(2)), "is no PyTorch"),
-    "cut pth": ("a.pth", lambda: torch_bytes(tensors)[:-2000], "or is damaged or cut short"),
-    "cut tar": (
-        "a.tar",
-        lambda: torch_bytes(tensors, _use_new_zipfile_serialization=False)[:-2000],
-        "or is damaged or cut short",
-    ),
-    "tensor": ("a.pt", lambda: torch_bytes(lambda torch: torch.ones(3)), "holds no state dict"),
-    "list": ("a.pt", lambda: torch_bytes(lambda torch: [tensors(torch)]), "holds no state dict"),
-    "no weights": ("a.pt", lambda: torch_bytes(lambda torch: {"model": {"a": 1}}), "no state dict"),
-    "module": (
-        "a.pth",
-        lambda: torch_bytes(lambda torch: torch.nn.Linear(2, 2)),
-        r"Python object \(torch\.nn\..*Linear\).*save the state dict alone",
-    ),
-    "arguments": (
-        "a.th",
-        lambda: torch_bytes(lambda torch: {"model": tensors(torch), "a": argparse.Namespace()}),
-        r"Python object \(argparse\.Namespace\)",
-    ),
-    "harmful": ("a.pth", lambda: torch_bytes(lambda torch: Harmful()), r"Python object \(.*mkdir"),
-    "nan pth": (
-        "a.pth",
-        lambda: torch_bytes(lambda torch: tensors(torch) | {"bn1.bias": torch.ones(16) / 0}),
-        r"bn1.bias holds NaN or infinite values \(16 of 16\)",
-    ),
-    "integer pth": (
-        "a.pth",
-        lambda: torch_bytes(lambda torch: tensors(torch) | {"bn1.bias": torch.ones(16).int()}),
-        r"bn1.bias is of type torch\.int32",
-    ),
-}
-
-
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_sentence_and_nothing_is_written(mistake, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    name, content, message = MISTAKES[mistake]
-    Path(name).write_bytes(content())
-    with pytest.raises(ValueError, match=message):
-        si_jax.convert_torch("resnet8", name)
-    status, out, err = run(capsys, name, "--model", "resnet8", "--out", "below/converted")
-    assert (status, out) == (2, "")
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1 and err.endswith("\n")
-    assert "weights_only" not in err and "allow_pickle" not in err
-    assert [p.name for p in tmp_path.iterdir()] == [name]
-
-
-def test_damaged_bytes_raise_nothing_else(tmp_path):
-    """Whichever byte is damaged, a file is read or refused."""
-    arrays = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "a.bias": np.ones(2)}
-    compressed = io.BytesIO()
-    np.savez_compressed(compressed, **arrays)
-    files = {"a.npz": npz(**arrays), "b.npz": compressed.getvalue()}
-    if importlib.util.find_spec("safetensors"):
-        files["a.safetensors"] = safetensors_bytes(arrays)
-    if importlib.util.find_spec("torch"):
-        for name, zipped in (("a.pth", True), ("b.pth", False)):
-            files[name] = torch_bytes(
-                lambda torch: {k: torch.from_numpy(v) for k, v in arrays.items()},
-                _use_new_zipfile_serialization=zipped,
-            )
-    rng = np.random.default_rng(0)
-    refused = 0
-    for name, content in files.items():
-        path = tmp_path / name
-        for _ in range(150):
-            damaged = np.frombuffer(content, np.uint8).copy()
-            where = rng.integers(0, len(damaged), rng.integers(1, 4))
-            damaged[where] = rng.integers(0, 256, where.shape)
-            path.write_bytes(damaged[: None if rng.random() < 0.8 else where[0]].tobytes())
-            try:
-                convert_files.load_file(path)
-            except ValueError:
-                refused += 1
-    assert refused > 0
-
-
-# --- the script -----------------------------------------------------------------------------------
-
-
-def test_the_script_writes_a_checkpoint_with_a_card(tmp_path, capsys):
-    source, out = tmp_path / "r8.npz", tmp_path / "below" / "r8"
-    np.savez(source, **resnet8())
-    status, printed, err = run(
-        capsys, source, "--model", "resnet8", "--out", out, "--input-size", 16, 24
-    )
-    assert (status, err) == (0, "")
-    expected = si_jax.convert_torch("resnet8", resnet8(), input_size=(16, 24))
-    for part in (
-        "resnet8, 10 classes",
-        f"{expected.num_parameters:,}",
-        "16x24",
-        "cifar10",
-        str(out),
-    ):
-        assert part in printed
-    assert "47 arrays, equal after reloading" in printed
-    assert "logits" in printed
-    model = si_jax.load_model(out)
-    assert_same(model, expected)
-    card = json.loads((out / "card.json").read_text())
-    assert card["source"] == "r8.npz"
-    assert card["source_sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
-    assert (card["model"], card["num_classes"], card["input_size"]) == ("resnet8", 10, [16, 24])
-    assert card["normalisation"] == "cifar10"
-    assert (tuple(card["mean"]), tuple(card["std"])) == NORMALISATIONS["cifar10"]
-    assert card["options"]["shortcut"] == "conv"
-    images = np.random.default_rng(1).integers(0, 256, (3, 16, 24, 3), np.uint8)
-    np.testing.assert_allclose(model.logits(images), expected.logits(images), rtol=1e-5)
-
-    before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
-    status, _, err = run(capsys, source, "--model", "resnet8", "--out", out)
-    assert status == 2 and "exists already" in err
-    assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("nowhere.pth", "--model", "resnet8"), "nowhere.pth is not a file"),
-        ((".", "--model", "resnet8"), "is not a file"),
-        (("a.npz", "--model", "resnet9"), "unknown model 'resnet9'"),
-        (("a.npz", "--model", "resnet20"), "convert it as 'resnet8'"),
-        (("a.npz", "--model", "resnet8", "--input-size", "0", "3"), "at least 1 pixel"),
-        (("a.npz", "--model", "resnet8", "--normalisation", "x"), "must be one of cifar10"),
-    ],
-)
-def test_wrong_arguments_of_the_script(arguments, message, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    np.savez("a.npz", **resnet8())
-    status, out, err = run(capsys, *arguments, "--out", "converted")
-    assert (status, out, err.count("\n")) == (2, "", 1)
-    assert message in err
-    assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
-
-
-def test_faults_are_all_printed_and_nothing_is_written(tmp_path, capsys):
-    state = resnet8()
-    del state["bn1.weight"], state["conv1.weight"]
-    np.savez(tmp_path / "a.npz", **state)
-    status, out, err = run(
-        capsys, tmp_path / "a.npz", "--model", "resnet8", "--out", tmp_path / "b"
-    )
-    assert (status, out, err.count("missing: ")) == (2, "", 2)
-    assert not (tmp_path / "b").exists()
-
-
-def test_what_does_not_read_back_is_removed(tmp_path, capsys, monkeypatch):
-    np.savez(tmp_path / "a.npz", **resnet8())
-    other = si_jax.convert_torch("resnet8", draw(recipe.resnet34_shapes(10, (1, 1, 1), NARROW), 1))
-    monkeypatch.setattr(si_jax, "load_model", lambda path: other)
-    status, out, err = run(
-        capsys, tmp_path / "a.npz", "--model", "resnet8", "--out", tmp_path / "b"
-    )
-    assert (status, out) == (2, "")
-    assert "has been removed" in err
-    assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
-
-
-def test_logits_that_overflow_are_refused(tmp_path, capsys):
-    huge = {k: v * 1e38 if k == "linear.weight" else v for k, v in resnet8().items()}
-    np.savez(tmp_path / "a.npz", **huge | {"linear.bias": np.full(10, 3e38, np.float32)})
-    status, _, err = run(capsys, tmp_path / "a.npz", "--model", "resnet8", "--out", tmp_path / "b")
-    assert status == 2 and "logits are not finite" in err
-    assert not (tmp_path / "b").exists()
-
-
-@pytest.mark.parametrize(
-    ("package", "suffix"), [("torch", ".pth"), ("safetensors", ".safetensors")]
-)
-def test_without_the_package_that_reads_a_file(package, suffix, tmp_path, monkeypatch, capsys):
-    for name in [m for m in sys.modules if m.split(".")[0] == package]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, package, None)
-    path = tmp_path / f"a{suffix}"
-    path.write_bytes(TEXT)
-    status, _, err = run(capsys, path, "--model", "resnet8", "--out", tmp_path / "b")
-    assert status == 2
-    assert "pip install -e '.[torch]'" in err and err.count("\n") == 1
-    assert not (tmp_path / "b").exists()
-
-
-def test_in_a_process_of_its_own_without_pytorch(tmp_path):
-    """As a user runs it: exit status 2 and no traceback, and no PyTorch for other formats."""
-    np.savez(tmp_path / "a.npz", **resnet8())
-    shutil.copy(tmp_path / "a.npz", tmp_path / "a.pth")
-    code = f"""
-import runpy, sys
-class NoTorch:
-    def find_spec(name, path=None, target=None):
-        if name.split(".")[0] == "torch":
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, NoTorch)
-for name, out in (("a.npz", "good"), ("a.pth", "bad")):
-    sys.argv = ["convert.py", name, "--model", "resnet8", "--out", out]
-    runpy.run_path({str(ROOT / "scripts" / "convert.py")!r}, run_name="__main__")
-"""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    environment.pop("SI_JAX_TRACEBACK", None)
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2, done.stderr
-    assert "parameters" in done.stdout
-    assert "needs PyTorch" in done.stderr and "Traceback" not in done.stderr
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npz", "a.pth", "good"]

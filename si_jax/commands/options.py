@@ -1,0 +1,107 @@
+"""Options that several commands take, declared once, and how their texts are read."""
+
+import argparse
+import contextlib
+import json
+from collections.abc import Iterable
+
+from si_jax.data import benchmarks
+from si_jax.evaluation import defaults
+from si_jax.model import Model
+
+
+def add_benchmark(parser: argparse.ArgumentParser) -> None:
+    """`--dataset` and `--protocol`."""
+    add = parser.add_argument
+    known = ", ".join(benchmarks.BENCHMARKS)
+    add("--dataset", default="digits", help=f"benchmark: {known}; default digits")
+    add("--protocol", default="published", help="published (default) or openood")
+
+
+def add_network(parser: argparse.ArgumentParser) -> None:
+    """`--checkpoint`, `--model`, `--normalisation` and `--precision`; see `network`."""
+    add = parser.add_argument
+    add("--checkpoint", help="bundled name, checkpoint directory, or (with --model) a file of"
+        " another framework; 'random' for fresh weights; default: the bundled one that was"
+        " trained on the benchmark")  # fmt: skip
+    add("--model", help="architecture, for --checkpoint FILE or --checkpoint random")
+    add("--normalisation", help="of a FILE's network: cifar10, cifar100, imagenet or half;"
+        " default: the architecture's")  # fmt: skip
+    add("--precision", default="highest", help="of matrix products: highest (default), high or"
+        " default")  # fmt: skip
+
+
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """`--data-dir` and `--ood-root`."""
+    add = parser.add_argument
+    add("--data-dir", help="directory of TFDS sets; default: TFDS's own")
+    add("--ood-root", help="directory that holds folders of out-of-distribution images")
+
+
+def add_ood(parser: argparse.ArgumentParser, text: str) -> None:
+    """`--ood NAME=PATH ...`, which may be given several times; see `pairs`."""
+    parser.add_argument(
+        "--ood", nargs="+", action="extend", default=[], metavar="NAME=PATH", help=text
+    )
+
+
+def add_batch_size(parser: argparse.ArgumentParser) -> None:
+    """`--batch-size`."""
+    parser.add_argument(
+        "--batch-size", type=int, help="images per batch; default: each detector's own"
+    )
+
+
+def network(args: argparse.Namespace) -> tuple[Model, str]:
+    """The network that `add_network`'s options name, and what a report calls its checkpoint."""
+    if not args.model and args.checkpoint == "random":
+        raise ValueError("--checkpoint random needs --model NAME")
+    return defaults.benchmark_model(
+        args.dataset,
+        args.checkpoint,
+        architecture=args.model,
+        normalisation=args.normalisation,
+        seed=args.seed,
+        precision=args.precision,
+    )
+
+
+def pair(text: str, option: str, form: str) -> tuple[str, str]:
+    """The two sides of the first `=`."""
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise ValueError(f"{option} {text}: write it as {form}")
+    return name, value
+
+
+def pairs(texts: Iterable[str], option: str, form: str = "NAME=PATH") -> dict[str, str]:
+    """`["a=x", "b=y"]` -> {"a": "x", "b": "y"}; a name that is given twice is refused."""
+    values: dict[str, str] = {}
+    for text in texts:
+        name, value = pair(text, option, form)
+        if name in values:
+            raise ValueError(f"{option}: {name} is given twice: {values[name]} and {value}")
+        values[name] = value
+    return values
+
+
+def detector_options(texts: Iterable[str]) -> dict[str, dict]:
+    """`["si-z.steps=3"]` -> {"si-z": {"steps": 3}}."""
+    form = "DETECTOR.OPTION=VALUE"
+    options: dict[str, dict] = {}
+    for name, value in pairs(texts, "--set", form).items():
+        detector, dot, option = name.partition(".")
+        if not dot:
+            raise ValueError(f"--set {name}={value}: write it as {form}")
+        key = option.replace("-", "_")
+        if key in options.setdefault(detector, {}):
+            raise ValueError(f"--set gives {name} twice: choose one")
+        options[detector][key] = plain_value(value)
+    return options
+
+
+def plain_value(text: str):
+    """A number, `true`, `false`, `null` or a list as JSON writes it; any other text as it is."""
+    with contextlib.suppress(json.JSONDecodeError):
+        return json.loads(text)
+    return text

@@ -1,0 +1,91 @@
+"""Confidence intervals of metrics by the bootstrap over images."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from si_jax.evaluation.metrics import METRICS, Correct, IdScores, OodScores, checked, counts_at
+
+ENDS = (2.5, 97.5)
+"""Percentiles of the draws at which an interval ends."""
+
+
+def intervals(
+    id_scores: IdScores,
+    ood_scores: OodScores,
+    *,
+    metrics: Sequence[str] = ("auroc", "fpr95"),
+    resamples: int = 200,
+    seed: int = 0,
+    correct: Correct | None = None,
+) -> dict[str, tuple[float, float]]:
+    """95 % confidence intervals by the percentile bootstrap over images.
+
+    The intervals say how much depends on the choice of the images, not of the weights.
+
+    Args:
+        id_scores: (n,) scores of in-distribution images.
+        ood_scores: (m,) scores of out-of-distribution images.
+        metrics: keys of `METRICS`.
+        resamples: number of draws.
+        seed: seed of the draws.
+        correct: as for `evaluate`.
+
+    Returns:
+        Metric -> (low, high), fractions.
+
+    Raises:
+        ValueError: as for `evaluate`; or if a metric is unknown or needs `correct`, or `resamples`
+            is less than 2.
+    """
+    drawn = draws(
+        id_scores, ood_scores, metrics=metrics, resamples=resamples, seed=seed, correct=correct
+    )
+    return {name: interval(values) for name, values in drawn.items()}
+
+
+def interval(drawn: Float[np.ndarray, "resamples"]) -> tuple[float, float]:
+    """The middle 95 % of what was drawn."""
+    low, high = np.percentile(drawn, ENDS)
+    return float(low), float(high)
+
+
+def draws(
+    id_scores: IdScores,
+    ood_scores: OodScores,
+    *,
+    metrics: Sequence[str] = ("auroc", "fpr95"),
+    resamples: int = 200,
+    seed: int = 0,
+    correct: Correct | None = None,
+) -> dict[str, Float[np.ndarray, "resamples"]]:
+    """Metrics of images drawn with replacement; arguments and errors as for `intervals`.
+
+    In-distribution and out-of-distribution images are drawn each from their own set. The draws
+    depend on the seed and the sets' sizes alone, so detectors are compared on the same draws.
+
+    Returns:
+        Metric -> (resamples,) fractions.
+    """
+    known, novel = checked("id_scores", id_scores), checked("ood_scores", ood_scores)
+    if unknown := [name for name in metrics if name not in METRICS]:
+        raise ValueError(f"metrics: {unknown[0]!r} is not one of {', '.join(METRICS)}")
+    if correct is None and (needy := [name for name in metrics if METRICS[name].needs_correct]):
+        raise ValueError(f"metrics: {needy[0]!r} needs `correct`, which images are classified so")
+    if resamples < 2:
+        raise ValueError(f"resamples (={resamples}) must be at least 2")
+    values, places = np.unique(np.concatenate([known, novel]), return_inverse=True)
+    known, novel = places[: len(known)], places[len(known) :]
+    rngs = [np.random.default_rng([seed, which]) for which in (0, 1)]
+    drawn = {name: np.empty(resamples) for name in metrics}
+    for draw in range(resamples):
+        chosen, others = (
+            rng.integers(len(place), size=len(place))
+            for place, rng in zip((known, novel), rngs, strict=True)
+        )
+        right = None if correct is None else correct[chosen]
+        counts = counts_at(known[chosen], novel[others], right, len(values))
+        for name in metrics:
+            drawn[name][draw] = METRICS[name].of(counts)
+    return drawn

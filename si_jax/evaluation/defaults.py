@@ -1,0 +1,105 @@
+"""What is evaluated unless one says otherwise: a benchmark's detectors and its network."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from si_jax.data.benchmarks import BENCHMARKS, Benchmark
+from si_jax.detectors import Detector
+from si_jax.model import Model
+from si_jax.weights.checkpoint import build_model, load_model
+from si_jax.weights.convert import convert_torch
+
+DETECTORS = ("si-c", "si-z", "gaia-z", "msp", "max-logit", "energy")
+"""Detectors; where there are no training images, those of them that need none."""
+
+CHECKPOINTS = {"digits": "digits", "cifar100": "cifar100_resnet20"}
+"""Benchmark -> the bundled checkpoint that was trained on it."""
+
+
+def benchmark_table(name: str) -> Benchmark:
+    """A benchmark of `si_jax.data.benchmarks.BENCHMARKS`.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    if name not in BENCHMARKS:
+        raise ValueError(f"unknown dataset {name!r}: choose one of {', '.join(BENCHMARKS)}")
+    return BENCHMARKS[name]
+
+
+def benchmark_model(
+    benchmark: str,
+    checkpoint: str | os.PathLike | None = None,
+    *,
+    architecture: str | None = None,
+    normalisation: str | None = None,
+    seed: int = 0,
+    precision: str = "highest",
+) -> tuple[Model, str]:
+    """A network for a benchmark, and what a report calls its checkpoint.
+
+    Args:
+        benchmark: a key of `si_jax.data.benchmarks.BENCHMARKS`.
+        checkpoint: a bundled name or a checkpoint directory; a file of another framework or
+            `"random"` for fresh weights, both with `architecture`; None for the bundled one.
+        architecture: a key of `si_jax.models.ARCHITECTURES`.
+        normalisation: of a file's network, as for `si_jax.convert_torch`.
+        seed: seed of fresh weights.
+        precision: matrix precision, see `Model`.
+
+    Raises:
+        ValueError: if there is no such checkpoint, none is bundled, `architecture` is missing or
+            another than the checkpoint's, or the network has not as many classes as the benchmark.
+    """
+    table = benchmark_table(benchmark)
+    checkpoint = checkpoint or CHECKPOINTS.get(benchmark)
+    if checkpoint is None:
+        raise ValueError(
+            f"no checkpoint for {benchmark} comes with the package: give the directory of a"
+            " checkpoint, a PyTorch file together with its architecture, or train one with"
+            " si-jax train"
+        )
+    name = str(checkpoint)
+    if name == "random":
+        if not architecture:
+            raise ValueError("checkpoint (='random') needs an architecture")
+        model = build_model(architecture, table.num_classes, seed=seed)
+        name = f"random weights of seed {seed}"
+    elif Path(checkpoint).is_file():
+        if not architecture:
+            raise ValueError(f"checkpoint (={name!r}) is a file, so it needs an architecture")
+        model = convert_torch(architecture, checkpoint, normalisation=normalisation)
+    else:
+        model = load_model(checkpoint)
+        if architecture not in (None, model.name):
+            raise ValueError(f"checkpoint {name} is a {model.name}, not a {architecture}")
+    check_classes(model, table, name)
+    return dataclasses.replace(model, precision=precision), name
+
+
+def check_classes(model: Model, table: Benchmark, checkpoint: str) -> None:
+    """Refuse a network that has not as many classes as the benchmark.
+
+    Raises:
+        ValueError: telling both numbers.
+    """
+    if model.num_classes != table.num_classes:
+        raise ValueError(
+            f"checkpoint {checkpoint} has {model.num_classes} classes, but {table.name} has"
+            f" {table.num_classes}: choose a checkpoint that was trained on {table.name}"
+        )
+
+
+def without_fits(
+    detectors: Mapping[str, Detector], kept: Mapping[str, object]
+) -> tuple[dict[str, Detector], list[str]]:
+    """The detectors less those that need training images, and the names of those.
+
+    Args:
+        detectors: name -> detector.
+        kept: names of those that stay all the same.
+    """
+    needy = [name for name, d in detectors.items() if d.needs_fit and name not in kept]
+    return {name: d for name, d in detectors.items() if name not in needy}, needy

@@ -1,0 +1,159 @@
+"""What an evaluation measured, as `results.json` holds it: one typed record with a version."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from si_jax.data.json_files import fields_problem
+
+SCHEMA = 2
+"""Version of the record. Files without one are of version 1, and can be read."""
+
+Number = int | float
+
+Rows = dict[str, dict[str, dict[str, Number]]]
+"""Detector -> set or group -> metric -> a fraction."""
+
+
+@dataclass(frozen=True, eq=False)
+class Results(Mapping[str, Any]):
+    """What an evaluation measured; also a mapping of the same names, as JSON is.
+
+    A field with a default may be missing in a file, and a metric in any row of it.
+
+    Attributes:
+        results: detector -> out-of-distribution set -> metric -> a fraction.
+        averages: detector -> group -> metric -> mean over the group's sets.
+        groups: out-of-distribution set -> the group that it is averaged in.
+        counts: set -> number of images scored.
+        model: `name`, `classes`, `parameters`, `input_size`, `mean`, `std`, `precision`,
+            `weights_sha256`.
+        settings: detector -> option -> value.
+        in_distribution: name of the in-distribution set.
+        benchmark: its name.
+        protocol: its name.
+        preprocessing: what brings an image to the network's size.
+        checkpoint: where the network's weights come from.
+        seed: seed of the subsets.
+        accuracy: of the classifier on the in-distribution set; None without labels.
+        limit: most images of a set; None for all.
+        intervals: detector -> set -> metric -> [low, high].
+        bootstrap: how the intervals were drawn: `resamples`, `seed`, `level`.
+        ties: detector -> set -> number of images whose score equals the threshold of `fpr95`,
+            where that is more than a hundredth of them.
+        fit: what detectors were fitted on: `set`, `images`, `detectors`.
+        absent: set of the benchmark that is absent -> its stand-in or ''.
+        incomplete: groups that lack a set.
+        unreadable: set -> names of the images that were left out.
+        warning: why the results may mean nothing; None where they do.
+        device: what they were computed on.
+        computed: set -> number of images scored by this run, not found stored.
+        seconds: set (and `total`) -> what that took.
+        versions: package -> version.
+        command: the command line; '' where there was none.
+        extra: whatever else a file holds.
+    """
+
+    results: Rows
+    averages: Rows
+    groups: dict[str, str]
+    counts: dict[str, int]
+    model: dict[str, Any]
+    settings: dict[str, dict[str, Any]]
+    in_distribution: str
+    benchmark: str
+    protocol: str
+    preprocessing: str
+    checkpoint: str
+    seed: int
+    accuracy: Number | None
+    limit: int | None = None
+    intervals: dict[str, dict[str, dict[str, list[Number]]]] = field(default_factory=dict)
+    bootstrap: dict[str, Number] = field(default_factory=dict)
+    ties: dict[str, dict[str, int]] = field(default_factory=dict)
+    fit: dict[str, Any] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+    incomplete: list[str] = field(default_factory=list)
+    unreadable: dict[str, list[str]] = field(default_factory=dict)
+    warning: str | None = None
+    device: str = ""
+    computed: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, Number] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    command: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Any:
+        if name in FIELDS:
+            return getattr(self, name)
+        return self.extra[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*FIELDS, *self.extra])
+
+    def __len__(self) -> int:
+        return len(FIELDS) + len(self.extra)
+
+    def to_json(self) -> dict[str, Any]:
+        """What `results.json` holds."""
+        return {"schema": SCHEMA, **self}
+
+    @classmethod
+    def from_json(cls, content: Any) -> "Results":
+        """The record that a file holds.
+
+        Raises:
+            ValueError: saying what is wrong with the first thing that is.
+        """
+        if not isinstance(content, dict):
+            raise ValueError("it holds no object")
+        content = dict(content)
+        schema = content.pop("schema", 1)
+        if schema not in range(1, SCHEMA + 1):
+            raise ValueError(
+                f"'schema' is {schema!r}, and this version of si_jax reads up to {SCHEMA}"
+            )
+        extra = {k: content.pop(k) for k in list(content) if k not in FIELDS}
+        if found := fields_problem(content, cls):
+            raise ValueError(found)
+        results = cls(**content, extra=extra)
+        if found := _mismatch(results):
+            raise ValueError(found)
+        return results
+
+
+FIELDS = tuple(one.name for one in dataclasses.fields(Results) if one.name != "extra")
+"""The names in `results.json`, in order."""
+
+
+def _mismatch(results: Results) -> str:
+    """How the parts of a record contradict each other; '' if they do not."""
+    if not results.results:
+        return "it holds no detector"
+    for name in (results.in_distribution, *results.groups):
+        if results.counts.get(name, 0) < 1:
+            return f"'counts' lacks the set {name!r}"
+    for key, kind in (("name", str), ("parameters", int)):
+        if not isinstance(results.model.get(key), kind):
+            return f"'model' lacks {key!r}"
+    for key in ("input_size", "mean", "std"):
+        if not isinstance(results.model.get(key, []), list):
+            return f"{key!r} of 'model' must be a list"
+    groups = set(results.groups.values())
+    for detector, rows in results.results.items():
+        if set(rows) != set(results.groups):
+            return f"the sets of detector {detector!r} are not those of 'groups'"
+        averages = results.averages.get(detector, {})
+        if set(averages) != groups:
+            return f"the averages of detector {detector!r} are not those of 'groups'"
+        for name, row in (rows | averages).items():
+            if "auroc" not in row or not all(0 <= value <= 1 for value in row.values()):
+                return f"not all metrics of {detector!r} on {name!r} are numbers from 0 to 1"
+    for rows in results.intervals.values():
+        for row in rows.values():
+            if any(len(ends) != 2 for ends in row.values()):
+                return "'intervals' must be pairs of numbers"
+    if results.bootstrap and not {"resamples", "seed"} <= set(results.bootstrap):
+        return "'bootstrap' lacks 'resamples' or 'seed'"
+    return ""

@@ -1,0 +1,192 @@
+"""Vision transformers as torchvision has them (Dosovitskiy et al., 2021): class token, pre-norm."""
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from si_jax.models.checks import MAX_BLOCKS, MAX_WIDTH, check_counts
+from si_jax.models.family import Family, Layout, Shapes
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; queries, keys and values come from one linear layer.
+
+    Attributes:
+        heads: number of heads.
+        dtype: dtype of the computation; the weights stay float32.
+    """
+
+    heads: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
+        """Attend."""
+        batch, tokens, width = x.shape
+        qkv = nn.Dense(3 * width, dtype=self.dtype, name="in_proj")(x)
+        qkv = qkv.reshape(batch, tokens, 3, self.heads, width // self.heads)
+        q, k, v = (qkv[:, :, i] for i in range(3))
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / jnp.sqrt(q.shape[-1]).astype(q.dtype)
+        out = jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(scores, axis=-1), v)
+        out = out.reshape(batch, tokens, width)
+        return nn.Dense(width, dtype=self.dtype, name="out_proj")(out)
+
+
+class EncoderLayer(nn.Module):
+    """Attention and a two-layer perceptron with GELU, each behind a LayerNorm, beside shortcuts.
+
+    Attributes:
+        heads: number of heads.
+        hidden: width between the perceptron's layers.
+        dtype: dtype of the computation; the weights stay float32.
+    """
+
+    heads: int
+    hidden: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
+        """Apply the layer."""
+        norm, dense = partial(layer_norm, dtype=self.dtype), partial(nn.Dense, dtype=self.dtype)
+        x = x + Attention(self.heads, self.dtype, name="attention")(norm(name="ln_1")(x))
+        out = dense(self.hidden, name="mlp_1")(norm(name="ln_2")(x))
+        return x + dense(x.shape[-1], name="mlp_2")(nn.gelu(out, approximate=False))
+
+
+class VisionTransformer(nn.Module):
+    """ViT; B/16 has patches of 16 pixels, 12 layers of width 768 and 12 heads.
+
+    Attributes:
+        num_classes: number of logits.
+        patch: side of a patch, in pixels.
+        layers: encoder layers.
+        width: channels of a token.
+        hidden: width between a perceptron's layers.
+        heads: number of heads.
+        dtype: dtype of the computation; the weights stay float32.
+    """
+
+    num_classes: int
+    patch: int = 16
+    layers: int = 12
+    width: int = 768
+    hidden: int = 3072
+    heads: int = 12
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width 3"], train: bool = False
+    ) -> Float[Array, "batch classes"]:
+        """Logits of normalised images; `train` changes nothing, as there is no dropout."""
+        check_counts("layers", (self.layers,), most=MAX_BLOCKS)
+        check_counts("width", (self.width,), most=MAX_WIDTH)
+        check_counts("hidden", (self.hidden,), most=MAX_WIDTH)
+        check_counts("patch", (self.patch,), most=min(x.shape[1:3]))
+        check_counts("heads", (self.heads,), most=self.width)
+        if self.width % self.heads:
+            raise ValueError(f"width (={self.width}) must be a multiple of heads (={self.heads})")
+        size = (self.patch, self.patch)
+        conv = nn.Conv(
+            self.width, size, strides=size, padding="VALID", dtype=self.dtype, name="conv_proj"
+        )
+        x = conv(x)
+        x = x.reshape(x.shape[0], -1, self.width)
+        token = self.param("class_token", nn.initializers.zeros, (1, 1, self.width))
+        x = jnp.concatenate([jnp.tile(token, (x.shape[0], 1, 1)).astype(x.dtype), x], axis=1)
+        init = nn.initializers.normal(0.02)
+        x = x + self.param("pos_embedding", init, (1, x.shape[1], self.width)).astype(x.dtype)
+        for index in range(self.layers):
+            layer = EncoderLayer(self.heads, self.hidden, self.dtype, name=f"layer_{index:02d}")
+            x = layer(x)
+        x = layer_norm(dtype=self.dtype, name="ln")(x)[:, 0]
+        return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x)
+
+
+def layer_norm(*, dtype: Any, name: str) -> nn.LayerNorm:
+    """LayerNorm with torchvision's epsilon."""
+    return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=dtype, name=name)
+
+
+def _taps(module: VisionTransformer) -> Mapping[str, Sequence[str]]:
+    """Every LayerNorm of the encoder; there is no ReLU, so no unit is ever off."""
+    norms = ("layer_*/ln_?", "ln")
+    half = (*(f"layer_{i:02d}/ln_?" for i in range(module.layers // 2, module.layers)),)
+    return {
+        "si-z": norms,
+        "gaia-z": norms,
+        "inner": half,
+        "outer": ("(features)",),
+        "si-c": norms,
+        "si-c-inner": half,
+    }
+
+
+def _stages(module: VisionTransformer) -> tuple[str, ...]:
+    return ()
+
+
+def _infer(shapes: Shapes) -> dict[str, Any]:
+    """Patch, layers and widths; the number of heads is assumed to be one for 64 channels."""
+    layers = {
+        int(match[1])
+        for name in shapes
+        if (match := re.match(r"encoder\.layers\.encoder_layer_(\d+)\.", name))
+    }
+    conv = shapes.get("conv_proj.weight", ())
+    hidden = shapes.get("encoder.layers.encoder_layer_0.mlp.0.weight", ())
+    if not layers or len(conv) != 4 or len(hidden) != 2:
+        return {}
+    width = conv[0]
+    return {
+        "patch": conv[-1],
+        "layers": max(layers) + 1,
+        "width": width,
+        "hidden": hidden[0],
+        "heads": max(1, width // 64),
+    }
+
+
+def _assumed(options: Mapping[str, Any]) -> list[str]:
+    return [f"{options['heads']} heads of {options['width'] // options['heads']} channels"]
+
+
+FAMILY = Family(
+    title="Vision Transformer",
+    build=VisionTransformer,
+    head="head",
+    taps=_taps,
+    stages=_stages,
+    layouts=(
+        Layout(
+            block=r"encoder\.layers\.encoder_layer_\d+\.",
+            modules=(
+                (r"^layer_0*(\d+)/", r"encoder.layers.encoder_layer_\1."),
+                (r"attention/(\w+)$", r"self_attention.\1"),
+                (r"mlp_1$", "mlp.0"),
+                (r"mlp_2$", "mlp.3"),
+                (r"^ln$", "encoder.ln"),
+                (r"^head$", "heads.head"),
+            ),
+            head="heads.head.weight",
+            infer=_infer,
+            special={
+                "params/class_token": "class_token",
+                "params/pos_embedding": "encoder.pos_embedding",
+            },
+            aliases=(
+                (r"\.in_proj_(weight|bias)$", r".in_proj.\1"),
+                (r"\.mlp\.linear_1\.", ".mlp.0."),
+                (r"\.mlp\.linear_2\.", ".mlp.3."),
+            ),
+            assumed=_assumed,
+        ),
+    ),
+)

@@ -1,0 +1,215 @@
+"""One call that evaluates detectors on a benchmark and writes what is to be kept."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from si_jax.data import benchmarks, sources
+from si_jax.evaluation import benchmark as evaluation
+from si_jax.evaluation import defaults, fitting
+from si_jax.evaluation.store import Store, check_distinct, check_names
+from si_jax.model import Model
+from si_jax.reporting import extremes, files, html, runs
+from si_jax.reporting.runs import RESULTS, Run
+
+IDENTITY = ("benchmark", "protocol", "limit", "seed", "checkpoint", "settings", "groups")
+"""In what two runs differ that must not replace each other in silence."""
+
+
+def evaluate_benchmark(
+    benchmark: str = "digits",
+    model: Model | str | os.PathLike | None = None,
+    *,
+    detectors: Sequence[str] | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    common: Mapping[str, Any] | None = None,
+    protocol: str = "published",
+    data_dir: str | os.PathLike | None = None,
+    ood_root: str | os.PathLike | None = None,
+    ood: Mapping[str, str | os.PathLike] | None = None,
+    limit: int | None = None,
+    fit_limit: int | None = 10_000,
+    seed: int = 0,
+    batch_size: int | None = None,
+    allow_missing: bool = False,
+    skip_unreadable: bool = False,
+    out: str | os.PathLike | None = None,
+    checkpoint: str | None = None,
+    command: str = "",
+) -> Run:
+    """Score a benchmark's sets with detectors, measure, and write scores, tables and a report.
+
+    Progress is shown on stderr. Everything is written before the call returns; a call that was
+    interrupted goes on where it was if it is made again with the same `out`.
+
+    Args:
+        benchmark: a key of `si_jax.data.benchmarks.BENCHMARKS`.
+        model: the network, or the name or directory of its checkpoint; None for the one that
+            comes with the package.
+        detectors: keys of `si_jax.DETECTORS`; None for `si_jax.evaluation.defaults.DETECTORS`,
+            without those that must be fitted where there are no training images.
+        options: detector -> its options, such as `{"knn": {"k": 10}}`.
+        common: options for all detectors that take them, such as `{"steps": 3}`.
+        protocol: `"published"` or `"openood"`.
+        data_dir: directory of TFDS's sets; None for TFDS's own.
+        ood_root: directory that holds folders of out-of-distribution images.
+        ood: name -> folder, `.npz` or `.mat` file of further images; the name of one of the
+            benchmark's sets says where that set is.
+        limit: random subset of this many images of each set; None for all.
+        fit_limit: training images to fit on at most; None for all.
+        seed: seed of the subsets.
+        batch_size: images per batch; None for each detector's own. No score depends on it.
+        allow_missing: whether absent sets are left out, or represented by stand-ins.
+        skip_unreadable: whether images that cannot be read are left out; otherwise an error.
+        out: directory for the results; None keeps nothing.
+        checkpoint: what reports call the network's weights; None for `model` if that names them.
+        command: the command line, for reports.
+
+    Returns:
+        The run: `run.results`, `print(run)`, `run.to_pandas()`.
+
+    Raises:
+        ValueError: if an argument makes no sense, a set is absent (`MissingSet`), the network does
+            not fit the benchmark, an image cannot be read, or a score is not finite.
+        OSError: if a file cannot be written.
+    """
+    table = defaults.benchmark_table(benchmark)
+    for name, value in (("limit", limit), ("fit_limit", fit_limit)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} (={value}) must be at least 1")
+    ood, options = dict(ood or {}), dict(options or {})
+    check_names(ood)
+    check_distinct(detectors or (), "detector")
+    directory = None if out is None else checked_directory(out)
+    if model is None or not isinstance(model, Model):
+        model, checkpoint = defaults.benchmark_model(benchmark, model)
+    checkpoint = checkpoint or f"{model.name}, given as a model"
+    defaults.check_classes(model, table, checkpoint)
+
+    def make(network: Model) -> dict:
+        names = defaults.DETECTORS if detectors is None else detectors
+        return evaluation.make_detectors(
+            names, network, common=common, options=options, batch_size=batch_size
+        )
+
+    make(model)  # refuses what it must before any image is read
+    sets = benchmarks.resolve(
+        benchmark, protocol, data_dir, ood_root, extra=ood, allow_missing=allow_missing
+    )
+    # the protocol decides the size; every architecture here pools globally and takes any
+    model = dataclasses.replace(model, input_size=sets.preprocessing.crop)
+    made = make(model)
+    if detectors is None and sets.train is None:
+        made, left_out = defaults.without_fits(made, options)
+        for name in left_out:
+            why = f"it must be fitted on training images, which are absent: {sets.train_absent}"
+            print(f"{name} is left out: {why}", file=sys.stderr)
+    job = evaluation.Job(
+        model=model,
+        detectors=made,
+        id_set=sources.subset(sets.test, limit, seed),
+        ood_sets={o.name: sources.subset(o.images, limit, seed) for o in sets.ood},
+        groups={o.name: o.group for o in sets.ood},
+        transform=sets.preprocessing,
+        facts={
+            "benchmark": benchmark,
+            "protocol": protocol,
+            "preprocessing": str(sets.preprocessing),
+        },
+    )
+    evaluation.check_job(job)
+    with contextlib.ExitStack() as stack:
+        where = directory or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        where.mkdir(parents=True, exist_ok=True)
+        about = {"limit": limit, "seed": seed, "checkpoint": checkpoint}
+        if directory:
+            _tell_of_other_run(where, job, about)
+        fit = _fit(job, sets, where, fit_limit, seed, skip_unreadable)
+        results, arrays = evaluation.evaluate(
+            job, Store(where / "scores"), skip_unreadable=skip_unreadable
+        )
+        absent = {a.name: a.stand_in or "" for a in sets.absent}
+        entries = table.ood[protocol]
+        results = dataclasses.replace(
+            results,
+            **about,
+            fit=fit,
+            absent=absent,
+            incomplete=sorted({e.group for e in entries if e.name in absent}),
+            warning=evaluation.chance_warning(results.accuracy, model.num_classes),
+            command=command,
+            **evaluation.intervals(job, arrays),
+        )
+        image_sets = (job.id_set, *job.ood_sets.values())
+        extremes.save(where, arrays, image_sets, job.transform, list(made))
+        run = Run(where.resolve().name, results, arrays, extremes.load(where))
+        if not directory:
+            return dataclasses.replace(run, name=benchmark)
+        saved = [*files.write(results, directory), html.write(run, directory)]
+        return dataclasses.replace(run, saved=tuple(saved))
+
+
+def checked_directory(out: str | os.PathLike) -> Path:
+    """A directory to write to, which need not exist.
+
+    Raises:
+        ValueError: if there is a file of that name, or a link that leads nowhere.
+    """
+    path = Path(out)
+    if path.is_symlink() and not path.exists():
+        raise ValueError(f"{path} is a link to {path.readlink()}, which is not there: give another")
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file: give a directory")
+    return path
+
+
+def _tell_of_other_run(directory: Path, job: evaluation.Job, about: Mapping[str, Any]) -> None:
+    """Say on stderr that another run's results will be replaced, and in what it differs."""
+    if not (directory / RESULTS).is_file():
+        return
+    try:
+        old: Mapping[str, Any] = runs.load(directory, scores=False).results
+    except ValueError:
+        print(f"{directory / RESULTS} cannot be read and will be replaced", file=sys.stderr)
+        return
+    new = {
+        **job.facts,
+        **about,
+        "groups": dict(job.groups),
+        "settings": {name: d.settings for name, d in job.detectors.items()},
+    }
+    new = json.loads(json.dumps(new))  # as the file has it
+    if different := [key for key in IDENTITY if old.get(key) != new[key]]:
+        print(
+            f"{directory} holds the results of a run that differs in {', '.join(different)}; they"
+            " will be replaced by this run's: give another directory to keep both",
+            file=sys.stderr,
+        )
+
+
+def _fit(job, sets: benchmarks.Resolved, out: Path, limit, seed: int, skip_unreadable: bool):
+    """Fit the detectors that need it on the training split; returns what a report says of it."""
+    needy = [name for name, d in job.detectors.items() if d.needs_fit]
+    if not needy:
+        return {}
+    if sets.train is None:
+        raise ValueError(
+            f"{', '.join(needy)} must be fitted on training images, which are absent:"
+            f" {sets.train_absent}"
+        )
+    train = sources.subset(sets.train, limit, seed)
+    fitting.fit_detectors(
+        job.detectors,
+        train,
+        job.transform,
+        facts=job.score_facts,
+        directory=out / "fits",
+        skip_unreadable=skip_unreadable,
+    )
+    return {"set": train.name, "images": len(train), "detectors": needy}

@@ -1,0 +1,207 @@
+"""One call that trains or fine-tunes a network on a data set and saves it as a checkpoint."""
+
+import dataclasses
+import datetime
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from si_jax import cli
+from si_jax.data import training_sets
+from si_jax.data.digits import SIZE
+from si_jax.data.preprocessing import Preprocessing
+from si_jax.model import Model
+from si_jax.models import NORMALISATIONS
+from si_jax.training import training
+from si_jax.training.training import Recipe
+from si_jax.weights.checkpoint import build_model, load_model, save_checkpoint, with_new_head
+
+DEFAULTS = {
+    "digits": ("resnet8", Recipe(epochs=40, batch_size=100, crop_padding=3, flip=False)),
+    "cifar10": ("resnet34", Recipe(epochs=100)),
+    "cifar100": ("resnet34", Recipe(epochs=100)),
+}
+"""Data set -> architecture and recipe."""
+
+FINE_TUNING = Recipe(epochs=10, batch_size=64, learning_rate=0.01, weight_decay=0.0)
+STORES = ("float32", "bfloat16", "float16")
+LICENCES = {
+    "digits": "scikit-learn's handwritten digits (UCI, CC BY 4.0), enlarged to 32x32",
+    "cifar10": "CIFAR-10 (Krizhevsky, 2009; published without a licence, to be cited)",
+    "cifar100": "CIFAR-100 (Krizhevsky, 2009; published without a licence, to be cited)",
+}
+
+
+class OtherClasses(ValueError):
+    """A checkpoint has another number of classes than the images, and keeps its head."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training. `print` tells its accuracy.
+
+    Attributes:
+        model: the network as it was saved.
+        path: its checkpoint directory.
+        accuracy: on the held-out images, a fraction.
+        images: number of held-out images.
+        seconds: that the epochs took.
+    """
+
+    model: Model
+    path: Path
+    accuracy: float
+    images: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"accuracy on {self.images} held-out images: {self.accuracy:.2%}, in"
+            f" {self.seconds:.0f} s\nsaved to {self.path}"
+        )
+
+
+def train_checkpoint(
+    dataset: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    architecture: str | None = None,
+    init: str | os.PathLike | None = None,
+    new_head: bool = False,
+    input_size: int | None = None,
+    data_dir: str | os.PathLike | None = None,
+    max_gib: float = 8.0,
+    store: str = "float32",
+    command: str = "",
+    **recipe: Any,
+) -> Trained:
+    """Train a network and save it; the same call goes on with a run that was interrupted.
+
+    Until it has ended, the run's state is kept in `<out>.run`.
+
+    Args:
+        dataset: `"digits"`, `"cifar10"`, `"cifar100"` or a folder of images.
+        out: checkpoint directory to write; it must not exist.
+        architecture: a key of `si_jax.models.ARCHITECTURES`; None for the data set's own.
+        init: checkpoint to start from, in place of `architecture`.
+        new_head: whether the head of `init` is replaced by one of zeros.
+        input_size: side of the images in pixels; None for the network's.
+        data_dir: directory of TFDS's sets; None for TFDS's own.
+        max_gib: memory that the images may take, in GiB.
+        store: dtype of the saved weights, one of `STORES`.
+        command: the command line, for the card.
+        recipe: fields of `si_jax.training.training.Recipe` that differ from the data set's
+            `DEFAULTS`, or with `init` from `FINE_TUNING`.
+
+    Raises:
+        OtherClasses: a ValueError, if `init` has other classes than the images: `new_head` helps.
+        ValueError: if `out` exists, an argument makes no sense, the images are absent or too many,
+            or the loss becomes NaN.
+        OSError: if a file cannot be written.
+    """
+    out, dataset = Path(out), str(dataset)
+    if out.exists() or out.is_symlink():
+        raise ValueError(f"{out} exists already: choose another directory, or remove it")
+    if store not in STORES:
+        raise ValueError(f"store (={store!r}) must be one of {', '.join(STORES)}")
+    name, usual = DEFAULTS.get(dataset, (None, Recipe(100)))
+    chosen = dataclasses.replace(FINE_TUNING if init else usual, **recipe)
+    sets = training_sets.find(dataset, data_dir, seed=chosen.seed)
+    size = None if input_size is None else (input_size, input_size)
+    if init:
+        if architecture:
+            raise ValueError("architecture and init exclude each other: give one of them")
+        size, model = _from_checkpoint(init, size, new_head, sets)
+    else:
+        size, model = _fresh(architecture or name, size, dataset, sets, chosen.seed)
+    if "crop_padding" not in recipe and size[0] != SIZE:
+        chosen = dataclasses.replace(chosen, crop_padding=size[0] // 8)
+    # images of the network's size already are left as they are
+    transform = Preprocessing(resize=min(size), crop=size)
+    load = [(s, transform, (*size, 3)) for s in (sets.train, sets.held_out)]
+    images, held_out = (training_sets.load(*x, max_gib=max_gib) for x in load)
+    if dataset == "digits" and not init:
+        mean, std = _normalisation(images[0])
+        card = {**model.card, "mean": mean, "std": std}
+        model = dataclasses.replace(model, mean=mean, std=std, card=card)
+
+    run = out.with_name(out.name + ".run")
+    model = training.train(model, *images, chosen, held_out=held_out, directory=run)
+    log = (run / "log.csv").read_text()
+    seconds = sum(float(line.rsplit(",", 1)[-1]) for line in log.splitlines()[1:])
+    model = _as_stored(model, store)
+    accuracy = training.accuracy(model, *held_out)
+    card = {
+        **model.card,
+        "data": LICENCES.get(dataset, sets.name),
+        "split": sets.split,
+        "accuracy": accuracy,
+        "command": command,
+        "starts_from": "fresh weights" if init is None else str(init),
+        "recipe": dataclasses.asdict(chosen),
+        "stored_as": store,
+        "seed": chosen.seed,
+        "seconds": round(seconds),
+        "hardware": _hardware(),
+        "licence": "that of si_jax for the weights; the data's own terms for the data",
+        "versions": cli.versions(),
+        "date": datetime.date.today().isoformat(),
+    }
+    model = dataclasses.replace(model, card=card)
+    path = save_checkpoint(out, model, dtype=store)
+    (path / "log.csv").write_text(log)
+    shutil.rmtree(run)
+    return Trained(model, path, accuracy, len(held_out[1]), seconds)
+
+
+def _from_checkpoint(init, size, new_head: bool, sets: training_sets.TrainingSets):
+    """The images' size, and the network of a checkpoint to start from."""
+    model = load_model(init)
+    size = size or tuple(model.input_size)
+    if new_head:
+        model = with_new_head(model, sets.num_classes)
+    elif model.num_classes != sets.num_classes:
+        raise OtherClasses(
+            f"checkpoint {init} has {model.num_classes} classes, but {sets.name} has"
+            f" {sets.num_classes}"
+        )
+    card = {**model.card, "input_size": list(size)}
+    return size, dataclasses.replace(model, input_size=size, card=card)
+
+
+def _fresh(name: str | None, size, dataset: str, sets: training_sets.TrainingSets, seed: int):
+    """The images' size, and a network with fresh weights."""
+    if name is None:
+        raise ValueError("a folder of images needs an architecture, or a checkpoint as init")
+    mean, std = NORMALISATIONS.get(dataset, (None, None))
+    model = build_model(name, sets.num_classes, seed=seed, input_size=size, mean=mean, std=std)
+    return tuple(model.input_size), model
+
+
+def _as_stored(model: Model, dtype: str) -> Model:
+    """The model with its weights rounded as they are stored, so that its accuracy is theirs."""
+    variables = jax.tree.map(
+        lambda x: np.asarray(jax.numpy.asarray(x).astype(dtype).astype(x.dtype)), model.variables
+    )
+    return dataclasses.replace(model, variables=variables)
+
+
+def _normalisation(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel of the training images, to four digits."""
+    scaled = images.reshape(-1, images.shape[-1]) / 255
+    return tuple(
+        tuple(round(float(x), 4) for x in values) for values in (scaled.mean(0), scaled.std(0))
+    )
+
+
+def _hardware() -> str:
+    """What the weights were trained on."""
+    devices = jax.local_devices()
+    cores = f", {os.cpu_count()} cores" if devices[0].platform == "cpu" else ""
+    return f"{len(devices)} x {devices[0].device_kind} ({platform.machine()}{cores})"

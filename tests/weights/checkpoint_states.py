@@ -1,0 +1,117 @@
+"""Small checkpoints of every layout, as arrays and as bytes, for the tests of the converter."""
+
+import io
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+import recipe
+
+from si_jax import cli
+from si_jax.commands import convert as script
+from si_jax.models import ARCHITECTURES, Architecture, bit
+from si_jax.weights.convert_names import flax_name, source_name
+
+NARROW = (16, 32, 64)
+NO_TORCH = "PyTorch writes its own checkpoint files"
+NO_SAFETENSORS = "safetensors is not installed"
+TEXT = b"This is a text file.\nIt has two lines.\n"
+TINY_BIT = Architecture(
+    bit.FAMILY, 1000, (32, 32), "half", {"units": (1, 2, 1, 1), "width_factor": 1}
+)
+"""A BiT with five units, so that the tests of its names are quick."""
+
+
+def draw(shapes, seed=0):
+    """A state dict of random arrays: name -> array."""
+    return {key: recipe._draw(key, shape, seed) for key, shape in shapes.items()}
+
+
+def resnet8(classes=10, shortcut=True):
+    shapes = recipe.resnet34_shapes(classes, (1, 1, 1), NARROW)
+    return draw({k: v for k, v in shapes.items() if shortcut or ".shortcut." not in k})
+
+
+def tiny_bit(classes=7):
+    return draw(recipe.bit_shapes(classes, (1, 2, 1, 1), prefix=""))
+
+
+def names_of(model, name, layout=0):
+    """Flax name -> name in a checkpoint, for every weight of a model."""
+    table = ARCHITECTURES[name].family.layouts[layout]
+    return {
+        flax_name(path): source_name(path, table)
+        for path, _ in jax.tree.leaves_with_path(dict(model.variables))
+    }
+
+
+def google(state):
+    """A BiT state dict as Google's `.npz` files have it: HWIO, slashes, gamma and beta."""
+    found = {}
+    for key, value in state.items():
+        *module, leaf = key.split(".")
+        if module[0] == "root":
+            name = "root_block/standardized_conv2d/kernel"
+        elif module[0] == "head":
+            name = "head/conv2d/" + {"weight": "kernel", "bias": "bias"}[leaf]
+        elif module[0] == "before_head":
+            name = "group_norm/" + {"weight": "gamma", "bias": "beta"}[leaf]
+        else:
+            _, block, unit, layer = module
+            where = "a/proj" if layer == "downsample" else " abc"[int(layer[-1])]
+            kind = "group_norm" if layer.startswith("gn") else "standardized_conv2d"
+            names = {"weight": "gamma", "bias": "beta"} if "gn" in layer else {"weight": "kernel"}
+            name = f"{block}/{unit}/{where}/{kind}/{names[leaf]}"
+        found[f"resnet/{name}"] = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
+    return found
+
+
+def assert_same(model, expected):
+    assert jax.tree.structure(dict(model.variables)) == jax.tree.structure(dict(expected.variables))
+    jax.tree.map(np.testing.assert_array_equal, dict(model.variables), dict(expected.variables))
+
+
+def run(capsys, *arguments):
+    """Exit status, standard output and standard error of the script."""
+    status = 0
+    try:
+        cli.run(lambda: script.main([str(a) for a in arguments]))
+    except SystemExit as stop:
+        status = stop.code
+    return status, *capsys.readouterr()
+
+
+def npz(**arrays):
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def npy(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def zipped(**members):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, text in members.items():
+            archive.writestr(name, text)
+    return buffer.getvalue()
+
+
+def safetensors_bytes(state):
+    return pytest.importorskip("safetensors.numpy", reason=NO_SAFETENSORS).save(state)
+
+
+def torch_bytes(content, **options):
+    torch = pytest.importorskip("torch", reason=NO_TORCH)
+    buffer = io.BytesIO()
+    torch.save(content(torch), buffer, **options)
+    return buffer.getvalue()
+
+
+def tensors(torch):
+    return {k: torch.from_numpy(np.asarray(v)) for k, v in resnet8().items()}

@@ -1,0 +1,139 @@
+"""Files that are no checkpoint: each ends in one sentence, and executes nothing."""
+
+import argparse
+import importlib.util
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checkpoint_states import (
+    TEXT,
+    google,
+    npy,
+    npz,
+    resnet8,
+    run,
+    safetensors_bytes,
+    tiny_bit,
+    torch_bytes,
+    zipped,
+)
+
+import si_jax
+from si_jax.weights import convert_files
+
+
+def tensors(torch):
+    return {k: torch.from_numpy(np.asarray(v)) for k, v in resnet8().items()}
+
+
+def poisoned():
+    return {**resnet8(), "bn1.weight": np.full(16, np.inf, np.float32)}
+
+
+class Harmful:
+    """Unpickling it would leave a file behind."""
+
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+MISTAKES = {  # file's name, its bytes, what the message must say
+    "text npz": ("a.npz", lambda: TEXT, "is no .npz file"),
+    "npy": ("a.npz", lambda: npy(np.zeros(3)), "is no .npz file"),
+    "zip npz": ("a.npz", lambda: zipped(a="text"), "holds no state dict"),
+    "bad npy in npz": ("a.npz", lambda: zipped(**{"a.npy": "text"}), "is damaged|no state dict"),
+    "objects": ("a.npz", lambda: npz(a=np.array([{}], object)), "something else than arrays"),
+    "cut npz": ("a.npz", lambda: npz(**resnet8())[:-100], "is cut short"),
+    "empty npz": ("a.npz", lambda: npz(), "holds no state dict"),
+    "nan npz": ("a.npz", lambda: npz(**poisoned()), r"bn1.weight holds NaN or infinite"),
+    "integers": ("a.npz", lambda: npz(**resnet8() | {"bn1.bias": np.zeros(16, np.int8)}), "int8"),
+    "other npz": ("a.npz", lambda: npz(**google(tiny_bit())), "not a resnet8"),
+    "text suffix": ("a.txt", lambda: TEXT, r"must end in one of.*\.npz.*\.pth"),
+    "text safetensors": ("a.safetensors", lambda: TEXT, "is no safetensors file"),
+    "zip safetensors": ("a.safetensors", lambda: zipped(a="text"), "is no safetensors file"),
+    "cut safetensors": ("a.safetensors", lambda: safetensors_bytes(resnet8())[:-9], "cut short"),
+    "no tensors": ("a.safetensors", lambda: safetensors_bytes({}), "holds no state dict"),
+    "nan safetensors": ("a.safetensors", lambda: safetensors_bytes(poisoned()), "NaN or infinite"),
+    "text pth": ("a.pth", lambda: torch_bytes(tensors) and TEXT, "is no PyTorch checkpoint"),
+    "empty pth": ("a.pth", lambda: torch_bytes(tensors) and b"", "is no PyTorch checkpoint"),
+    "zip pth": ("a.pth", lambda: torch_bytes(tensors) and zipped(a="x"), "is no PyTorch check"),
+    "npz as pth": ("a.pth", lambda: torch_bytes(tensors) and npz(a=np.ones(2)), "is no PyTorch"),
+    "cut pth": ("a.pth", lambda: torch_bytes(tensors)[:-2000], "or is damaged or cut short"),
+    "cut tar": (
+        "a.tar",
+        lambda: torch_bytes(tensors, _use_new_zipfile_serialization=False)[:-2000],
+        "or is damaged or cut short",
+    ),
+    "tensor": ("a.pt", lambda: torch_bytes(lambda torch: torch.ones(3)), "holds no state dict"),
+    "list": ("a.pt", lambda: torch_bytes(lambda torch: [tensors(torch)]), "holds no state dict"),
+    "no weights": ("a.pt", lambda: torch_bytes(lambda torch: {"model": {"a": 1}}), "no state dict"),
+    "module": (
+        "a.pth",
+        lambda: torch_bytes(lambda torch: torch.nn.Linear(2, 2)),
+        r"Python object \(torch\.nn\..*Linear\).*save the state dict alone",
+    ),
+    "arguments": (
+        "a.th",
+        lambda: torch_bytes(lambda torch: {"model": tensors(torch), "a": argparse.Namespace()}),
+        r"Python object \(argparse\.Namespace\)",
+    ),
+    "harmful": ("a.pth", lambda: torch_bytes(lambda torch: Harmful()), r"Python object \(.*mkdir"),
+    "nan pth": (
+        "a.pth",
+        lambda: torch_bytes(lambda torch: tensors(torch) | {"bn1.bias": torch.ones(16) / 0}),
+        r"bn1.bias holds NaN or infinite values \(16 of 16\)",
+    ),
+    "integer pth": (
+        "a.pth",
+        lambda: torch_bytes(lambda torch: tensors(torch) | {"bn1.bias": torch.ones(16).int()}),
+        r"bn1.bias is of type torch\.int32",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_sentence_and_nothing_is_written(mistake, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name, content, message = MISTAKES[mistake]
+    Path(name).write_bytes(content())
+    with pytest.raises(ValueError, match=message):
+        si_jax.convert_torch("resnet8", name)
+    status, out, err = run(capsys, name, "--model", "resnet8", "--out", "below/converted")
+    assert (status, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1 and err.endswith("\n")
+    assert "weights_only" not in err and "allow_pickle" not in err
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_damaged_bytes_raise_nothing_else(tmp_path):
+    """Whichever byte is damaged, a file is read or refused."""
+    arrays = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "a.bias": np.ones(2)}
+    compressed = io.BytesIO()
+    np.savez_compressed(compressed, **arrays)
+    files = {"a.npz": npz(**arrays), "b.npz": compressed.getvalue()}
+    if importlib.util.find_spec("safetensors"):
+        files["a.safetensors"] = safetensors_bytes(arrays)
+    if importlib.util.find_spec("torch"):
+        for name, zipped in (("a.pth", True), ("b.pth", False)):
+            files[name] = torch_bytes(
+                lambda torch: {k: torch.from_numpy(v) for k, v in arrays.items()},
+                _use_new_zipfile_serialization=zipped,
+            )
+    rng = np.random.default_rng(0)
+    refused = 0
+    for name, content in files.items():
+        path = tmp_path / name
+        for _ in range(150):
+            damaged = np.frombuffer(content, np.uint8).copy()
+            where = rng.integers(0, len(damaged), rng.integers(1, 4))
+            damaged[where] = rng.integers(0, 256, where.shape)
+            path.write_bytes(damaged[: None if rng.random() < 0.8 else where[0]].tobytes())
+            try:
+                convert_files.load_file(path)
+            except ValueError:
+                refused += 1
+    assert refused > 0

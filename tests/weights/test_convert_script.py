@@ -1,0 +1,152 @@
+"""The script that converts: what it writes and prints, and that it leaves nothing behind."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import recipe
+from checkpoint_states import NARROW, TEXT, assert_same, draw, resnet8, run
+
+import si_jax
+from si_jax.models import NORMALISATIONS
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_script_writes_a_checkpoint_with_a_card(tmp_path, capsys):
+    source, out = tmp_path / "r8.npz", tmp_path / "below" / "r8"
+    np.savez(source, **resnet8())
+    status, printed, err = run(
+        capsys, source, "--model", "resnet8", "--out", out, "--input-size", 16, 24
+    )
+    assert (status, err) == (0, "")
+    expected = si_jax.convert_torch("resnet8", resnet8(), input_size=(16, 24))
+    for part in (
+        "resnet8, 10 classes",
+        f"{expected.num_parameters:,}",
+        "16x24",
+        "cifar10",
+        str(out),
+    ):
+        assert part in printed
+    assert "47 arrays, equal after reloading" in printed
+    assert "logits" in printed
+    model = si_jax.load_model(out)
+    assert_same(model, expected)
+    card = json.loads((out / "card.json").read_text())
+    assert card["source"] == "r8.npz"
+    assert card["source_sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert (card["model"], card["num_classes"], card["input_size"]) == ("resnet8", 10, [16, 24])
+    assert card["normalisation"] == "cifar10"
+    assert (tuple(card["mean"]), tuple(card["std"])) == NORMALISATIONS["cifar10"]
+    assert card["options"]["shortcut"] == "conv"
+    images = np.random.default_rng(1).integers(0, 256, (3, 16, 24, 3), np.uint8)
+    np.testing.assert_allclose(model.logits(images), expected.logits(images), rtol=1e-5)
+
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
+    status, _, err = run(capsys, source, "--model", "resnet8", "--out", out)
+    assert status == 2 and "exists already" in err
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nowhere.pth", "--model", "resnet8"), "nowhere.pth is not a file"),
+        ((".", "--model", "resnet8"), "is not a file"),
+        (("a.npz", "--model", "resnet9"), "unknown model 'resnet9'"),
+        (("a.npz", "--model", "resnet20"), "convert it as 'resnet8'"),
+        (("a.npz", "--model", "resnet8", "--input-size", "0", "3"), "at least 1 pixel"),
+        (("a.npz", "--model", "resnet8", "--normalisation", "x"), "must be one of cifar10"),
+    ],
+)
+def test_wrong_arguments_of_the_script(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez("a.npz", **resnet8())
+    status, out, err = run(capsys, *arguments, "--out", "converted")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+    assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_faults_are_all_printed_and_nothing_is_written(tmp_path, capsys):
+    state = resnet8()
+    del state["bn1.weight"], state["conv1.weight"]
+    np.savez(tmp_path / "a.npz", **state)
+    status, out, err = run(
+        capsys, tmp_path / "a.npz", "--model", "resnet8", "--out", tmp_path / "b"
+    )
+    assert (status, out, err.count("missing: ")) == (2, "", 2)
+    assert not (tmp_path / "b").exists()
+
+
+def test_what_does_not_read_back_is_removed(tmp_path, capsys, monkeypatch):
+    np.savez(tmp_path / "a.npz", **resnet8())
+    other = si_jax.convert_torch("resnet8", draw(recipe.resnet34_shapes(10, (1, 1, 1), NARROW), 1))
+    monkeypatch.setattr(si_jax, "load_model", lambda path: other)
+    status, out, err = run(
+        capsys, tmp_path / "a.npz", "--model", "resnet8", "--out", tmp_path / "b"
+    )
+    assert (status, out) == (2, "")
+    assert "has been removed" in err
+    assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_logits_that_overflow_are_refused(tmp_path, capsys):
+    huge = {k: v * 1e38 if k == "linear.weight" else v for k, v in resnet8().items()}
+    np.savez(tmp_path / "a.npz", **huge | {"linear.bias": np.full(10, 3e38, np.float32)})
+    status, _, err = run(capsys, tmp_path / "a.npz", "--model", "resnet8", "--out", tmp_path / "b")
+    assert status == 2 and "logits are not finite" in err
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("package", "suffix"), [("torch", ".pth"), ("safetensors", ".safetensors")]
+)
+def test_without_the_package_that_reads_a_file(package, suffix, tmp_path, monkeypatch, capsys):
+    for name in [m for m in sys.modules if m.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(TEXT)
+    status, _, err = run(capsys, path, "--model", "resnet8", "--out", tmp_path / "b")
+    assert status == 2
+    assert f'pip install "si-jax[{package}]"' in err and err.count("\n") == 1
+    assert not (tmp_path / "b").exists()
+
+
+def test_in_a_process_of_its_own_without_pytorch(tmp_path):
+    """As a user runs it: exit status 2 and no traceback, and no PyTorch for other formats."""
+    np.savez(tmp_path / "a.npz", **resnet8())
+    shutil.copy(tmp_path / "a.npz", tmp_path / "a.pth")
+    code = f"""
+import runpy, sys
+class NoTorch:
+    def find_spec(name, path=None, target=None):
+        if name.split(".")[0] == "torch":
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, NoTorch)
+for name, out in (("a.npz", "good"), ("a.pth", "bad")):
+    sys.argv = ["convert.py", name, "--model", "resnet8", "--out", out]
+    runpy.run_path({str(ROOT / "scripts" / "convert.py")!r}, run_name="__main__")
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("SI_JAX_TRACEBACK", None)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "parameters" in done.stdout
+    assert "needs PyTorch" in done.stderr and "Traceback" not in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npz", "a.pth", "good"]
