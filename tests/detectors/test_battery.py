@@ -123,7 +123,7 @@ def test_half_precision_scores_those_of_the_networks_own_logits(models):
         options = {"step": 0.0} if name == "odin" else {}
         scores = si_jax.make_detector(name, model, **options).score(images)
         np.testing.assert_allclose(scores, expected, rtol=1e-5)
-        assert len(np.unique(scores)) > 35
+        assert len(np.unique(scores)) >= 0.9 * len(np.unique(np.float32(expected)))
 
 
 @pytest.mark.parametrize("name", DETECTORS)
