@@ -205,17 +205,33 @@ class Model(Network):
         Raises:
             ValueError: if `images` do not fit the model, see `check`, or a logit is not finite.
         """
-        return self._outputs(images, batch_size, scale)["logits"]
+        return self.outputs(images, batch_size=batch_size, scale=scale)["logits"]
 
     def features(
         self, images: Any, *, batch_size: int = DEFAULT_BATCH_SIZE, scale: str | None = None
     ) -> np.ndarray:
         """Input of the classifier head, (N, features) float32; arguments as for `logits`."""
-        return self._outputs(images, batch_size, scale)["features"]
+        return self.outputs(images, batch_size=batch_size, scale=scale)["features"]
 
-    def _outputs(self, images, batch_size, scale):
+    def outputs(
+        self,
+        images: Any,
+        *,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        shrink: bool = True,
+        scale: str | None = None,
+    ) -> dict[str, np.ndarray]:
+        """`"logits"` and `"features"` of images, by one pass; arguments as for `logits`.
+
+        Args:
+            images: as for `logits`.
+            batch_size: images per forward pass.
+            shrink: whether fewer images than that make a smaller batch, see
+                `si_jax.batching.Batched`.
+            scale: as for `logits`.
+        """
         images = self.check(images, scale)
-        out = self._forward(images, batch_size=batch_size, shrink=True)
+        out = self._forward(images, batch_size=batch_size, shrink=shrink)
         bad = np.flatnonzero(~np.isfinite(out["logits"]).all(axis=-1))
         if len(bad):
             raise ValueError(
@@ -226,12 +242,17 @@ class Model(Network):
         return out
 
     @cached_property
+    def placed(self) -> batching.Placed:
+        """The variables on the devices, for all that runs this network."""
+        return batching.Placed(self.variables)
+
+    @cached_property
     def _forward(self) -> batching.Batched:
         def forward(variables, images):
             out = splitting.forward(self, variables, self.normalise(images))
             return {"logits": out.logits, "features": out.features}
 
-        return batching.Batched(forward, self.variables)
+        return batching.Batched(forward, self.placed)
 
 
 def checked_size(input_size: int | Sequence[int] | None) -> tuple[int, int]:

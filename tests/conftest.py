@@ -7,6 +7,8 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
 ).strip()
 
+os.environ.setdefault("SI_JAX_COMPILATION_CACHE", "off")
+
 import sys
 import tempfile
 from pathlib import Path

@@ -1,10 +1,12 @@
 """What every detector is: a function of a batch, with its options."""
 
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32
 
 from si_jax import splitting
-from si_jax.batching import Batched, progress_bar
+from si_jax.batching import SMALL, Batched, Placed, progress_bar
 from si_jax.data.opening import batches_of
 from si_jax.data.preprocessing import Preprocessing, preprocessing_for
 from si_jax.detectors import threshold as thresholds
@@ -21,6 +23,9 @@ from si_jax.model import Model
 from si_jax.networks.checking import SCALES
 
 LEAST_TO_WARN = 10  # scores, of which one or two could be the same by chance
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Inputs:
@@ -118,6 +123,7 @@ class Detector:
         version: the method's version, see `Method`; None if its scores are not to be stored.
         threshold: what it decides by, a `si_jax.detectors.threshold.Threshold`; None before it is
             calibrated.
+        card: what else is known of it, such as the data that it was calibrated on; saved with it.
         preprocessing: how image files are brought to the network's input size: as the network's
             card says, see `si_jax.data.preprocessing.preprocessing_for`; may be set.
     """
@@ -133,6 +139,7 @@ class Detector:
         self.options: dict[str, Any] = {}
         self.version: int | None = None
         self.threshold: thresholds.Threshold | None = None
+        self.card: dict[str, Any] = {}
         self.preprocessing: Preprocessing = preprocessing_for(model.input_size, model.card)
         self._compute = plan.compute
         self._fit = plan.fit
@@ -160,20 +167,18 @@ class Detector:
 
     @cached_property
     def _run(self) -> Batched:
-        def run(weights, images):
-            variables, state = weights
+        def run(variables, state, images):
             return self.compute(Inputs(self.model, variables, images), state)
 
-        return Batched(run, (self.model.variables, self.state))
+        return Batched(run, self.model.placed, Placed(self.state))
 
     @cached_property
     def _predict_run(self) -> Batched:
-        def run(weights, images):
-            variables, state = weights
+        def run(variables, state, images):
             inputs = Inputs(self.model, variables, images)
             return thresholds.prediction_rows(inputs, self.compute(inputs, state))
 
-        return Batched(run, (self.model.variables, self.state))
+        return Batched(run, self.model.placed, Placed(self.state))
 
     def fit(
         self,
@@ -294,6 +299,48 @@ class Detector:
         """
         return thresholds.predict(self, images)
 
+    def explain(self, image: Any, *, title: str = "") -> "Figure":
+        """A picture of why one image is trusted, or not.
+
+        The image, where the network's evidence lies, how abnormal each layer that the detector
+        reads is among the calibration images, where the score lies among theirs, and the nearest of
+        them, where some are kept.
+
+        Args:
+            image: one image, in any form that `score` takes; an array may lack the first axis.
+            title: the image's name.
+
+        Returns:
+            A matplotlib figure: `figure.savefig(path)`.
+
+        Raises:
+            ValueError: if the detector is not calibrated, or it is not one image.
+        """
+        from si_jax.detectors.explanation_figure import explain
+
+        return explain(self, image, title=title)
+
+    def save(self, directory: str | os.PathLike, *, overwrite: bool = False) -> Path:
+        """Write the detector to a directory, from which `si_jax.load_detector` reads it.
+
+        The network's weights, the options, the fit, the threshold and the calibration scores, each
+        with a hash: JSON and orbax, no pickle. The code of a network that is not this library's is
+        not saved; it is given again at loading.
+
+        Args:
+            directory: written whole or not at all.
+            overwrite: whether to replace a detector that lies there.
+
+        Returns:
+            The directory.
+
+        Raises:
+            ValueError: if the directory exists, or the detector is not fitted.
+        """
+        from si_jax.detectors.saving import save_detector
+
+        return save_detector(directory, self, overwrite=overwrite)
+
     def score(
         self, images: Any, *, scale: str | None = None, progress: bool = True
     ) -> Float32[np.ndarray, "batch"]:
@@ -333,13 +380,16 @@ class Detector:
         """
         self.check_fitted()
         size, channels = self.batch_size, self.model.image_shape[-1]
-        parts, first, varied = [], None, False
+        parts: list[dict[str, np.ndarray]] = []
+        first, varied = None, False
         bar = f"{self.name}: scoring" * progress
         for part, opened in batches_of(images, self.preprocessing, channels, size):
             batch = self.model.check(part, None if opened else scale)
             if not (opened or scale or self.model.scale):
                 self._check_dtype(np.asarray(part).dtype)
-            parts.append(self._run(batch, batch_size=size, shrink=True, progress=bar))
+            # a last, shorter batch is padded, not compiled again
+            few = not parts
+            parts.append(self._run(batch, batch_size=size, shrink=few, progress=bar))
             first = batch[:1] if first is None else first
             varied = varied or bool((batch[:64] != first).any())
         if not parts:
@@ -371,6 +421,18 @@ class Detector:
                 " as 'energy' or 'knn' (zero-deflation needs ReLUs behind its taps)",
                 stacklevel=4,
             )
+
+    def warm_up(self) -> "Detector":
+        """Compile all that `score` can need, so that no later call waits for it; returns itself.
+
+        Three programs: for one image, for a small batch and for a full one.
+
+        Raises:
+            ValueError: if the detector is not fitted.
+        """
+        for count in sorted({1, min(SMALL, self.batch_size), self.batch_size}):
+            self.score(np.zeros((count, *self.model.image_shape), np.uint8))
+        return self
 
     def check_fitted(self) -> None:
         """Raise a ValueError if the detector needs a fit that it does not have."""
@@ -429,7 +491,7 @@ def forward_batches(
         if not len(images):
             continue
         size = max(size, len(images))  # a last, shorter batch is padded, not compiled again
-        out = model._forward.batch(model.check(images), batch_size=size)
+        out = model.outputs(images, batch_size=size, shrink=False)
         logits, features = out["logits"], out["features"]
         if not (np.isfinite(logits).all() and np.isfinite(features).all()):
             raise ValueError(

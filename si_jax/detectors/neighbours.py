@@ -126,6 +126,7 @@ def largest_products(
         jnp.arange(len(padded)).reshape(-1, chunk),
         padded.reshape(-1, chunk, bank.shape[-1]),
     )
-    start = (jnp.full((len(x), k), -jnp.inf, x.dtype), jnp.zeros((len(x), k), parts[0].dtype))
+    count = x.shape[0]  # not len(x), which must be known while an export has it open
+    start = (jnp.full((count, k), -jnp.inf, x.dtype), jnp.zeros((count, k), parts[0].dtype))
     best, _ = jax.lax.scan(step, start, parts)
     return best

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from si_jax.detectors.base import Batches, Inputs, Plan, State, forward_batches
+from si_jax.detectors.base import Batches, CachedBatches, Inputs, Plan, State, forward_batches
 from si_jax.detectors.head import num_features
 from si_jax.detectors.options import Count
 from si_jax.model import Model
@@ -17,7 +17,8 @@ def vim(model: Model, *, dim: Count | None = None) -> Plan:
     Wang et al., CVPR 2022, section 4 (code: haoqiwang/vim): features are taken relative to
     `o = -pinv(W^T) b`, the subspace is spanned by the first `dim` eigenvectors of their second
     moment, and the scale is the mean largest logit over the mean residual norm of the fitting
-    images. These are run through the network twice.
+    images. These are run through the network once; their logits and features are kept for the
+    while, 4 bytes a number.
 
     Args:
         model: the network.
@@ -31,6 +32,7 @@ def vim(model: Model, *, dim: Count | None = None) -> Plan:
     dim = _dimension(model, dim)
 
     def fit(batches: Batches) -> State:
+        batches = CachedBatches(batches, model)
         origin, rest = _subspace(model, dim, batches)
         logit, residual, norm, count = 0.0, 0.0, 0.0, 0
         for logits, h, _ in forward_batches(model, batches):
