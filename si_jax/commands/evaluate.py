@@ -111,7 +111,7 @@ def in_distribution(args: argparse.Namespace) -> str | None:
     """The path that `--id` gives; its name must be the benchmark's, if there is one."""
     if args.id is None:
         return None
-    name, equals, path = args.id.rpartition("=")
+    name, equals, path = args.id.partition("=") if "=" in args.id else ("", "", args.id)
     table = BENCHMARKS.get(args.dataset)
     if equals and table is not None and name != table.test.name:
         raise ValueError(f"--id {args.id}: {args.dataset}'s set is called {table.test.name}")

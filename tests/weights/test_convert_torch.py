@@ -13,7 +13,7 @@ import pytest
 
 import si_jax
 from si_jax import integration, taps
-from si_jax.models import ARCHITECTURES, Architecture, bit, resnet
+from si_jax.models import ARCHITECTURES, Architecture, bit, resnet, vit
 from si_jax.models.bit import BiT
 from si_jax.models.resnet import ResNet
 from si_jax.models.wide_resnet import WideResNet
@@ -196,3 +196,24 @@ def test_an_imagenet_resnet_is_no_cifar_resnet():
         si_jax.convert_torch("resnet18", state)
     with pytest.raises(ValueError, match=r"bottleneck True.*as 'imagenet_resnet18'"):
         si_jax.convert_torch("imagenet_resnet50", state)
+
+
+def test_a_vision_transformer_of_torchvision(monkeypatch):
+    models = pytest.importorskip("torchvision", reason="the network is torchvision's").models
+    options = {"patch": 8, "layers": 2, "width": 128, "hidden": 64, "heads": 2}
+    tiny = Architecture(vit.FAMILY, 1000, (16, 24), "imagenet", options)
+    monkeypatch.setitem(ARCHITECTURES, "vit_tiny", tiny)
+    network = models.VisionTransformer(32, 8, 2, 2, 128, 64, num_classes=7).eval()
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(0)
+        for weight in network.parameters():
+            weight.add_(torch.randn(weight.shape, generator=generator) * 0.1)
+        images = torch.randn(2, 3, 32, 32, generator=generator)
+        logits = network(images).numpy()
+    model = si_jax.convert_torch("vit_tiny", network.state_dict(), input_size=(32, 32))
+    assert "assumed: 2 heads of 64 channels" in model.card["notes"]
+    assert model.num_parameters == sum(p.numel() for p in network.parameters())
+    converted = model.logits(images.numpy().transpose(0, 2, 3, 1), batch_size=2)
+    np.testing.assert_allclose(converted, logits, rtol=0, atol=1e-5 * np.abs(logits).max())
+    with pytest.raises(ValueError, match=r"wrong shape: encoder.pos_embedding \(1, 17, 128\)"):
+        si_jax.convert_torch("vit_tiny", network.state_dict())
