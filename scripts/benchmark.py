@@ -3,7 +3,9 @@
 python scripts/benchmark.py data                       # images/s of the input pipeline alone
 python scripts/benchmark.py data --folder PATH
 python scripts/benchmark.py engines                    # detectors, in forward passes
-python scripts/benchmark.py engines --model resnet34 --batch-size 16 --out engines.json
+python scripts/benchmark.py engines --quick            # a few of them, in two minutes
+python scripts/benchmark.py engines --model resnet34 wrn_40_2 --out engines.json
+python scripts/benchmark.py engines --model resnet34 --against torch
 """
 
 import argparse
@@ -15,7 +17,7 @@ import jax
 from si_jax import cli, models
 from si_jax.data import preprocessing
 from si_jax.data.files import write_text
-from si_jax.evaluation import speed
+from si_jax.evaluation import speed, speed_torch
 from si_jax.reporting.tables import text_table
 
 
@@ -36,7 +38,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--batch-size", type=int, default=64)
     engines = commands.add_parser("engines", help="cost of the detectors in forward passes")
     add = engines.add_argument
-    add("--model", default="resnet20", help=f"one of {', '.join(models.ARCHITECTURES)}")
+    names = ", ".join(models.ARCHITECTURES)
+    add("--model", nargs="+", default=["resnet20"], help=f"resnet20 by default; of {names}")
+    add("--rows", nargs="+", help=f"what is timed, all by default: {'; '.join(speed.TIMED)}")
+    add("--quick", action="store_true", help="few rows and repeats; for a first look")
+    add("--against", choices=["torch"], help="time the same in PyTorch beside it")
     add("--input-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"))
     add("--batch-size", type=int, default=16, help="images per call, for all alike; default 16")
     add("--precision", default="highest", help="of matrix products: highest, high or default")
@@ -91,37 +97,62 @@ def data(args: argparse.Namespace) -> dict:
 
 def engines(args: argparse.Namespace) -> dict:
     """Print what each detector costs in forward passes."""
+    if unknown := [name for name in args.rows or () if name not in speed.TIMED]:
+        known = "; ".join(speed.TIMED)
+        raise ValueError(f"--rows: there is no {'; '.join(unknown)}: choose of {known}")
+    names = args.rows or (list(speed.QUICK) if args.quick else None)
+    results = [engines_of(args, name, names) for name in args.model]
+    return {
+        "batch_size": args.batch_size,
+        "precision": args.precision,
+        "repeats": repeats_of(args),
+        "device": jax.devices()[0].device_kind,
+        "hardware": speed.hardware(),
+        "models": results,
+    }
+
+
+def repeats_of(args: argparse.Namespace) -> int:
+    """Repetitions: those asked for, fewer where it is to be quick."""
+    return min(args.repeats, 3) if args.quick else args.repeats
+
+
+def engines_of(args: argparse.Namespace, name: str, names: list[str] | None) -> dict:
+    """Time the detectors on one network and print the table."""
     size = tuple(args.input_size) if args.input_size else None
-    model = speed.random_model(args.model, size, args.precision)
-    rows = speed.time_detectors(model, batch_size=args.batch_size, repeats=args.repeats)
-    device = jax.devices()[0].device_kind
+    model = speed.random_model(name, size, args.precision)
+    others = {}
+    if args.against == "torch":
+        others = speed_torch.programs(name, model.input_size, args.batch_size)
+    rows = speed.time_detectors(
+        model, batch_size=args.batch_size, repeats=repeats_of(args), names=names, others=others
+    )
     height, width = model.input_size
     print(
         f"{model.name}, {model.num_parameters:,} parameters, {height}x{width}, batches of"
-        f" {args.batch_size}, precision {model.precision}, on one {device}\n"
+        f" {args.batch_size}, precision {model.precision}, on {speed.hardware()}\n"
         f"a forward pass takes {1000 * rows[0]['seconds_per_image']:.3f} ms an image\n"
     )
-    table = [
-        [
-            row["name"],
-            f"{row['ratio']:.2f}",
-            f"{row['ratio_low']:.2f} - {row['ratio_high']:.2f}",
-            f"{row['compile_seconds']:.1f}",
-            "unknown" if row["memory_bytes"] is None else f"{row['memory_bytes'] / 2**20:,.1f}",
-        ]
-        for row in rows
+    header = ["forward passes:", "by FLOPs", "by time", "range", "images/s", "compile, s", "MiB"]
+    print(text_table(header, [table_row(row) for row in rows]))
+    print("\nMiB: what the compiled program says it needs, weights and images included\n")
+    return {"model": model.name, "input_size": list(model.input_size), "rows": rows}
+
+
+def table_row(row: dict) -> list[str]:
+    """One line of the table; a dash where a figure is not known."""
+    memory, compilation, flops = (
+        row[k] for k in ("memory_bytes", "compile_seconds", "flops_ratio")
+    )
+    return [
+        row["name"],
+        "-" if flops is None else f"{flops:.2f}",
+        f"{row['ratio']:.2f}",
+        f"{row['ratio_low']:.2f} - {row['ratio_high']:.2f}",
+        f"{row['images_per_second']:,.0f}",
+        "-" if compilation is None else f"{compilation:.1f}",
+        "-" if memory is None else f"{memory / 2**20:,.1f}",
     ]
-    print(text_table(["cost, forward passes", "median", "range", "compile, s", "peak, MiB"], table))
-    print("\npeak: what the compiled program says it needs, weights and images included")
-    return {
-        "model": model.name,
-        "input_size": list(model.input_size),
-        "batch_size": args.batch_size,
-        "precision": model.precision,
-        "repeats": args.repeats,
-        "device": device,
-        "rows": rows,
-    }
 
 
 if __name__ == "__main__":

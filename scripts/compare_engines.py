@@ -4,7 +4,8 @@
     python scripts/compare_engines.py --dataset cifar10 --checkpoint checkpoints/resnet20
 
 Everything is compared with one forward and one backward pass in float32 (`engine="gradient"`, which
-is GAIA-Z on the same taps), image by image and position by position.
+is GAIA-Z on the same taps), image by image and position by position; and the closed form of two
+steps that are multiplied with the general engine.
 """
 
 import argparse
@@ -57,17 +58,27 @@ def main(argv: list[str] | None = None) -> None:
     shapes = {call.path: call.shape for call in model.calls}
     sizes = np.array([np.prod(shapes[tap]) for tap in taps])
     expected = detector.details(images)
-    rows = []
-    for name, options in VARIANTS.items():
+
+    def details(options: dict) -> dict:
         options = {"tap_chunk": len(taps), "batch_size": 16, **options}
-        found = si_jax.make_detector("si-z", model, **options).details(images)
-        rows.append(row(name, found, expected, sizes))
+        return si_jax.make_detector("si-z", model, **options).details(images)
+
+    rows, closed = [], []
+    for name, options in VARIANTS.items():
+        general = details(options)
+        rows.append(row(name, general, expected, sizes))
+        if "multiply" in name:
+            title = name.replace("general", "closed")
+            form = details({**options, "engine": "closed"})
+            closed.append(row(title, form, general, sizes))
     half = dataclasses.replace(model, module=model.module.clone(dtype=jnp.bfloat16))
     found = si_jax.make_detector("si-z", half, engine="gradient").details(images)
     rows.append(row("gradient, in bfloat16", found, expected, sizes))
     print(f"{model.name}, {args.dataset}, {len(images)} images, {sizes.sum():,} positions each")
     header = ["compared with gradient", "images that differ", "positions", "score, relative"]
     print(text_table([*header, "rank correlation"], rows))
+    header[0] = "compared with general"
+    print("\n" + text_table([*header, "rank correlation"], closed))
 
 
 def row(name: str, found: dict, expected: dict, sizes: np.ndarray) -> list[str]:

@@ -7,10 +7,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from si_jax.decision.drift import monitor as monitor
+    from si_jax.decision.predictor import Predictor as Predictor
     from si_jax.detectors import DETECTORS as DETECTORS
     from si_jax.detectors import Detector as Detector
     from si_jax.detectors import make_detector as make_detector
     from si_jax.detectors import register_detector as register_detector
+    from si_jax.detectors.loading import load_detector as load_detector
     from si_jax.evaluation import metrics as metrics
     from si_jax.evaluation.tuning_run import tune_on_benchmark as tune_on_benchmark
     from si_jax.model import Model as Model
@@ -28,12 +31,15 @@ _PUBLIC = {
     "DETECTORS": "si_jax.detectors",
     "Detector": "si_jax.detectors",
     "Model": "si_jax.model",
+    "Predictor": "si_jax.decision.predictor",
     "build_model": "si_jax.weights.checkpoint",
     "convert_torch": "si_jax.weights.convert",
     "evaluate_benchmark": "si_jax.reporting.evaluate",
+    "load_detector": "si_jax.detectors.loading",
     "load_model": "si_jax.weights.checkpoint",
     "make_detector": "si_jax.detectors",
     "metrics": "si_jax.evaluation.metrics",
+    "monitor": "si_jax.decision.drift",
     "register_detector": "si_jax.detectors",
     "save_checkpoint": "si_jax.weights.checkpoint",
     "train_checkpoint": "si_jax.training.train_checkpoint",

@@ -1,12 +1,16 @@
 """Gradient-free densities: where the ReLU that follows a tap is on.
 
 If a tap reaches the logits only through ReLUs, with nothing but element-wise affine operations
-(a residual sum, a BatchNorm) in between, its gradient is zero exactly where those ReLUs are off,
-and not zero elsewhere unless everything behind happens to be off. Whether that is so is read off
-the traced computation, so it holds for any network.
+(a residual sum, a BatchNorm) in between, its gradient is zero where those ReLUs are off, and not
+zero elsewhere. Whether that is so is read off the traced computation, so it holds for any network.
+
+There is one way in which the gradient can differ: a unit that is on while everything behind it is
+off, so that no logit depends on it. Of 186 million positions of trained networks that were compared
+none did (`scripts/compare_engines.py` counts them).
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -15,9 +19,45 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from si_jax import splitting
+from si_jax.integration import Path, cross_entropy, max_logit
 from si_jax.model import Model
+from si_jax.splitting import Linearised, Traced, is_literal
 
 AFFINE = ("add", "sub", "mul", "convert_element_type", "copy", "add_any")
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What lies between a tap and the ReLUs right behind it.
+
+    Attributes:
+        equations: the element-wise equations in between, in order.
+        inputs: what the ReLUs are given; at least one.
+        operands: what else the equations take.
+        alone: whether no operand depends on the tap, so that the equations tell how the ReLUs'
+            inputs move when the tap does.
+    """
+
+    equations: tuple[Any, ...]
+    inputs: tuple[Any, ...]
+    operands: tuple[Any, ...]
+    alone: bool
+
+    def on(
+        self, traced: Traced, tap: Any, values: Mapping[Any, Any], z: Array
+    ) -> Bool[Array, "batch *tap"]:
+        """Where any of the ReLUs is on, and depends on the tap, if the tap's value is `z`."""
+        jaxpr = traced.closed.jaxpr.replace(
+            constvars=[], invars=[tap, *self.operands], eqns=list(self.equations)
+        )
+        operands = [values[v] for v in self.operands]
+
+        def run(z):
+            return splitting.evaluate(jaxpr, self.inputs, [z, *operands], [])
+
+        inputs, slopes = jax.jvp(run, (z,), (jnp.ones_like(z),))
+        masks = [(x > 0) & (slope != 0) for x, slope in zip(inputs, slopes, strict=True)]
+        return jnp.any(jnp.stack(masks), axis=0)
 
 
 def active(
@@ -26,20 +66,9 @@ def active(
     images: Float[Array, "batch height width channels"],
     taps: Sequence[str],
 ) -> dict[str, Bool[Array, "batch *tap"]]:
-    """Where the ReLU behind each tap is on: one forward pass; see `forward`."""
-    return forward(model, variables, images, taps)[1]
+    """Where the ReLU behind each tap is on: one forward pass, and nothing but that.
 
-
-def forward(
-    model: Model,
-    variables: Mapping[str, Any],
-    images: Float[Array, "batch height width channels"],
-    taps: Sequence[str],
-    offsets: Mapping[str, Float[Array, "batch ..."]] | None = None,
-) -> tuple[splitting.Forward, dict[str, Bool[Array, "batch ..."]]]:
-    """One forward pass: its logits and features, and where the ReLU behind each tap is on.
-
-    A tap that is itself the input of the linear head counts as on where the weight of the largest
+    A tap that is itself the input of a linear head counts as on where the weight of the largest
     logit is not zero, which is exact.
 
     Args:
@@ -47,49 +76,66 @@ def forward(
         variables: its variables.
         images: normalised images.
         taps: paths whose ReLUs are looked for.
-        offsets: path -> what is added to that sub-module's output, so that the pass can be
-            differentiated there.
 
     Raises:
         ValueError: if some tap is not followed by a ReLU; the message names them all.
     """
-    arguments = (variables, images, dict(offsets or {}))
+    traced = splitting.trace(model, variables, images, taps)
+    values = dict(zip(traced.variables, traced.run(), strict=True))
+    return active_in(traced, values, taps)
 
-    def run(variables, images, offsets):
-        edit = {path: lambda out, path=path: out + offsets[path] for path in offsets}
-        out = splitting.forward(model, variables, images, record=taps, edit=edit)
-        return [out.logits, out.features, *(out.outputs[k] for k in taps)]
 
-    closed = jax.make_jaxpr(run)(*arguments)
-    jaxpr = closed.jaxpr
-    logits, features, *tapped = jaxpr.outvars
-    wanted = [logits, features]
-    relus: dict[str, list[Any]] = {}
-    for tap, var in zip(taps, tapped, strict=True):
-        if not _is_cast_of(jaxpr, features, var):
-            relus[tap] = _relu_inputs(jaxpr, var)
-            wanted += relus[tap]
-    missing = [tap for tap, inputs in relus.items() if not inputs]
-    if missing:
-        raise ValueError(
-            f"engine='activation' needs a ReLU behind every tap; there is none behind"
-            f" {', '.join(missing)}: use engine='gradient' or engine='general'"
-        )
-    wanted = list(dict.fromkeys(wanted))
-    part = jaxpr.replace(
-        outvars=wanted, debug_info=jaxpr.debug_info.with_unknown_names(), effects=jaxpr.effects
-    )
-    leaves = jax.tree.leaves(arguments)
-    values = dict(zip(wanted, jax.core.eval_jaxpr(part, closed.consts, *leaves), strict=True))
-    largest = jnp.argmax(values[logits], axis=-1)
+def active_in(
+    traced: Traced, values: Mapping[Any, Any], taps: Sequence[str]
+) -> dict[str, Bool[Array, "batch ..."]]:
+    """`active` of a pass that has been run: its equations, and the values of their variables."""
+    _refuse(_missing(traced, taps))
     results = {}
-    for tap in taps:
-        if tap in relus:
-            masks = [values[var] > 0 for var in relus[tap]]
-            results[tap] = jnp.any(jnp.stack(masks), axis=0)
+    for tap, gate in _gates(traced, taps).items():
+        var = traced.taps[tap]
+        if gate is not None:
+            results[tap] = gate.on(traced, var, values, values[var])
         else:
-            results[tap] = model.head_weights(variables).T[largest] != 0
-    return splitting.Forward(values[logits], values[features], {}), results
+            results[tap] = _head_mask(traced, values, values[traced.logits])
+    return results
+
+
+def active_after_step(
+    model: Model, linear: Linearised, taps: Sequence[str], path: Path
+) -> dict[str, Bool[Array, "batch ..."]]:
+    """Where the product of the gradients of two steps is not zero, in closed form.
+
+    That is where the first gradient is not zero and the ReLU behind the tap is still on after the
+    adversarial step: one forward and two backward passes, instead of a pass behind every tap. The
+    product itself is never formed, so that unlike that of the general engine it cannot underflow.
+
+    Args:
+        model: the network.
+        linear: linearised at `taps`, and perhaps at more.
+        taps: those for which `steppable` says so.
+        path: of two steps, to be multiplied.
+
+    Returns:
+        Path of the tap -> (batch, ...) mask.
+    """
+    traced, values, out = linear.traced, linear.values, linear.out
+    labels = jnp.argmax(out.logits, axis=-1)
+    first = linear.gradient(max_logit)
+    ascent = first
+    if path.objective == "ce":
+        ascent = linear.gradient(lambda out: cross_entropy(out, labels))
+    results = {}
+    for tap, gate in _gates(traced, taps).items():
+        moved = out.outputs[tap] + path.step_size * jnp.sign(ascent[tap])
+        if gate is not None:
+            still = gate.on(traced, traced.taps[tap], values, moved)
+        else:
+            logits = splitting.forward(
+                model, *traced.arguments, edit={tap: lambda _, moved=moved: moved}
+            ).logits
+            still = _head_mask(traced, values, logits)
+        results[tap] = (first[tap] != 0) & still
+    return results
 
 
 def check(model: Model, taps: Sequence[str]) -> None:
@@ -98,30 +144,122 @@ def check(model: Model, taps: Sequence[str]) -> None:
     Raises:
         ValueError: if some tap is not followed by a ReLU; the message names them all.
     """
+    _refuse(without_relu(model, taps))
+
+
+def without_relu(model: Model, taps: Sequence[str]) -> tuple[str, ...]:
+    """Those taps that no ReLU follows, and that are not the head's input either."""
+    return _missing(_abstract(model, taps), taps)
+
+
+def steppable(model: Model, taps: Sequence[str]) -> tuple[str, ...]:
+    """Those taps that `active_after_step` serves.
+
+    A ReLU follows them, and what is added on the way to it does not depend on them by another way;
+    or they are the input of the head.
+    """
+    traced = _abstract(model, taps)
+    gates = _gates(traced, taps)
+    return tuple(
+        tap
+        for tap, gate in gates.items()
+        if (gate.alone if gate is not None else _at_head(traced, tap))
+    )
+
+
+def _abstract(model: Model, taps: Sequence[str]) -> Traced:
     image = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
-    jax.eval_shape(lambda v, x: active(model, v, x, taps), model.variables, image)
+    return splitting.trace(model, model.variables, image, taps)
 
 
-def _relu_inputs(jaxpr: Any, tap: Any) -> list[Any]:
-    """Inputs of all ReLUs right behind `tap`; none if anything else than a ReLU consumes it."""
-    carriers, inputs = {tap}, []
-    for eqn in jaxpr.eqns:
-        operands = [v for v in eqn.invars if not _is_literal(v) and v in carriers]
-        if not operands:
+def _refuse(missing: Sequence[str]) -> None:
+    if missing:
+        raise ValueError(
+            f"engine='activation' needs a ReLU behind every tap; there is none behind"
+            f" {', '.join(missing)}: use engine='gradient' or engine='general'"
+        )
+
+
+def _missing(traced: Traced, taps: Sequence[str]) -> tuple[str, ...]:
+    gates = _gates(traced, taps)
+    return tuple(k for k, gate in gates.items() if gate is None and not _at_head(traced, k))
+
+
+def _at_head(traced: Traced, tap: str) -> bool:
+    """Whether a tap is the input of a head that is nothing but a matrix product and a bias."""
+    return traced.taps[tap] in _features(traced) and _head_kernel(traced) is not None
+
+
+def _features(traced: Traced) -> set[Any]:
+    """The input of the head, in whichever dtypes it comes."""
+    casts = [
+        eqn for eqn in traced.closed.jaxpr.eqns if eqn.primitive.name == "convert_element_type"
+    ]
+    same = {traced.features, *(e.invars[0] for e in casts if e.outvars[0] is traced.features)}
+    for eqn in casts:
+        if not is_literal(eqn.invars[0]) and eqn.invars[0] in same:
+            same.add(eqn.outvars[0])
+    return same
+
+
+def _head_kernel(traced: Traced) -> Any:
+    """The matrix (features, classes) that makes the logits of the features; None if more does."""
+    kernel, carriers, features = None, set(), _features(traced)
+    for eqn in traced.closed.jaxpr.eqns:
+        operands = [v for v in eqn.invars if not is_literal(v)]
+        if eqn.outvars[0] in features:
             continue
-        if _is_relu(eqn):
-            inputs.append(operands[0])
-        elif eqn.primitive.name in AFFINE and len(operands) == 1 and _same_shape(eqn, tap):
+        if any(v in features for v in operands):
+            product = eqn.primitive.name == "dot_general" and operands[0] in features
+            if kernel or not product or eqn.params["dimension_numbers"] != (((1,), (0,)), ((), ())):
+                return None
+            kernel, carriers = eqn.invars[1], {eqn.outvars[0]}
+        elif any(v in carriers for v in operands):
+            if eqn.primitive.name not in ("add", "convert_element_type", "copy"):
+                return None
+            carriers.add(eqn.outvars[0])
+    return kernel if traced.logits in carriers else None
+
+
+def _head_mask(
+    traced: Traced, values: Mapping[Any, Any], logits: Array
+) -> Bool[Array, "batch features"]:
+    """Where the head's weight of the largest logit is not zero."""
+    return values[_head_kernel(traced)].T[jnp.argmax(logits, axis=-1)] != 0
+
+
+def _gates(traced: Traced, taps: Sequence[str]) -> dict[str, Gate | None]:
+    """Path -> what lies between that tap and its ReLUs; None where that is more than a `Gate`."""
+    features = _features(traced)
+    return {
+        tap: None if traced.taps[tap] in features else _gate(traced, traced.taps[tap])
+        for tap in taps
+    }
+
+
+def _gate(traced: Traced, tap: Any) -> Gate | None:
+    carriers, dependent = {tap}, set()
+    equations, inputs, operands, alone = [], [], [], True
+    for eqn in traced.closed.jaxpr.eqns:
+        variables = [v for v in eqn.invars if not is_literal(v)]
+        carried = [v for v in variables if v in carriers]
+        if not carried:
+            if any(v in dependent for v in variables):
+                dependent.update(eqn.outvars)
+        elif _is_relu(eqn):
+            inputs.append(carried[0])
+            dependent.update(eqn.outvars)
+        elif eqn.primitive.name in AFFINE and len(carried) == 1 and _same_shape(eqn, tap):
+            others = [v for v in variables if v is not carried[0]]
+            alone = alone and not any(v in dependent for v in others)
+            equations.append(eqn)
+            operands += others
             carriers.add(eqn.outvars[0])
         else:
-            return []
-    return inputs
-
-
-def _is_cast_of(jaxpr: Any, var: Any, source: Any) -> bool:
-    """Whether `var` is `source`, perhaps in another dtype."""
-    casts = (eqn for eqn in jaxpr.eqns if eqn.primitive.name == "convert_element_type")
-    return var is source or any(e.outvars[0] is var and e.invars[0] is source for e in casts)
+            return None
+    if not inputs or (traced.logits in carriers and traced.logits is not tap):
+        return None
+    return Gate(tuple(equations), tuple(inputs), tuple(dict.fromkeys(operands)), alone)
 
 
 def _same_shape(eqn: Any, tap: Any) -> bool:
@@ -131,11 +269,7 @@ def _same_shape(eqn: Any, tap: Any) -> bool:
 def _is_relu(eqn: Any) -> bool:
     """Whether an equation is max(x, 0), however often it is wrapped."""
     if eqn.primitive.name == "max":
-        return any(_is_literal(v) and not np.any(v.val) for v in eqn.invars)
+        return any(is_literal(v) and not np.any(v.val) for v in eqn.invars)
     inner = eqn.params.get("call_jaxpr") or eqn.params.get("jaxpr")
     equations = getattr(getattr(inner, "jaxpr", inner), "eqns", ())
     return len(equations) == 1 and len(eqn.invars) == 1 and _is_relu(equations[0])
-
-
-def _is_literal(var: Any) -> bool:
-    return hasattr(var, "val")

@@ -1,38 +1,77 @@
 """Run a function over any number of images in static batches, on all devices."""
 
+import sys
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+DELAY = 2  # seconds after which a progress bar shows
+
+
+def progress_bar(description: str, total: int | None = None) -> tqdm:
+    """A bar of images on stderr, for what takes more than `DELAY` seconds; none without a name."""
+    disable = not description or sys.stderr is None
+    return tqdm(total=total, desc=description, unit="img", delay=DELAY, disable=disable)
+
+
+SMALL = 8
+"""Fewer images than a batch are run in batches of this size (or of 1, if there is but one)."""
+
+AHEAD = 2
+"""How many batches are dispatched before the results of the first of them are fetched."""
+
+
+class Placed:
+    """A tree of arrays, copied to the devices once however many functions take it.
+
+    Args:
+        tree: the arrays.
+    """
+
+    def __init__(self, tree: Any):
+        self._tree = tree
+        self._copies: dict[tuple[jax.Device, ...], Any] = {}
+
+    def on(self, devices: tuple[jax.Device, ...]) -> Any:
+        """The tree, whole on each of the devices."""
+        if devices not in self._copies:
+            self._copies[devices] = jax.device_put(self._tree, _sharding(devices, PartitionSpec()))
+        return self._copies[devices]
 
 
 class Batched:
-    """`function(weights, images)` over static batches, jitted once per shape.
+    """`function(*weights, images)` over static batches, jitted once per shape.
 
     The last batch is padded with copies of its last image, and the results of the padding are
-    dropped. Batches are split over all local devices, to whose number they are rounded up; the
-    weights are copied to each.
+    dropped. Batches are split over all local devices, to whose number they are rounded up. All
+    transfers are explicit, so that it runs under `jax.transfer_guard("disallow")`.
 
     Args:
-        function: (weights, batch of images) -> tree of arrays with the batch axis first.
-        weights: tree of arrays, placed on the devices at the first call.
+        function: (*weights, batch of images) -> tree of arrays with the batch axis first.
+        weights: what it takes first; each is copied to the devices once.
     """
 
-    def __init__(self, function: Callable[[Any, Any], Any], weights: Any):
+    def __init__(self, function: Callable[..., Any], *weights: Placed):
         self._function = jax.jit(function)
         self._weights = weights
-        self._placed = None
 
-    def __call__(self, images: np.ndarray, *, batch_size: int, shrink: bool = False) -> Any:
+    def __call__(
+        self, images: np.ndarray, *, batch_size: int, shrink: bool = False, progress: str = ""
+    ) -> Any:
         """The function's results for all of `images`, as NumPy arrays (N, ...).
 
         Args:
             images: (N, ...) arrays.
             batch_size: images per batch.
-            shrink: whether fewer images than a batch are padded to a power of two only, which
-                spares work, but compiles the function for a few more shapes.
+            shrink: whether fewer images than a batch are run in batches of `SMALL` or of 1, which
+                spares work, but compiles the function for up to two more shapes.
+            progress: what a bar is called, on stderr, where it takes more than `DELAY` seconds;
+                empty for none.
 
         Raises:
             ValueError: if `batch_size` is not positive or there are no images.
@@ -42,28 +81,49 @@ class Batched:
         if not len(images):
             raise ValueError("images is empty: there is nothing to compute")
         if shrink:
-            batch_size = min(batch_size, 1 << (len(images) - 1).bit_length())
-        parts = []
-        for start in range(0, len(images), batch_size):
-            batch = images[start : start + batch_size]
-            parts.append(self.batch(batch, batch_size=batch_size))
+            batch_size = shrunk(len(images), batch_size)
+        parts, pending = [], deque()
+        with progress_bar(progress, len(images)) as bar:
+            for start in range(0, len(images), batch_size):
+                batch = images[start : start + batch_size]
+                pending.append(self.start(batch, batch_size=batch_size))
+                if len(pending) == AHEAD:
+                    parts.append(pending.popleft()())
+                    bar.update(batch_size)
+            for fetch in pending:
+                parts.append(fetch())
+                bar.update(min(batch_size, len(images) - bar.n))
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
     def batch(self, images: np.ndarray, *, batch_size: int) -> Any:
         """The function's results for one batch of at most `batch_size` images."""
-        devices = jax.local_devices()
+        return self.start(images, batch_size=batch_size)()
+
+    def start(self, images: np.ndarray, *, batch_size: int) -> Callable[[], Any]:
+        """Begin one batch; what is returned waits for its results and gives them.
+
+        The devices work while the caller prepares the next batch, or fetches the last one.
+        """
+        devices = tuple(jax.local_devices())
         size = -(-batch_size // len(devices)) * len(devices)
         count = len(images)
         images = np.asarray(images)
         if count < size:
             images = np.concatenate([images, images[-1:].repeat(size - count, axis=0)])
-        if len(devices) == 1:
-            place = place_weights = devices[0]
-        else:
-            mesh = jax.sharding.Mesh(np.array(devices), ("batch",))
-            place = NamedSharding(mesh, PartitionSpec("batch"))
-            place_weights = NamedSharding(mesh, PartitionSpec())
-        if self._placed is None:
-            self._placed = jax.device_put(self._weights, place_weights)
-        results = self._function(self._placed, jax.device_put(images, place))
-        return jax.tree.map(lambda x: x[:count], jax.device_get(results))
+        weights = [placed.on(devices) for placed in self._weights]
+        images = jax.device_put(images, _sharding(devices, PartitionSpec("batch")))
+        results = self._function(*weights, images)
+        return lambda: jax.tree.map(lambda x: x[:count], jax.device_get(results))
+
+
+def shrunk(count: int, batch_size: int) -> int:
+    """The batch size for a set of `count` images: one of three, so that few shapes are compiled."""
+    if count >= batch_size:
+        return batch_size
+    return 1 if count == 1 else min(SMALL, batch_size)
+
+
+def _sharding(devices: tuple[jax.Device, ...], spec: PartitionSpec) -> Any:
+    if len(devices) == 1:
+        return devices[0]
+    return NamedSharding(jax.sharding.Mesh(np.array(devices), ("batch",)), spec)

@@ -9,8 +9,10 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+CACHE_VARIABLE = "SI_JAX_COMPILATION_CACHE"
 PACKAGES = ("si-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -68,8 +70,9 @@ def run(main: Callable[[], None]) -> None:
 
     SIGTERM ends it as Ctrl-C does, so that progress is saved. If standard output or error is
     closed, full, or read by nobody any more, the command goes on, and the exit status is 1 at its
-    end. Compiled programs are cached on disk in `$JAX_COMPILATION_CACHE_DIR`, if that is set.
+    end. Compiled programs are cached on disk; see `cache_compilations`.
     """
+    cache_compilations()
     handled = threading.current_thread() is threading.main_thread()
     previous = signal.signal(signal.SIGTERM, _terminate) if handled else None
     streams = sys.stdout, sys.stderr
@@ -109,6 +112,36 @@ def _silence(stream: Any) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
+
+
+def cache_compilations() -> Path | None:
+    """Keep compiled programs on disk, so that a second run need not compile them again.
+
+    The folder is `$SI_JAX_COMPILATION_CACHE` (`off` or empty: none), or else that which JAX is
+    told of (`$JAX_COMPILATION_CACHE_DIR`), or else `si-jax/programs` in the user's cache folder.
+
+    Returns:
+        The folder, or None where nothing is cached.
+    """
+    given = os.environ.get(CACHE_VARIABLE)
+    if given is not None and given.strip().lower() in ("", "off", "0", "none"):
+        return None
+    jax_folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if given is None and jax_folder:
+        return Path(jax_folder)
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+    folder = Path(given).expanduser() if given else home / "si-jax" / "programs"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        if given:
+            raise
+        return None
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    return folder
 
 
 def _terminate(number, frame):

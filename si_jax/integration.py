@@ -18,10 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from si_jax import splitting
 from si_jax.model import Model
-from si_jax.splitting import Forward
-
-Target = Callable[[Forward], Float[Array, "batch"]]
-"""Attribution target: a forward pass -> one number per image, whose gradient is taken."""
+from si_jax.splitting import Forward, Target
 
 PRESETS: dict[str, dict[str, Any]] = {
     "published": {"steps": 2, "step_size": 0.001, "combine": "add", "objective": "ce"},
@@ -88,6 +85,12 @@ def log_softmax_sum(out: Forward) -> Float[Array, "batch"]:
     return jnp.sum(jax.nn.log_softmax(out.logits), axis=-1)
 
 
+def cross_entropy(out: Forward, labels: Int[Array, "batch"]) -> Float[Array, "batch"]:
+    """Cross-entropy with the given classes."""
+    log_p = jax.nn.log_softmax(out.logits)
+    return -jnp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
+
+
 def integrate(
     model: Model,
     variables: Mapping[str, Any],
@@ -101,9 +104,9 @@ def integrate(
     """Integrated gradients at every tap, each tap split on its own.
 
     All taps share one forward and two backward passes for the first step. The later steps run
-    `tap_chunk` taps at a time, stacked along the batch; what comes before the first tap of a chunk
-    is not computed again. Memory grows with `tap_chunk` times the batch, work a little with
-    `tap_chunk`, and compilation with the number of chunks.
+    `tap_chunk` taps at a time, stacked along the batch, each of them from its tap on alone; what
+    comes before it is not computed again. Memory grows with `tap_chunk` times the batch, and
+    compilation with the number of chunks; the work is the same.
 
     Args:
         model: the network.
@@ -117,9 +120,43 @@ def integrate(
     Returns:
         Path of the tap -> integrated gradient, in the tap's shape.
     """
+    linear = splitting.linearise(model, variables, images, taps)
+    return integrate_from(linear, taps, target=target, path=path, tap_chunk=tap_chunk)
+
+
+def integrate_from(
+    linear: splitting.Linearised,
+    taps: Sequence[str],
+    *,
+    target: Target,
+    path: Path,
+    tap_chunk: int = 12,
+) -> dict[str, Float[Array, "batch ..."]]:
+    """`integrate` from a linearisation at `taps`, which may serve other targets and taps too."""
+    first = _select(linear.gradient(target), taps)
+    if path.steps == 1:
+        return first
     combine = COMBINE[path.combine]
-    traces = _walk(model, variables, images, taps, target, path, tap_chunk, combine)
-    return {tap: combined for tap, (combined, _) in traces.items()}
+    direction = _direction(linear, target, path)
+    ascent = _select(linear.gradient(direction), taps)
+    results = {}
+    for chunk in _chunks(taps, tap_chunk):
+
+        def step(carry, _):
+            z, up, combined = carry
+            z = _moved(z, up, path)
+            gradient = linear.split(z)
+            combined = jax.tree.map(combine, combined, gradient(target))
+            return (z, gradient(direction), combined), None
+
+        start = (_select(linear.out.outputs, chunk), _select(ascent, chunk), _select(first, chunk))
+        # the last step's direction is never used, so that step is taken outside the scan
+        (z, up, combined) = start
+        if path.steps > 2:
+            (z, up, combined), _ = jax.lax.scan(step, start, length=path.steps - 2)
+        last = linear.split(_moved(z, up, path))(target)
+        results |= jax.tree.map(combine, combined, last)
+    return results
 
 
 def gradients_along_path(
@@ -133,8 +170,25 @@ def gradients_along_path(
     tap_chunk: int = 12,
 ) -> dict[str, Trace]:
     """Every gradient of every step, for inspection; arguments as for `integrate`."""
-    traces = _walk(model, variables, images, taps, target, path, tap_chunk, None)
-    return {tap: Trace(*trace) for tap, (_, trace) in traces.items()}
+    linear = splitting.linearise(model, variables, images, taps)
+    direction = _direction(linear, target, path)
+    first = linear.gradient(target), linear.gradient(direction)
+    results = {}
+    for chunk in _chunks(taps, tap_chunk):
+
+        def step(carry, _):
+            z = _moved(*carry, path)
+            gradient = linear.split(z)
+            g, up = gradient(target), gradient(direction)
+            return (z, up), (g, up)
+
+        g, up = (_select(gradients, chunk) for gradients in first)
+        start = (_select(linear.out.outputs, chunk), up)
+        _, later = jax.lax.scan(step, start, length=path.steps - 1)
+        for tap in chunk:
+            pairs = ((g[tap], later[0][tap]), (up[tap], later[1][tap]))
+            results[tap] = Trace(*(jnp.concatenate([a[None], b]) for a, b in pairs))
+    return results
 
 
 def first_gradients(
@@ -146,102 +200,23 @@ def first_gradients(
     target: Target,
 ) -> dict[str, Float[Array, "batch *tap"]]:
     """Attribution gradients at the unperturbed image: one forward and one backward pass."""
-    return _first_step(model, variables, images, taps, target, ascent=None, record=())[0]
+    return splitting.linearise(model, variables, images, taps).gradient(target)
 
 
-def _walk(model, variables, images, taps, target, path, tap_chunk, combine):
-    """Tap -> (combined gradient, None), or (None, all gradients) where `combine` is None."""
-    last = path.steps - 1
-    trace = combine is None
-    ascent = path.objective if last or trace else None
-    chunks = [taps[i : i + tap_chunk] for i in range(0, len(taps), tap_chunk)]
-    before = [splitting.before(model, chunk[0]) for chunk in chunks]
-    needed = {*taps, *before[-1]} if last else set()
-    g, up, labels, outputs = _first_step(
-        model, variables, images, taps, target, ascent=ascent, record=needed
-    )
-    if not last:
-        return {k: (None, (g[k][None], up[k][None])) if trace else (g[k], None) for k in taps}
-
-    results = {}
-    for chunk, prefix in zip(chunks, before, strict=True):
-        known = {p: outputs[p] for p in prefix}
-        split = _split_gradients(model, variables, images, chunk, known, target, labels)
-
-        def move(z, up):
-            return {k: z[k] + path.step_size * jnp.sign(up[k]) for k in z}
-
-        def step(carry, _, split=split, move=move):
-            z, up, combined = carry
-            z = move(z, up)
-            g, up = split(z, path.objective)
-            if trace:
-                return (z, up, None), (g, up)
-            return (z, up, jax.tree.map(combine, combined, g)), None
-
-        z, g0, up0 = ({k: tree[k] for k in chunk} for tree in (outputs, g, up))
-        if trace:
-            _, later = jax.lax.scan(step, (z, up0, None), length=last)
-            stacked = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), (g0, up0), later)
-            results |= {k: (None, (stacked[0][k], stacked[1][k])) for k in chunk}
-            continue
-        # The last step's direction is never used, so that step is taken outside the scan.
-        carry = (z, up0, g0)
-        if last > 1:
-            carry, _ = jax.lax.scan(step, carry, length=last - 1)
-        z, up0, combined = carry
-        g0, _ = split(move(z, up0), None)
-        results |= {k: (combine(combined[k], g0[k]), None) for k in chunk}
-    return results
+def _direction(linear: splitting.Linearised, target: Target, path: Path) -> Target:
+    """What the adversarial step ascends."""
+    labels = jnp.argmax(linear.out.logits, axis=-1)
+    return target if path.objective == "max" else lambda out: cross_entropy(out, labels)
 
 
-def _first_step(model, variables, images, taps, target, *, ascent, record):
-    """Gradients of all taps by one linearisation: attribution, ascent, pseudo-labels, outputs."""
-    record = {*record, *taps}
-    shapes = jax.eval_shape(
-        lambda v, x: splitting.forward(model, v, x, record=taps).outputs, variables, images
-    )
-
-    def outputs_of(offsets):
-        edit = {k: lambda out, k=k: out + offsets[k] for k in taps}
-        out = splitting.forward(model, variables, images, record=record, edit=edit)
-        labels = jnp.argmax(out.logits, axis=-1)
-        return (target(out), _cross_entropy(out, labels)), (labels, out.outputs)
-
-    offsets = {k: jnp.zeros(shapes[k].shape, shapes[k].dtype) for k in taps}
-    values, pullback, (labels, outputs) = jax.vjp(outputs_of, offsets, has_aux=True)
-    g, up = _pull(pullback, values, ascent)
-    return g, up, labels, outputs
+def _moved(z: dict[str, Array], ascent: dict[str, Array], path: Path) -> dict[str, Array]:
+    """Activations after the adversarial step."""
+    return {tap: z[tap] + path.step_size * jnp.sign(ascent[tap]) for tap in z}
 
 
-def _split_gradients(model, variables, images, chunk, known, target, labels):
-    """(activations at the taps of `chunk`, objective) -> (attribution, ascent) at each of them.
-
-    Row `i` of the stacked batch is the network with only tap `i` of the chunk replaced.
-    """
-
-    def row(i, z):
-        edit = {k: lambda out, k=k, j=j: jnp.where(i == j, z[k], out) for j, k in enumerate(chunk)}
-        out = splitting.forward(model, variables, images, edit=edit, known=known)
-        return target(out), _cross_entropy(out, labels)
-
-    def split(z, ascent):
-        rows = jax.vmap(row, in_axes=(0, None))
-        values, pullback = jax.vjp(lambda z: rows(jnp.arange(len(chunk)), z), z)
-        return _pull(pullback, values, ascent)
-
-    return split
+def _chunks(taps: Sequence[str], size: int) -> list[Sequence[str]]:
+    return [taps[i : i + size] for i in range(0, len(taps), size)]
 
 
-def _pull(pullback, values, ascent):
-    """Gradients of the attribution target and of what the step ascends (None: nothing)."""
-    one, zero = jnp.ones_like(values[0]), jnp.zeros_like(values[0])
-    (g,) = pullback((one, zero))
-    if ascent is None:
-        return g, None
-    return g, g if ascent == "max" else pullback((zero, one))[0]
-
-
-def _cross_entropy(out: Forward, labels: Int[Array, "batch"]) -> Float[Array, "batch"]:
-    log_p = jax.nn.log_softmax(out.logits)
-    return -jnp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
+def _select(arrays: Mapping[str, Array], taps: Sequence[str]) -> dict[str, Array]:
+    return {tap: arrays[tap] for tap in taps}

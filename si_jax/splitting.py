@@ -6,9 +6,13 @@ itself knows nothing of taps: `si_jax.networks` reaches them in every framework.
 """
 
 import fnmatch
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -43,6 +47,7 @@ def forward(
     *,
     record: Iterable[str] = (),
     edit: Mapping[str, Callable[[Array], Array]] | None = None,
+    add: Mapping[str, Array] | None = None,
     known: Mapping[str, Array] | None = None,
 ) -> Forward:
     """Run a network, recording, editing or skipping sub-modules on the way.
@@ -54,13 +59,14 @@ def forward(
         record: paths (or `FEATURES`) whose outputs (after editing) are returned.
         edit: path (or `FEATURES`) -> function that is applied to that sub-module's output (or to
             the head's input).
+        add: path (or `FEATURES`) -> what is added to it, after that.
         known: path -> output that is used in place of calling that sub-module. Only calls that
             contain no other call may be skipped.
 
     Returns:
         Logits, features and recorded outputs.
     """
-    record, edit, known = frozenset(record), edit or {}, known or {}
+    record, edit, add, known = frozenset(record), edit or {}, add or {}, known or {}
     outputs: dict[str, Any] = {}
     features: list[Array] = []
 
@@ -73,6 +79,8 @@ def forward(
     def done(path, out):
         if path in edit:
             out = edit[path](out)
+        if path in add:
+            out = out + add[path]
         if path in record:
             outputs[path] = out
         return out
@@ -130,3 +138,236 @@ def before(model: Network, tap: str) -> tuple[str, ...]:
     paths = [call.path for call in model.calls]
     end = paths.index(model.head) if tap == FEATURES else paths.index(tap) + 1
     return tuple(c.path for c in model.calls[:end] if c.leaf and c.shape is not None)
+
+
+Target = Callable[[Forward], Float[Array, "batch"]]
+"""Attribution target: a forward pass -> one number per image, whose gradient is taken."""
+
+Gradients = Callable[[Target], dict[str, Array]]
+"""Attribution target -> its gradient at each tap, path -> array."""
+
+
+@dataclass(frozen=True)
+class Traced:
+    """One forward pass as a list of equations (a jaxpr), of which every value can be had.
+
+    Attributes:
+        closed: the equations; their inputs are the leaves of (variables, images, offsets).
+        arguments: variables and images.
+        logits: the variable of the logits.
+        features: that of the input of the classifier head.
+        taps: path -> that of the tap.
+    """
+
+    closed: Any
+    arguments: tuple[Any, Any]
+    logits: Any
+    features: Any
+    taps: dict[str, Any]
+
+    @cached_property
+    def variables(self) -> tuple[Any, ...]:
+        """Every variable that some equation or output needs."""
+        jaxpr = self.closed.jaxpr
+        needed = [v for eqn in jaxpr.eqns for v in eqn.invars] + jaxpr.outvars
+        return tuple(dict.fromkeys(v for v in needed if not is_literal(v)))
+
+    def run(self, offsets: Mapping[str, Array] | None = None) -> list[Any]:
+        """The values of `variables`, with `offsets` added at the paths that were traced so."""
+        leaves = jax.tree.leaves((*self.arguments, dict(offsets or {})))
+        return evaluate(self.closed.jaxpr, self.variables, leaves, self.closed.consts)
+
+    def forward(self, values: Mapping[Any, Any]) -> Forward:
+        """The forward pass whose values these are, with all taps as outputs."""
+        outputs = {path: values[var] for path, var in self.taps.items()}
+        return Forward(values[self.logits], values[self.features], outputs)
+
+
+@dataclass(frozen=True)
+class Linearised:
+    """A forward pass and its gradients at taps, by one linearisation however many are asked for.
+
+    Attributes:
+        traced: the equations.
+        values: the value of every variable.
+        out: logits, features, and the outputs at the taps.
+        gradient: attribution target -> its gradient at each of the taps that were differentiated.
+    """
+
+    traced: Traced
+    values: dict[Any, Any]
+    out: Forward
+    gradient: Gradients
+
+    def split(self, replaced: Mapping[str, Float[Array, "batch ..."]]) -> Gradients:
+        """Gradients with taps replaced, each of them on its own.
+
+        Only what depends on a tap is computed again: the network is run from the first tap on, with
+        one row of images more from each further tap on.
+
+        Args:
+            replaced: path -> what stands in place of that tap's output, in the network's order.
+
+        Returns:
+            Attribution target -> path -> its gradient at the replaced output.
+        """
+
+        def run(replaced):
+            return _rows(self.traced, self.values, replaced), None
+
+        def total(target, logits, features):
+            return jnp.sum(jax.vmap(lambda *row: target(Forward(*row, {})))(logits, features))
+
+        return _differentiate(run, dict(replaced), total)[0]
+
+
+def trace(
+    model: Network,
+    variables: Mapping[str, Any],
+    images: Float[Array | jax.ShapeDtypeStruct, "batch height width channels"],
+    taps: Iterable[str],
+    offsets: Mapping[str, Array] | None = None,
+) -> Traced:
+    """Trace one forward pass, without computing it.
+
+    Args:
+        model: the network.
+        variables: its variables.
+        images: normalised images, or their shape alone.
+        taps: paths (or `FEATURES`) whose variables are wanted.
+        offsets: path -> what is added to that sub-module's output: an input of the equations.
+    """
+    taps = tuple(dict.fromkeys(taps))
+
+    def run(variables, images, offsets):
+        out = forward(model, variables, images, record=taps, add=offsets)
+        return [out.logits, out.features, *(out.outputs[k] for k in taps)]
+
+    closed = jax.make_jaxpr(run)(variables, images, dict(offsets or {}))
+    logits, features, *tapped = closed.jaxpr.outvars
+    return Traced(
+        closed, (variables, images), logits, features, dict(zip(taps, tapped, strict=True))
+    )
+
+
+def linearise(
+    model: Network,
+    variables: Mapping[str, Any],
+    images: Float[Array, "batch height width channels"],
+    taps: Iterable[str],
+    *,
+    watch: Iterable[str] = (),
+) -> Linearised:
+    """One forward pass and its linearisation at taps: nothing before the first is differentiated.
+
+    Args:
+        model: the network.
+        variables: its variables.
+        images: normalised images.
+        taps: paths (or `FEATURES`) with respect to which gradients are taken.
+        watch: further paths whose outputs are recorded.
+    """
+    taps = tuple(dict.fromkeys(taps))
+    shapes = jax.eval_shape(
+        lambda v, x: forward(model, v, x, record=taps).outputs, variables, images
+    )
+    offsets = {k: jnp.zeros(shapes[k].shape, shapes[k].dtype) for k in taps}
+    traced = trace(model, variables, images, (*taps, *watch), offsets)
+
+    def run(offsets):
+        values = dict(zip(traced.variables, traced.run(offsets), strict=True))
+        return (values[traced.logits], values[traced.features]), list(values.values())
+
+    def total(target, logits, features):
+        return jnp.sum(target(Forward(logits, features, {})))
+
+    gradient, values = _differentiate(run, offsets, total)
+    values = dict(zip(traced.variables, values, strict=True))
+    return Linearised(traced, values, traced.forward(values), gradient)
+
+
+def evaluate(
+    jaxpr: Any, outputs: Sequence[Any], inputs: Sequence[Any], consts: Sequence[Any]
+) -> list[Any]:
+    """Values of the variables `outputs` of a jaxpr; `jit` computes only what they need."""
+    part = jaxpr.replace(outvars=list(outputs), debug_info=jaxpr.debug_info.with_unknown_names())
+    return jax.core.eval_jaxpr(part, consts, *inputs)
+
+
+def is_literal(variable: Any) -> bool:
+    """Whether an operand of an equation is a constant rather than a variable."""
+    return hasattr(variable, "val")
+
+
+def _differentiate(run, at, total) -> tuple[Gradients, Any]:
+    """(target -> gradients at `at`, auxiliary results) of `run`, which gives logits and features.
+
+    `total(target, logits, features)` is the sum of a target over all images.
+    """
+    outputs, pullback, auxiliary = jax.vjp(run, at, has_aux=True)
+
+    def gradient(target):
+        cotangents = jax.grad(lambda outputs: total(target, *outputs))(outputs)
+        return pullback(cotangents)[0]
+
+    return gradient, auxiliary
+
+
+def _rows(traced, values, replaced) -> tuple[Array, Array]:
+    """Logits and features (taps, batch, ...) of the network with one tap replaced in each row.
+
+    Every equation runs on those rows alone whose tap it depends on; elsewhere the plain `values`
+    stand.
+    """
+    begun: dict[Any, list[int]] = {}  # variable -> the rows that begin there
+    for index, path in enumerate(replaced):
+        begun.setdefault(traced.taps[path], []).append(index)
+    new = [z[None] for z in replaced.values()]
+    rows: dict[Any, tuple[list[int], Array]] = {}  # variable -> its rows, and their values
+
+    def put(variable, indices, stacked):
+        own = begun.get(variable, [])
+        parts = [stacked, *(new[i] for i in own)] if indices else [new[i] for i in own]
+        if parts:
+            stacked = jnp.concatenate(parts) if len(parts) > 1 else parts[0]
+            rows[variable] = ([*indices, *own], stacked)
+
+    for eqn in traced.closed.jaxpr.eqns:
+        inputs = list(dict.fromkeys(v for v in eqn.invars if not is_literal(v)))
+        indices = sorted({i for v in inputs if v in rows for i in rows[v][0]})
+        results = [None] * len(eqn.outvars)
+        if indices:
+            operands = [
+                _aligned(*rows[v], values[v], indices) if v in rows else values[v] for v in inputs
+            ]
+            one = traced.closed.jaxpr.replace(constvars=[], invars=inputs, eqns=[eqn])
+            axes = (tuple(0 if v in rows else None for v in inputs),)
+            run = partial(_apply, one, list(eqn.outvars))
+            results = jax.vmap(run, in_axes=axes)(tuple(operands))
+        for variable, stacked in zip(eqn.outvars, results, strict=True):
+            put(variable, indices, stacked)
+    everything = list(range(len(new)))
+    logits, features = (
+        _aligned(*rows.get(v, ([], None)), values[v], everything)
+        for v in (traced.logits, traced.features)
+    )
+    return logits, features
+
+
+def _apply(jaxpr, outputs, operands):
+    return evaluate(jaxpr, outputs, operands, [])
+
+
+def _aligned(indices, stacked, plain, wanted) -> Array:
+    """Rows `wanted`, in order, of which `stacked` holds `indices`; the others are `plain`."""
+    if list(indices) == list(wanted):
+        return stacked
+    parts, taken = [], 0
+    for given, group in itertools.groupby(wanted, key=set(indices).__contains__):
+        count = len(list(group))
+        if given:
+            parts.append(stacked[taken : taken + count])
+            taken += count
+        else:
+            parts.append(jnp.broadcast_to(plain, (count, *plain.shape)))
+    return jnp.concatenate(parts)

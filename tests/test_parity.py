@@ -36,6 +36,12 @@ ZERO_DEFLATION = [
     *(("wrn_40_2", None, tag) for tag in ("add_a0.001", "multiply_a1over255", "multiply_a0.1")),
     *(("bit_r101x1", v, tag) for v in (None, "gn") for tag in ("add_a0.001", "multiply_a0.1")),
 ]
+CLOSED = [
+    ("resnet34", None, "multiply_a1over255"),
+    ("resnet34", None, "multiply_a0.1"),
+    ("wrn_40_2", None, "multiply_a0.1"),
+    ("bit_r101x1", None, "multiply_a0.1"),
+]
 
 
 @cache
@@ -107,6 +113,22 @@ def test_si_z_by_the_cheap_engines(name):
             stored[f"{prefix}add_a0.001/tap_density"],
             stored[f"{prefix}add_a0.001/score"],
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "variant", "tag"), CLOSED)
+def test_si_z_in_closed_form(name, variant, tag):
+    model, images = model_and_images(name)
+    prefix = f"zero_deflation/{variant or 'before_head'}/" if name.startswith("bit") else ""
+    detector = si_jax.make_detector("si-z", model, variant=variant, batch_size=2, **TAGS[tag])
+    assert detector.settings["engine"] == "closed"
+    stored = golden(name)
+    assert_same_score(
+        detector,
+        detector.details(images),
+        stored[f"{prefix}{tag}/tap_density"],
+        stored[f"{prefix}{tag}/score"],
+    )
 
 
 @pytest.mark.slow

@@ -10,6 +10,9 @@ import sys
 from si_jax import cli
 
 COMMANDS = {
+    "predict": "say of images whether the network is to be trusted on them",
+    "calibrate": "make a detector of a network: fit it, set its threshold, save it",
+    "export": "write a saved detector as one file that runs without this library",
     "prepare-data": "bring the public sets of a benchmark to this machine",
     "evaluate": "evaluate out-of-distribution detectors on a benchmark",
     "convert": "convert a published checkpoint of another framework",

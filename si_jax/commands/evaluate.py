@@ -12,15 +12,17 @@ from pathlib import Path
 
 from si_jax import cli
 from si_jax.commands import options
-from si_jax.detectors import DETECTORS, default_options
+from si_jax.data.tables import BENCHMARKS
+from si_jax.detectors import DETECTORS, describe
 from si_jax.evaluation import benchmark, defaults
+from si_jax.evaluation.sets import is_own
 from si_jax.evaluation.store import escaped
 from si_jax.reporting.evaluate import checked_directory, evaluate_benchmark
 
 COMMON = ("preset", "steps", "step_size", "combine", "objective", "engine")
 """Options of detectors that are options of the command as well."""
 
-ASIDE = ("out", "data_dir", "ood_root", "batch_size", "list_detectors", "list_taps")
+ASIDE = ("out", "data_dir", "ood_root", "download", "batch_size", "list_detectors", "list_taps")
 """Options on which no result depends."""
 
 
@@ -50,7 +52,12 @@ def parser() -> argparse.ArgumentParser:
     add("--out", help="directory for the results; default: results/DATASET-PROTOCOL, with more"
         " to its name where an option differs from its default")  # fmt: skip
     options.add_places(made)
+    add("--id", metavar="[NAME=]PATH", help="where the in-distribution images are: a folder with a"
+        " folder a class, .npz or list (.txt); default: looked for")  # fmt: skip
+    add("--train", metavar="PATH", help="where the images to fit on are, likewise")
     options.add_ood(made, "a folder of images, .npz or .mat file; may be given several times")
+    add("--download", action="store_true", help="download the public sets that are absent, as"
+        " si-jax prepare-data does")  # fmt: skip
     add("--allow-missing", action="store_true", help="go on without the sets that are absent")
     add("--skip-unreadable", action="store_true", help="leave out images that cannot be read")
     add("--list-detectors", action="store_true", help="print the detectors and leave")
@@ -80,7 +87,10 @@ def main(argv: list[str] | None = None) -> None:
         protocol=args.protocol,
         data_dir=args.data_dir,
         ood_root=args.ood_root,
+        id_set=in_distribution(args),
+        train_set=args.train,
         ood=options.pairs(args.ood, "--ood"),
+        download=args.download,
         limit=args.limit,
         fit_limit=args.fit_limit,
         seed=args.seed,
@@ -97,9 +107,22 @@ def main(argv: list[str] | None = None) -> None:
     print(f"saved {run.saved[0].parent / 'scores'}/<detector>/<set>.npz")
 
 
+def in_distribution(args: argparse.Namespace) -> str | None:
+    """The path that `--id` gives; its name must be the benchmark's, if there is one."""
+    if args.id is None:
+        return None
+    name, equals, path = args.id.partition("=") if "=" in args.id else ("", "", args.id)
+    table = BENCHMARKS.get(args.dataset)
+    if equals and table is not None and name != table.test.name:
+        raise ValueError(f"--id {args.id}: {args.dataset}'s set is called {table.test.name}")
+    return path
+
+
 def default_directory(args: argparse.Namespace) -> Path:
     """Where results go unless told: another directory for other options, the same for the same."""
     name = f"{args.dataset}-{args.protocol}"
+    if is_own(args.dataset):
+        name = f"{escaped(Path(args.dataset).resolve().name)[:40]}-own"
     usual = vars(parser().parse_args([]))
     changed = {k: v for k, v in vars(args).items() if k not in ASIDE and v != usual[k]}
     changed = {k: v for k, v in changed.items() if k not in ("dataset", "protocol")}
@@ -114,14 +137,9 @@ def default_directory(args: argparse.Namespace) -> Path:
 
 
 def list_detectors() -> None:
-    """Print every detector with its options' defaults."""
-    rows = [
-        [name, method.summary, method.reference,
-         ", ".join(f"{k}={v}" for k, v in default_options(name).items()) or "-"]
-        for name, method in DETECTORS.items()
-    ]  # fmt: skip
-    for name, summary, reference, shown in rows:
-        print(f"{name}: {summary} ({reference})\n    options: {shown}")
+    """Print every detector: what it is, what it needs, which values its options take."""
+    for name in DETECTORS:
+        print(describe(name))
 
 
 def list_taps(detectors) -> None:

@@ -14,7 +14,8 @@ def add_benchmark(parser: argparse.ArgumentParser) -> None:
     """`--dataset` and `--protocol`."""
     add = parser.add_argument
     known = ", ".join(benchmarks.BENCHMARKS)
-    add("--dataset", default="digits", help=f"benchmark: {known}; default digits")
+    add("--dataset", default="digits", help=f"benchmark: {known}; or a folder of your own"
+        " with val, train and ood/NAME in it; default digits")  # fmt: skip
     add("--protocol", default="published", help="published (default) or openood")
 
 
@@ -34,8 +35,9 @@ def add_network(parser: argparse.ArgumentParser) -> None:
 def add_places(parser: argparse.ArgumentParser) -> None:
     """`--data-dir` and `--ood-root`."""
     add = parser.add_argument
-    add("--data-dir", help="directory of TFDS sets; default: TFDS's own")
-    add("--ood-root", help="directory that holds folders of out-of-distribution images")
+    add("--data-dir", help="folder of all data; default: $SI_JAX_DATA, or else"
+        " ~/.cache/si_jax/data, where TFDS's own folder is looked into as well")  # fmt: skip
+    add("--ood-root", help="folder that holds folders of images; default: that of all data")
 
 
 def add_ood(parser: argparse.ArgumentParser, text: str) -> None:

@@ -3,11 +3,13 @@
 import dataclasses
 import os
 from collections.abc import Mapping
+from typing import Any
 
-from si_jax.data import finding, sources
+from si_jax.data import finding
 from si_jax.data.catalogue import Listing, SetEntry
 from si_jax.data.image_set import ImageSet, MissingSet
 from si_jax.data.preprocessing import PREPROCESSING, Preprocessing
+from si_jax.data.sequences import as_image_set
 from si_jax.data.tables import BENCHMARKS, Benchmark
 
 __all__ = ["BENCHMARKS", "Absent", "Benchmark", "OodSet", "Resolved", "resolve"]
@@ -83,7 +85,7 @@ def resolve(
     data_dir: str | os.PathLike | None = None,
     ood_root: str | os.PathLike | None = None,
     *,
-    extra: Mapping[str, str | os.PathLike] | None = None,
+    extra: Mapping[str, Any] | None = None,
     allow_missing: bool = False,
     fetch: bool = True,
 ) -> Resolved:
@@ -95,9 +97,9 @@ def resolve(
         data_dir: the folder of all data; `sources.default_data_dir()` by default, where TFDS's sets
             are also looked for in TFDS's own folder.
         ood_root: the folder that holds image folders; `data_dir` by default.
-        extra: paths of folders, `.npz` or `.mat` files by name; the name of one of the benchmark's
-            own sets says where that set is, any other adds a set to the group 'extra'. None where
-            the user has no way to give them, so that messages do not advise it.
+        extra: paths, or whatever else `as_image_set` takes, by name; the name of one of the
+            benchmark's own sets says where that set is, any other adds a set to the group 'extra'.
+            None where the user has no way to give them, so that messages do not advise it.
         allow_missing: whether absent sets are left out (or represented by their stand-in, under its
             own name) rather than an error. The in-distribution set can't be left out.
         fetch: whether TFDS sets that aren't prepared may be downloaded.
@@ -129,7 +131,7 @@ def resolve(
     own = {table.test.name, table.train.name, *(entry.name for entry in entries)}
     added = {name: path for name, path in where.extra.items() if name not in own}
     ood = [item for item in ood if item.name not in added]
-    ood += [OodSet(name, "extra", sources.from_path(p, name=name)) for name, p in added.items()]
+    ood += [OodSet(name, "extra", as_image_set(data, name)) for name, data in added.items()]
     if absent and (test is None or not allow_missing):
         raise MissingSet(_report(table, protocol, absent, allow_missing))
     train, train_absent = None, ""
@@ -190,4 +192,8 @@ def _report(table: Benchmark, protocol: str, absent: list[Absent], allow_missing
         if allow_missing
         else "Or pass --allow-missing to leave them out, or to use their stand-ins."
     )
-    return f"{table.name} ({protocol}) lacks {len(absent)} of its sets.\n{lines}\n{advice}"
+    brings = f"si-jax prepare-data --dataset {table.name} --protocol {protocol}"
+    return (
+        f"{table.name} ({protocol}) lacks {len(absent)} of its sets.\n{lines}\nDownload what is"
+        f" public: {brings}\n{advice}"
+    )

@@ -4,11 +4,13 @@ import dataclasses
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from si_jax.data import digits, sources
 from si_jax.data.catalogue import STAND_INS, Digits, Folder, Listing, Place, SetEntry, Tfds
 from si_jax.data.image_set import ImageSet, MissingSet
 from si_jax.data.roots import folders_root, tfds_dirs
+from si_jax.data.sequences import as_image_set
 from si_jax.data.tfds_sets import find_prepared
 
 
@@ -19,7 +21,7 @@ class Where:
     Attributes:
         data_dir: the folder of TFDS's sets, None for the default one.
         ood_root: the folder that holds image folders, None for `data_dir` or its default.
-        extra: paths that the user gives, by the name of the set.
+        extra: paths, or whatever else holds images, that the user gives by the name of the set.
         fetch: whether a TFDS set that isn't prepared may be downloaded.
         options: the command-line options by which the user can give a place, of `--ood-root` and
             `--ood`; messages advise no other.
@@ -27,7 +29,7 @@ class Where:
 
     data_dir: str | os.PathLike | None = None
     ood_root: str | os.PathLike | None = None
-    extra: Mapping[str, str | os.PathLike] = dataclasses.field(default_factory=dict)
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     fetch: bool = True
     options: Collection[str] = ("--ood-root",)
 
@@ -57,8 +59,10 @@ def locate(entry: SetEntry, where: Where) -> tuple[ImageSet, Place | None]:
         ValueError: if what is there isn't what it should be.
     """
     if entry.name in where.extra:
-        path = where.extra[entry.name]
-        return sources.from_path(path, name=entry.name, num_classes=_num_classes(entry)), None
+        data = where.extra[entry.name]
+        if not isinstance(data, (str, os.PathLike)):
+            return as_image_set(data, entry.name), None
+        return sources.from_path(data, name=entry.name, num_classes=_num_classes(entry)), None
     reasons = []
     for fetch in (False, True) if where.fetch else (False,):
         for place in entry.places:

@@ -25,6 +25,7 @@ def from_folder(
     name: str | None = None,
     wnid_to_index: str | os.PathLike | None = None,
     num_classes: int | None = None,
+    upright: bool = False,
     classes: Sequence[str] = (),
 ) -> ImageSet:
     """Read the images of a folder, in the order of their relative paths.
@@ -45,6 +46,7 @@ def from_folder(
             of their positions.
         num_classes: number of top-level folders that there must be for their positions to be the
             classifier's classes; not checked by default, nor with `wnid_to_index`.
+        upright: whether images are turned as EXIF notes, which the benchmarks' protocols don't.
         classes: names of the top-level folders in the order of the labels, used instead of their
             positions; a folder by another name is an error.
 
@@ -65,7 +67,8 @@ def from_folder(
             f"{root} holds no images{others}; put files that end in .jpg, .png and so on there."
         )
     labels, other = _labels(root, names, wnid_to_index, num_classes, classes)
-    return from_files(root, names, labels, name=name, notes=_told(left_out), other_labels=other)
+    options = {"upright": upright, "notes": _told(left_out), "other_labels": other}
+    return from_files(root, names, labels, name=name, **options)
 
 
 def from_files(
@@ -75,6 +78,7 @@ def from_files(
     *,
     name: str | None = None,
     notes: tuple[str, ...] = (),
+    upright: bool = False,
     other_labels: tuple[int, ...] = (),
 ) -> ImageSet:
     """Read the given files below a folder, in that order.
@@ -85,6 +89,7 @@ def from_files(
         labels: of the files, int64 of shape (n,), -1 for none.
         name: what to call the set; the folder's name by default.
         notes: sentences to tell beside results.
+        upright: whether images are turned as EXIF notes.
         other_labels: see `ImageSet`.
 
     Returns:
@@ -101,7 +106,7 @@ def from_files(
                 f"{file} can't be read ({error.strerror}); restore the file or skip unreadable"
                 " images."
             ) from error
-        return decode(data, str(file)), int(labels[index])
+        return decode(data, str(file), upright=upright), int(labels[index])
 
     def digests(indices: np.ndarray) -> np.ndarray:
         chosen = [names[index] for index in indices]

@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from si_jax.data.decoding import decode, to_rgb
+from si_jax.data.files import read_bytes
 from si_jax.data.image_set import UnreadableImage
 
 WORKERS = 4  # threads that decode
@@ -80,7 +81,7 @@ def batches_of(
         if images and is_encoded(images[0]):
             yield from _opened(images, transform, channels, batch_size)
         elif images:
-            yield images, False
+            yield np.asarray(images), False
     elif isinstance(images, Iterable) and not hasattr(images, "__array__"):
         for encoded, run in itertools.groupby(images, is_encoded):
             if encoded:
@@ -108,12 +109,12 @@ def _opened(items: Iterable, transform, channels, batch_size) -> Iterator[tuple[
 
 def _read(path: Path) -> bytes:
     try:
-        return path.expanduser().read_bytes()
-    except IsADirectoryError:
-        raise UnreadableImage(
-            f"{path} is a folder, not an image: give the images in it, or use si-jax predict"
-        ) from None
-    except (OSError, ValueError) as error:
+        if path.expanduser().is_dir():
+            raise UnreadableImage(
+                f"{path} is a folder, not an image: give the images in it, or use si-jax predict"
+            )
+        return read_bytes(path.expanduser())
+    except OSError as error:
         reason = getattr(error, "strerror", None) or str(error)
         message = f"{path} can't be read ({reason}); give the path of an image."
         raise UnreadableImage(message) from None

@@ -39,7 +39,11 @@ __all__ = [
 
 
 def from_path(
-    path: str | os.PathLike, *, name: str | None = None, num_classes: int | None = None
+    path: str | os.PathLike,
+    *,
+    name: str | None = None,
+    num_classes: int | None = None,
+    upright: bool = False,
 ) -> ImageSet:
     """Open a folder, a `.npz` file, a list (`.txt`) or one of SVHN's `.mat` files.
 
@@ -49,6 +53,7 @@ def from_path(
         path: the folder or file.
         name: what to call the set; the folder's or file's name by default.
         num_classes: number of class folders that a folder must have (see `from_folder`).
+        upright: whether images of a folder are turned as EXIF notes (see `from_folder`).
 
     Returns:
         The set.
@@ -69,5 +74,6 @@ def from_path(
         path,
         name=name,
         num_classes=num_classes,
+        upright=upright,
         wnid_to_index=table if table.is_file() else None,
     )

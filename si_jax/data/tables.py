@@ -88,17 +88,25 @@ _DIGITS_OOD = tuple(
     )
 )
 
-_IMAGENET_OPENOOD = _group(
-    "far",
-    cat.INATURALIST.listed("imagenet/test_inaturalist"),
-    cat.TEXTURES.listed("imagenet/test_textures", "imagenet/test_texture"),
-    cat.OPENIMAGE_O.listed("imagenet/test_openimage_o"),
-) + _group(
-    "near",
-    cat.SSB_HARD.listed("imagenet/test_ssb_hard"),
-    cat.NINCO.listed("imagenet/test_ninco"),
-)
 
+def _imagenet_openood(*folders: str) -> tuple[SetEntry, ...]:
+    """Give OpenOOD's sets against ImageNet, its lists in the first folder that has them."""
+
+    def listed(entry: SetEntry, *names: str) -> SetEntry:
+        return entry.listed(*(f"{f}/test_{n}" for f in folders for n in names or (entry.name,)))
+
+    return _group(
+        "far",
+        listed(cat.INATURALIST),
+        listed(cat.TEXTURES, "textures", "texture"),
+        listed(cat.OPENIMAGE_O),
+    ) + _group("near", listed(cat.SSB_HARD), listed(cat.NINCO))
+
+
+_IMAGENET200_HINT = (
+    "put OpenOOD's lists into benchmark_imglist/ and ImageNet's images into"
+    " images_largescale/imagenet_1k/ below the data folder"
+)
 BENCHMARKS = {
     "digits": Benchmark(
         name="digits",
@@ -135,8 +143,21 @@ BENCHMARKS = {
         ),
         ood={
             "published": _group("far", cat.INATURALIST, cat.SUN, cat.PLACES, cat.TEXTURES),
-            "openood": _IMAGENET_OPENOOD,
+            "openood": _imagenet_openood("imagenet"),
         },
         lists="imagenet",
+    ),
+    # OpenOOD's choice of 200 classes, which its lists alone define, whatever the protocol
+    "imagenet200": Benchmark(
+        name="imagenet200",
+        num_classes=200,
+        size="imagenet",
+        test=SetEntry("imagenet200", (), hint=_IMAGENET200_HINT).listed(
+            "imagenet200/test_imagenet200", num_classes=200
+        ),
+        train=SetEntry("imagenet200_train", (), hint=_IMAGENET200_HINT).listed(
+            "imagenet200/train_imagenet200", num_classes=200
+        ),
+        ood=dict.fromkeys(PROTOCOLS, _imagenet_openood("imagenet200", "imagenet")),
     ),
 }

@@ -98,7 +98,7 @@ def _adascale(model: Model, options: dict, logits: Callable) -> Plan:
             return jnp.sum(jnp.max(out.logits, axis=-1)), out
 
         (_, out), gradient = jax.value_and_grad(largest, has_aux=True)(images)
-        flat = jnp.abs(gradient).reshape(len(images), -1)
+        flat = jnp.abs(gradient).reshape(images.shape[0], -1)
         chosen = (ranks(flat) < moved_values).reshape(images.shape)
         moved = images + step * jnp.sign(gradient) * chosen
         after = splitting.forward(model, variables, moved).features
@@ -108,7 +108,7 @@ def _adascale(model: Model, options: dict, logits: Callable) -> Plan:
         return out, options["weight"] * change + value
 
     def fit(batches: Batches) -> State:
-        run = Batched(lambda v, x: reaction(v, model.normalise(x))[1], model.variables)
+        run = Batched(lambda v, x: reaction(v, model.normalise(x))[1], model.placed)
 
         def parts():
             size = 0

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from si_jax.detectors.base import Batches, Inputs, Plan, State, forward_batches
+from si_jax.detectors.base import Batches, CachedBatches, Inputs, Plan, State, forward_batches
 from si_jax.detectors.head import num_features
 from si_jax.detectors.options import Count
 from si_jax.model import Model
@@ -17,7 +17,8 @@ def vim(model: Model, *, dim: Count | None = None) -> Plan:
     Wang et al., CVPR 2022, section 4 (code: haoqiwang/vim): features are taken relative to
     `o = -pinv(W^T) b`, the subspace is spanned by the first `dim` eigenvectors of their second
     moment, and the scale is the mean largest logit over the mean residual norm of the fitting
-    images. These are run through the network twice.
+    images. These are run through the network once; their logits and features are kept for the
+    while, 4 bytes a number.
 
     Args:
         model: the network.
@@ -26,14 +27,16 @@ def vim(model: Model, *, dim: Count | None = None) -> Plan:
 
     Raises:
         ValueError: if `dim` is out of range, the head is not linear, or the fitting images do not
-            leave the subspace.
+            leave the subspace or have negative largest logits.
     """
     dim = _dimension(model, dim)
 
     def fit(batches: Batches) -> State:
+        batches = CachedBatches(batches, model)
         origin, rest = _subspace(model, dim, batches)
-        logit, residual, norm = 0.0, 0.0, 0.0
+        logit, residual, norm, count = 0.0, 0.0, 0.0, 0
         for logits, h, _ in forward_batches(model, batches):
+            count += len(logits)
             logit += logits.max(axis=-1).sum(dtype=np.float64)
             residual += np.linalg.norm((h - origin) @ rest, axis=-1).sum()
             norm += np.linalg.norm(h - origin, axis=-1).sum()
@@ -41,6 +44,12 @@ def vim(model: Model, *, dim: Count | None = None) -> Plan:
             raise ValueError(
                 f"dim (={dim}): the fitting images' features span no further dimension; give more"
                 " images or a smaller dim"
+            )
+        if logit <= 0:
+            raise ValueError(
+                f"the mean largest logit of the fitting images is {logit / count:.3g}, and ViM's"
+                " scale, which is in proportion to it, would turn its scores round: add a constant"
+                " to the head's bias, which changes no prediction, or use 'residual'"
             )
         return {**_state(origin, rest), "alpha": np.float32(logit / residual)}
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,6 @@ from PIL import Image
 from scipy.stats import beta
 
 from si_jax.data.opening import batches_of
-
-if TYPE_CHECKING:
-    from si_jax.detectors.base import Detector, Inputs
 
 THUMBNAIL = 96  # longest side of a kept calibration image, pixels
 
@@ -152,9 +149,7 @@ def p_values(
     return (1 + below) / (1 + len(calibration))
 
 
-def calibrated(
-    detector: "Detector", images: Any, *, tpr: float = 0.95, keep_images: int = 0
-) -> Threshold:
+def calibrated(detector: Any, images: Any, *, tpr: float = 0.95, keep_images: int = 0) -> Threshold:
     """The threshold of a detector by held-out in-distribution images; see `Detector.calibrate`."""
     detector.check_fitted()
     scores, layers, examples, count = [], [], [], 0
@@ -190,7 +185,7 @@ def calibrated(
     )
 
 
-def predict(detector: "Detector", images: Any) -> Predictions:
+def predict(detector: Any, images: Any) -> Predictions:
     """Predictions, and whether to believe them; see `Detector.predict`.
 
     Raises:
@@ -200,11 +195,8 @@ def predict(detector: "Detector", images: Any) -> Predictions:
     threshold = check_calibrated(detector)
     parts, opened_any = [], False
     for _, rows, opened in _rows(detector, images):
-        if opened and threshold.preprocessing not in ("", str(detector.preprocessing)):
-            raise ValueError(
-                f"the threshold was calibrated on images prepared by {threshold.preprocessing!r},"
-                f" but these are prepared by {str(detector.preprocessing)!r}: calibrate again"
-            )
+        if opened:
+            check_preprocessing(detector)
         opened_any |= opened
         parts.append(rows)
     if not parts:
@@ -225,7 +217,7 @@ def predict(detector: "Detector", images: Any) -> Predictions:
     )
 
 
-def check_calibrated(detector: "Detector") -> Threshold:
+def check_calibrated(detector: Any) -> Threshold:
     """The detector's threshold.
 
     Raises:
@@ -240,7 +232,20 @@ def check_calibrated(detector: "Detector") -> Threshold:
     return detector.threshold
 
 
-def prediction_rows(inputs: "Inputs", details: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+def check_preprocessing(detector: Any) -> None:
+    """Raise a ValueError unless files are prepared as at the calibration; see `check_calibrated`.
+
+    Calibration images that came in the input size may have been prepared in any way.
+    """
+    calibrated_on = check_calibrated(detector).preprocessing
+    if calibrated_on not in ("", str(detector.preprocessing)):
+        raise ValueError(
+            f"the threshold was calibrated on images prepared by {calibrated_on!r}, but these are"
+            f" prepared by {str(detector.preprocessing)!r}: calibrate again"
+        )
+
+
+def prediction_rows(inputs: Any, details: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """A detector's details of a batch beside the network's prediction.
 
     Args:
@@ -282,7 +287,7 @@ def _thumbnail(detector, image) -> np.ndarray:
     return np.stack([np.asarray(plane) for plane in planes], axis=-1)
 
 
-def as_uint8(detector: "Detector", image: Any) -> np.ndarray:
+def as_uint8(detector: Any, image: Any) -> np.ndarray:
     """One image as it looks: a normalised one brought back to 0 to 255."""
     image = np.asarray(image)
     if image.dtype == np.uint8:

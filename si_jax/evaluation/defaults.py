@@ -7,6 +7,7 @@ from pathlib import Path
 
 from si_jax.data.benchmarks import BENCHMARKS, Benchmark
 from si_jax.detectors import Detector
+from si_jax.evaluation.sets import is_own
 from si_jax.model import Model
 from si_jax.weights.checkpoint import build_model, load_model
 from si_jax.weights.convert import convert_torch
@@ -25,12 +26,13 @@ def benchmark_table(name: str) -> Benchmark:
         ValueError: if there is none of that name.
     """
     if name not in BENCHMARKS:
-        raise ValueError(f"unknown dataset {name!r}: choose one of {', '.join(BENCHMARKS)}")
+        known = ", ".join(BENCHMARKS)
+        raise ValueError(f"unknown dataset {name!r}: choose one of {known}, or give a folder")
     return BENCHMARKS[name]
 
 
 def benchmark_model(
-    benchmark: str,
+    benchmark: str | os.PathLike,
     checkpoint: str | os.PathLike | None = None,
     *,
     architecture: str | None = None,
@@ -41,7 +43,7 @@ def benchmark_model(
     """A network for a benchmark, and what a report calls its checkpoint.
 
     Args:
-        benchmark: a key of `si_jax.data.benchmarks.BENCHMARKS`.
+        benchmark: a key of `si_jax.data.benchmarks.BENCHMARKS`, or a folder of one's own data.
         checkpoint: a bundled name or a checkpoint directory; a file of another framework or
             `"random"` for fresh weights, both with `architecture`; None for the bundled one.
         architecture: a key of `si_jax.models.ARCHITECTURES`.
@@ -53,7 +55,7 @@ def benchmark_model(
         ValueError: if there is no such checkpoint, none is bundled, `architecture` is missing or
             another than the checkpoint's, or the network has not as many classes as the benchmark.
     """
-    table = benchmark_table(benchmark)
+    table = None if is_own(benchmark) else benchmark_table(benchmark)
     checkpoint = checkpoint or CHECKPOINTS.get(benchmark)
     if checkpoint is None:
         raise ValueError(
@@ -65,6 +67,8 @@ def benchmark_model(
     if name == "random":
         if not architecture:
             raise ValueError("checkpoint (='random') needs an architecture")
+        if table is None:
+            raise ValueError("checkpoint (='random') is for benchmarks, which say how many classes")
         model = build_model(architecture, table.num_classes, seed=seed)
         name = f"random weights of seed {seed}"
     elif Path(checkpoint).is_file():
@@ -75,7 +79,8 @@ def benchmark_model(
         model = load_model(checkpoint)
         if architecture not in (None, model.name):
             raise ValueError(f"checkpoint {name} is a {model.name}, not a {architecture}")
-    check_classes(model, table, name)
+    if table is not None:
+        check_classes(model, table, name)
     return dataclasses.replace(model, precision=precision), name
 
 

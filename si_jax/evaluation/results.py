@@ -48,6 +48,7 @@ class Results(Mapping[str, Any]):
         absent: set of the benchmark that is absent -> its stand-in or ''.
         incomplete: groups that lack a set.
         unreadable: set -> names of the images that were left out.
+        notes: what else is to be told of the sets.
         warning: why the results may mean nothing; None where they do.
         device: what they were computed on.
         computed: set -> number of images scored by this run, not found stored.
@@ -79,6 +80,7 @@ class Results(Mapping[str, Any]):
     absent: dict[str, str] = field(default_factory=dict)
     incomplete: list[str] = field(default_factory=list)
     unreadable: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     warning: str | None = None
     device: str = ""
     computed: dict[str, int] = field(default_factory=dict)

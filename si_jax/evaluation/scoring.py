@@ -2,17 +2,19 @@
 
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from si_jax.batching import Batched
+from si_jax.batching import AHEAD, Batched, Placed, shrunk
 from si_jax.data.image_set import ImageSet, UnreadableImage
-from si_jax.data.pipeline import batches, tell_unreadable
+from si_jax.data.pipeline import Batch, batches, tell_unreadable
 from si_jax.detectors import Detector, Inputs, Plan
 from si_jax.detectors.base import State
 from si_jax.evaluation.keys import detector_facts, fit_hash, key_of
@@ -52,12 +54,38 @@ class Scorer:
         self, images: np.ndarray, wanted: Sequence[str] | None = None
     ) -> dict[str, dict[str, np.ndarray]]:
         """Detector's name -> its arrays for these images; see `Detector.details`."""
-        results = {}
+        return self.start(images, wanted)()
+
+    def start(
+        self, images: np.ndarray, wanted: Sequence[str] | None = None, *, few: bool = False
+    ) -> Callable[[], dict[str, dict[str, np.ndarray]]]:
+        """Begin to score images; what is returned waits for the results and gives them.
+
+        Args:
+            images: at most a few batches of them.
+            wanted: detectors that are needed; None for all.
+            few: whether these are all images of a set, so that fewer than a batch may make a
+                smaller one.
+        """
+        started: list[Callable[[], dict[str, dict[str, np.ndarray]]]] = []
         for group, run in zip(self._groups, self._run, strict=True):
             if wanted is None or set(group) & set(wanted):
                 size = max(d.batch_size for d in group.values())
-                results |= run(images, batch_size=size)
-        return results
+                size = shrunk(len(images), size) if few else size
+                parts = [images[i : i + size] for i in range(0, len(images), size)]
+                started += [run.start(part, batch_size=size) for part in parts]
+
+        def fetch():
+            parts: dict[str, list[dict[str, np.ndarray]]] = {}
+            for get in started:
+                for name, arrays in get().items():
+                    parts.setdefault(name, []).append(arrays)
+            return {
+                name: jax.tree.map(lambda *arrays: np.concatenate(arrays), *rows)
+                for name, rows in parts.items()
+            }
+
+        return fetch
 
 
 @dataclass(frozen=True)
@@ -191,38 +219,64 @@ class _Rows:
 
 
 def _score(scorer, image_set, transform, open_rows, *, save, batch_size, **options):
-    """Go through the images that some rows lack, batch by batch, and add to those rows."""
+    """Go through the images that some rows lack, batch by batch, and add to those rows.
+
+    While the devices work on `AHEAD` batches, the next ones are decoded.
+    """
     start = min(rows.seen for rows in open_rows.values()) // batch_size * batch_size
+    few = len(image_set) < batch_size  # also where a run is resumed, so that it gives the same
     model = next(iter(scorer.detectors.values())).model
+    options["image_shape"] = model.image_shape
     saved = time.monotonic()
+    pending: deque[tuple[Batch, list[str], Callable]] = deque()
+
+    def finish():
+        batch, wanted, fetch = pending[0]
+        _add_rows(open_rows, image_set, batch, wanted, fetch())
+        pending.popleft()  # only now, so that after an error none is left out
+        bar.update(int((batch.indices >= 0).sum()))
+
     with tqdm(total=len(image_set), initial=start, desc=image_set.name, unit="img") as bar:
-        for batch in batches(
-            image_set,
-            transform,
-            batch_size,
-            start=start,
-            image_shape=model.image_shape,
-            **options,
-        ):
-            indices, labels = batch.indices[batch.mask], batch.labels[batch.mask]
-            end = int(batch.indices.max()) + 1
-            wanted = [name for name, rows in open_rows.items() if rows.seen < end]
-            results = scorer(batch.images[batch.mask], wanted) if wanted and len(indices) else {}
-            for name in wanted:
-                new = indices >= open_rows[name].seen
-                arrays = {k: v[new] for k, v in results[name].items()} if new.any() else {}
-                if arrays:
-                    if not (finite := np.isfinite(arrays["score"])).all():
-                        bad = image_set.ident(int(indices[new][~finite][0]))
-                        raise ValueError(
-                            f"detector {name!r} gave a score that is not finite for {bad}"
-                        )
-                    arrays |= {"label": labels[new], "index": indices[new]}
-                open_rows[name].add(arrays, end)
-            bar.update(int((batch.indices >= 0).sum()))
-            if time.monotonic() - saved > SAVE_EVERY:
-                save()
-                saved = time.monotonic()
+        try:
+            for batch in batches(image_set, transform, batch_size, start=start, **options):
+                wanted = [k for k, rows in open_rows.items() if rows.seen < _end(batch)]
+                fetch = dict
+                if wanted and batch.mask.any():
+                    fetch = scorer.start(batch.images[batch.mask], wanted, few=few)
+                pending.append((batch, wanted, fetch))
+                if len(pending) > AHEAD:
+                    finish()
+                if time.monotonic() - saved > SAVE_EVERY:
+                    while pending:
+                        finish()
+                    save()
+                    saved = time.monotonic()
+            while pending:
+                finish()
+        except BaseException:
+            with contextlib.suppress(Exception):
+                while pending:  # what was begun is not lost
+                    finish()
+            raise
+
+
+def _end(batch: Batch) -> int:
+    """How many images of the set are gone through after this batch."""
+    return int(batch.indices.max()) + 1
+
+
+def _add_rows(open_rows, image_set, batch, wanted, results):
+    """Add a batch's results to the rows of the detectors that want them."""
+    indices, labels = batch.indices[batch.mask], batch.labels[batch.mask]
+    for name in wanted:
+        new = indices >= open_rows[name].seen
+        arrays = {k: v[new] for k, v in results[name].items()} if new.any() else {}
+        if arrays:
+            if not (finite := np.isfinite(arrays["score"])).all():
+                bad = image_set.ident(int(indices[new][~finite][0]))
+                raise ValueError(f"detector {name!r} gave a score that is not finite for {bad}")
+            arrays |= {"label": labels[new], "index": indices[new]}
+        open_rows[name].add(arrays, _end(batch))
 
 
 def _save_partial(open_rows, image_set, store, keys):
@@ -268,11 +322,10 @@ def _unreadable(results, image_set: ImageSet) -> tuple[str, ...]:
 def _batched(group: Mapping[str, Detector]) -> Batched:
     model = next(iter(group.values())).model
 
-    def run(weights, images):
-        variables, states = weights
+    def run(variables, states, images):
         inputs = Inputs(model, variables, images)
         return {name: d.compute(inputs, states[name]) for name, d in group.items()}
 
     for detector in group.values():
         detector.check_fitted()
-    return Batched(run, (model.variables, {name: d.state for name, d in group.items()}))
+    return Batched(run, model.placed, Placed({name: d.state for name, d in group.items()}))

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import platform
 import statistics
 import tempfile
 import time
@@ -19,7 +20,7 @@ from si_jax import models, splitting
 from si_jax.data import digits, sources
 from si_jax.data.image_set import ImageSet
 from si_jax.data.pipeline import batches
-from si_jax.detectors import Inputs, make_detector
+from si_jax.detectors import DETECTORS, Inputs, make_detector
 from si_jax.model import Model
 
 TFDS_SETS = (("cifar10", "test"), ("cifar100", "test"), ("svhn_cropped", "test"))
@@ -28,20 +29,27 @@ TFDS_SETS = (("cifar10", "test"), ("cifar100", "test"), ("svhn_cropped", "test")
 LEAST_SECONDS = 0.3
 """How long short programs are timed at a time, being called over and over."""
 
-FIT_IMAGES = 40
-"""How many images those detectors that need a fit are fitted on; no time depends on it much."""
+FIT_IMAGES = 64
+"""How many images those detectors that need a fit are fitted on, or two a class if that is more."""
 
-TIMED: dict[str, tuple[str, dict[str, Any]]] = {
-    "energy": ("energy", {}),
-    "gaia-z, gradient": ("gaia-z", {"engine": "gradient"}),
+ENGINES: dict[str, tuple[str, dict[str, Any]]] = {
     "si-z, activation": ("si-z", {"engine": "activation"}),
     "si-z, gradient": ("si-z", {"engine": "gradient"}),
-    "si-c-forward": ("si-c-forward", {}),
-    "si-c": ("si-c", {}),
-    "si-z, general, 2 steps": ("si-z", {"engine": "general", "steps": 2}),
-    "si-a, general, 2 steps": ("si-a", {"engine": "general", "steps": 2}),
+    "si-z, multiply, closed": ("si-z", {"preset": "published-defaults", "engine": "closed"}),
+    "si-z, multiply, general": ("si-z", {"preset": "published-defaults", "engine": "general"}),
+    "si-a, one step": ("si-a", {"steps": 1}),
+    "si-a, two steps": ("si-a", {}),
 }
-"""What a row is called -> the detector and its options."""
+"""What the row of an engine is called -> the detector and its options."""
+
+TIMED: dict[str, tuple[str, dict[str, Any]]] = {
+    **ENGINES,
+    **{name: (name, {}) for name in DETECTORS if name not in ("si-z", "si-a")},
+}
+"""What a row is called -> the detector and its options: every engine, and every other detector."""
+
+QUICK = ("si-z, activation", "si-z, gradient", "si-z, multiply, closed", "si-c", "msp", "energy")
+"""The rows that are timed where time is short."""
 
 
 @contextlib.contextmanager
@@ -169,7 +177,14 @@ def random_model(
     )
 
 
-def time_detectors(model: Model, *, batch_size: int, repeats: int) -> list[dict[str, Any]]:
+def time_detectors(
+    model: Model,
+    *,
+    batch_size: int,
+    repeats: int,
+    names: Sequence[str] | None = None,
+    others: Mapping[str, Callable[[], Any]] | None = None,
+) -> list[dict[str, Any]]:
     """What detectors cost in forward passes, on one device.
 
     Detectors that learn from training images learn from random ones here. All programs run once in
@@ -180,11 +195,14 @@ def time_detectors(model: Model, *, batch_size: int, repeats: int) -> list[dict[
         model: the network.
         batch_size: images per call, for all alike.
         repeats: repetitions, of which the median counts.
+        names: keys of `TIMED`; None for all.
+        others: title -> function to time beside them, which scores a batch of as many images.
 
     Returns:
-        The forward pass, then each of `TIMED`: `"name"`, `"seconds_per_image"`, `"ratio"`,
-        `"ratio_low"` and `"ratio_high"` (the least and the greatest), `"compile_seconds"` and
-        `"memory_bytes"` (what the compiled program says it needs; None where it does not).
+        The forward pass, then each detector, then `others`: `"name"`, `"seconds_per_image"`,
+        `"images_per_second"`, `"ratio"`, `"ratio_low"` and `"ratio_high"` (the least and the
+        greatest), `"compile_seconds"`, `"flops_per_image"`, `"flops_ratio"` and `"memory_bytes"`
+        (what the compiled program says it does and needs; None where it does not).
 
     Raises:
         ValueError: if `batch_size` is not positive.
@@ -197,13 +215,16 @@ def time_detectors(model: Model, *, batch_size: int, repeats: int) -> list[dict[
 
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (batch_size, *model.image_shape), np.uint8)
-    others = rng.integers(0, 256, (FIT_IMAGES, *model.image_shape), np.uint8)
+    count = max(FIT_IMAGES, 2 * model.num_classes)
+    training = rng.integers(0, 256, (count, *model.image_shape), np.uint8)
+    labels = np.arange(count) % model.num_classes
     functions, states = {"forward pass": forward}, {"forward pass": {}}
-    for title, (name, options) in TIMED.items():
+    chosen = TIMED if names is None else {name: TIMED[name] for name in names}
+    for title, (name, options) in tqdm(chosen.items(), desc="fitting", leave=False):
         detector = make_detector(name, model, batch_size=batch_size, **options)
         compute = detector.compute
         functions[title] = lambda v, x, s, compute=compute: compute(Inputs(model, v, x), s)
-        states[title] = detector.fit(others).state if detector.needs_fit else {}
+        states[title] = detector.fit(training, labels).state if detector.needs_fit else {}
 
     device = jax.local_devices()[0]
     shared = jax.device_put((model.variables, images), device)
@@ -213,42 +234,77 @@ def time_detectors(model: Model, *, batch_size: int, repeats: int) -> list[dict[
         began = time.perf_counter()
         programs[title] = jax.jit(function).lower(*arguments[title]).compile()
         compile_seconds[title] = time.perf_counter() - began
-        jax.block_until_ready(programs[title](*arguments[title]))
-    calls = {title: _calls(program, arguments[title]) for title, program in programs.items()}
 
-    seconds: dict[str, list[float]] = {title: [] for title in programs}
+    def caller(title):
+        return lambda: jax.block_until_ready(programs[title](*arguments[title]))
+
+    run = {title: caller(title) for title in programs} | dict(others or {})
+    for function in run.values():
+        function()  # warms up
+    calls = {title: _calls(function) for title, function in run.items()}
+    seconds: dict[str, list[float]] = {title: [] for title in run}
     for _ in tqdm(range(repeats), desc="timing", unit="repetition", leave=False):
-        for title, program in programs.items():
-            seconds[title].append(_seconds(program, arguments[title], calls[title]))
+        for title, function in run.items():
+            seconds[title].append(_seconds(function, calls[title]))
 
+    flops = {title: _flops(program) for title, program in programs.items()}
+    plain = flops["forward pass"]
     rows = []
-    for title, program in programs.items():
-        ratios = [a / b for a, b in zip(seconds[title], seconds["forward pass"], strict=True)]
+    for title, times in seconds.items():
+        ratios = [a / b for a, b in zip(times, seconds["forward pass"], strict=True)]
+        own = flops.get(title)
         rows.append(
             {
                 "name": title,
-                "seconds_per_image": statistics.median(seconds[title]) / batch_size,
+                "seconds_per_image": statistics.median(times) / batch_size,
+                "images_per_second": batch_size / statistics.median(times),
                 "ratio": statistics.median(ratios),
                 "ratio_low": min(ratios),
                 "ratio_high": max(ratios),
-                "compile_seconds": compile_seconds[title],
-                "memory_bytes": _memory(program),
+                "compile_seconds": compile_seconds.get(title),
+                "flops_per_image": own and own / batch_size,
+                "flops_ratio": own and plain and own / plain,
+                "memory_bytes": _memory(programs[title]) if title in programs else None,
             }
         )
     return rows
 
 
-def _seconds(program: Any, arguments: tuple, calls: int) -> float:
+def hardware() -> str:
+    """The device, and of a CPU its name and the number of cores that this process may use."""
+    kind = jax.devices()[0].device_kind
+    if kind != "cpu":
+        return f"one {kind}"
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        name = names[0] if names else name
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{cores} cores of {name}"
+
+
+def _seconds(function: Callable[[], Any], calls: int) -> float:
     """Seconds of a call, the mean over several."""
     began = time.perf_counter()
     for _ in range(calls):
-        jax.block_until_ready(program(*arguments))
+        function()
     return (time.perf_counter() - began) / calls
 
 
-def _calls(program: Any, arguments: tuple) -> int:
+def _calls(function: Callable[[], Any]) -> int:
     """How many calls take about `LEAST_SECONDS`, at least one."""
-    return max(1, min(1000, round(LEAST_SECONDS / _seconds(program, arguments, 1))))
+    return max(1, min(1000, round(LEAST_SECONDS / _seconds(function, 1))))
+
+
+def _flops(program: Any) -> float | None:
+    """Floating-point operations of a compiled program, as far as it says."""
+    try:
+        analysis = program.cost_analysis()
+    except (NotImplementedError, jax.errors.JaxRuntimeError):
+        return None
+    analysis = analysis[0] if isinstance(analysis, list) and analysis else analysis
+    return (analysis or {}).get("flops") or None
 
 
 def _memory(program: Any) -> int | None:

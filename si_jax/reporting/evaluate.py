@@ -13,6 +13,8 @@ from typing import Any
 from si_jax.data import benchmarks, sources
 from si_jax.evaluation import benchmark as evaluation
 from si_jax.evaluation import defaults, fitting
+from si_jax.evaluation.scoring import PREDICTION
+from si_jax.evaluation.sets import find_sets, is_own, order_note, overlap_notes
 from si_jax.evaluation.store import Store, check_distinct, check_names
 from si_jax.model import Model
 from si_jax.reporting import extremes, files, html, runs
@@ -23,7 +25,7 @@ IDENTITY = ("benchmark", "protocol", "limit", "seed", "checkpoint", "settings", 
 
 
 def evaluate_benchmark(
-    benchmark: str = "digits",
+    benchmark: str | os.PathLike = "digits",
     model: Model | str | os.PathLike | None = None,
     *,
     detectors: Sequence[str] | None = None,
@@ -32,7 +34,10 @@ def evaluate_benchmark(
     protocol: str = "published",
     data_dir: str | os.PathLike | None = None,
     ood_root: str | os.PathLike | None = None,
-    ood: Mapping[str, str | os.PathLike] | None = None,
+    id_set: Any = None,
+    train_set: Any = None,
+    ood: Mapping[str, Any] | None = None,
+    download: bool = False,
     limit: int | None = None,
     fit_limit: int | None = 10_000,
     seed: int = 0,
@@ -49,7 +54,10 @@ def evaluate_benchmark(
     interrupted goes on where it was if it is made again with the same `out`.
 
     Args:
-        benchmark: a key of `si_jax.data.benchmarks.BENCHMARKS`.
+        benchmark: a key of `si_jax.data.benchmarks.BENCHMARKS`; or a folder of one's own data with
+            `val`, `train` if detectors are to be fitted (in both a folder a class) and `ood/NAME`.
+            Images are then brought to the network's own size; class folders are matched by name
+            where the checkpoint's card names its classes; and without `ood`, sets are made up.
         model: the network, or the name or directory of its checkpoint; None for the one that
             comes with the package.
         detectors: keys of `si_jax.DETECTORS`; None for `si_jax.evaluation.defaults.DETECTORS`,
@@ -57,10 +65,15 @@ def evaluate_benchmark(
         options: detector -> its options, such as `{"knn": {"k": 10}}`.
         common: options for all detectors that take them, such as `{"steps": 3}`.
         protocol: `"published"` or `"openood"`.
-        data_dir: directory of TFDS's sets; None for TFDS's own.
-        ood_root: directory that holds folders of out-of-distribution images.
-        ood: name -> folder, `.npz` or `.mat` file of further images; the name of one of the
-            benchmark's sets says where that set is.
+        data_dir: folder of all data; None for `$SI_JAX_DATA` or `~/.cache/si_jax/data`, where
+            TFDS's own folder is looked into as well.
+        ood_root: folder that holds folders of images; None for `data_dir`.
+        id_set: in-distribution images in place of the benchmark's or the folder's: a path, arrays,
+            a sequence or a loader, as `si_jax.data.sequences.as_image_set` takes.
+        train_set: likewise the images that detectors are fitted on.
+        ood: name -> further images, likewise; the name of one of the benchmark's sets says where
+            that set is.
+        download: whether a benchmark's public sets that are absent are downloaded.
         limit: random subset of this many images of each set; None for all.
         fit_limit: training images to fit on at most; None for all.
         seed: seed of the subsets.
@@ -79,7 +92,7 @@ def evaluate_benchmark(
             not fit the benchmark, an image cannot be read, or a score is not finite.
         OSError: if a file cannot be written.
     """
-    table = defaults.benchmark_table(benchmark)
+    table = None if is_own(benchmark) else defaults.benchmark_table(benchmark)
     for name, value in (("limit", limit), ("fit_limit", fit_limit)):
         if value is not None and value < 1:
             raise ValueError(f"{name} (={value}) must be at least 1")
@@ -90,7 +103,8 @@ def evaluate_benchmark(
     if model is None or not isinstance(model, Model):
         model, checkpoint = defaults.benchmark_model(benchmark, model)
     checkpoint = checkpoint or f"{model.name}, given as a model"
-    defaults.check_classes(model, table, checkpoint)
+    if table is not None:
+        defaults.check_classes(model, table, checkpoint)
 
     def make(network: Model) -> dict:
         names = defaults.DETECTORS if detectors is None else detectors
@@ -99,8 +113,18 @@ def evaluate_benchmark(
         )
 
     make(model)  # refuses what it must before any image is read
-    sets = benchmarks.resolve(
-        benchmark, protocol, data_dir, ood_root, extra=ood, allow_missing=allow_missing
+    sets = find_sets(
+        benchmark,
+        model,
+        protocol,
+        data_dir=data_dir,
+        ood_root=ood_root,
+        id_set=id_set,
+        train_set=train_set,
+        ood=ood,
+        allow_missing=allow_missing,
+        download=download,
+        seed=seed,
     )
     # the protocol decides the size; every architecture here pools globally and takes any
     model = dataclasses.replace(model, input_size=sets.preprocessing.crop)
@@ -118,8 +142,8 @@ def evaluate_benchmark(
         groups={o.name: o.group for o in sets.ood},
         transform=sets.preprocessing,
         facts={
-            "benchmark": benchmark,
-            "protocol": protocol,
+            "benchmark": sets.benchmark.name,
+            "protocol": sets.protocol,
             "preprocessing": str(sets.preprocessing),
         },
     )
@@ -130,18 +154,23 @@ def evaluate_benchmark(
         about = {"limit": limit, "seed": seed, "checkpoint": checkpoint}
         if directory:
             _tell_of_other_run(where, job, about)
-        fit = _fit(job, sets, where, fit_limit, seed, skip_unreadable)
+        fit, notes = _fit(job, sets, where, fit_limit, seed, skip_unreadable)
         results, arrays = evaluation.evaluate(
             job, Store(where / "scores"), skip_unreadable=skip_unreadable
         )
+        notes = [*sets.notes, *notes]
         absent = {a.name: a.stand_in or "" for a in sets.absent}
-        entries = table.ood[protocol]
         results = dataclasses.replace(
             results,
             **about,
             fit=fit,
             absent=absent,
-            incomplete=sorted({e.group for e in entries if e.name in absent}),
+            incomplete=list(sets.incomplete),
+            notes=[
+                *sets.notes,
+                *notes,
+                *order_note(job.id_set, arrays[job.id_set.name][PREDICTION]),
+            ],
             warning=evaluation.chance_warning(results.accuracy, model.num_classes),
             command=command,
             **evaluation.intervals(job, arrays),
@@ -150,7 +179,7 @@ def evaluate_benchmark(
         extremes.save(where, arrays, image_sets, job.transform, list(made))
         run = Run(where.resolve().name, results, arrays, extremes.load(where))
         if not directory:
-            return dataclasses.replace(run, name=benchmark)
+            return dataclasses.replace(run, name=sets.benchmark.name)
         saved = [*files.write(results, directory), html.write(run, directory)]
         return dataclasses.replace(run, saved=tuple(saved))
 
@@ -194,10 +223,10 @@ def _tell_of_other_run(directory: Path, job: evaluation.Job, about: Mapping[str,
 
 
 def _fit(job, sets: benchmarks.Resolved, out: Path, limit, seed: int, skip_unreadable: bool):
-    """Fit the detectors that need it on the training split; returns what a report says of it."""
+    """Fit the detectors that need it on the training split; returns what to report, and notes."""
     needy = [name for name, d in job.detectors.items() if d.needs_fit]
     if not needy:
-        return {}
+        return {}, []
     if sets.train is None:
         raise ValueError(
             f"{', '.join(needy)} must be fitted on training images, which are absent:"
@@ -212,4 +241,5 @@ def _fit(job, sets: benchmarks.Resolved, out: Path, limit, seed: int, skip_unrea
         directory=out / "fits",
         skip_unreadable=skip_unreadable,
     )
-    return {"set": train.name, "images": len(train), "detectors": needy}
+    notes = overlap_notes(train, (job.id_set, *job.ood_sets.values()))
+    return {"set": train.name, "images": len(train), "detectors": needy}, notes

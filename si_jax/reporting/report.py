@@ -122,6 +122,7 @@ def heading(report: Mapping[str, Any]) -> str:
         lines.append(f"left out of {name}: {_left_out(images)}")
     for name, stand_in in report.get("absent", {}).items():
         lines.append(f"absent: {name}" + (f"; {stand_in} stands in" if stand_in else ""))
+    lines += [f"note: {note}" for note in report.get("notes", ())]
     if report.get("incomplete"):
         lines.append(f"so there is no average of the benchmark: {', '.join(report['incomplete'])}")
     return "\n".join(lines)
@@ -219,6 +220,7 @@ def notes(report: Mapping[str, Any]) -> list[str]:
             f" ({draws['resamples']} resamples, seed {draws['seed']})."
         )
     found += tie_notes(report)
+    found += report.get("notes", ())
     return found
 
 
@@ -228,9 +230,14 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
     if warning := report.get("warning"):
         shown.append(f"{warning}.")
     if missing := report.get("incomplete"):
+        groups = " and ".join(missing)
+        absent = ", ".join(_absent(report))
         shown.append(
-            f"Sets of the benchmark are absent, so means over the {' and '.join(missing)} sets are"
-            f" not the benchmark's averages: {', '.join(_absent(report))}."
+            f"Sets of the benchmark are absent, so means over the {groups} sets are not the"
+            f" benchmark's averages: {absent}."
+            if absent
+            else f"Means over the {groups} sets are not the benchmark's averages, since sets were"
+            " taken otherwise than it lists them."
         )
     return shown
 

@@ -125,9 +125,9 @@ def _read(run: Batched, case: Case, image_set: ImageSet, batch_size: int) -> dic
 
 def _facts(found: Reader) -> dict[str, object]:
     return {
+        "version": DETECTORS["si-c"].version,
         "channels": hashlib.sha256(found.channels.index.astype(np.int64).tobytes()).hexdigest(),
         "taps": found.channels.taps,
         "inner": found.inner,
         "engine": found.engine,
-        "version": DETECTORS["si-c"].version,
     }

@@ -141,6 +141,7 @@ def train_checkpoint(
         **model.card,
         "data": LICENCES.get(dataset, sets.name),
         "split": sets.split,
+        **({"classes": list(sets.classes)} if sets.classes else {}),
         "accuracy": accuracy,
         "command": command,
         "starts_from": "fresh weights" if init is None else str(init),

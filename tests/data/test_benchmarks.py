@@ -127,6 +127,18 @@ def test_openood_takes_exactly_the_listed_images(ood_root):
         resolve("cifar10", "openood", ood_root=ood_root)
 
 
+def test_imagenet200_is_what_the_lists_say(tmp_path):
+    with pytest.raises(sources.MissingSet, match="put OpenOOD's lists into benchmark_imglist/"):
+        resolve("imagenet200", "openood", tmp_path, fetch=False)
+    put(tmp_path, "images_largescale/imagenet_1k/val/n01443537", 2)
+    write_list(tmp_path, "imagenet200/test_imagenet200", ["imagenet_1k/val/n01443537/1.png 7"])
+    put(tmp_path, "images_largescale/ninco/a", 3)
+    write_list(tmp_path, "imagenet/test_ninco", ["ninco/a/2.png -1"])
+    found = resolve("imagenet200", "openood", tmp_path, allow_missing=True, fetch=False)
+    assert found.test.load(0)[1] == 7 and found.benchmark.num_classes == 200
+    assert [len(item.images) for item in found.ood if item.name == "ninco"] == [1]
+
+
 def test_openood_does_not_take_the_crops_of_the_published_results(ood_root):
     put(ood_root, "mnist")
     put(ood_root, "Imagenet/test", 3)

@@ -25,11 +25,11 @@ class Counting(scoring.Scorer):
         self.calls = []
         self.bad = bad  # the pixel value that gives no finite score
 
-    def __call__(self, images, wanted=None):
+    def start(self, images, wanted=None, *, few=False):
         self.calls.append((sorted(wanted), images[:, 0, 0, 0].tolist()))
         means = images.mean(axis=(1, 2, 3)).astype(np.float32)
         means[images[:, 0, 0, 0] == self.bad] = np.nan
-        return {name: {"score": means + k} for k, name in enumerate(self.detectors)}
+        return lambda: {name: {"score": means + k} for k, name in enumerate(self.detectors)}
 
     @property
     def computed(self):

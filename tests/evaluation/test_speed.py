@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from si_jax.evaluation import speed
+from si_jax import splitting
+from si_jax.detectors import Inputs, make_detector
+from si_jax.evaluation import speed, speed_torch
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark.py"
 spec = importlib.util.spec_from_file_location("benchmark_script", SCRIPT)
@@ -42,6 +44,8 @@ def test_data_of_a_folder(tmp_path, capsys):
         (["data", "--data-dir", "{empty}"], "holds none of cifar10"),
         (["engines", "--model", "resnet7"], "resnet20"),
         (["engines", "--batch-size", "0"], r"batch_size \(=0\)"),
+        (["engines", "--rows", "si-y"], "there is no si-y: choose of si-z, activation"),
+        (["engines", "--model", "bit_r50x1", "--against", "torch"], "only ResNets and WRNs"),
     ],
 )
 def test_mistakes(tmp_path, given, message):
@@ -56,10 +60,14 @@ def test_engines(monkeypatch, tmp_path, capsys):
     out = tmp_path / "figures.json"
     given = ["--model", "resnet8", "--batch-size", "2", "--repeats", "2", "--out", str(out)]
     benchmark.main(["engines", *given])
-    rows = json.loads(out.read_text())["rows"]
+    figures = json.loads(out.read_text())
+    (model,) = figures["models"]
+    assert model["model"] == "resnet8" and figures["versions"]["jax"] and figures["hardware"]
+    rows = model["rows"]
     assert [row["name"] for row in rows] == ["forward pass", *timed]
-    assert rows[0]["ratio"] == 1
+    assert rows[0]["ratio"] == rows[0]["flops_ratio"] == 1
     for row in rows:
+        assert row["flops_ratio"] < 1.2  # one forward pass is all that both need
         assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
         assert row["seconds_per_image"] > 0
         assert row["memory_bytes"] > 100_000
@@ -76,3 +84,79 @@ def test_random_weights_have_the_shapes_of_fresh_ones():
     logits = model.logits(np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8))
     assert np.isfinite(logits).all()
     assert logits.std() > 0
+
+
+def test_every_detector_is_timed():
+    assert {name for name, _ in speed.TIMED.values()} == set(speed.DETECTORS)
+    assert set(speed.QUICK) <= set(speed.TIMED)
+
+
+def flops(model, function):
+    shapes = jax.ShapeDtypeStruct((4, *model.image_shape), np.float32)
+    return speed._flops(jax.jit(function).lower(model.variables, shapes).compile())
+
+
+@pytest.fixture(scope="module")
+def model():
+    return speed.random_model("resnet8", (8, 8))
+
+
+def test_what_the_engines_compute():
+    """In floating-point operations: nothing is differentiated that is not needed."""
+    model = speed.random_model("resnet8")
+    plain = flops(model, lambda v, x: splitting.forward(model, v, x).logits)
+
+    def cost(name, **options):
+        compute = make_detector(name, model, **options).compute
+        return flops(model, lambda v, x: compute(Inputs(model, v, x), {})) / plain
+
+    assert cost("si-z", engine="activation") <= 1.15
+    assert cost("si-z", engine="gradient") <= 2.2
+    assert cost("gaia-a") <= 2.2
+    assert cost("si-z", combine="multiply") <= 3.3  # the closed form: two backward passes
+    shared = [make_detector(name, model) for name in ("msp", "energy", "gen", "ash-s", "gradnorm")]
+
+    def together(variables, images):
+        inputs = Inputs(model, variables, images)
+        return [detector.compute(inputs, {}) for detector in shared]
+
+    assert flops(model, together) <= 1.2 * plain
+
+
+CALLBACKS = ("callback", "infeed", "outfeed", "host")
+
+
+@pytest.mark.parametrize("name", speed.DETECTORS)
+def test_scoring_is_one_computation_without_the_host(name, model):
+    """What an accelerator runs of each detector never asks the host in between."""
+    detector = make_detector(name, model)
+    state = {}
+    if detector.needs_fit:
+        images = np.random.default_rng(0).integers(0, 256, (200, *model.image_shape), np.uint8)
+        state = detector.fit(images, np.arange(200) % 100).state
+    jaxpr = jax.make_jaxpr(lambda v, s, x: detector.compute(Inputs(model, v, x), s))(
+        model.variables, state, np.zeros((2, *model.image_shape), np.uint8)
+    )
+    assert not jaxpr.effects
+    primitives = set(names(jaxpr.jaxpr))
+    assert "conv_general_dilated" in primitives
+    assert not [p for p in primitives if any(word in p for word in CALLBACKS)]
+
+
+def names(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield eqn.primitive.name
+        for value in eqn.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from names(inner)
+
+
+@pytest.mark.slow
+def test_the_same_in_pytorch():
+    """PyTorch's hooks and its loop over the taps run, and give a score to each image."""
+    pytest.importorskip("torch")
+    for name in ("resnet8", "wrn_16_4"):
+        for run in speed_torch.programs(name, (8, 8), 2).values():
+            result = run()
+            assert len(result) == 2 and np.isfinite(result).all()

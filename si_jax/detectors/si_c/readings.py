@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from si_jax import activation, splitting
 from si_jax.batching import Batched
+from si_jax.detectors.head import num_features
 from si_jax.detectors.si import over_positions
 from si_jax.detectors.si_c.channels import Channels, select_channels
 from si_jax.detectors.si_c.score import COMPONENTS, LEAST
@@ -22,6 +23,8 @@ from si_jax.integration import max_logit
 from si_jax.model import Model
 from si_jax.splitting import Taps
 from si_jax.taps import default_taps
+
+ENGINES = ("gradient", "activation")
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def reader(
         ValueError: as `si_c`.
     """
     components = canonical_components(components)
-    model.head_weights(model.variables)  # refuses a head that is not linear
+    num_features(model)  # refuses a head that is not linear
     channels, engine, inner_paths, positions = None, None, (), 1
     if "zero-deflation" in components:
         paths = default_taps(model, "si-c") if taps is None else splitting.select(model, taps)
@@ -160,7 +163,7 @@ def outer_squared(
 
 def batched(found: Reader, model: Model) -> Batched:
     """`readings` batch by batch."""
-    return Batched(lambda v, x: found.read(v, model.normalise(x)), model.variables)
+    return Batched(lambda v, x: found.read(v, model.normalise(x)), model.placed)
 
 
 def _passes(model, variables, images, taps, engine, inner):
@@ -168,30 +171,18 @@ def _passes(model, variables, images, taps, engine, inner):
 
     One forward pass, whose linearisation serves every gradient.
     """
-    needed = tuple(dict.fromkeys((*inner, *(taps if engine == "gradient" else ()))))
-    shapes = jax.eval_shape(
-        lambda v, x: splitting.forward(model, v, x, record=needed).outputs, variables, images
+    by_gradient, by_activation = (taps if engine == name else () for name in ENGINES)
+    linear = splitting.linearise(
+        model, variables, images, (*inner, *by_gradient), watch=by_activation
     )
-
-    def run(offsets):
-        if engine == "activation":
-            out, active = activation.forward(model, variables, images, taps, offsets)
-        else:
-            edit = {k: lambda z, k=k: z + offsets[k] for k in offsets}
-            out, active = splitting.forward(model, variables, images, edit=edit), None
-        return (jnp.sum(out.features, axis=-1), max_logit(out)), (out.logits, active)
-
-    offsets = {k: jnp.zeros(shapes[k].shape, shapes[k].dtype) for k in needed}
-    if not needed:
-        _, (logits, active) = run(offsets)
-        return logits, {}, active
-    (total, largest), pullback, (logits, active) = jax.vjp(run, offsets, has_aux=True)
-    one, zero = jnp.ones_like(total), jnp.zeros_like(largest)
-    (gradients,) = pullback((one, zero)) if inner else ({},)
-    if engine == "gradient":
-        (by_logit,) = pullback((zero, one))
+    gradients = linear.gradient(lambda out: jnp.sum(out.features, axis=-1)) if inner else {}
+    active = None
+    if by_gradient:
+        by_logit = linear.gradient(max_logit)
         active = {k: by_logit[k] != 0 for k in taps}
-    return logits, gradients, active
+    elif by_activation:
+        active = activation.active_in(linear.traced, linear.values, taps)
+    return linear.out.logits, gradients, active
 
 
 def _engine(model: Model, taps: Sequence[str]) -> str:

@@ -1,0 +1,205 @@
+"""Watch an endless stream, and say when more of it is rejected than the threshold allows.
+
+The threshold rejects a share of in-distribution images that is known but for the luck of the
+calibration images. An alarm is raised when a gambler who bets on a larger share has become rich,
+which by Ville's inequality is as improbable as he is rich, however long he plays.
+"""
+
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from scipy.stats import beta
+
+from si_jax.data.opening import batches_of, is_encoded
+from si_jax.detectors import Detector
+from si_jax.detectors.threshold import Threshold, check_calibrated, check_preprocessing
+
+BETS = 16
+"""Shares that are bet on, even in the log-odds from just above the calibrated share to 99 %."""
+
+RICH = 1e200
+"""Where a stake stops to grow, so that it remains a number."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One image of a stream.
+
+    Attributes:
+        index: its place in the stream, from 0.
+        label: predicted class.
+        probability: its softmax probability.
+        score: the detector's score.
+        is_ood: whether the score is below the threshold.
+        p_value: conformal p-value.
+        window_share: share of out-of-distribution images among the last `window`.
+        wealth: of the gambler, who began with 1.
+        drift: whether an alarm has been raised, at this image or before.
+    """
+
+    index: int
+    label: int
+    probability: float
+    score: float
+    is_ood: bool
+    p_value: float
+    window_share: float
+    wealth: float
+    drift: bool
+
+
+class DriftTest:
+    """A sequential test of "no more is rejected than the threshold rejects in-distribution".
+
+    Let r be a bound on the share of in-distribution images that are rejected. For the threshold at
+    hand that share is distributed as Beta(k, n + 1 - k) over calibration sets (see `Threshold`),
+    and r is its upper `alpha / 2` quantile. A bet on the share q > r multiplies its stake by `q /
+    r` for a rejected image and by `(1 - q) / (1 - r)` for an accepted one: a test martingale, or a
+    supermartingale if fewer are rejected (Waudby-Smith & Ramdas, JRSS B 2024; Vovk et al., "Testing
+    exchangeability on-line", ICML 2003). One part of the capital is staked on each of `BETS` shares
+    q, and of each part `1 / (s (s + 1))` enters the game at image s = 1, 2, ..., so that a drift
+    that begins late is detected too (a mixture over change points; Shin, Ramdas & Rinaldo,
+    "E-detectors", NEJSDS 2024, in their form with a false-alarm probability). All that is one
+    supermartingale that begins with 1, so by Ville's inequality it exceeds `2 / alpha` at any time
+    with probability at most `alpha / 2`.
+
+    Together: **with probability at least 1 - alpha no alarm is ever raised on a stream of
+    independent images as in the calibration**, over the draw of both. Frames of a video, which are
+    much alike, are not independent: sample them.
+
+    Args:
+        threshold: of the calibrated detector.
+        alpha: most probability of a false alarm, ever.
+
+    Attributes:
+        bound: r.
+        wealth: capital of the gambler now.
+        drift: whether it has ever reached `2 / alpha`.
+    """
+
+    def __init__(self, threshold: Threshold, alpha: float = 0.01):
+        if isinstance(alpha, bool) or not 0 < alpha < 1:
+            raise ValueError(f"alpha (={alpha!r}) must be between 0 and 1, such as 0.01")
+        self.alpha = float(alpha)
+        self.bound = rejection_bound(threshold, alpha / 2)
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew, as after an alarm that has been dealt with."""
+        self.count, self.drift, self.wealth = 0, False, 1.0
+        self._stakes = np.zeros(BETS)
+
+    def update(self, is_ood: bool) -> float:
+        """Take in one image's verdict; returns the wealth."""
+        self.count += 1
+        self._stakes, wealth = step(self._stakes, np.bool_(is_ood), self.count, self.bound)
+        self.wealth = float(wealth)
+        self.drift |= self.wealth >= 2 / self.alpha
+        return self.wealth
+
+
+def rejection_bound(threshold: Threshold, delta: float) -> float:
+    """Share that in-distribution images are rejected at most, with probability 1 - delta."""
+    return float(beta.ppf(1 - delta, threshold.rank, threshold.count + 1 - threshold.rank))
+
+
+def step(
+    stakes: Float[np.ndarray, "*streams bets"],
+    rejected: Any,
+    number: int,
+    bound: float,
+) -> tuple[Float[np.ndarray, "*streams bets"], Any]:
+    """One image of one stream, or of many at the same time.
+
+    Args:
+        stakes: what is at stake in each bet.
+        rejected: (*streams), whether the image is rejected.
+        number: which image of the stream it is, from 1.
+        bound: share of rejected images that is not bet on.
+
+    Returns:
+        The stakes afterwards, and the wealth: these and what has not entered the game.
+    """
+    odds = np.linspace(np.log(bound / (1 - bound)), np.log(99), BETS + 1)[1:]
+    share = 1 / (1 + np.exp(-odds))
+    won, lost = share / bound, (1 - share) / (1 - bound)
+    entering = 1 / (number * (number + 1)) / BETS
+    stakes = (stakes + entering) * np.where(np.asarray(rejected)[..., None], won, lost)
+    stakes = np.minimum(stakes, RICH)
+    return stakes, stakes.sum(axis=-1) + 1 / (number + 1)
+
+
+def monitor(
+    detector: Detector,
+    images: Iterable[Any],
+    *,
+    alpha: float = 0.01,
+    window: int = 500,
+    batch_size: int | None = None,
+) -> Iterator[Observation]:
+    """Score an endless stream in order and in bounded memory, and say when it drifts.
+
+    Args:
+        detector: calibrated.
+        images: single images, (height, width, channels) arrays, paths, Pillow images or encoded
+            bytes; or batches of them, which are scored as they come.
+        alpha: most probability of a false alarm, ever; see `DriftTest`.
+        window: images that `window_share` is of.
+        batch_size: single images that are gathered before they are scored; None for the detector's.
+            1 gives every answer at once.
+
+    Yields:
+        An `Observation` of each image.
+
+    Raises:
+        ValueError: if the detector is not calibrated or an argument makes no sense, at once; or an
+            image cannot be read or does not fit the model.
+    """
+    threshold = check_calibrated(detector)
+    check_preprocessing(detector)
+    size = detector.batch_size if batch_size is None else batch_size
+    for name, value in (("window", window), ("batch_size", size)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} (={value!r}) must be a whole number of at least 1")
+    return _monitor(detector, images, DriftTest(threshold, alpha), window, size)
+
+
+def _monitor(detector, images, test, window, size) -> Iterator[Observation]:
+    recent: deque[bool] = deque(maxlen=window)
+    rejected = 0
+    for batch in _gathered(detector, images, size):
+        rows = detector.predict(batch).as_dict()
+        for values in zip(*(column.tolist() for column in rows.values()), strict=True):
+            row = dict(zip(rows, values, strict=True))
+            rejected += row["is_ood"] - (recent[0] if len(recent) == window else 0)
+            recent.append(row["is_ood"])
+            wealth = test.update(row["is_ood"])
+            share = rejected / len(recent)
+            yield Observation(test.count - 1, **row, window_share=share, wealth=wealth,
+                              drift=test.drift)  # fmt: skip
+
+
+def _gathered(detector, images, size) -> Iterator[Any]:
+    """Batches: as they come, or of `size` single images."""
+    channels = detector.model.image_shape[-1]
+
+    def single(item: Any) -> bool:
+        return is_encoded(item) or getattr(item, "ndim", None) == 3
+
+    for alone, run in itertools.groupby(images, single):
+        if not alone:
+            yield from run
+            continue
+        while part := list(itertools.islice(run, size)):
+            opened = [
+                next(batches_of(item, detector.preprocessing, channels, 1))[0][0]
+                if is_encoded(item)
+                else np.asarray(item)
+                for item in part
+            ]
+            yield np.stack(opened)

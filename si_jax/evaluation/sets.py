@@ -1,0 +1,113 @@
+"""The sets that an evaluation runs on: a benchmark's, or those of one's own data."""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from si_jax.data import benchmarks, downloads
+from si_jax.data.benchmarks import Resolved
+from si_jax.data.image_set import ImageSet, overlap
+from si_jax.data.own import resolve_own
+from si_jax.data.preprocessing import Preprocessing
+from si_jax.data.tables import BENCHMARKS
+from si_jax.model import Model
+
+
+def is_own(benchmark: str | os.PathLike) -> bool:
+    """Whether that is no benchmark but a folder of one's own data."""
+    return benchmark not in BENCHMARKS and Path(benchmark).expanduser().is_dir()
+
+
+def find_sets(
+    benchmark: str | os.PathLike,
+    model: Model,
+    protocol: str,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    ood_root: str | os.PathLike | None = None,
+    id_set: Any = None,
+    train_set: Any = None,
+    ood: Mapping[str, Any] | None = None,
+    allow_missing: bool = False,
+    download: bool = False,
+    seed: int = 0,
+) -> Resolved:
+    """Find a benchmark's sets, or those of a folder of one's own.
+
+    Args:
+        benchmark: a key of `BENCHMARKS`, or a folder as `si_jax.data.own.resolve_own` takes.
+        model: the network; its own size, and the classes on its card, are used for one's own data.
+        protocol: of a benchmark.
+        data_dir: the folder of all data.
+        ood_root: the folder for folders of images.
+        id_set: in-distribution images in place of those that would be looked for.
+        train_set: likewise the images that detectors are fitted on.
+        ood: name -> further sets, or where one of the benchmark's is.
+        allow_missing: whether absent sets of a benchmark are left out.
+        download: whether public sets that are absent are downloaded.
+        seed: of sets that are made up.
+
+    Raises:
+        ValueError: as `benchmarks.resolve` and `resolve_own`.
+    """
+    if is_own(benchmark):
+        size = model.input_size
+        return resolve_own(
+            benchmark,
+            num_classes=model.num_classes,
+            preprocessing=Preprocessing(resize=min(size), crop=size),
+            classes=tuple(model.card.get("classes", ())),
+            test=id_set,
+            train=train_set,
+            ood=ood,
+            seed=seed,
+        )
+    table = BENCHMARKS[benchmark]
+    given = {table.test.name: id_set, table.train.name: train_set}
+    extra = {**(ood or {}), **{name: data for name, data in given.items() if data is not None}}
+    if download:
+        for outcome in downloads.prepare(benchmark, protocol, data_dir, ood_root):
+            print(f"{outcome.name}: {outcome.state}; {outcome.detail}", file=sys.stderr)
+    return benchmarks.resolve(
+        benchmark,
+        protocol,
+        data_dir,
+        ood_root,
+        extra=extra,
+        allow_missing=allow_missing,
+        fetch=download,
+    )
+
+
+def overlap_notes(train: ImageSet, image_sets: tuple[ImageSet, ...]) -> list[str]:
+    """Say which sets share files with the images that detectors are fitted on."""
+    counts = {images.name: overlap(images, train) for images in image_sets}
+    return [
+        f"{images.name}: {counts[images.name]} of its {len(images)} images are, byte for byte,"
+        f" among the {len(train)} training images that detectors are fitted on"
+        for images in image_sets
+        if counts[images.name]
+    ]
+
+
+def order_note(images: ImageSet, predicted: Mapping[str, np.ndarray]) -> list[str]:
+    """Say what the accuracy would be under the other order of numbered class folders.
+
+    Args:
+        images: the in-distribution set.
+        predicted: `"score"`, the predicted class, and `"label"` of each image.
+    """
+    labels = predicted["label"]
+    if not images.other_labels or (labels < 0).any():
+        return []
+    other = np.asarray(images.other_labels)[labels]
+    taken, text = (float(np.mean(predicted["score"] == truth)) for truth in (labels, other))
+    return [
+        f"{images.name}: its class folders are numbers and taken in their order, accuracy"
+        f" {taken:.2%}; sorted as text (0, 1, 10, ...), as PyTorch's ImageFolder does, it would be"
+        f" {text:.2%}"
+    ]

@@ -1,0 +1,178 @@
+"""A detector that was saved is the same once loaded, or loading says why not."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+
+import si_jax
+from si_jax.data.preprocessing import Preprocessing
+
+
+@pytest.fixture(scope="module")
+def many_images():
+    return np.random.default_rng(7).integers(0, 256, (60, 8, 8, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def saved(tiny, many_images, tmp_path_factory):
+    """A saved detector, and the detector."""
+    detector = si_jax.make_detector("knn", tiny, k=2, batch_size=8).fit(many_images[:20])
+    detector.preprocessing = Preprocessing((8, 8), 9)
+    detector.calibrate(many_images[20:], tpr=0.9, keep_images=3)
+    detector.card["data"] = "noise"
+    return detector.save(tmp_path_factory.mktemp("saved") / "knn"), detector
+
+
+def test_a_round_trip(saved, many_images):
+    directory, detector = saved
+    loaded = si_jax.load_detector(directory)
+    for key in ("name", "settings", "options", "batch_size", "preprocessing", "card"):
+        assert getattr(loaded, key) == getattr(detector, key), key
+    np.testing.assert_array_equal(loaded.state["bank"], detector.state["bank"])
+    for key in ("scores", "examples", "example_features"):
+        values = getattr(loaded.threshold, key), getattr(detector.threshold, key)
+        np.testing.assert_array_equal(*values)
+    assert (loaded.threshold.tpr, loaded.threshold.value) == (0.9, detector.threshold.value)
+    for key, values in detector.predict(many_images).as_dict().items():
+        np.testing.assert_array_equal(loaded.predict(many_images).as_dict()[key], values)
+    files = [p.name for p in directory.rglob("*")]
+    assert not any(name.endswith((".pkl", ".pickle", "commit_success.txt")) for name in files)
+
+
+@pytest.mark.parametrize("name", ["react", "dice", "vim", "kl-matching", "mahalanobis", "si-c"])
+def test_fits_of_every_kind_come_back_to_the_bit(name, tiny, many_images, tmp_path):
+    labels = np.arange(60) % 5
+    detector = si_jax.make_detector(name, tiny).fit(many_images, labels)
+    loaded = si_jax.load_detector(detector.save(tmp_path / name))
+    assert loaded.state.keys() == detector.state.keys()
+    for key, array in detector.state.items():
+        assert np.asarray(array).dtype == loaded.state[key].dtype
+        np.testing.assert_array_equal(loaded.state[key], array)
+    assert loaded.threshold is None
+
+
+def test_a_predicate_is_saved_as_the_paths_it_chose(tiny, tmp_path):
+    taps = {"taps": lambda module: isinstance(module, nn.Conv)}
+    detector = si_jax.make_detector("si-z", tiny, **taps)
+    loaded = si_jax.load_detector(detector.save(tmp_path / "d"))
+    assert loaded.settings == detector.settings
+    assert loaded.options["taps"] == detector.settings["taps"]
+
+
+def edit(directory, **changes):
+    path = directory / "detector.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def rehash(directory):
+    """Give an edited card the hash that it should have."""
+    from si_jax.detectors.saving import json_hash
+
+    path = directory / "detector.json"
+    content = json.loads(path.read_text())
+    content["sha256"]["json"] = json_hash(content)
+    path.write_text(json.dumps(content))
+
+
+DAMAGE = {
+    "newer": (lambda d: edit(d, format=99), "is of format 99.*update the older"),
+    "edited": (lambda d: edit(d, batch_size=3), "was edited"),
+    "no card": (lambda d: (d / "detector.json").unlink(), r"holds no detector\.json"),
+    "broken card": (lambda d: (d / "detector.json").write_text("{"), "is no detector's card"),
+    "other card": (lambda d: (d / "detector.json").write_text("[1]"), "is no detector's card"),
+    "no arrays": (lambda d: shutil.rmtree(d / "arrays"), "folder 'arrays' is missing"),
+    "lost file": (lambda d: shutil.rmtree(d / "arrays" / "ocdbt.process_0"), "is damaged"),
+    "no manifest": (lambda d: (d / "arrays" / "manifest.ocdbt").unlink(), "is damaged"),
+    "other score": (lambda d: (edit(d, version=-1), rehash(d)), "score of 'knn' has changed"),
+    "other name": (lambda d: (edit(d, detector="new"), rehash(d)), "'new', which this version"),
+    "other defaults": (lambda d: (edit(d, settings={}), rehash(d)), "other defaults of 'knn'"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_damage_is_told(case, saved, tmp_path):
+    directory = tmp_path / "copy"
+    shutil.copytree(saved[0], directory)
+    damage, message = DAMAGE[case]
+    damage(directory)
+    with pytest.raises(ValueError, match=message):
+        si_jax.load_detector(directory)
+
+
+def test_weights_that_are_not_those_of_the_card(saved, tiny, many_images, tmp_path):
+    detector = si_jax.make_detector("energy", tiny).calibrate(many_images)
+    other = jax.tree.map(lambda x: x + 1, dict(tiny.variables))
+    changed = dataclasses.replace(tiny, variables=other)
+    first = detector.save(tmp_path / "first")
+    second = si_jax.make_detector("energy", changed).save(tmp_path / "second")
+    shutil.rmtree(first / "arrays")
+    shutil.copytree(second / "arrays", first / "arrays")
+    with pytest.raises(ValueError, match="its variables do not have the hash"):
+        si_jax.load_detector(first)
+
+
+def test_a_directory_is_not_replaced_unless_asked(saved, tiny, tmp_path, monkeypatch):
+    directory, detector = saved
+    with pytest.raises(ValueError, match="exists already"):
+        detector.save(directory)
+    (tmp_path / "note.txt").write_text("mine")
+    with pytest.raises(ValueError, match="exists already"):
+        detector.save(tmp_path, overwrite=True)  # no detector: not ours to remove
+    copy = detector.save(tmp_path / "copy")
+    si_jax.make_detector("energy", tiny).save(copy, overwrite=True)
+    assert si_jax.load_detector(copy).name == "energy"
+    with pytest.raises(ValueError, match="must be fitted first"):
+        si_jax.make_detector("knn", tiny).save(tmp_path / "unfitted")
+    with pytest.raises(ValueError, match=r"no detector 'nothing'.*one of the bundled"):
+        si_jax.load_detector("nothing")
+
+    def fail(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("si_jax.detectors.saving.ocp.PyTreeCheckpointer.save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        detector.save(tmp_path / "half")
+    with pytest.raises(OSError, match="disk full"):
+        si_jax.make_detector("energy", tiny).save(copy, overwrite=True)
+    monkeypatch.undo()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["copy", "note.txt"]
+    assert si_jax.load_detector(copy).name == "energy"
+
+
+class Mine(nn.Module):
+    width: int = 4
+    slope: float = 0.0
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.leaky_relu(nn.LayerNorm()(nn.Conv(self.width, (3, 3))(x)), self.slope)
+        return nn.Dense(3, name="head")(x.mean((1, 2)))
+
+
+def mine(seed=0, mean=0.5, **options):
+    variables = Mine(**options).init(jax.random.key(seed), np.zeros((1, 8, 8, 3), np.float32))
+    options = {"input_size": (8, 8), "mean": (mean,) * 3, "std": (0.5,) * 3, "head": "head"}
+    return lambda module: si_jax.Model(module, variables, **options)
+
+
+def test_a_network_of_the_user_is_given_again(many_images, tmp_path):
+    model = mine()(Mine())
+    detector = si_jax.make_detector("energy", model).calibrate(many_images)
+    directory = detector.save(tmp_path / "mine")
+    with pytest.raises(ValueError, match=r"code is not saved.*load_detector.*model="):
+        si_jax.load_detector(directory)
+    loaded = si_jax.load_detector(directory, model=mine(seed=1)(Mine()))  # fresh weights
+    np.testing.assert_array_equal(
+        loaded.predict(many_images).score, detector.predict(many_images).score
+    )
+    with pytest.raises(ValueError, match=r"Conv_0.*kernel.* is .*3, 5.* was .*3, 4"):
+        si_jax.load_detector(directory, model=mine(width=5)(Mine(width=5)))
+    with pytest.raises(ValueError, match="of the same weights it makes other logits"):
+        si_jax.load_detector(directory, model=mine()(Mine(slope=0.9)))
+    with pytest.raises(ValueError, match=r"model's mean .*0\.4.* is not the one"):
+        si_jax.load_detector(directory, model=mine(mean=0.4)(Mine()))

@@ -1,0 +1,77 @@
+"""Batches: their shapes, where the weights lie, and how many devices share them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import si_jax
+from si_jax import batching
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_three_shapes_at_most_and_none_after_warming_up(tiny):
+    detector = si_jax.make_detector("energy", tiny, batch_size=16).warm_up()
+    programs = detector._run._function._cache_size()
+    assert programs <= 3
+    images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), np.uint8)
+    scores = detector.score(images)
+    for count in (1, 2, 7, 9, 16, 17, 40):
+        np.testing.assert_allclose(detector.score(images[:count]), scores[:count], rtol=1e-5)
+    assert detector._run._function._cache_size() == programs
+
+
+def test_small_sets_make_small_batches():
+    sizes = [batching.shrunk(count, 64) for count in (1, 2, 8, 9, 63, 64, 1000)]
+    assert sizes == [1, 8, 8, 8, 8, 64, 64]
+    assert batching.shrunk(3, 4) == 4
+    assert batching.shrunk(2, 1) == 1
+
+
+def test_weights_are_placed_once_however_many_detectors_run(tiny, tiny_images):
+    detectors = [si_jax.make_detector(name, tiny) for name in ("msp", "energy", "max-logit")]
+    for detector in detectors:
+        detector.score(tiny_images[:2])
+    tiny.logits(tiny_images[:2])
+    devices = tuple(jax.local_devices())
+    placed = tiny.placed.on(devices)
+    assert tiny.placed.on(devices) is placed
+    assert all(detector._run._weights[0] is tiny.placed for detector in detectors)
+
+
+DEVICES = """
+import jax, numpy as np, si_jax
+model = si_jax.build_model(
+    "resnet8", 5, seed=3, input_size=(8, 8), widths=(4, 6, 8), blocks=(1, 1, 1)
+)
+images = np.random.default_rng(0).integers(0, 256, (13, 8, 8, 3), np.uint8)
+every = jax.local_devices()
+assert len(every) == 8
+detectors = {"si-z": {"combine": "multiply"}, "gaia-z": {}, "gaia-a": {}, "energy": {}}
+for name, options in detectors.items():
+    scores = {}
+    for count in (1, 2, 8):
+        jax.local_devices = lambda: every[:count]
+        with jax.transfer_guard("disallow"):
+            detector = si_jax.make_detector(name, model, batch_size=8, **options)
+            scores[count] = detector.score(images)
+    print(name, *(np.abs(scores[n] / scores[1] - 1).max() for n in (2, 8)))
+"""
+
+
+def test_one_two_and_eight_devices_give_the_same_scores():
+    """Within 1e-5, relative: the shapes of the shares differ, and so the order of sums."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+    done = subprocess.run(
+        [sys.executable, "-c", DEVICES], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert len(lines) == 4
+    for name, *differences in lines:
+        assert max(map(float, differences)) <= 1e-5, name

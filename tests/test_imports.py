@@ -1,0 +1,94 @@
+"""Imports run one way: a module imports from its own package or from those further down."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+LAYERS = (  # from the top down; packages on one line may not import each other
+    ("scripts",),
+    ("commands",),
+    ("testing", "decision", "study"),
+    ("reporting", "training"),
+    ("evaluation",),
+    ("detectors",),
+    ("weights",),
+    ("core",),
+    ("networks", "models", "data"),
+)
+CORE = ("activation", "batching", "cli", "integration", "model", "splitting", "taps")
+"""The modules at the root of the package; the only ones."""
+
+LEVEL = {name: len(LAYERS) - row for row, names in enumerate(LAYERS) for name in names}
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name -> file, of the package and the scripts."""
+    files = [*(ROOT / "si_jax").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]
+    names = {".".join(f.relative_to(ROOT).with_suffix("").parts): f for f in files}
+    return {name.removesuffix(".__init__"): file for name, file in sorted(names.items())}
+
+
+MODULES = modules()
+
+
+def package(module: str) -> str:
+    """The package that a module belongs to; "public" for `si_jax` itself."""
+    parts = module.split(".")
+    if parts[0] == "scripts":
+        return "scripts"
+    if len(parts) == 1:
+        return "public"
+    return "core" if parts[1] in CORE else parts[1]
+
+
+def imports(module: str) -> set[str]:
+    """The project's modules that a module imports, within functions too."""
+    names = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{module}: imports are absolute"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                names.add(inner if inner in MODULES else node.module)
+    return {name for name in names if name.split(".")[0] == "si_jax"}
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m != "si_jax"])
+def test_imports_run_downwards(module):
+    mine = package(module)
+    for name in imports(module):
+        theirs = package(name)
+        if theirs == "public":  # the short names: for whoever stands above the packages
+            assert mine in ("scripts", "commands"), f"{module} imports {name}"
+        elif theirs != mine:
+            assert LEVEL[theirs] < LEVEL[mine], f"{module} ({mine}) imports {name} ({theirs})"
+
+
+def test_no_circle():
+    done: set[str] = set()
+
+    def visit(module, trail):
+        assert module not in trail, " -> ".join([*trail, module])
+        if module not in done:
+            for name in imports(module) & MODULES.keys():
+                visit(name, [*trail, module])
+            done.add(module)
+
+    for module in MODULES:
+        visit(module, [])
+
+
+def test_the_root_holds_the_core_alone():
+    lying = {path.stem for path in (ROOT / "si_jax").glob("*.py")} - {"__init__", "__main__"}
+    assert lying == set(CORE)
+
+
+def test_every_package_says_what_flows():
+    for path in (ROOT / "si_jax").glob("*/__init__.py"):
+        text = ast.get_docstring(ast.parse(path.read_text())) or ""
+        assert len(text) > 100, f"{path.parent.name}: say what flows in and out"
