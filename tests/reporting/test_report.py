@@ -487,3 +487,18 @@ def test_gallery_says_class_and_verdict(run):
     assert any("rejected" in text for text in texts)
     texts = [text.get_text() for text in figures.gallery(shown, "svhn").axes[0].texts]
     assert any(text.endswith("class 3") for text in texts)
+
+
+def test_names_that_matplotlib_would_take_for_mathematics():
+    figure, (axes,) = panels.grid(1, height=2.0)
+    name = r"$\frac{$ and \udc80"
+    axes.set_title(name)
+    axes.set_xlabel(name)
+    axes.plot([0, 1], label=name)
+    axes.legend()
+    figure.suptitle(name)
+    assert panels.encode(figure).startswith(b"\x89PNG")
+
+
+def test_a_name_that_is_no_text_is_written_as_an_escape(tmp_path):
+    assert files.write_markdown("a \udc80 name", tmp_path).read_text() == "a \\udc80 name"
