@@ -22,15 +22,28 @@ EXAMPLES = {
 }
 
 
+PRINTED = {
+    "si_jax/decision/README.md, example 1": " True ",
+    "si_jax/decision/README.md, example 2": "drift at image",
+    "si_jax/decision/README.md, example 3": "[False  True]",
+}
+"""Example -> what it prints, among other things."""
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_example_runs(name, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     exec(compile(EXAMPLES[name], name, "exec"), {"__name__": "readme"})
+    assert PRINTED.get(name, "") in capsys.readouterr().out
 
 
 def test_the_main_page_takes_five_minutes():
     assert len(PAGES["README.md"].splitlines()) <= 170
     assert "README.md, example 1" in EXAMPLES
+
+
+def test_what_is_printed_is_of_examples():
+    assert PRINTED.keys() <= EXAMPLES.keys()
 
 
 def test_links_lead_somewhere():
