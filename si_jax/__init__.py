@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from si_jax.evaluation import metrics as metrics
     from si_jax.evaluation.tuning_run import tune_on_benchmark as tune_on_benchmark
     from si_jax.model import Model as Model
+    from si_jax.networks.function import tap as tap
     from si_jax.reporting.evaluate import evaluate_benchmark as evaluate_benchmark
     from si_jax.training.train_checkpoint import train_checkpoint as train_checkpoint
     from si_jax.weights.checkpoint import build_model as build_model
@@ -42,6 +43,7 @@ _PUBLIC = {
     "monitor": "si_jax.decision.drift",
     "register_detector": "si_jax.detectors",
     "save_checkpoint": "si_jax.weights.checkpoint",
+    "tap": "si_jax.networks.function",
     "train_checkpoint": "si_jax.training.train_checkpoint",
     "tune_on_benchmark": "si_jax.evaluation.tuning_run",
     "with_new_head": "si_jax.weights.checkpoint",

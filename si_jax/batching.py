@@ -1,5 +1,6 @@
 """Run a function over any number of images in static batches, on all devices."""
 
+import sys
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +8,16 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+DELAY = 2  # seconds after which a progress bar shows
+
+
+def progress_bar(description: str, total: int | None = None) -> tqdm:
+    """A bar of images on stderr, for what takes more than `DELAY` seconds; none without a name."""
+    disable = not description or sys.stderr is None
+    return tqdm(total=total, desc=description, unit="img", delay=DELAY, disable=disable)
+
 
 SMALL = 8
 """Fewer images than a batch are run in batches of this size (or of 1, if there is but one)."""
@@ -49,7 +60,9 @@ class Batched:
         self._function = jax.jit(function)
         self._weights = weights
 
-    def __call__(self, images: np.ndarray, *, batch_size: int, shrink: bool = False) -> Any:
+    def __call__(
+        self, images: np.ndarray, *, batch_size: int, shrink: bool = False, progress: str = ""
+    ) -> Any:
         """The function's results for all of `images`, as NumPy arrays (N, ...).
 
         Args:
@@ -57,6 +70,8 @@ class Batched:
             batch_size: images per batch.
             shrink: whether fewer images than a batch are run in batches of `SMALL` or of 1, which
                 spares work, but compiles the function for up to two more shapes.
+            progress: what a bar is called, on stderr, where it takes more than `DELAY` seconds;
+                empty for none.
 
         Raises:
             ValueError: if `batch_size` is not positive or there are no images.
@@ -68,12 +83,16 @@ class Batched:
         if shrink:
             batch_size = shrunk(len(images), batch_size)
         parts, pending = [], deque()
-        for start in range(0, len(images), batch_size):
-            batch = images[start : start + batch_size]
-            pending.append(self.start(batch, batch_size=batch_size))
-            if len(pending) == AHEAD:
-                parts.append(pending.popleft()())
-        parts += [fetch() for fetch in pending]
+        with progress_bar(progress, len(images)) as bar:
+            for start in range(0, len(images), batch_size):
+                batch = images[start : start + batch_size]
+                pending.append(self.start(batch, batch_size=batch_size))
+                if len(pending) == AHEAD:
+                    parts.append(pending.popleft()())
+                    bar.update(batch_size)
+            for fetch in pending:
+                parts.append(fetch())
+                bar.update(min(batch_size, len(images) - bar.n))
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
     def batch(self, images: np.ndarray, *, batch_size: int) -> Any:

@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float
 
 from si_jax import batching, splitting
+from si_jax.networks import checking
 from si_jax.networks.framework import framework_of
 from si_jax.networks.network import Network, head_of
 
@@ -38,6 +39,9 @@ class Model(Network):
         precision: matrix precision: `"highest"` (float32 everywhere), `"high"` or `"default"`.
         card: what is known of the checkpoint; empty for a network that came from none.
         output: key or index of the logits in the network's output; None if it is the logits.
+        scale: what the numbers in images mean that are no uint8 arrays: `"uint8"` for 0 to 255,
+            `"unit"` for [0, 1], `"normalised"` for less the mean and divided by the deviation;
+            None where float32 arrays are normalised and others refused.
     """
 
     module: Any
@@ -51,6 +55,7 @@ class Model(Network):
     precision: str
     card: Mapping[str, Any]
     output: str | int | None
+    scale: str | None
 
     def __init__(
         self,
@@ -65,6 +70,7 @@ class Model(Network):
         precision: str = "highest",
         card: Mapping[str, Any] | None = None,
         output: str | int | None = None,
+        scale: str | None = None,
     ):
         """Take over a network.
 
@@ -81,6 +87,7 @@ class Model(Network):
             precision: matrix precision.
             card: what is known of the checkpoint.
             output: key or index of the logits, where the network returns several things.
+            scale: what the numbers in images mean that are no uint8 arrays, see the attribute.
 
         Raises:
             ValueError: if the network cannot be run, or an argument does not fit it.
@@ -101,6 +108,7 @@ class Model(Network):
             "precision": precision,
             "card": dict(card or {}),
             "output": output,
+            "scale": scale,
         }
         for key, value in values.items():
             object.__setattr__(self, key, value)
@@ -108,8 +116,12 @@ class Model(Network):
             raise ValueError(
                 f"mean (={self.mean}) and std (={self.std}) must have one value per channel each"
             )
+        checking.check_scale(scale)
+        checking.check_constants(self.mean, self.std)
+        checking.check_weights(variables)
         if jax.tree.leaves(variables):  # else weights are still to come
             object.__setattr__(self, "head", head_of(self, head))
+            framework.head(self.module, variables, self.head)  # refuses what is certainly wrong
 
     def __repr__(self) -> str:
         height, width, channels = self.image_shape
@@ -152,27 +164,19 @@ class Model(Network):
             )
         return head
 
-    def check(self, images: np.ndarray) -> np.ndarray:
-        """`images`, if they can be fed to this network.
+    def check(self, images: Any, scale: str | None = None) -> np.ndarray:
+        """`images` as this network takes them, uint8 or float32 normalised.
+
+        Args:
+            images: as for `logits`.
+            scale: as for `logits`.
 
         Raises:
-            ValueError: if the rank, the size, the number of channels or the dtype is wrong, or a
-                value is not finite.
+            ValueError: if the rank, the size, the number of channels, the dtype or the scale is
+                wrong, or a value is not finite.
         """
-        images = np.asarray(images) if not isinstance(images, jax.Array) else images
-        if images.ndim != 4 or tuple(images.shape[1:]) != self.image_shape:
-            expected = "x".join(map(str, self.image_shape))
-            raise ValueError(
-                f"images (shape {tuple(images.shape)}) must have shape (N, {expected}): the model's"
-                " height, width and channels, channels last"
-            )
-        if images.dtype not in (np.uint8, np.float32):
-            raise ValueError(
-                f"images (dtype {images.dtype}) must be uint8, or float32 if already normalised"
-            )
-        if images.dtype == np.float32 and not bool(np.isfinite(images).all()):
-            raise ValueError("images hold NaN or infinite values: clean them before scoring")
-        return images
+        scale = scale or self.scale
+        return checking.as_images(images, self.image_shape, self.mean, self.std, scale)
 
     def normalise(self, images: Array) -> Float[Array, "batch height width channels"]:
         """uint8 images scaled to [0, 1] and standardised; float32 images as they are."""
@@ -183,29 +187,40 @@ class Model(Network):
 
     def logits(
         self,
-        images: UInt8[np.ndarray, "batch height width channels"]
-        | Float[np.ndarray, "batch height width channels"],
+        images: Any,
         *,
         batch_size: int = DEFAULT_BATCH_SIZE,
+        scale: str | None = None,
     ) -> Float[np.ndarray, "batch classes"]:
         """Logits of images.
 
         Args:
-            images: uint8 in the model's input size, normalised inside, or float32 already
-                normalised.
+            images: (N, height, width, channels) in the model's input size: uint8, normalised
+                inside, or float32 already normalised.
             batch_size: images per forward pass.
+            scale: what the numbers in other arrays mean, see `Model`; None for the model's own.
+
+        Returns:
+            (N, classes) float32.
 
         Raises:
-            ValueError: if `images` do not fit the model; see `check`.
+            ValueError: if `images` do not fit the model, see `check`, or a logit is not finite.
         """
-        return self.outputs(images, batch_size=batch_size)["logits"]
+        return self.outputs(images, batch_size=batch_size, scale=scale)["logits"]
 
-    def features(self, images: np.ndarray, *, batch_size: int = DEFAULT_BATCH_SIZE) -> np.ndarray:
+    def features(
+        self, images: Any, *, batch_size: int = DEFAULT_BATCH_SIZE, scale: str | None = None
+    ) -> np.ndarray:
         """Input of the classifier head, (N, features) float32; arguments as for `logits`."""
-        return self.outputs(images, batch_size=batch_size)["features"]
+        return self.outputs(images, batch_size=batch_size, scale=scale)["features"]
 
     def outputs(
-        self, images: np.ndarray, *, batch_size: int = DEFAULT_BATCH_SIZE, shrink: bool = True
+        self,
+        images: Any,
+        *,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        shrink: bool = True,
+        scale: str | None = None,
     ) -> dict[str, np.ndarray]:
         """`"logits"` and `"features"` of images, by one pass; arguments as for `logits`.
 
@@ -214,8 +229,18 @@ class Model(Network):
             batch_size: images per forward pass.
             shrink: whether fewer images than that make a smaller batch, see
                 `si_jax.batching.Batched`.
+            scale: as for `logits`.
         """
-        return self._forward(self.check(images), batch_size=batch_size, shrink=shrink)
+        images = self.check(images, scale)
+        out = self._forward(images, batch_size=batch_size, shrink=shrink)
+        bad = np.flatnonzero(~np.isfinite(out["logits"]).all(axis=-1))
+        if len(bad):
+            raise ValueError(
+                f"the network gives NaN or infinite logits for {len(bad)} of {len(images)} images,"
+                f" image {bad[0]} the first: its weights are broken, or the images hold values that"
+                " are too large"
+            )
+        return out
 
     @cached_property
     def placed(self) -> batching.Placed:
@@ -253,7 +278,7 @@ def _channels(name: str, values: float | Sequence[float] | None) -> tuple[float,
     try:
         numbers = np.atleast_1d(np.asarray(values, np.float64))
     except (TypeError, ValueError):
-        numbers = np.array([np.nan])
-    if numbers.ndim != 1 or not len(numbers) or not np.isfinite(numbers).all():
+        numbers = np.empty(0)
+    if numbers.ndim != 1 or not len(numbers):
         raise ValueError(f"{name} (={values!r}) must be one number for each channel")
     return tuple(numbers.tolist())

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from si_jax.networks.network import Network, run
+from si_jax.networks.network import HIDDEN, Network, run
 
 Taps = str | Sequence[str] | Callable[[Any], bool] | None
 FEATURES = "(features)"
@@ -101,8 +101,13 @@ def select(model: Network, taps: Taps = None) -> tuple[str, ...]:
     Raises:
         ValueError: if nothing matches, or a path or glob matches nothing.
     """
+    hidden = model.outline.hidden
     if taps is None:
-        chosen = [c for c in model.calls if model.framework.is_norm(c.module)]
+        if hidden:
+            raise ValueError(f"taps: {', '.join(sorted(hidden))} {HIDDEN}")
+        chosen = [
+            c for c in model.calls if c.path != model.head and model.framework.is_norm(c.module)
+        ]
         asked = "a BatchNorm, GroupNorm or LayerNorm"
     elif callable(taps):
         chosen = [c for c in model.calls if taps(c.module)]
@@ -110,6 +115,8 @@ def select(model: Network, taps: Taps = None) -> tuple[str, ...]:
     else:
         patterns = [taps] if isinstance(taps, str) else list(taps)
         for pattern in patterns:
+            if any(fnmatch.fnmatchcase(path, pattern) for path in hidden):
+                raise ValueError(f"taps: {pattern!r} {HIDDEN}")
             if not matches(model, pattern):
                 raise ValueError(
                     f"taps: nothing in the network matches {pattern!r}; its sub-modules are: "

@@ -1,11 +1,13 @@
 """Run-time checks of the annotated shapes, two fake devices, and small networks to test with."""
 
+import dataclasses
 import os
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
 ).strip()
 
+os.environ["KERAS_BACKEND"] = "jax"
 os.environ.setdefault("SI_JAX_COMPILATION_CACHE", "off")
 
 import sys
@@ -43,6 +45,18 @@ def one_device(monkeypatch):
     """Batches go to one device and are not split."""
     devices = jax.local_devices()[:1]
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
+
+
+@pytest.fixture(scope="session")
+def with_variables():
+    """(model, variables) -> a copy of the model with weights that no model would take."""
+
+    def copy(model, variables):
+        copied = dataclasses.replace(model)
+        object.__setattr__(copied, "variables", variables)
+        return copied
+
+    return copy
 
 
 @pytest.fixture(scope="session")

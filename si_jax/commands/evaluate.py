@@ -13,7 +13,7 @@ from pathlib import Path
 from si_jax import cli
 from si_jax.commands import options
 from si_jax.data.tables import BENCHMARKS
-from si_jax.detectors import DETECTORS, default_options
+from si_jax.detectors import DETECTORS, describe
 from si_jax.evaluation import benchmark, defaults
 from si_jax.evaluation.sets import is_own
 from si_jax.evaluation.store import escaped
@@ -111,7 +111,7 @@ def in_distribution(args: argparse.Namespace) -> str | None:
     """The path that `--id` gives; its name must be the benchmark's, if there is one."""
     if args.id is None:
         return None
-    name, equals, path = args.id.rpartition("=")
+    name, equals, path = args.id.partition("=") if "=" in args.id else ("", "", args.id)
     table = BENCHMARKS.get(args.dataset)
     if equals and table is not None and name != table.test.name:
         raise ValueError(f"--id {args.id}: {args.dataset}'s set is called {table.test.name}")
@@ -137,14 +137,9 @@ def default_directory(args: argparse.Namespace) -> Path:
 
 
 def list_detectors() -> None:
-    """Print every detector with its options' defaults."""
-    rows = [
-        [name, method.summary, method.reference,
-         ", ".join(f"{k}={v}" for k, v in default_options(name).items()) or "-"]
-        for name, method in DETECTORS.items()
-    ]  # fmt: skip
-    for name, summary, reference, shown in rows:
-        print(f"{name}: {summary} ({reference})\n    options: {shown}")
+    """Print every detector: what it is, what it needs, which values its options take."""
+    for name in DETECTORS:
+        print(describe(name))
 
 
 def list_taps(detectors) -> None:

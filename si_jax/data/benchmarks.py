@@ -192,4 +192,8 @@ def _report(table: Benchmark, protocol: str, absent: list[Absent], allow_missing
         if allow_missing
         else "Or pass --allow-missing to leave them out, or to use their stand-ins."
     )
-    return f"{table.name} ({protocol}) lacks {len(absent)} of its sets.\n{lines}\n{advice}"
+    brings = f"si-jax prepare-data --dataset {table.name} --protocol {protocol}"
+    return (
+        f"{table.name} ({protocol}) lacks {len(absent)} of its sets.\n{lines}\nDownload what is"
+        f" public: {brings}\n{advice}"
+    )

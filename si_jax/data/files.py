@@ -159,8 +159,11 @@ def write_atomically(path: Path, write: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file of text, UTF-8; whole and errors as `write_atomically`."""
-    write_atomically(path, lambda file: file.write(text.encode()))
+    """Write a file of text, UTF-8; whole and errors as `write_atomically`.
+
+    What UTF-8 cannot say, as in the name of a file that is no text, is written as an escape.
+    """
+    write_atomically(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
 def _write_atomically(path: Path, write: Any) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageFilter
 
+from si_jax.data.fingerprints import digest_of
 from si_jax.data.image_set import NO_LABEL, ImageSet, fingerprint_of, subset
 from si_jax.data.preprocessing import Preprocessing, resize
 
@@ -76,11 +77,16 @@ def _made(kind: str, images: ImageSet, transform: Preprocessing, seed: int) -> I
         rng = np.random.default_rng([seed, index])
         return KINDS[kind](image, rng), NO_LABEL
 
+    def digests(indices: np.ndarray) -> np.ndarray:
+        rows = images.digest_fn(indices)  # of what the images are made of
+        made = [digest_of(kind.encode() + row.tobytes()) for row in rows]
+        return np.frombuffer(b"".join(made), np.uint8).reshape(len(indices), -1)
+
     return ImageSet(
         name=kind,
         size=len(images),
         structure=fingerprint_of("made", kind, str(transform), seed, images.structure),
         load_fn=load,
         ident_fn=lambda index: f"{kind} of {images.ident(index)}",
-        digest_fn=images.digest_fn,
+        digest_fn=None if images.digest_fn is None else digests,
     )

@@ -24,7 +24,9 @@ from si_jax.detectors import (
     subspace,
 )
 from si_jax.detectors.base import Detector, Inputs, Method, Plan
+from si_jax.detectors.head import check_logits
 from si_jax.detectors.options import convert_all
+from si_jax.detectors.options import describe as describe_option
 from si_jax.detectors.si_c import method as si_c
 from si_jax.model import Model
 
@@ -35,6 +37,7 @@ __all__ = [
     "Method",
     "Plan",
     "default_options",
+    "describe",
     "make_detector",
     "register_detector",
 ]
@@ -45,6 +48,7 @@ DETECTORS: dict[str, Method] = {
         "S&I calibrated: energy, channel-average and zero-deflation",
         "this library, after S&I",
         version=1,
+        needs=("fit", "gradient", "linear head"),
         batch_size=32,
     ),
     "si-c-forward": Method(
@@ -52,11 +56,38 @@ DETECTORS: dict[str, Method] = {
         "S&I calibrated, without a gradient: energy and zero-deflation",
         "this library, after S&I",
         version=1,
+        needs=("fit", "linear head"),
     ),
-    "si-z": Method(si.si_z, "S&I zero-deflation", "S&I, ICML 2025", version=1, batch_size=32),
-    "si-a": Method(si.si_a, "S&I channel-average", "S&I, ICML 2025", version=1, batch_size=16),
-    "gaia-z": Method(si.gaia_z, "GAIA zero-deflation", "Chen et al., NeurIPS 2023", version=1),
-    "gaia-a": Method(si.gaia_a, "GAIA channel-average", "Chen et al., NeurIPS 2023", version=1),
+    "si-z": Method(
+        si.si_z,
+        "S&I zero-deflation",
+        "S&I, ICML 2025",
+        version=1,
+        needs=("gradient",),
+        batch_size=32,
+    ),
+    "si-a": Method(
+        si.si_a,
+        "S&I channel-average",
+        "S&I, ICML 2025",
+        version=1,
+        needs=("gradient", "linear head"),
+        batch_size=16,
+    ),
+    "gaia-z": Method(
+        si.gaia_z,
+        "GAIA zero-deflation",
+        "Chen et al., NeurIPS 2023",
+        version=1,
+        needs=("gradient",),
+    ),
+    "gaia-a": Method(
+        si.gaia_a,
+        "GAIA channel-average",
+        "Chen et al., NeurIPS 2023",
+        version=1,
+        needs=("gradient", "linear head"),
+    ),
     "msp": Method(
         logits.msp, "largest softmax probability", "Hendrycks & Gimpel, ICLR 2017", version=1
     ),
@@ -65,6 +96,7 @@ DETECTORS: dict[str, Method] = {
         "largest softmax probability, calibrated",
         "Guo et al., ICML 2017",
         version=1,
+        needs=("fit", "labels"),
     ),
     "entropy": Method(
         logits.entropy,
@@ -84,55 +116,84 @@ DETECTORS: dict[str, Method] = {
         "largest softmax probability at a high temperature after a step on the image",
         "Liang et al., ICLR 2018",
         version=1,
+        needs=("gradient",),
     ),
     "i-odin": Method(
         gradients.i_odin,
         "ODIN whose step moves the one value with the largest gradient",
         "Regmi, 2025",
         version=1,
+        needs=("gradient",),
     ),
     "gradnorm": Method(
         gradients.gradnorm,
         "gradient norm of the head's, or of all, weights",
         "Huang et al., NeurIPS 2021",
         version=1,
+        needs=("linear head",),
     ),
     "react": Method(
-        rectified.react, "energy of truncated features", "Sun et al., NeurIPS 2021", version=1
+        rectified.react,
+        "energy of truncated features",
+        "Sun et al., NeurIPS 2021",
+        version=1,
+        needs=("fit", "linear head"),
     ),
     "vra": Method(
         rectified.vra,
         "energy of features without the small ones, truncated",
         "Xu et al., NeurIPS 2023",
         version=1,
+        needs=("fit", "linear head"),
     ),
     "ash-p": Method(
-        features.ash_p, "energy of pruned features", "Djurisic et al., ICLR 2023", version=1
+        features.ash_p,
+        "energy of pruned features",
+        "Djurisic et al., ICLR 2023",
+        version=1,
+        needs=("linear head",),
     ),
     "ash-b": Method(
         features.ash_b,
         "energy of pruned, equalised features",
         "Djurisic et al., ICLR 2023",
         version=1,
+        needs=("linear head",),
     ),
     "ash-s": Method(
-        features.ash_s, "energy of pruned, scaled features", "Djurisic et al., ICLR 2023", version=1
+        features.ash_s,
+        "energy of pruned, scaled features",
+        "Djurisic et al., ICLR 2023",
+        version=1,
+        needs=("linear head",),
     ),
-    "scale": Method(features.scale, "energy of scaled features", "Xu et al., ICLR 2024", version=1),
+    "scale": Method(
+        features.scale,
+        "energy of scaled features",
+        "Xu et al., ICLR 2024",
+        version=1,
+        needs=("linear head",),
+    ),
     "lts": Method(
-        features.lts, "energy of logits scaled by the features", "Djurisic et al., 2025", version=1
+        features.lts,
+        "energy of logits scaled by the features",
+        "Djurisic et al., 2025",
+        version=1,
+        needs=("linear head",),
     ),
     "adascale-a": Method(
         adaptive.adascale_a,
         "energy of features scaled by the answer to a perturbation",
         "Regmi, 2025",
         version=1,
+        needs=("fit", "gradient", "linear head"),
     ),
     "adascale-l": Method(
         adaptive.adascale_l,
         "energy of logits scaled by the answer to a perturbation",
         "Regmi, 2025",
         version=1,
+        needs=("fit", "gradient", "linear head"),
     ),
     "rankfeat": Method(
         features.rankfeat,
@@ -141,61 +202,81 @@ DETECTORS: dict[str, Method] = {
         version=1,
     ),
     "dice": Method(
-        rectified.dice, "energy by the head's weightiest weights", "Sun & Li, ECCV 2022", version=1
+        rectified.dice,
+        "energy by the head's weightiest weights",
+        "Sun & Li, ECCV 2022",
+        version=1,
+        needs=("fit", "linear head"),
     ),
     "knn": Method(
-        neighbours.knn, "distance to the k-th nearest feature", "Sun et al., ICML 2022", version=1
+        neighbours.knn,
+        "distance to the k-th nearest feature",
+        "Sun et al., ICML 2022",
+        version=1,
+        needs=("fit",),
     ),
     "nnguide": Method(
         neighbours.nnguide,
         "energy times the likeness to training images",
         "Park et al., ICCV 2023",
         version=1,
+        needs=("fit",),
     ),
     "she": Method(
         class_geometry.she,
         "inner product with the predicted class's mean",
         "Zhang et al., ICLR 2023",
         version=1,
+        needs=("fit", "labels"),
     ),
     "fdbd": Method(
         class_geometry.fdbd,
         "distance to the decision boundaries",
         "Liu & Qin, ICML 2024",
         version=1,
+        needs=("fit", "linear head"),
     ),
     "nci": Method(
         class_geometry.nci,
         "features along the predicted class's weights",
         "Liu & Qin, CVPR 2025",
         version=1,
+        needs=("fit", "linear head"),
     ),
     "mahalanobis": Method(
         gaussians.mahalanobis,
         "distance to the nearest class mean",
         "Lee et al., NeurIPS 2018",
         version=1,
+        needs=("fit", "labels"),
     ),
     "relative-mahalanobis": Method(
         gaussians.relative_mahalanobis,
         "the same relative to the distance to all classes as one",
         "Ren et al., 2021",
         version=1,
+        needs=("fit", "labels"),
     ),
     "vim": Method(
-        subspace.vim, "energy minus a virtual logit", "Wang et al., CVPR 2022", version=1
+        subspace.vim,
+        "energy minus a virtual logit",
+        "Wang et al., CVPR 2022",
+        version=1,
+        needs=("fit", "linear head"),
     ),
     "residual": Method(
         subspace.residual,
         "norm of the features outside their subspace",
         "Wang et al., CVPR 2022",
         version=1,
+        needs=("fit", "linear head"),
     ),
     "kl-matching": Method(
         probabilities.kl_matching,
         "divergence from the classes' mean softmax",
         "Hendrycks et al., ICML 2022",
         version=1,
+        needs=("fit",),
     ),
 }
 """Every detector by name. Each has a version, which is raised when its scores change."""
@@ -231,6 +312,7 @@ def make_detector(
             f"detector {name!r} does not take the option {', '.join(unknown)}; it takes"
             f" {', '.join(known) or 'none'}"
         )
+    check_logits(model)
     options = convert_all(method.build, options)
     size = method.batch_size if batch_size is None else batch_size
     detector = Detector(name, model, method.build(model, **options), size)
@@ -276,6 +358,21 @@ def register_detector(name: str, method: Method) -> None:
                 f"method: its function's argument {option.name!r} must be a keyword with a default"
             )
     DETECTORS[name] = method
+
+
+def describe(name: str) -> str:
+    """A detector in a few lines: what it is, what it needs, and which values its options take."""
+    method = DETECTORS[name]
+    lines = [
+        f"{name}: {method.summary} ({method.reference})",
+        f"    needs: {', '.join(method.needs) or 'the logits alone'}",
+    ]
+    parameters = inspect.signature(method.build).parameters
+    for option, default in default_options(name).items():
+        shown = ",".join(default) if isinstance(default, tuple) else default
+        shown = "none" if default is None else shown
+        lines.append(f"    {option}={shown}: {describe_option(parameters[option].annotation)}")
+    return "\n".join(lines)
 
 
 def default_options(name: str) -> dict[str, Any]:

@@ -1,22 +1,28 @@
 """What every detector is: a function of a batch, with its options."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
 from si_jax import splitting
-from si_jax.batching import SMALL, Batched, Placed
+from si_jax.batching import SMALL, Batched, Placed, progress_bar
 from si_jax.data.opening import batches_of
 from si_jax.data.preprocessing import Preprocessing, preprocessing_for
 from si_jax.detectors import threshold as thresholds
 from si_jax.detectors.options import Count, convert
 from si_jax.model import Model
+from si_jax.networks.checking import SCALES
+
+LEAST_TO_WARN = 10  # scores, of which one or two could be the same by chance
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,6 +75,7 @@ class Method:
         batch_size: images per batch unless told otherwise.
         version: raised whenever the method's scores change, which makes stored ones stale; None
             for a method whose scores are never stored.
+        needs: what it needs beside the logits, some of `NEEDS`.
     """
 
     build: Callable[..., "Plan"]
@@ -76,6 +83,12 @@ class Method:
     reference: str
     batch_size: int = 64
     version: int | None = None
+    needs: tuple[str, ...] = ()
+
+
+NEEDS = ("fit", "labels", "gradient", "linear head")
+"""In-distribution images to be fitted on; their labels; a backward pass; a head that is the linear
+map from the features to the logits."""
 
 
 @dataclass(frozen=True)
@@ -128,12 +141,29 @@ class Detector:
         self.threshold: thresholds.Threshold | None = None
         self.card: dict[str, Any] = {}
         self.preprocessing: Preprocessing = preprocessing_for(model.input_size, model.card)
-        self.compute = plan.compute
+        self._compute = plan.compute
         self._fit = plan.fit
+        self._fitted_on: np.dtype | None = None
 
     def __repr__(self) -> str:
         options = ", ".join(f"{k}={v!r}" for k, v in self.settings.items() if k != "taps")
         return f"Detector({self.name!r}, {self.model.name}, {options})"
+
+    def compute(self, inputs: Inputs, state: State) -> dict[str, Float[Array, "batch ..."]]:
+        """The method's arrays for a batch, traced; see `Compute`.
+
+        The score is float32, and NaN wherever a logit is not finite: what is read off a broken
+        forward pass (a ReLU of NaN is off, as in a quiet network) is never a good score.
+        """
+        results = self._compute(inputs, state)
+        if results["score"].ndim != 1:
+            raise ValueError(
+                f"detector {self.name!r} must give one score an image, (batch,), not an array of"
+                f" shape {results['score'].shape}"
+            )
+        finite = jnp.all(jnp.isfinite(inputs.forward.logits), axis=-1)
+        score = jnp.where(finite, results["score"].astype(jnp.float32), jnp.nan)
+        return {**results, "score": score}
 
     @cached_property
     def _run(self) -> Batched:
@@ -150,17 +180,26 @@ class Detector:
 
         return Batched(run, self.model.placed, Placed(self.state))
 
-    def fit(self, images: np.ndarray, labels: np.ndarray | None = None) -> "Detector":
+    def fit(
+        self,
+        images: Any,
+        labels: Any = None,
+        *,
+        scale: str | None = None,
+        progress: bool = True,
+    ) -> "Detector":
         """Learn from in-distribution training images what the detector needs; returns itself.
 
         Args:
-            images: as for `score`.
+            images: arrays, as for `score`.
             labels: (N,) class indices, for the detectors that need them.
+            scale: as for `score`.
+            progress: whether a bar on stderr tells how far it is, if it takes a while.
 
         Raises:
             ValueError: if the images do not fit the model, or labels are needed and missing.
         """
-        images = self.model.check(images)
+        given, images = images, self.model.check(images, scale)
         labels = np.full(len(images), -1) if labels is None else np.asarray(labels)
         if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
             raise ValueError(
@@ -168,21 +207,59 @@ class Detector:
                 f" each of the {len(images)} images"
             )
         size = self.batch_size
-        starts = range(0, len(images), size)
-        return self.fit_batches(
-            lambda: ((images[i : i + size], labels[i : i + size]) for i in starts)
-        )
+
+        def batches():
+            with progress_bar(f"{self.name}: fitting" * progress, len(images)) as bar:
+                for start in range(0, len(images), size):
+                    part = slice(start, start + size)
+                    yield images[part], labels[part]
+                    bar.update(len(images[part]))
+
+        self.fit_batches(batches)
+        self._fitted_on = None if scale or self.model.scale else np.asarray(given).dtype
+        return self
 
     def fit_batches(self, batches: Batches) -> "Detector":
         """`fit` on a stream of batches, which is never held in memory as a whole."""
         if self._fit is not None:
-            self.load_state(self._fit(batches))
+            self._take(self._fit(batches))
         return self
 
     def load_state(self, state: State) -> None:
-        """Take over a fit, such as one that was saved; a threshold does not outlive it."""
+        """Take over a fit, such as one that was saved; a threshold does not outlive it.
+
+        Raises:
+            ValueError: if it is the state of another detector, of other options or of another
+                network.
+        """
+        if not self.needs_fit and state:
+            raise ValueError(f"detector {self.name!r} learns nothing: there is no state to load")
+        if self.needs_fit:
+            self._check_state(state)
+        self._take(state)
+
+    def _check_state(self, state: State) -> None:
+        image = jax.ShapeDtypeStruct((2, *self.model.image_shape), jnp.float32)
+        try:
+            jax.eval_shape(
+                lambda variables, state, images: self._compute(
+                    Inputs(self.model, variables, images), state
+                ),
+                self.model.variables,
+                dict(state),
+                image,
+            )
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise ValueError(
+                f"this is no state of detector {self.name!r} with these options on this network,"
+                f" but holds {', '.join(map(str, state)) or 'nothing'} ({type(error).__name__});"
+                " load what was fitted with the same ones"
+            ) from None
+
+    def _take(self, state: State) -> None:
         self.state = dict(state)
         self.threshold = None
+        self._fitted_on = None
         self.__dict__.pop("_run", None)
         self.__dict__.pop("_predict_run", None)
 
@@ -264,7 +341,9 @@ class Detector:
 
         return save_detector(directory, self, overwrite=overwrite)
 
-    def score(self, images: Any) -> Float32[np.ndarray, "batch"]:
+    def score(
+        self, images: Any, *, scale: str | None = None, progress: bool = True
+    ) -> Float32[np.ndarray, "batch"]:
         """How in-distribution each image looks; higher is more in-distribution.
 
         Args:
@@ -273,16 +352,23 @@ class Detector:
                 bytes of an encoded image, or a list of these, turned upright by their EXIF,
                 converted to RGB and brought to the input size by `preprocessing`. Or an iterator
                 over batches of either kind.
+            scale: what the numbers in arrays mean: `"uint8"` for 0 to 255, `"unit"` for [0, 1],
+                `"normalised"`; None for the model's `scale`, or by the dtype, as above.
+            progress: whether a bar on stderr tells how far it is, if it takes a while.
 
         Returns:
             (N,) float32.
 
         Raises:
-            ValueError: if the images do not fit the model, or the detector is not fitted.
+            ValueError: if the images do not fit the model or are of another dtype than those that
+                the detector was fitted on with no scale said, a score is not finite, or the
+                detector is not fitted.
         """
-        return self.details(images)["score"]
+        return self.details(images, scale=scale, progress=progress)["score"]
 
-    def details(self, images: Any) -> dict[str, np.ndarray]:
+    def details(
+        self, images: Any, *, scale: str | None = None, progress: bool = True
+    ) -> dict[str, np.ndarray]:
         """The scores and what they were made of; arguments as for `score`.
 
         Returns:
@@ -295,13 +381,46 @@ class Detector:
         self.check_fitted()
         size, channels = self.batch_size, self.model.image_shape[-1]
         parts: list[dict[str, np.ndarray]] = []
-        for part, _ in batches_of(images, self.preprocessing, channels, size):
+        first, varied = None, False
+        bar = f"{self.name}: scoring" * progress
+        for part, opened in batches_of(images, self.preprocessing, channels, size):
+            batch = self.model.check(part, None if opened else scale)
+            if not (opened or scale or self.model.scale):
+                self._check_dtype(np.asarray(part).dtype)
             # a last, shorter batch is padded, not compiled again
             few = not parts
-            parts.append(self._run(self.model.check(part), batch_size=size, shrink=few))
+            parts.append(self._run(batch, batch_size=size, shrink=few, progress=bar))
+            first = batch[:1] if first is None else first
+            varied = varied or bool((batch[:64] != first).any())
         if not parts:
             raise ValueError("images is empty: there is nothing to compute")
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        results = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        self._check_scores(results["score"], varied)
+        return results
+
+    def _check_dtype(self, dtype: np.dtype) -> None:
+        if self._fitted_on not in (None, dtype):
+            raise ValueError(
+                f"images (dtype {dtype}) are of another kind than those that detector"
+                f" {self.name!r} was fitted on ({self._fitted_on}): say what their numbers mean by"
+                f" scale=, one of {', '.join(map(repr, SCALES))}"
+            )
+
+    def _check_scores(self, scores: Float32[np.ndarray, "batch"], varied: bool) -> None:
+        """Refuse scores that are not finite; warn if all images, which differ, have the same."""
+        if len(bad := np.flatnonzero(~np.isfinite(scores))):
+            raise ValueError(
+                f"detector {self.name!r} gives {len(bad)} of {len(scores)} images, image {bad[0]}"
+                " the first, a score that is NaN or infinite: the network's weights are broken, or"
+                " the images hold values that are too large"
+            )
+        if varied and len(scores) >= LEAST_TO_WARN and np.ptp(scores) == 0:
+            warnings.warn(
+                f"detector {self.name!r} gives all of {len(scores)} different images the same"
+                f" score, {scores[0]:.6g}, so it tells nothing on this network: use another, such"
+                " as 'energy' or 'knn' (zero-deflation needs ReLUs behind its taps)",
+                stacklevel=4,
+            )
 
     def warm_up(self) -> "Detector":
         """Compile all that `score` can need, so that no later call waits for it; returns itself.

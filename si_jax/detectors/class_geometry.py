@@ -6,7 +6,7 @@ from jaxtyping import Float
 
 from si_jax.detectors.base import Batches, Inputs, Plan, State, forward_batches
 from si_jax.detectors.fitting import check_every_class, check_labels
-from si_jax.detectors.head import num_features
+from si_jax.detectors.head import feature_size, num_features
 from si_jax.detectors.options import Step
 from si_jax.model import Model
 
@@ -83,6 +83,7 @@ def she(model: Model) -> Plan:
 
     The fit raises a ValueError if labels are missing, or a class has no image.
     """
+    feature_size(model)  # refuses what is no vector
 
     def fit(batches: Batches) -> State:
         classes = model.num_classes

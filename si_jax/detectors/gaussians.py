@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from si_jax.detectors.base import Batches, Inputs, Plan, State, forward_batches
 from si_jax.detectors.fitting import check_every_class, check_labels, unit
+from si_jax.detectors.head import feature_size
 from si_jax.model import Model
 
 RANK_TOLERANCE = 1e-10  # relative to the largest eigenvalue; float32's rounding is at 1e-14
@@ -28,6 +29,7 @@ def mahalanobis(model: Model, *, normalise: bool = False) -> Plan:
     The fit raises a ValueError if labels are missing, a class has no image, or there are too few
     images for the covariance.
     """
+    feature_size(model)  # refuses what is no vector
 
     def fit(batches: Batches) -> State:
         return _gaussians(model, batches, normalise)
@@ -46,6 +48,7 @@ def relative_mahalanobis(model: Model, *, normalise: bool = False) -> Plan:
     images (Ren et al., 2021, "A simple fix to Mahalanobis distance for improving near-OOD
     detection"). Fitted as `mahalanobis`, and with the same option.
     """
+    feature_size(model)  # refuses what is no vector
 
     def fit(batches: Batches) -> State:
         return _gaussians(model, batches, normalise)

@@ -12,6 +12,7 @@ from scipy.special import logsumexp
 
 from si_jax.detectors.base import Batches, Inputs, Plan, State, forward_batches
 from si_jax.detectors.fitting import reservoir, unit
+from si_jax.detectors.head import feature_size
 from si_jax.detectors.options import Count
 from si_jax.model import Model
 
@@ -33,6 +34,7 @@ def knn(model: Model, *, k: Count = 50, max_images: Count = 50_000) -> Plan:
     Raises:
         ValueError: by the fit, if `k` is larger than the number of fitting images.
     """
+    feature_size(model)  # refuses what is no vector
 
     def fit(batches: Batches) -> State:
         bank = reservoir((unit(h) for _, h, _ in forward_batches(model, batches)), max_images)
@@ -62,6 +64,7 @@ def nnguide(model: Model, *, k: Count = 10, max_images: Count = 50_000) -> Plan:
     Raises:
         ValueError: by the fit, if `k` is larger than the number of fitting images.
     """
+    feature_size(model)  # refuses what is no vector
 
     def fit(batches: Batches) -> State:
         rows = (

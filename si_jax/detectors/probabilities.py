@@ -13,7 +13,7 @@ from si_jax.detectors.options import Count
 from si_jax.model import Model
 
 LEAST = 1e-300  # what a mean probability of 0 is taken for
-TEMPERATURES = (0.05, 20.0)
+TEMPERATURES = (0.5, 20.0)
 """Between which the temperature is looked for."""
 
 
@@ -23,7 +23,7 @@ def temperature_scaling(model: Model, *, max_images: Count = 50_000) -> Plan:
     Guo et al., ICML 2017, section 4.2: the temperature T minimises the mean negative log-likelihood
     of `softmax(logits / T)` over the fitting images. These must be held out: on images that the
     network was trained on it is right more often than on others, and T comes out too small; on
-    images that are all classified right, it is the least that is looked at, 0.05 (the largest is
+    images that are all classified right, it is the least that is looked at, 0.5 (the largest is
     20). The score is a probability; how well it is calibrated, the metric `calibration_error`
     tells.
 

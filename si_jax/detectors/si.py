@@ -29,6 +29,7 @@ from jaxtyping import Array, Float
 
 from si_jax import activation, splitting
 from si_jax.detectors.base import Inputs, Plan, State
+from si_jax.detectors.head import num_features
 from si_jax.detectors.options import Count, OneOf, Range, Step
 from si_jax.integration import (
     COMBINE,
@@ -209,7 +210,7 @@ def _channel_average(model, path, select, engine, taps, outer, tap_chunk) -> Pla
         outer_tap = FEATURES
     else:
         (outer_tap,) = splitting.select(model, outer)
-    model.head_weights(model.variables)  # refuses a head that is not linear
+    num_features(model)  # refuses a head that is not linear
     fitting = ("gradient", "general") if path.steps == 1 else ("general",)
     engine = _engine(engine, fitting, f"channel-average with steps={path.steps}")
 

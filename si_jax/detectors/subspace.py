@@ -27,15 +27,16 @@ def vim(model: Model, *, dim: Count | None = None) -> Plan:
 
     Raises:
         ValueError: if `dim` is out of range, the head is not linear, or the fitting images do not
-            leave the subspace.
+            leave the subspace or have negative largest logits.
     """
     dim = _dimension(model, dim)
 
     def fit(batches: Batches) -> State:
         batches = CachedBatches(batches, model)
         origin, rest = _subspace(model, dim, batches)
-        logit, residual, norm = 0.0, 0.0, 0.0
+        logit, residual, norm, count = 0.0, 0.0, 0.0, 0
         for logits, h, _ in forward_batches(model, batches):
+            count += len(logits)
             logit += logits.max(axis=-1).sum(dtype=np.float64)
             residual += np.linalg.norm((h - origin) @ rest, axis=-1).sum()
             norm += np.linalg.norm(h - origin, axis=-1).sum()
@@ -43,6 +44,12 @@ def vim(model: Model, *, dim: Count | None = None) -> Plan:
             raise ValueError(
                 f"dim (={dim}): the fitting images' features span no further dimension; give more"
                 " images or a smaller dim"
+            )
+        if logit <= 0:
+            raise ValueError(
+                f"the mean largest logit of the fitting images is {logit / count:.3g}, and ViM's"
+                " scale, which is in proportion to it, would turn its scores round: add a constant"
+                " to the head's bias, which changes no prediction, or use 'residual'"
             )
         return {**_state(origin, rest), "alpha": np.float32(logit / residual)}
 

@@ -13,6 +13,7 @@ from si_jax import cli
 from si_jax.data.image_set import ImageSet
 from si_jax.detectors import DETECTORS, Detector, default_options, make_detector
 from si_jax.evaluation import bootstrap, metrics
+from si_jax.evaluation.calibration import PROBABILITIES, calibration_error
 from si_jax.evaluation.keys import model_facts
 from si_jax.evaluation.metrics import METRICS
 from si_jax.evaluation.results import Results
@@ -181,6 +182,11 @@ def evaluate(
         checkpoint="",
         seed=0,
         accuracy=_accuracy(known[PREDICTION]),
+        calibration_error={
+            name: calibration_error(known[name]["score"], correct)
+            for name, d in job.detectors.items()
+            if d.name in PROBABILITIES and correct is not None
+        },
         ties={detector: told for detector, sets in pairs.items() if (told := _ties(sets))},
         device=f"{jax.local_device_count()} x {jax.devices()[0].device_kind}",
         unreadable={name: list(s.unreadable) for name, s in scored.items() if s.unreadable},

@@ -32,7 +32,7 @@ def benchmark_table(name: str) -> Benchmark:
 
 
 def benchmark_model(
-    benchmark: str,
+    benchmark: str | os.PathLike,
     checkpoint: str | os.PathLike | None = None,
     *,
     architecture: str | None = None,

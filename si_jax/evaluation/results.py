@@ -42,6 +42,8 @@ class Results(Mapping[str, Any]):
         bootstrap: how the intervals were drawn: `resamples`, `seed`, `level`.
         ties: detector -> set -> number of images whose score equals the threshold of `fpr95`,
             where that is more than a hundredth of them.
+        calibration_error: detector whose score is a probability -> its expected calibration
+            error on the in-distribution set, where all of its images have labels.
         fit: what detectors were fitted on: `set`, `images`, `detectors`.
         absent: set of the benchmark that is absent -> its stand-in or ''.
         incomplete: groups that lack a set.
@@ -73,6 +75,7 @@ class Results(Mapping[str, Any]):
     intervals: dict[str, dict[str, dict[str, list[Number]]]] = field(default_factory=dict)
     bootstrap: dict[str, Number] = field(default_factory=dict)
     ties: dict[str, dict[str, int]] = field(default_factory=dict)
+    calibration_error: dict[str, Number] = field(default_factory=dict)
     fit: dict[str, Any] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
     incomplete: list[str] = field(default_factory=list)

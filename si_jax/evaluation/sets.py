@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from si_jax.data import downloads
-from si_jax.data.benchmarks import Resolved, resolve
+from si_jax.data import benchmarks, downloads
+from si_jax.data.benchmarks import Resolved
 from si_jax.data.image_set import ImageSet, overlap
 from si_jax.data.own import resolve_own
 from si_jax.data.preprocessing import Preprocessing
@@ -52,7 +52,7 @@ def find_sets(
         seed: of sets that are made up.
 
     Raises:
-        ValueError: as `resolve` and `resolve_own`.
+        ValueError: as `benchmarks.resolve` and `resolve_own`.
     """
     if is_own(benchmark):
         size = model.input_size
@@ -72,7 +72,7 @@ def find_sets(
     if download:
         for outcome in downloads.prepare(benchmark, protocol, data_dir, ood_root):
             print(f"{outcome.name}: {outcome.state}; {outcome.detail}", file=sys.stderr)
-    return resolve(
+    return benchmarks.resolve(
         benchmark,
         protocol,
         data_dir,

@@ -30,7 +30,7 @@ LEAST_SECONDS = 0.3
 """How long short programs are timed at a time, being called over and over."""
 
 FIT_IMAGES = 64
-"""How many images those detectors that need a fit are fitted on; no time depends on it much."""
+"""How many images those detectors that need a fit are fitted on, or two a class if that is more."""
 
 ENGINES: dict[str, tuple[str, dict[str, Any]]] = {
     "si-z, activation": ("si-z", {"engine": "activation"}),
@@ -215,8 +215,9 @@ def time_detectors(
 
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (batch_size, *model.image_shape), np.uint8)
-    training = rng.integers(0, 256, (FIT_IMAGES, *model.image_shape), np.uint8)
-    labels = np.arange(FIT_IMAGES) % model.num_classes
+    count = max(FIT_IMAGES, 2 * model.num_classes)
+    training = rng.integers(0, 256, (count, *model.image_shape), np.uint8)
+    labels = np.arange(count) % model.num_classes
     functions, states = {"forward pass": forward}, {"forward pass": {}}
     chosen = TIMED if names is None else {name: TIMED[name] for name in names}
     for title, (name, options) in tqdm(chosen.items(), desc="fitting", leave=False):

@@ -1,8 +1,10 @@
 """What the library needs to know of a framework, and the table of frameworks."""
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +32,7 @@ class Framework:
         is_linear: whether a module is a linear layer.
         head: (network, variables, path) -> `Head` of the linear layer there; None if it is none.
         linear_layer: what a linear layer is called, for messages.
+        inline: context in which the framework's own rematerialisation is left out.
     """
 
     name: str
@@ -39,10 +42,13 @@ class Framework:
     is_linear: Callable[[Any], bool]
     head: Callable[[Any, Mapping[str, Any], str], Head | None]
     linear_layer: str
+    inline: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
 FRAMEWORKS: dict[tuple[str, str], str] = {
     ("flax.linen", "Module"): "si_jax.networks.linen",
+    ("flax.nnx", "Module"): "si_jax.networks.nnx",
+    ("keras", "Layer"): "si_jax.networks.keras",
 }
 """(package, base class of its networks) -> module whose `FRAMEWORK` serves them."""
 
@@ -65,9 +71,12 @@ def framework_of(network: Any) -> Framework:
                 f"network (={network.__name__}) is a class: give an instance of it, such as"
                 f" {network.__name__}(...)"
             )
+    if inspect.isroutine(network) or hasattr(network, "__wrapped__") or hasattr(network, "func"):
+        return importlib.import_module("si_jax.networks.function").FRAMEWORK
     raise ValueError(
-        f"network (a {type(network).__module__}.{type(network).__qualname__}) must be a Flax Linen"
-        " module"
+        f"network (a {type(network).__module__}.{type(network).__qualname__}) is of no framework"
+        " that is served: give a Flax Linen or Flax NNX module, a Keras 3 model on the JAX backend,"
+        " or a function of (variables, images)"
     )
 
 

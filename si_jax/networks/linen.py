@@ -1,12 +1,17 @@
 """Flax Linen: sub-modules are reached through `flax.linen.intercept_methods`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
+import jax
 from flax import linen as nn
-from flax.core import meta
+from flax.core import lift, meta
 
 from si_jax.networks.framework import Framework, Head, Visit, at, first_positional, named_head
+
+_inlining: ContextVar[bool] = ContextVar("inlining", default=False)
 
 
 def prepare(network: nn.Module, variables: Any) -> tuple[nn.Module, Mapping[str, Any]]:
@@ -48,6 +53,26 @@ def head(network: nn.Module, variables: Mapping[str, Any], path: str) -> Head | 
     return named_head(at(variables.get("params"), path))
 
 
+class _Jax:
+    """The package `jax` as `flax.core.lift` sees it: `remat` does nothing inside `inline`."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "remat" and _inlining.get():
+            return lambda function=None, **options: function or (lambda function: function)
+        return getattr(jax, name)
+
+
+@contextmanager
+def inline() -> Iterator[None]:
+    """Inside, `nn.remat` calls what it holds as it is; in this thread only."""
+    lift.jax = _Jax()
+    token = _inlining.set(True)
+    try:
+        yield
+    finally:
+        _inlining.reset(token)
+
+
 FRAMEWORK = Framework(
     name="Flax Linen",
     prepare=prepare,
@@ -56,4 +81,5 @@ FRAMEWORK = Framework(
     is_linear=lambda module: isinstance(module, nn.Dense),
     head=head,
     linear_layer="flax.linen.Dense",
+    inline=inline,
 )

@@ -1,5 +1,6 @@
 """A network with its weights: run with a visit around each call, and looked at from outside."""
 
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -36,6 +37,12 @@ HINTS = (
 """What is looked for in an error of a network's own -> what may help."""
 
 
+HIDDEN = (
+    "lies inside a transformation of the network's own, such as nn.scan, nn.vmap or jax.lax.scan,"
+    " where activations cannot be reached: give a network that calls its layers one by one"
+)
+
+
 @dataclass(frozen=True)
 class Call:
     """One call of a sub-module.
@@ -62,12 +69,18 @@ class Outline(NamedTuple):
         inputs: path -> shape of the first input of each call, without the batch axis; None where
             it is no array.
         heads: paths of the linear layers that may have given the logits.
+        hidden: paths of calls inside a transformation, such as `nn.scan`: no value of theirs can be
+            recorded or replaced, so they are no taps.
+        inline: whether `jax.jit` and `nn.remat` inside the network are left out, so that what they
+            hold can be reached.
     """
 
     calls: tuple[Call, ...]
     logits: tuple[int, ...]
     inputs: Mapping[str, tuple[int, ...] | None]
     heads: tuple[str, ...]
+    hidden: frozenset[str]
+    inline: bool
 
 
 class Network:
@@ -106,7 +119,11 @@ class Network:
     @cached_property
     def outline(self) -> Outline:
         """What a run looks like; see `outline`."""
-        return outline(self)
+        plain = outline(self, inline=False)
+        if not plain.hidden:
+            return plain
+        inlined = outline(self, inline=True)
+        return plain if inlined.hidden else inlined
 
     @property
     def calls(self) -> tuple[Call, ...]:
@@ -136,10 +153,15 @@ def run(
     Raises:
         ValueError: if `output` is no entry of what the network returns.
     """
-    return _logits(network, _run(network, variables, images, visit))
+    look = network.outline
+
+    def shown(path, module, call, args):
+        return call(*args) if path in look.hidden else visit(path, module, call, args)
+
+    return _logits(network, _run(network, variables, images, shown, look.inline))
 
 
-def outline(network: Network) -> Outline:
+def outline(network: Network, *, inline: bool) -> Outline:
     """Look at a run on one image, without computing it.
 
     Raises:
@@ -148,9 +170,14 @@ def outline(network: Network) -> Outline:
     ended: list[Call] = []
     inputs: dict[str, tuple[int, ...] | None] = {}
     linear: dict[str, Any] = {}
+    hidden: list[str] = []
+    outer: list[Any] = []
     result: list[Any] = []
 
     def visit(path, module, call, args):
+        if any(_trace(x) not in (None, *outer) for x in jax.tree.leaves(args)):
+            hidden.append(path)
+            return call(*args)
         before = len(ended)
         out = call(*args)
         ended.append(Call(path, module, _shape(out), leaf=len(ended) == before))
@@ -160,8 +187,9 @@ def outline(network: Network) -> Outline:
         return out
 
     def trace(variables, images):
+        outer.append(_trace(images))
         try:
-            out = _run(network, variables, images, visit)
+            out = _run(network, variables, images, visit, inline)
         except Exception as error:
             raise ValueError(_trouble(network, error)) from error
         logits = _logits(network, out)
@@ -173,7 +201,16 @@ def outline(network: Network) -> Outline:
             )
         same = [path for path, out in linear.items() if out is logits]
         alike = [path for path, out in linear.items() if jnp.shape(out) == logits.shape]
-        result.append(Outline(tuple(ended), _shape(logits) or (), inputs, tuple(same or alike)))
+        result.append(
+            Outline(
+                calls=tuple(ended),
+                logits=_shape(logits) or (),
+                inputs=inputs,
+                heads=tuple(same or alike),
+                hidden=frozenset(hidden),
+                inline=inline,
+            )
+        )
 
     image = jax.ShapeDtypeStruct((1, *network.image_shape), jnp.float32)
     jax.eval_shape(trace, network.variables, image)
@@ -198,6 +235,8 @@ def head_of(network: Network, head: str | None) -> str:
             f"head must be given: the linear layers ({layer}) that may give the logits are"
             f" {', '.join(heads) or 'none'}; all linear layers: {', '.join(linear) or 'none'}"
         )
+    if head in network.outline.hidden:
+        raise ValueError(f"head (={head!r}) {HIDDEN}")
     if head not in paths:
         raise ValueError(
             f"head (={head!r}) is not called by the network; its sub-modules are: "
@@ -211,7 +250,7 @@ def head_of(network: Network, head: str | None) -> str:
     return head
 
 
-def _run(network, variables, images, visit):
+def _run(network, variables, images, visit, inline):
     """The network's output; paths of repeated calls are numbered."""
     counts: Counter[str] = Counter()
 
@@ -220,7 +259,11 @@ def _run(network, variables, images, visit):
         counts[path] += 1
         return visit(f"{path}#{count}" if count else path, module, call, args)
 
-    with jax.default_matmul_precision(network.precision):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.default_matmul_precision(network.precision))
+        if inline:
+            stack.enter_context(jax.disable_jit())
+            stack.enter_context(network.framework.inline())
         return network.framework.run(
             network.module, variables, images, network.call_kwargs, numbered
         )
@@ -237,6 +280,11 @@ def _logits(network, out):
             f"output (={network.output!r}) is no entry of what the network returns:"
             f" {jax.tree.map(jnp.shape, out)}"
         ) from None
+
+
+def _trace(x: Any) -> Any:
+    """The trace that an array belongs to; None outside of all."""
+    return x._trace if isinstance(x, jax.core.Tracer) else None
 
 
 def _shape(x: Any) -> tuple[int, ...] | None:

@@ -25,7 +25,7 @@ IDENTITY = ("benchmark", "protocol", "limit", "seed", "checkpoint", "settings", 
 
 
 def evaluate_benchmark(
-    benchmark: str = "digits",
+    benchmark: str | os.PathLike = "digits",
     model: Model | str | os.PathLike | None = None,
     *,
     detectors: Sequence[str] | None = None,

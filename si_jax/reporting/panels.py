@@ -19,7 +19,13 @@ TAPS_NAMED = 30  # more taps than these are not all named
 
 
 def encode(figure: Figure, form: str = "png", dpi: int = 160) -> bytes:
-    """A figure as the bytes of a PNG or JPEG file."""
+    """A figure as the bytes of a PNG or JPEG file; `$` in a name is shown as it is."""
+    legends = [axes.get_legend() for axes in figure.axes] + figure.legends
+    shown = [text for legend in legends if legend for text in legend.get_texts()]
+    for axes in figure.axes:
+        shown += [axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts]
+    for text in (*shown, *figure.texts):
+        text.set_parse_math(False)
     figure.set_dpi(dpi)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()

@@ -115,6 +115,9 @@ def heading(report: Mapping[str, Any]) -> str:
         f"in-distribution {known}: {counts[known]} images, accuracy "
         + ("unknown (no labels)" if accuracy is None else f"{accuracy:.2%}"),
     ]
+    if errors := report.get("calibration_error"):
+        told = ", ".join(f"{name} {error:.2%}" for name, error in errors.items())
+        lines.append(f"expected calibration error: {told}")
     for name, images in report.get("unreadable", {}).items():
         lines.append(f"left out of {name}: {_left_out(images)}")
     for name, stand_in in report.get("absent", {}).items():
@@ -182,6 +185,9 @@ def fact_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         "benchmark": f"{report['benchmark']}, protocol {report['protocol']}",
         "in-distribution set": report["in_distribution"],
         "accuracy there": "unknown (no labels)" if accuracy is None else f"{accuracy:.2%}",
+        "expected calibration error": ", ".join(
+            f"{name} {error:.2%}" for name, error in report.get("calibration_error", {}).items()
+        ),
         "model": f"{model['name']}, {model['parameters']:,} parameters"
         + (f", {model['classes']} classes" if "classes" in model else ""),
         "checkpoint": report["checkpoint"],

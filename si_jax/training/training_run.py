@@ -134,13 +134,13 @@ class TrainingRun:
             found = json.loads(path.read_text())
         if not isinstance(found, dict):
             raise ValueError(
-                f"{self.directory} exists and is no training run: choose another --out"
+                f"{self.directory} exists and is no training run: choose another directory"
             )
         different = [key for key in facts if found.get(key) != facts[key]]
         if different:
             raise ValueError(
                 f"{self.directory} holds another run, which differs in {', '.join(different)}:"
-                " choose another --out, or remove that directory to begin again"
+                " choose another directory, or remove that one to begin again"
             )
 
     def _read_log(self, epochs: int) -> list[dict[str, Any]]:

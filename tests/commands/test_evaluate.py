@@ -339,9 +339,11 @@ def test_the_default_detectors_with_and_without_training_images(
             script(*few, *asked, "--out", str(tmp_path / "asked"))
 
 
-def test_a_network_that_gives_nan(script, tmp_path, capsys, monkeypatch, digits_model):
+def test_a_network_that_gives_nan(
+    script, tmp_path, capsys, monkeypatch, digits_model, with_variables
+):
     broken = jax.tree.map(lambda x: np.asarray(x) * np.float32("nan"), digits_model.variables)
-    model = dataclasses.replace(digits_model, variables=broken)
+    model = with_variables(digits_model, broken)
     monkeypatch.setattr(defaults, "load_model", lambda name: model)
     script.real = True
     with pytest.raises(SystemExit) as ended:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import si_jax
-from si_jax.decision.export import LOADER, export_jax, export_onnx
+from si_jax.decision.export import LOADER, export_jax
 
 FITTED = np.random.default_rng(3).integers(0, 256, (60, 8, 8, 3), np.uint8)
 IMAGES = np.random.default_rng(4).integers(0, 256, (5, 8, 8, 3), np.uint8)
@@ -27,17 +27,8 @@ def agrees(results, detector, images, rtol=1e-5):
         np.testing.assert_allclose(results[key], values, rtol=rtol, atol=2e-5, err_msg=key)
 
 
-QUICK = ("energy", "knn", "si-c")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
-        for name in si_jax.DETECTORS
-    ],
-)
-def test_every_detector_is_equal_once_exported(name, tiny, tmp_path):
+@pytest.mark.parametrize("name", ["energy", "knn", "si-c"])
+def test_a_detector_of_each_kind_is_equal_once_exported(name, tiny, tmp_path):
     options = {"k": 3} if name == "knn" else {}
     detector = calibrated(name, tiny, **options)
     space: dict = {}
@@ -68,17 +59,3 @@ def test_without_a_threshold_there_is_no_verdict(tiny, tmp_path):
     assert space["load"](path)(IMAGES).keys() == {"score", "label", "probability"}
     with pytest.raises(ValueError, match="must be fitted first"):
         export_jax(si_jax.make_detector("knn", tiny), tmp_path / "e")
-
-
-def test_onnx_is_equal(tiny, tmp_path):
-    pytest.importorskip("jax2onnx")
-    runtime = pytest.importorskip("onnxruntime")
-    detector = calibrated("energy", tiny)
-    path = export_onnx(detector, tmp_path / "d.onnx")
-    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    for count in (1, 5):
-        values = session.run(names, {session.get_inputs()[0].name: IMAGES[:count]})
-        agrees(dict(zip(names, values, strict=True)), detector, IMAGES[:count])
-    with pytest.raises(ValueError, match="needs a gradient, which ONNX has not"):
-        export_onnx(calibrated("gaia-z", tiny), tmp_path / "g.onnx")

@@ -189,9 +189,9 @@ def test_a_threshold_does_not_outlive_its_fit_nor_another_preprocessing(tiny, ti
         detector.predict(tiny_images)
 
 
-def test_nan_is_no_ground_for_a_decision(tiny, tiny_images):
+def test_nan_is_no_ground_for_a_decision(tiny, tiny_images, with_variables):
     broken = jax.tree.map(lambda x: np.full_like(x, np.nan), dict(tiny.variables))
-    detector = si_jax.make_detector("energy", dataclasses.replace(tiny, variables=broken))
+    detector = si_jax.make_detector("energy", with_variables(tiny, broken))
     with pytest.raises(ValueError, match="calibration image's score is NaN"):
         detector.calibrate(np.concatenate([tiny_images] * 2))
     detector.threshold = Threshold(np.arange(20, dtype=np.float32))

@@ -132,8 +132,8 @@ def test_scoring_is_one_computation_without_the_host(name, model):
     detector = make_detector(name, model)
     state = {}
     if detector.needs_fit:
-        images = np.random.default_rng(0).integers(0, 256, (64, *model.image_shape), np.uint8)
-        state = detector.fit(images, np.arange(64) % 100).state
+        images = np.random.default_rng(0).integers(0, 256, (200, *model.image_shape), np.uint8)
+        state = detector.fit(images, np.arange(200) % 100).state
     jaxpr = jax.make_jaxpr(lambda v, s, x: detector.compute(Inputs(model, v, x), s))(
         model.variables, state, np.zeros((2, *model.image_shape), np.uint8)
     )

@@ -120,7 +120,8 @@ def test_every_metric_has_its_table_with_the_groups_apart(run):
 
 
 def test_the_best_of_each_column_is_marked(run):
-    for metric, table in zip(report.SHOWN, report.metric_tables(run.results), strict=True):
+    measured = [m for m in report.SHOWN if not metrics.METRICS[m].needs_correct]  # no labels here
+    for metric, table in zip(measured, report.metric_tables(run.results), strict=True):
         choose = np.argmax if metrics.METRICS[metric].higher_is_better else np.argmin
         for place, name in ((1, "svhn"), (2, "places"), (4, "near<b>|*")):
             values = [run.results["results"][d][name][metric] for d in run.detectors]
@@ -487,3 +488,18 @@ def test_gallery_says_class_and_verdict(run):
     assert any("rejected" in text for text in texts)
     texts = [text.get_text() for text in figures.gallery(shown, "svhn").axes[0].texts]
     assert any(text.endswith("class 3") for text in texts)
+
+
+def test_names_that_matplotlib_would_take_for_mathematics():
+    figure, (axes,) = panels.grid(1, height=2.0)
+    name = r"$\frac{$ and \udc80"
+    axes.set_title(name)
+    axes.set_xlabel(name)
+    axes.plot([0, 1], label=name)
+    axes.legend()
+    figure.suptitle(name)
+    assert panels.encode(figure).startswith(b"\x89PNG")
+
+
+def test_a_name_that_is_no_text_is_written_as_an_escape(tmp_path):
+    assert files.write_markdown("a \udc80 name", tmp_path).read_text() == "a \\udc80 name"

@@ -123,7 +123,7 @@ def test_a_rerun_computes_nothing(script, out, monkeypatch, capsys):
         raise AssertionError("the network was run again")
 
     monkeypatch.setattr(Batched, "batch", refuse)
-    monkeypatch.setattr(ablations.calibration, "fit", refuse)
+    monkeypatch.setattr(ablations.si_c_fit, "fit", refuse)
     monkeypatch.setattr(ablations, "layers", lambda _: before["cases"][0]["layers"])
     script.main([*OPTIONS, "--out", str(out)])
     after = load(out)
@@ -220,12 +220,12 @@ def test_a_detector_that_fails_is_a_row(case, tmp_path, monkeypatch):
 
     monkeypatch.setattr(rivals, "make_detector", make)
     names = ["energy", "knn", "gen", "max-logit"]
-    report, scores = rivals.evaluate(case, names, tmp_path, resamples=5)
-    assert report["failures"]["energy"] == "this network has none"
-    assert report["failures"]["knn"] == "cannot be fitted"
-    assert "not finite" in report["failures"]["gen"]
-    assert list(report["results"]) == ["max-logit", "msp"] == list(scores["photos"])
-    entry = report | {"network": "digits", "ablations": []}
+    outcome, scores = rivals.evaluate(case, names, tmp_path, resamples=5)
+    assert outcome["failures"]["energy"] == "this network has none"
+    assert outcome["failures"]["knn"] == "cannot be fitted"
+    assert "not finite" in outcome["failures"]["gen"]
+    assert list(outcome["results"]) == ["max-logit", "msp"] == list(scores["photos"])
+    entry = {**outcome, "network": "digits", "ablations": []}
     (failed,) = report.failure_tables(entry)
     assert len(failed.rows) == 3
     shown = {row[0].text: row[1].text for row in report.summary([entry]).rows}
@@ -269,7 +269,7 @@ def test_figures_without_a_near_set(out):
 
 
 def test_names_tell_networks_apart(tmp_path, digits_model, monkeypatch):
-    monkeypatch.setattr("si_jax.load_model", lambda _: digits_model)
+    monkeypatch.setattr("si_jax.study.sets.load_model", lambda _: digits_model)
     networks = load_networks(["digits=a/best", "digits=b/best", "cifar10=b/best"])
     assert [n.name for n in networks] == ["digits-a-best", "digits-b-best", "cifar10-b-best"]
 

@@ -13,7 +13,7 @@ import pytest
 
 import si_jax
 from si_jax import integration, taps
-from si_jax.models import ARCHITECTURES, Architecture, bit, resnet
+from si_jax.models import ARCHITECTURES, Architecture, bit, resnet, vit
 from si_jax.models.bit import BiT
 from si_jax.models.resnet import ResNet
 from si_jax.models.wide_resnet import WideResNet
@@ -177,13 +177,22 @@ def test_the_comparison_notices_another_network(broken, monkeypatch):
     assert np.abs(found - logits).max() > 1e-3 * np.abs(logits).max()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet34", "resnet50", "resnet101"])
-def test_logits_of_torchvisions_own_networks(name):
-    network = randomised(torchvision_resnet(lambda models: getattr(models, name)()), seed=1)
+def test_torchvisions_own_networks_convert(name):
+    network = torchvision_resnet(lambda models: getattr(models, name)())
     model = si_jax.convert_torch(f"imagenet_{name}", network.state_dict())
-    assert (model.input_size, model.num_classes, model.mean[0]) == ((224, 224), 1000, 0.485)
-    images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    assert (model.input_size, model.num_parameters, model.mean[0]) == (
+        (224, 224),
+        sum(p.numel() for p in network.parameters()),
+        0.485,
+    )
+
+
+@pytest.mark.slow
+def test_logits_of_torchvisions_resnet50():
+    network = randomised(torchvision_resnet(lambda models: models.resnet50()), seed=1)
+    model = si_jax.convert_torch("imagenet_resnet50", network.state_dict(), input_size=(64, 64))
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         logits = network(images).numpy()
     converted = model.logits(images.numpy().transpose(0, 2, 3, 1), batch_size=2)
@@ -196,3 +205,24 @@ def test_an_imagenet_resnet_is_no_cifar_resnet():
         si_jax.convert_torch("resnet18", state)
     with pytest.raises(ValueError, match=r"bottleneck True.*as 'imagenet_resnet18'"):
         si_jax.convert_torch("imagenet_resnet50", state)
+
+
+def test_a_vision_transformer_of_torchvision(monkeypatch):
+    models = pytest.importorskip("torchvision", reason="the network is torchvision's").models
+    options = {"patch": 8, "layers": 2, "width": 128, "hidden": 64, "heads": 2}
+    tiny = Architecture(vit.FAMILY, 1000, (16, 24), "imagenet", options)
+    monkeypatch.setitem(ARCHITECTURES, "vit_tiny", tiny)
+    network = models.VisionTransformer(32, 8, 2, 2, 128, 64, num_classes=7).eval()
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(0)
+        for weight in network.parameters():
+            weight.add_(torch.randn(weight.shape, generator=generator) * 0.1)
+        images = torch.randn(2, 3, 32, 32, generator=generator)
+        logits = network(images).numpy()
+    model = si_jax.convert_torch("vit_tiny", network.state_dict(), input_size=(32, 32))
+    assert "assumed: 2 heads of 64 channels" in model.card["notes"]
+    assert model.num_parameters == sum(p.numel() for p in network.parameters())
+    converted = model.logits(images.numpy().transpose(0, 2, 3, 1), batch_size=2)
+    np.testing.assert_allclose(converted, logits, rtol=0, atol=1e-5 * np.abs(logits).max())
+    with pytest.raises(ValueError, match=r"wrong shape: encoder.pos_embedding \(1, 17, 128\)"):
+        si_jax.convert_torch("vit_tiny", network.state_dict())

@@ -217,7 +217,11 @@ def _densities(
     variance = np.diag(covariance).copy()
     varying = variance > 0
     if not varying.any():
-        raise ValueError("zero-deflation: no density varies among the fitting images: give others")
+        raise ValueError(
+            "zero-deflation: no density varies among the fitting images, as in a network without"
+            " ReLU, or of images that are all alike: leave it out by components, such as"
+            " 'energy,channel-average'"
+        )
     sigma = np.maximum(np.sqrt(np.where(varying, variance, 1)), 0.5 / channels.positions)
     scale = np.where(varying, 1 / sigma, 0)
     mean = moments.mean()

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from si_jax import activation, splitting
 from si_jax.batching import Batched
+from si_jax.detectors.head import num_features
 from si_jax.detectors.si import over_positions
 from si_jax.detectors.si_c.channels import Channels, select_channels
 from si_jax.detectors.si_c.score import COMPONENTS, LEAST
@@ -80,7 +81,7 @@ def reader(
         ValueError: as `si_c`.
     """
     components = canonical_components(components)
-    model.head_weights(model.variables)  # refuses a head that is not linear
+    num_features(model)  # refuses a head that is not linear
     channels, engine, inner_paths, positions = None, None, (), 1
     if "zero-deflation" in components:
         paths = default_taps(model, "si-c") if taps is None else splitting.select(model, taps)

@@ -449,7 +449,7 @@ def test_the_forward_form_has_no_channel_average(model):
         si_jax.make_detector("si-c-forward", model, components="channel-average")
 
 
-def test_images_that_do_not_serve(model, train, images):
+def test_images_that_do_not_serve(model, train, images, with_variables):
     detector = si_jax.make_detector("si-c", model)
     with pytest.raises(ValueError, match="must be fitted first"):
         detector.score(images)
@@ -464,17 +464,18 @@ def test_images_that_do_not_serve(model, train, images):
     broken = jax.tree.map(np.copy, model.variables)
     broken["params"]["head"]["bias"][0] = np.nan
     for components in ("energy", "channel-average", "zero-deflation"):
-        nan = si_jax.make_detector(
-            "si-c", dataclasses.replace(model, variables=broken), components=components
-        )
+        nan = si_jax.make_detector("si-c", with_variables(model, broken), components=components)
         with pytest.raises(ValueError, match="NaN or infinite"):
             nan.fit(train)
     assert detector.state is None
 
 
-def test_a_network_that_breaks_later_gives_nan(model, images, fitted):
+def test_a_network_that_breaks_later_gives_no_score(model, images, fitted, with_variables):
     broken = jax.tree.map(np.copy, model.variables)
     broken["params"]["head"]["bias"][0] = np.nan
-    detector = si_jax.make_detector("si-c", dataclasses.replace(model, variables=broken))
+    detector = si_jax.make_detector("si-c", with_variables(model, broken))
     detector.load_state(fitted["si-c"].state)
-    assert np.isnan(detector.score(images)).all()
+    run = detector._run(images, batch_size=32)
+    assert np.isnan(run["score"]).all()
+    with pytest.raises(ValueError, match=r"'si-c' gives .* NaN or infinite"):
+        detector.score(images)

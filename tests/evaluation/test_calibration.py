@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from si_jax.evaluation import metrics
-from si_jax.evaluation.classification import calibration_error, oscr
+from si_jax.evaluation.calibration import calibration_error
 
 
 def by_hand(probability, correct, bins=15):
@@ -42,17 +42,12 @@ def test_oscr_is_the_area_under_its_curve():
     thresholds = np.concatenate([[np.inf], np.sort(np.concatenate([known, novel]))[::-1]])
     right = np.array([(correct & (known >= t)).mean() for t in thresholds])
     accepted = np.array([(novel >= t).mean() for t in thresholds])
-    found = oscr(known, novel, correct)
+    found = metrics.evaluate(known, novel, correct)["oscr"]
     assert found == pytest.approx(np.trapezoid(right, accepted), abs=1e-12)
     assert found < min(correct.mean(), metrics.auroc(known, novel))
 
 
-def test_oscr_by_hand_and_its_ends():
+def test_oscr_by_hand():
     known, novel = np.array([3.0, 2, 1]), np.array([2.0, 0])
-    assert oscr(known, novel, np.array([True, True, False])) == pytest.approx(3.5 / 6)
-    assert oscr(known, novel, np.ones(3, bool)) == pytest.approx(metrics.auroc(known, novel))
-    assert oscr(known, novel, np.zeros(3, bool)) == 0
-    with pytest.raises(ValueError, match="at least one"):
-        oscr(known, novel[:0], np.ones(3, bool))
-    with pytest.raises(ValueError, match="finite"):
-        oscr(known, np.array([np.nan]), np.ones(3, bool))
+    found = metrics.evaluate(known, novel, np.array([True, True, False]))
+    assert found["oscr"] == pytest.approx(3.5 / 6)

@@ -1,0 +1,174 @@
+"""What a model refuses: images, constants and weights that cannot be what they are meant to be.
+
+NumPy arrays alone: no network is run here.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+SCALES = ("uint8", "unit", "normalised")
+"""What numbers in images mean: 0 to 255; [0, 1]; or less the mean, divided by the deviation."""
+
+WAYS = (
+    "say scale='uint8' for values from 0 to 255, scale='unit' for [0, 1], or scale='normalised' if"
+    " the model's mean and std are already taken off, to Model or to this call"
+)
+LARGEST_WEIGHT = 1e20  # its square is beyond float32
+FAR = 10  # how many times a normalised image's range is certainly none
+
+
+def check_scale(scale: str | None) -> None:
+    """Raise a ValueError if a scale is none of `SCALES`, nor None."""
+    if scale is not None and scale not in SCALES:
+        raise ValueError(f"scale (={scale!r}) must be one of {', '.join(SCALES)}")
+
+
+def check_constants(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Refuse a mean or a deviation that no images in [0, 1] units can have.
+
+    Raises:
+        ValueError: if one is not finite, a mean is outside [0, 1] or a deviation outside (0, 1].
+    """
+    for name, values, interval in (("mean", mean, "[0, 1]"), ("std", std, "(0, 1]")):
+        array = np.asarray(values, np.float64)
+        fits = (array <= 1) & ((array >= 0) if name == "mean" else (array > 0))
+        if not fits.all():
+            advice = "; divide values in units of 0 to 255 by 255" if (array > 1).any() else ""
+            raise ValueError(
+                f"{name} (={tuple(values)}) must lie in {interval}, in units of images scaled to"
+                f" [0, 1]{advice}"
+            )
+
+
+def check_weights(variables: Any) -> None:
+    """Refuse weights that are not finite, or so large that float32 overflows.
+
+    Weights that are still to come (`jax.ShapeDtypeStruct`) and tracers are passed over.
+
+    Raises:
+        ValueError: if there is such a weight; the message names its place.
+    """
+    for path, leaf in jax.tree.leaves_with_path(variables):
+        if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, np.ndarray | jax.Array):
+            continue
+        if not jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating) or not leaf.size:
+            continue
+        leaf = np.asarray(leaf)
+        largest = max(float(leaf.max()), -float(leaf.min()))
+        if not largest <= LARGEST_WEIGHT:  # nor if it is NaN
+            place = "/".join(str(getattr(key, "key", key)) for key in path)
+            raise ValueError(
+                f"variables: {place} holds {'NaN' if np.isnan(largest) else f'{largest:.3g}'}: the"
+                " weights are broken; load, convert or train them again"
+            )
+
+
+def as_images(
+    images: Any,
+    shape: tuple[int, int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    scale: str | None = None,
+) -> np.ndarray:
+    """Images as a model takes them.
+
+    Args:
+        images: (N, height, width, channels), or a list of N arrays.
+        shape: height, width and channels of the network's images.
+        mean: of each channel, in [0, 1] units.
+        std: likewise the deviation.
+        scale: one of `SCALES`; None for uint8 arrays, or float32 arrays that are normalised.
+            uint8 arrays always hold 0 to 255.
+
+    Returns:
+        uint8, or float32 normalised.
+
+    Raises:
+        ValueError: if the shape, the dtype or the scale does not fit, or a value is not finite.
+    """
+    check_scale(scale)
+    images = _array(images)
+    if images.ndim != 4 or tuple(images.shape[1:]) != tuple(shape):
+        expected = "x".join(map(str, shape))
+        raise ValueError(
+            f"images (shape {tuple(images.shape)}) must have shape (N, {expected}): the model's"
+            f" height, width and channels, channels last{_hint(images.shape, shape)}"
+        )
+    _check_dtype(images, scale)
+    if images.dtype == np.uint8 or not len(images):
+        return images
+    if not bool(np.isfinite(images).all()):
+        raise ValueError("images hold NaN or infinite values: clean them before scoring")
+    if scale is None:
+        _check_normalised(images, mean, std)
+        return images
+    if scale == "normalised":
+        return images.astype(np.float32)
+    top = 255 if scale == "uint8" else 1
+    low, high = float(images.min()), float(images.max())
+    if low < 0 or high > top:
+        raise ValueError(
+            f"images hold values from {low:.4g} to {high:.4g}, but scale={scale!r} means 0 to {top}"
+        )
+    if scale == "uint8" and not (images % 1).any():
+        return images.astype(np.uint8)
+    unit = images.astype(np.float32) / np.float32(top)
+    return (unit - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
+
+
+def _array(images: Any) -> np.ndarray:
+    if isinstance(images, list | tuple):
+        shapes = sorted({tuple(np.shape(image)) for image in images}, key=str)
+        if len(shapes) > 1:
+            raise ValueError(
+                f"images come in different shapes, {shapes[0]} and {shapes[1]} for two: bring them"
+                " to the model's input size first"
+            )
+    array = np.asarray(images)
+    if array.dtype.kind in "OUSMm":
+        raise ValueError(
+            f"images (a {type(images).__name__}) cannot be read as numbers: give an array of"
+            " images, (N, height, width, channels)"
+        )
+    return array
+
+
+def _hint(given: tuple[int, ...], shape: tuple[int, int, int]) -> str:
+    """What is probably wrong with a shape."""
+    height, width, channels = shape
+    if tuple(given) == tuple(shape):
+        return "; this is one image without a batch axis: give images[None]"
+    if tuple(given[1:]) == (channels, height, width):
+        return "; these are channels first: give images.transpose(0, 2, 3, 1)"
+    if channels == 1 and tuple(given[1:]) == (height, width):
+        return "; the axis of the one channel is missing: give images[..., None]"
+    return ""
+
+
+def _check_dtype(images: np.ndarray, scale: str | None) -> None:
+    if scale is None and images.dtype not in (np.uint8, np.float32):
+        raise ValueError(
+            f"images (dtype {images.dtype}) must be uint8, or float32 if already normalised; for"
+            f" others {WAYS}"
+        )
+    if not jax.numpy.issubdtype(images.dtype, jax.numpy.number) or np.iscomplexobj(images):
+        raise ValueError(f"images (dtype {images.dtype}) must be real numbers")
+
+
+def _check_normalised(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Refuse float images that are certainly not normalised."""
+    mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+    reach = FAR * max(1.0, float(np.max(np.maximum(mean, 1 - mean) / std)))
+    low, high = float(images.min()), float(images.max())
+    told = f"images (float32, values from {low:.4g} to {high:.4g})"
+    if max(-low, high) > reach:
+        raise ValueError(f"{told} are not normalised: {WAYS}")
+    same = not mean.any() and bool((std == 1).all())  # normalised images are in [0, 1] then
+    if same or low < 0 or high > 1 or high - low < 0.5:
+        return
+    steps = images * np.float32(255)
+    if (low <= 1 / 255 and high >= 254 / 255) or bool((abs(steps - np.rint(steps)) < 1e-3).all()):
+        raise ValueError(f"{told} look like [0, 1] rather than normalised: {WAYS}")

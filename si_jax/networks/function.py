@@ -1,0 +1,80 @@
+"""Any function of (variables, images), with `tap` put where its inside is to be seen."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import jax
+
+from si_jax.networks.framework import Framework, Head, Visit, at
+
+_visit: ContextVar[Visit | None] = ContextVar("visit", default=None)
+
+
+def tap(x: jax.Array, name: str) -> jax.Array:
+    """Show the library an activation of a network that is written as a function.
+
+    Args:
+        x: (batch, ..., channels) the activation; use the result in its place.
+        name: the tap's name. What enters the last linear layer is tapped under the path of that
+            layer's weights in the variables, which is the model's `head`.
+
+    Returns:
+        `x`, or what the library puts in its place.
+    """
+    visit = _visit.get()
+    return x if visit is None else visit(name, tap, lambda x: x, (x,))
+
+
+def prepare(network: Callable, variables: Any) -> tuple[Callable, Mapping[str, Any]]:
+    """The function as it is."""
+    if not isinstance(variables, Mapping):
+        raise ValueError(
+            "variables must be given for a function, as a mapping: network(variables, images) is"
+            " what is called"
+        )
+    return network, variables
+
+
+def run(
+    network: Callable,
+    variables: Mapping[str, Any],
+    images: Any,
+    kwargs: Mapping[str, Any],
+    visit: Visit,
+) -> Any:
+    """Call the function with `visit` at each `tap`."""
+    with _visited(visit):
+        return network(variables, images, **kwargs)
+
+
+@contextmanager
+def _visited(visit: Visit) -> Iterator[None]:
+    token = _visit.set(visit)
+    try:
+        yield
+    finally:
+        _visit.reset(token)
+
+
+def head(network: Callable, variables: Mapping[str, Any], path: str) -> Head | None:
+    """`"kernel"` or `"w"`, and `"bias"` or `"b"`, of the mapping at a path of the variables."""
+    node = variables.get(path, at(variables, path))
+    if not isinstance(node, Mapping):
+        return None
+    kernel = node.get("kernel", node.get("w"))
+    if kernel is None or kernel.ndim != 2:
+        return None
+    return kernel, node.get("bias", node.get("b"))
+
+
+FRAMEWORK = Framework(
+    name="function",
+    prepare=prepare,
+    run=run,
+    is_norm=lambda module: True,
+    is_linear=lambda module: False,
+    head=head,
+    linear_layer='a mapping with "kernel" and "bias" in the variables',
+)

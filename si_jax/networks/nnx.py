@@ -1,0 +1,84 @@
+"""Flax NNX: a copy in evaluation mode is merged anew in each run, and its calls are intercepted."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+
+from si_jax.networks.framework import Framework, Head, Visit, at, first_positional, named_head
+from si_jax.networks.interception import intercepted
+
+NORMS = (nnx.BatchNorm, nnx.GroupNorm, nnx.LayerNorm)
+
+
+def prepare(network: nnx.Module, variables: Any) -> tuple[nnx.Module, Mapping[str, Any]]:
+    """A copy in evaluation mode, and its variables; random states stay in the copy."""
+    network = nnx.clone(network)
+    network.set_attributes(deterministic=True, use_running_average=True, raise_if_not_found=False)
+    if variables is None:
+        _, params, _, state = nnx.split(network, nnx.Param, nnx.RngState, ...)
+        variables = {"params": nnx.to_pure_dict(params), "state": nnx.to_pure_dict(state)}
+    if not isinstance(variables, Mapping) or "params" not in variables:
+        raise ValueError(
+            "variables must be left out for a Flax NNX module, which holds its weights itself"
+        )
+    return network, variables
+
+
+def run(
+    network: nnx.Module,
+    variables: Mapping[str, Any],
+    images: Any,
+    kwargs: Mapping[str, Any],
+    visit: Visit,
+) -> Any:
+    """Call a fresh copy with `variables` and with `visit` around each sub-module's call."""
+    graphdef, params, rngs, state = nnx.split(nnx.clone(network), nnx.Param, nnx.RngState, ...)
+    nnx.replace_by_pure_dict(params, variables["params"])
+    nnx.replace_by_pure_dict(state, variables["state"])
+    copy = nnx.merge(graphdef, params, rngs, state)
+    originals = {_name(path): module for path, module in nnx.iter_modules(network)}
+    paths = {id(module): _name(path) for path, module in nnx.iter_modules(copy)}
+
+    def seam(module, call, args, kwargs):
+        path = paths.get(id(module))
+        if not path:
+            return call(*args, **kwargs)
+        return visit(path, originals[path], *first_positional(call, args, kwargs))
+
+    before = _counts(copy)
+    classes = {type(module) for module in originals.values()}
+    with intercepted(classes, seam):
+        out = copy(images, **kwargs)
+    if any(a is not b for a, b in zip(before, _counts(copy), strict=True)):
+        raise ValueError(
+            "the module draws random numbers (rng) although it is in evaluation mode: scores would"
+            " depend on chance"
+        )
+    return out
+
+
+def head(network: nnx.Module, variables: Mapping[str, Any], path: str) -> Head | None:
+    """The weights of the `Linear` at a path."""
+    return named_head(at(variables["params"], path))
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return "/".join(map(str, path))
+
+
+def _counts(module: nnx.Module) -> list[Any]:
+    """How many random numbers were drawn, one count for each stream."""
+    return jax.tree.leaves(nnx.to_pure_dict(nnx.state(module, nnx.RngCount)))
+
+
+FRAMEWORK = Framework(
+    name="Flax NNX",
+    prepare=prepare,
+    run=run,
+    is_norm=lambda module: isinstance(module, NORMS),
+    is_linear=lambda module: isinstance(module, nnx.Linear),
+    head=head,
+    linear_layer="flax.nnx.Linear",
+)

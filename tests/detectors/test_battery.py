@@ -1,0 +1,323 @@
+"""Every detector keeps what all detectors promise, on small networks of several kinds."""
+
+import dataclasses
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+import si_jax
+from si_jax import testing
+from si_jax.detectors import DETECTORS, Detector, Method, Plan
+from si_jax.detectors.base import NEEDS
+from si_jax.evaluation.scoring import Scorer
+from si_jax.testing.battery import random_images
+
+OPTIONS = {"knn": {"k": 5}, "lts": {"percentile": 60}}
+SEPARATE = ("si-c", "gaia-z", "gaia-a", "odin", "rankfeat")
+"""Those that do not only need one forward pass, as far as the other kinds of networks go."""
+
+FEW = ("energy", "gradnorm", "react", "ash-s", "knn", "mahalanobis", "vim", "kl-matching")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_to_compile():
+    """Compile with little optimisation, which most of the time here would go into."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {kind: testing.small_model(kind) for kind in testing.NETWORKS}
+
+
+def build(name, model, **options):
+    return si_jax.make_detector(name, model, **OPTIONS.get(name, {}), **options)
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.usefixtures("unchecked")
+def test_battery(name, models):
+    alone = not build(name, models["plain"]).forward_only
+    testing.check_detector(
+        lambda model, **options: build(name, model, **options), models["plain"], invariance=alone
+    )
+
+
+def fitted(model, names):
+    images = random_images(model, 60, seed=2)
+    labels = np.arange(60) % model.num_classes
+    return {name: build(name, model).fit(images, labels) for name in names}
+
+
+def forward_only(model):
+    return [name for name in DETECTORS if build(name, model).forward_only]
+
+
+def test_forward_only_detectors_alike_in_any_batches_order_and_devices(models, one_device_later):
+    model = models["plain"]
+    detectors = fitted(model, forward_only(model))
+    images = random_images(model, 13, seed=1)
+    scores = Scorer(detectors)(images)
+    order = np.random.default_rng(0).permutation(13)
+    permuted = Scorer(detectors)(images[order])
+    one_device_later()
+    for detector in detectors.values():
+        detector.batch_size = 1
+    alone = Scorer(detectors)(images)
+    for name in detectors:
+        expected = scores[name]["score"]
+        tolerance = 1e-4 * max(np.ptp(expected), np.abs(expected).max())
+        np.testing.assert_allclose(permuted[name]["score"], expected[order], atol=tolerance)
+        np.testing.assert_allclose(alone[name]["score"], expected, atol=tolerance, err_msg=name)
+
+
+@pytest.fixture
+def one_device_later(monkeypatch):
+    devices = jax.local_devices()
+    assert len(devices) == 2
+    return lambda: monkeypatch.setattr(jax, "local_devices", lambda: devices[:1])
+
+
+@pytest.mark.parametrize("kind", [kind for kind in testing.NETWORKS if kind != "plain"])
+def test_scores_on_other_networks_are_finite_float32_and_vary(kind, models):
+    model = models[kind]
+    separate = [n for n in SEPARATE if not (kind == "no ReLU" and n == "gaia-z")]
+    if kind in ("no bias", "two classes"):
+        separate = ["si-c"]
+    names = forward_only(model) if kind == "bfloat16" else FEW
+    detectors = fitted(model, [*names, *separate])
+    results = Scorer(detectors)(random_images(model, 13, seed=1))
+    for name, arrays in results.items():
+        assert arrays["score"].dtype == np.float32, name
+        assert arrays["score"].shape == (13,), name
+        assert np.isfinite(arrays["score"]).all(), name
+        assert np.ptp(arrays["score"]) > 0, name
+
+
+def test_rematerialised_layers_give_the_same_scores(models):
+    plain, remat = models["plain"], models["remat"]
+    assert jax.tree.structure(plain.variables) == jax.tree.structure(remat.variables)
+    images = random_images(plain, 5, seed=1)
+    for name in ("si-z", "gaia-a"):
+        scores = [si_jax.make_detector(name, model).score(images) for model in (plain, remat)]
+        np.testing.assert_allclose(*scores, rtol=1e-4)
+
+
+def test_half_precision_scores_those_of_the_networks_own_logits(models):
+    model = models["bfloat16"]
+    images = random_images(model, 40, seed=1)
+    logits = model.logits(images)
+    assert logits.dtype == model.features(images).dtype == np.float32
+    probabilities = np.asarray(jax.nn.softmax(logits.astype(np.float64) / 1000))
+    for name, expected in (
+        ("max-logit", logits.max(axis=1)),
+        ("energy", np.asarray(jax.nn.logsumexp(logits, axis=1))),
+        ("odin", probabilities.max(axis=1)),
+    ):
+        options = {"step": 0.0} if name == "odin" else {}
+        scores = si_jax.make_detector(name, model, **options).score(images)
+        np.testing.assert_allclose(scores, expected, rtol=1e-5)
+        assert len(np.unique(scores)) >= 0.9 * len(np.unique(np.float32(expected)))
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_needs_are_what_the_table_says(name, models):
+    """Told by networks in which the thing is missing."""
+    needs = DETECTORS[name].needs
+    assert set(needs) <= set(NEEDS)
+    detector = build(name, models["plain"])
+    assert ("fit" in needs) == detector.needs_fit
+    if "labels" in needs:
+        with pytest.raises(ValueError, match="labels are needed"):
+            detector.fit(random_images(detector.model, 60, seed=2))
+    model = Scaled.model()
+    if "linear head" in needs:
+        with pytest.raises(ValueError, match=r"head \(='head'\)"):
+            build(name, model)
+    else:
+        build(name, model)
+
+
+class Scaled(nn.Module):
+    """A scale behind the head, so that the head is not the map from features to logits."""
+
+    layer: str = "scaled"
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(8, (3, 3), strides=2, name="conv")(x)
+        x = nn.relu(nn.GroupNorm(2, name="norm")(x))
+        features = x.mean(axis=(1, 2))
+        if self.layer == "positions":
+            return nn.Dense(4, name="head")(x).mean(axis=(1, 2))
+        if self.layer == "hidden":
+            return nn.Dense(5, name="last")(nn.relu(nn.Dense(12, name="head")(features)))
+        logits = nn.Dense(1 if self.layer == "one logit" else 4, name="head")(features)
+        if self.layer in ("softmax", "log_softmax"):
+            return getattr(nn, self.layer)(logits)
+        return {"scaled": 20 * logits, "cast": logits.astype(jnp.float32)}.get(self.layer, logits)
+
+    @classmethod
+    def model(cls, layer="scaled"):
+        variables = cls(layer).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+        return si_jax.Model(cls(layer), variables, (8, 8), (0.5,) * 3, (0.25,) * 3, head="head")
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ("scaled", r"head \(='head'\): its weights times its input .* not the network's logits"),
+        ("hidden", r"head \(='head'\) has weights of shape \(8, 12\).* 5 logits of 8 features"),
+        ("positions", r"head \(='head'\) takes 4x4x8 numbers an image, not a vector"),
+    ],
+)
+def test_a_head_that_is_not_the_map_is_refused_where_it_is_needed(layer, message):
+    model = Scaled.model(layer)
+    for name in ("react", "dice", "vim", "ash-s", "si-c"):
+        with pytest.raises(ValueError, match=message):
+            si_jax.make_detector(name, model)
+    if layer == "positions":
+        with pytest.raises(ValueError, match=message):
+            si_jax.make_detector("knn", model)
+    scores = si_jax.make_detector("energy", model).score(random_images(model, 12, seed=1))
+    logits = model.logits(random_images(model, 12, seed=1)).astype(np.float64)
+    np.testing.assert_allclose(scores, np.log(np.exp(logits).sum(axis=1)), rtol=1e-5)
+
+
+def test_a_head_behind_which_only_the_dtype_changes_is_the_map_without_a_run(monkeypatch):
+    model = Scaled.model("cast")
+    monkeypatch.setattr(type(model), "_forward", None)
+    si_jax.make_detector("ash-s", model, percentile=50)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ("softmax", "returns probabilities"),
+        ("log_softmax", "returns log-probabilities"),
+        ("one logit", "one logit"),
+    ],
+)
+def test_what_is_no_logits_is_refused(layer, message):
+    with pytest.raises(ValueError, match=message):
+        si_jax.make_detector("msp", Scaled.model(layer))
+
+
+def test_vim_refuses_negative_logits(models):
+    """Less on every logit changes no prediction, but turned ViM's scores round."""
+    model = models["plain"]
+    variables = jax.tree.map(np.copy, model.variables)
+    variables["params"]["head"]["bias"] -= 60
+    lowered = dataclasses.replace(model, variables=variables)
+    with pytest.raises(ValueError, match="mean largest logit of the fitting images is -"):
+        si_jax.make_detector("vim", lowered).fit(random_images(model, 60, seed=2))
+
+
+@pytest.mark.parametrize("name", ["msp", "gaia-z", "si-c", "knn"])
+def test_what_comes_of_a_broken_forward_pass_is_never_a_score(name, models):
+    broken = testing.small_model()
+    images = random_images(broken, 12, seed=1)
+    detector = fitted(models["plain"], [name])[name]
+    broken.variables["params"]["block1"]["conv"]["kernel"][0, 0, 0, 0] = np.nan
+    again = build(name, broken)
+    if again.needs_fit:
+        again._take(detector.state)
+    with pytest.raises(ValueError, match=rf"'{name}' gives 12 of 12 images.* NaN or infinite"):
+        again.score(images)
+    if again.needs_fit:
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            again.fit(random_images(broken, 60, seed=2))
+
+
+def test_the_same_score_for_all_images_is_told(models):
+    model = models["no ReLU"]
+    images = random_images(model, 12, seed=1)
+    detector = si_jax.make_detector("gaia-z", model)
+    with pytest.warns(UserWarning, match="'gaia-z' gives all of 12 different images the same"):
+        detector.score(images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        detector.score(images[:1].repeat(12, axis=0))  # which are the same image
+        si_jax.make_detector("energy", model).score(images)
+
+
+def test_states_of_other_options_or_networks_are_refused(models):
+    detectors = fitted(models["plain"], ["knn", "vim", "mahalanobis", "react"])
+    with pytest.raises(ValueError, match=r"no state of detector 'knn' .* holds rest, origin"):
+        detectors["knn"].load_state(detectors["vim"].state)
+    two = fitted(models["two classes"], ["mahalanobis"])["mahalanobis"]
+    other = dataclasses.replace(models["plain"], head="head")
+    build("mahalanobis", other).load_state(two.state)  # class means are of any number
+    with pytest.raises(ValueError, match="no state of detector 'vim'"):
+        build("vim", models["plain"]).load_state({"rest": np.zeros((9, 2), np.float32)})
+    with pytest.raises(ValueError, match="'energy' learns nothing"):
+        build("energy", models["plain"]).load_state(detectors["react"].state)
+
+
+def test_images_of_another_dtype_than_the_fit_had_need_a_scale(models):
+    model = models["plain"]
+    images = random_images(model, 12, seed=1)
+    detector = fitted(model, ["mahalanobis"])["mahalanobis"]
+    floats = images.astype(np.float64) / 255
+    normalised = ((floats - model.mean) / model.std).astype(np.float32)
+    with pytest.raises(ValueError, match=r"dtype float32\) are of another kind .*uint8.* scale="):
+        detector.score(normalised)
+    expected = detector.score(images)
+    spread = 1e-4 * np.abs(expected).max()
+    for other, scale in ((normalised, "normalised"), (floats, "unit"), (255 * floats, "uint8")):
+        np.testing.assert_allclose(detector.score(other, scale=scale), expected, atol=spread)
+    unit = dataclasses.replace(model, scale="unit")
+    np.testing.assert_allclose(unit.logits(floats), model.logits(images), atol=1e-3)
+    np.testing.assert_array_equal(unit.logits(images), model.logits(images))
+
+
+def test_a_detector_of_ones_own(models):
+    def margin(model, *, power: float = 1.0):
+        def compute(inputs, state):
+            top = jax.lax.top_k(inputs.forward.logits, 2)[0]
+            return {"score": (top[:, 0] - top[:, 1]) ** power}
+
+        return Plan(compute, {"power": power})
+
+    def make(model, batch_size=64):
+        return Detector("margin", model, margin(model), batch_size)
+
+    testing.check_detector(make, models["plain"])
+    assert Method(margin, "margin", "mine").needs == ()
+
+
+@pytest.mark.parametrize(
+    ("compute", "message"),
+    [
+        (lambda out: out.logits.max(axis=-1) * 0, "all images have the score 0"),
+        (lambda out: out.logits, "one score an image"),
+        (lambda out: out.logits[:, 0] - out.logits[:, 0].mean(), "must be the same"),
+        (lambda out: out.logits[:, 0] + jnp.arange(len(out.logits)), "must (be|have) the same"),
+        (lambda out: jnp.log(out.logits[:, 0] - 1e6), "NaN or infinite"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_the_battery_finds_what_is_wrong(compute, message, models):
+    def make(model, batch_size=64):
+        plan = Plan(lambda inputs, state: {"score": compute(inputs.forward)})
+        return Detector("wrong", model, plan, batch_size)
+
+    with pytest.raises((AssertionError, ValueError), match=message):
+        testing.check_detector(make, models["plain"])
+
+
+def test_progress_is_told_on_stderr_and_can_be_turned_off(models, monkeypatch, capsys):
+    monkeypatch.setattr("si_jax.batching.DELAY", 0)
+    images = random_images(models["plain"], 20, seed=1)
+    detector = build("knn", models["plain"], batch_size=8)
+    detector.fit(images, progress=False).score(images, progress=False)
+    assert capsys.readouterr().err == ""
+    detector.fit(images).score(images)
+    told = capsys.readouterr().err
+    assert "knn: fitting" in told and "knn: scoring" in told and "20/20" in told

@@ -1,0 +1,127 @@
+"""What a model refuses, and what it says."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import si_jax
+from si_jax.networks.checking import as_images, check_weights
+
+SHAPE, MEAN, STD = (8, 8, 3), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+
+
+@pytest.fixture(scope="module")
+def images():
+    pixels = np.random.default_rng(0).integers(0, 256, (5, *SHAPE), np.uint8)
+    pixels[0, 0, 0] = (0, 255, 0)
+    return pixels
+
+
+def test_every_scale_gives_the_same_normalised_images(images):
+    unit = images.astype(np.float64) / 255
+    normalised = ((unit - MEAN) / STD).astype(np.float32)
+    assert as_images(images, SHAPE, MEAN, STD) is images
+    for scale in (None, "uint8", "unit", "normalised"):  # uint8 arrays are 0 to 255
+        assert as_images(images, SHAPE, MEAN, STD, scale) is images
+    assert as_images(normalised, SHAPE, MEAN, STD) is normalised
+    for given, scale in ((unit, "unit"), (unit * 255 + 0.1 * (unit < 0.5), "uint8")):
+        taken = as_images(given, SHAPE, MEAN, STD, scale)
+        assert taken.dtype == np.float32
+        np.testing.assert_allclose(taken, normalised, atol=2e-3 if scale == "uint8" else 1e-6)
+    for dtype in (np.int64, np.float16, np.float64, jnp.bfloat16):
+        taken = as_images(images.astype(dtype) // 8, SHAPE, MEAN, STD, "uint8")
+        assert taken.dtype == np.uint8
+    np.testing.assert_array_equal(as_images(list(images), SHAPE, MEAN, STD), images)
+    np.testing.assert_array_equal(as_images(jnp.asarray(images), SHAPE, MEAN, STD), images)
+
+
+FLOATS = np.random.default_rng(1).uniform(0, 1, (4, *SHAPE)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("given", "scale", "message"),
+    [
+        (np.zeros((8, 8, 3), np.uint8), None, r"one image without a batch axis: give images\[None"),
+        (np.zeros((2, 3, 8, 8), np.uint8), None, r"channels first: give images.transpose\(0, 2"),
+        (np.zeros((2, 8, 8, 1), np.uint8), None, r"shape \(2, 8, 8, 1\)\) must have.* 8x8x3"),
+        ([np.zeros((8, 8, 3)), np.zeros((9, 8, 3))], None, r"different shapes, \(8, 8, 3\) and"),
+        ([None, None], None, r"\(a list\) cannot be read as numbers"),
+        ("picture.png", None, r"\(a str\) cannot be read as numbers"),
+        (np.zeros((2, 8, 8, 3), np.int64), None, "dtype int64.* scale='uint8'"),
+        (np.zeros((2, 8, 8, 3), np.float64), None, "dtype float64.* scale='unit'"),
+        (np.zeros((2, 8, 8, 3), bool), "unit", "real numbers"),
+        (np.zeros((2, 8, 8, 3), np.complex64), "unit", "real numbers"),
+        (FLOATS * 255, None, "are not normalised: say scale='uint8'"),
+        (FLOATS * 1e38, None, "are not normalised"),
+        (np.round(FLOATS * 200) / np.float32(255), None, r"look like \[0, 1\]"),
+        ((FLOATS > 0.5).astype(np.float32), None, r"look like \[0, 1\]"),
+        (FLOATS * 255, "unit", "scale='unit' means 0 to 1"),
+        (-FLOATS, "uint8", "scale='uint8' means 0 to 255"),
+        (FLOATS * np.nan, "unit", "NaN"),
+        (FLOATS, "grey", r"scale \(='grey'\) must be one of uint8, unit, normalised"),
+    ],
+)
+def test_what_cannot_be_images_is_refused(given, scale, message):
+    with pytest.raises(ValueError, match=message):
+        as_images(given, SHAPE, MEAN, STD, scale)
+
+
+def test_what_may_be_normalised_is_taken():
+    plain = np.zeros((2, *SHAPE), np.float32)  # images of the mean colour
+    bright = FLOATS * 0.4 + 0.3
+    noise = np.random.default_rng(2).normal(0, 2, (4, *SHAPE)).astype(np.float32)
+    for floats in (plain, bright, noise):
+        assert as_images(floats, SHAPE, MEAN, STD) is floats
+    unit = np.round(FLOATS * 255) / np.float32(255)
+    assert as_images(unit, SHAPE, (0.0,) * 3, (1.0,) * 3) is unit  # the same thing there
+
+
+def test_a_grey_image_without_its_channel():
+    with pytest.raises(ValueError, match=r"give images\[\.\.\., None\]"):
+        as_images(np.zeros((5, 8, 8), np.uint8), (8, 8, 1), (0.5,), (0.5,))
+
+
+@pytest.mark.parametrize(
+    ("constants", "message"),
+    [
+        ({"mean": (123.675, 116.28, 103.53)}, r"mean .* \[0, 1\].* divide values .* by 255"),
+        ({"std": (58.395, 57.12, 57.375)}, r"std .* \(0, 1\].* divide values"),
+        ({"std": (0.0, 0.2, 0.2)}, r"std \(=\(0.0, 0.2, 0.2\)\) must lie in \(0, 1\]"),
+        ({"std": (-0.2,) * 3}, r"std .* \(0, 1\]"),
+        ({"std": (float("inf"), 0.2, 0.2)}, r"std .* \(0, 1\]"),
+        ({"mean": (float("nan"), 0.5, 0.5)}, r"mean .* \[0, 1\]"),
+        ({"scale": "float"}, r"scale \(='float'\)"),
+    ],
+)
+def test_constants_that_no_images_have(tiny, constants, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(tiny, **constants)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e38])
+def test_weights_that_are_broken_are_refused_by_name(tiny, value):
+    variables = jax.tree.map(np.copy, dict(tiny.variables))
+    variables["params"]["conv1"]["kernel"][1, 1, 0, 2] = value
+    with pytest.raises(ValueError, match=r"variables: params/conv1/kernel holds"):
+        dataclasses.replace(tiny, variables=variables)
+    with pytest.raises(ValueError, match="params/conv1/kernel"):
+        dataclasses.replace(tiny, variables=jax.tree.map(jnp.asarray, variables))
+
+
+def test_weights_to_come_and_whole_numbers_are_passed_over(tiny):
+    check_weights(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tiny.variables))
+    check_weights({"steps": np.array(10**9), "half": np.ones(3, jnp.bfloat16), "none": np.ones(0)})
+
+
+def test_logits_that_are_not_finite_are_refused(tiny, tiny_images):
+    broken = dataclasses.replace(tiny, variables=jax.tree.map(np.copy, dict(tiny.variables)))
+    broken.variables["params"]["linear"]["bias"][0] = np.inf
+    for call in (broken.logits, broken.features):
+        with pytest.raises(ValueError, match="infinite logits for 13 of 13 images, image 0"):
+            call(tiny_images)
+    huge = np.full((2, 8, 8, 3), 3e38, np.float32)
+    with pytest.raises(ValueError, match="values that are too large"):
+        si_jax.make_detector("msp", tiny).score(huge, scale="normalised")

@@ -1,0 +1,121 @@
+"""A benchmark as one call."""
+
+import importlib.util
+import sys
+
+import numpy as np
+import pytest
+
+import si_jax
+from si_jax.commands import evaluate as command
+from si_jax.evaluation.metrics import METRICS
+from si_jax.reporting import runs
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    out = tmp_path_factory.mktemp("evaluated") / "run"
+    options = {"detectors": ["msp", "energy"], "limit": 30, "out": out}
+    return si_jax.evaluate_benchmark("digits", **options, options={"energy": {"temperature": 2}})
+
+
+def test_what_comes_back(kept):
+    assert kept.detectors == ["msp", "energy"]
+    assert kept.results["settings"]["energy"] == {"temperature": 2.0}
+    assert kept.results.limit == 30 and kept.results.checkpoint == "digits"
+    assert "AUROC / FPR95, %" in str(kept) and "model resnet8" in str(kept)
+    page = kept._repr_html_()
+    assert page.count("<table>") == 2 and "<td>energy</td>" in page
+    out = kept.saved[0].parent
+    names = ["results.json", "results.csv", "report.md", "report.html"]
+    assert [path.name for path in kept.saved][:4] == names
+    again = runs.load(out)
+    assert again.results == kept.results
+    np.testing.assert_array_equal(again.scores("letters", "msp"), kept.scores("letters", "msp"))
+
+
+def test_a_data_frame(kept, monkeypatch):
+    if importlib.util.find_spec("pandas"):
+        frame = kept.to_pandas()
+        assert list(frame.columns) == ["detector", "set", "group", "images", *METRICS]
+        assert len(frame) == 2 * 4
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match=r'pip install "si-jax\[pandas\]"'):
+        kept.to_pandas()
+
+
+def test_another_run_in_the_same_place_is_told(kept, capsys):
+    out = kept.saved[0].parent
+    same = {"detectors": ["msp", "energy"], "limit": 30, "out": out}
+    si_jax.evaluate_benchmark("digits", **same, options={"energy": {"temperature": 2}})
+    assert "will be replaced" not in capsys.readouterr().err
+    si_jax.evaluate_benchmark("digits", detectors=["msp"], limit=30, out=out)
+    told = capsys.readouterr().err
+    assert "holds the results of a run that differs in settings; they will be replaced" in told
+
+
+def test_ties_are_told(kept):
+    import dataclasses
+
+    tied = dataclasses.replace(kept.results, ties={"msp": {"letters": 15}})
+    assert "msp: 50 % of letters have the very score" in str(
+        dataclasses.replace(kept, results=tied)
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"benchmark": "cifar11"}, "unknown dataset 'cifar11'"),
+        ({"detectors": ["msp", "msp"]}, "detector 'msp' is given twice"),
+        ({"limit": 0}, r"limit \(=0\)"),
+        ({"ood": {"a\nb": "."}}, r"'a\\nb' must be printable"),
+        ({"ood": {"total": "."}}, "'total' is reserved"),
+        ({"model": "cifar100_resnet20"}, "has 100 classes, but digits has 10"),
+    ],
+)
+def test_mistakes(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        si_jax.evaluate_benchmark(**arguments)
+
+
+def test_an_out_that_cannot_be(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("")
+    for name, message in (("link", "link to .*nowhere, which is not there"), ("file", "is a file")):
+        with pytest.raises(ValueError, match=message):
+            si_jax.evaluate_benchmark(detectors=["msp"], out=tmp_path / name)
+
+
+def test_the_default_directory_differs_with_what_decides_the_results():
+    def directory(*argv):
+        return str(command.default_directory(command.parser().parse_args(argv)))
+
+    assert directory() == "results/digits-published"
+    assert directory("--batch-size", "3", "--data-dir", "x") == directory()
+    others = [
+        directory("--limit", "100"),
+        directory("--detectors", "msp"),
+        directory("--set", "knn.k=3"),
+        directory("--checkpoint", "a/b"),
+        directory("--checkpoint", "c/b"),
+        directory("--seed", "1"),
+        directory("--protocol", "openood"),
+    ]
+    assert len({directory(), *others}) == len(others) + 1
+    assert directory("--limit", "100").startswith("results/digits-published-limit100-")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--ood", "q=A", "q=B"], "--ood: q is given twice: A and B"),
+        (["--ood", "q=A", "--ood", "q=B"], "--ood: q is given twice: A and B"),
+        (["--set", "msp.a=1", "--set", "msp.a=2"], "msp.a is given twice"),
+        (["--detectors", "msp", "--detectors", "msp"], "'msp' is given twice"),
+        (["--ood", "a=/no/x", "--ood", "b=/no/y"], "/no/x is not a folder"),
+    ],
+)
+def test_nothing_given_twice_is_dropped(given, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        command.main([*given, "--limit", "4", "--out", str(tmp_path / "run")])
