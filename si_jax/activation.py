@@ -132,7 +132,7 @@ def active_after_step(
             still = gate.on(traced, traced.taps[tap], values, moved)
         else:
             logits = splitting.forward(
-                model, *traced.arguments, edit={tap: partial(_second, second=moved)}
+                model, *traced.arguments, edit={tap: partial(_replaced, by=moved)}
             ).logits
             still = _head_mask(traced, values, logits)
         results[tap] = (first[tap] != 0) & still
@@ -276,5 +276,5 @@ def _is_relu(eqn: Any) -> bool:
     return len(equations) == 1 and len(eqn.invars) == 1 and _is_relu(equations[0])
 
 
-def _second(first: Array, second: Array) -> Array:
-    return second
+def _replaced(value: Array, by: Array) -> Array:
+    return by
