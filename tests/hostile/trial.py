@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-SECONDS = 120  # for one reading; it takes a second on an idle machine
+SECONDS = 300  # for one reading; it takes a second on an idle machine
 MEMORY = 3 * 2**30  # beyond what the process has taken before the first damage
 LONGEST = 4000  # characters of a sentence
 
@@ -70,6 +70,7 @@ def damage_rounds(root: Path, kind: str, seed: int, start: int, rounds: int, pip
     """
     import damage
     import world
+
     from si_jax import cli
 
     log = root.parent / "reading.log"
@@ -245,7 +246,7 @@ def kills(forks, root: Path, which: str, seed: int, rounds: int) -> tuple[dict, 
                 break
         if process.exitcode != 0:
             process = start(out)
-            process.join(10 * SECONDS)
+            process.join(4 * SECONDS)
             if process.exitcode is None:
                 process.kill()
         what = ""
