@@ -6,19 +6,61 @@ from pathlib import Path
 import pytest
 
 from si_jax.data import catalogue
+from si_jax.detectors import DETECTORS
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-DATA = (Path(__file__).parents[1] / "si_jax/data/README.md").read_text()
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+ROOT = Path(__file__).parents[1]
+DATA = (ROOT / "si_jax/data/README.md").read_text()
+FOLDERS = (ROOT, *(ROOT / name for name in ("si_jax", "scripts", "checkpoints", "tests")))
+PAGES = {
+    page.relative_to(ROOT).as_posix(): page.read_text()
+    for folder in FOLDERS
+    for page in sorted(folder.glob("*.md" if folder == ROOT else "**/*.md"))
+}
+EXAMPLES = {
+    f"{name}, example {number}": example
+    for name, text in PAGES.items()
+    for number, example in enumerate(re.findall(r"```python\n(.*?)```", text, re.DOTALL), start=1)
+}
 
 
-@pytest.mark.parametrize("index", range(len(EXAMPLES)))
-def test_example_runs(index, capsys):
-    exec(compile(EXAMPLES[index], f"README example {index}", "exec"), {"__name__": "readme"})
+PRINTED = {
+    "si_jax/decision/README.md, example 1": " True ",
+    "si_jax/decision/README.md, example 2": "drift at image",
+    "si_jax/decision/README.md, example 3": "[False  True]",
+}
+"""Example -> what it prints, among other things."""
 
 
-def test_there_are_examples():
-    assert len(EXAMPLES) == 3
+@pytest.fixture
+def registered():
+    """What an example registers is forgotten after it."""
+    known = dict(DETECTORS)
+    yield
+    DETECTORS.clear()
+    DETECTORS.update(known)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_example_runs(name, registered, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    exec(compile(EXAMPLES[name], name, "exec"), {"__name__": "readme"})
+    assert PRINTED.get(name, "") in capsys.readouterr().out
+
+
+def test_the_main_page_takes_five_minutes():
+    assert len(PAGES["README.md"].splitlines()) <= 170
+    assert "README.md, example 1" in EXAMPLES
+
+
+def test_what_is_printed_is_of_examples():
+    assert PRINTED.keys() <= EXAMPLES.keys()
+
+
+def test_links_lead_somewhere():
+    for name, text in PAGES.items():
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+            if not target.startswith(("http://", "https://")):
+                assert (ROOT / name).parent.joinpath(target).exists(), (name, target)
 
 
 def test_every_set_and_folder_is_named():
