@@ -35,7 +35,7 @@ def i_odin(model: Model, *, temperature: Positive = 1000.0, step: Step = 0.0014)
     """
 
     def largest(gradient):
-        flat = jnp.abs(gradient).reshape(len(gradient), -1)
+        flat = jnp.abs(gradient).reshape(gradient.shape[0], -1)  # len() of a symbolic batch fails
         chosen = jnp.arange(flat.shape[-1]) == jnp.argmax(flat, axis=-1)[:, None]
         return chosen.reshape(gradient.shape)
 

@@ -27,7 +27,7 @@ def agrees(results, detector, images, rtol=1e-5):
         np.testing.assert_allclose(results[key], values, rtol=rtol, atol=2e-5, err_msg=key)
 
 
-@pytest.mark.parametrize("name", ["energy", "knn", "si-c"])
+@pytest.mark.parametrize("name", ["energy", "i-odin", "knn", "si-c"])
 def test_a_detector_of_each_kind_is_equal_once_exported(name, tiny, tmp_path):
     options = {"k": 3} if name == "knn" else {}
     detector = calibrated(name, tiny, **options)
