@@ -79,7 +79,7 @@ def metric_tables(entries: Sequence[Entry]) -> list[Table]:
         if detector in entry.first["results"]
     ]
     shown = []
-    for metric, title in report.SHOWN.items():
+    for metric, title in report.metric_titles().items():
         cells, means = [], []
         for detector, entry in lines:
             values = [_values(entry, detector, column, metric) for column in columns]

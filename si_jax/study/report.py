@@ -19,7 +19,7 @@ from si_jax.reporting.tables import (
 )
 from si_jax.study.measures import MEASURED
 
-TITLES = {name: report.SHOWN[name] for name in MEASURED}
+TITLES = {name: report.metric_titles()[name] for name in MEASURED}
 ABLATIONS = {
     "components": "Ablation: components and forms (E energy, A channel-average, M zero-deflation)",
     "images": "Ablation: number of calibration images",
