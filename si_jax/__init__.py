@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from si_jax.evaluation import metrics as metrics
     from si_jax.evaluation.tuning_run import tune_on_benchmark as tune_on_benchmark
     from si_jax.model import Model as Model
+    from si_jax.networks.framework import register_framework as register_framework
     from si_jax.networks.function import tap as tap
     from si_jax.reporting.evaluate import evaluate_benchmark as evaluate_benchmark
     from si_jax.training.train_checkpoint import train_checkpoint as train_checkpoint
@@ -42,6 +43,7 @@ _PUBLIC = {
     "metrics": "si_jax.evaluation.metrics",
     "monitor": "si_jax.decision.drift",
     "register_detector": "si_jax.detectors",
+    "register_framework": "si_jax.networks.framework",
     "save_checkpoint": "si_jax.weights.checkpoint",
     "tap": "si_jax.networks.function",
     "train_checkpoint": "si_jax.training.train_checkpoint",

@@ -26,7 +26,13 @@ os.environ["SI_JAX_CACHE"] = tempfile.mkdtemp(prefix="si_jax_cache_")
 hook = install_import_hook("si_jax", "beartype.beartype")
 
 import si_jax  # noqa: E402
+from si_jax.data.tables import BENCHMARKS  # noqa: E402
+from si_jax.detectors import DETECTORS  # noqa: E402
+from si_jax.evaluation.metrics import METRICS  # noqa: E402
+from si_jax.models import ARCHITECTURES  # noqa: E402
+from si_jax.networks.framework import REGISTERED  # noqa: E402
 
+TABLES = (ARCHITECTURES, BENCHMARKS, DETECTORS, METRICS, REGISTERED)
 GOLDEN = Path(__file__).parent / "golden"
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 sys.path.insert(0, str(GOLDEN))
@@ -45,6 +51,16 @@ def one_device(monkeypatch):
     """Batches go to one device and are not split."""
     devices = jax.local_devices()[:1]
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
+
+
+@pytest.fixture(autouse=True)
+def tables_as_they_were():
+    """What a test or an example adds to a table is gone after it."""
+    kept = [dict(table) for table in TABLES]
+    yield
+    for table, content in zip(TABLES, kept, strict=True):
+        table.clear()
+        table.update(content)
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,11 @@ EXAMPLES = {
 
 
 PRINTED = {
+    "CONTRIBUTING.md, example 1": "feature-norm",
+    "CONTRIBUTING.md, example 2": "['norm0', 'norm1'] [-",
+    "CONTRIBUTING.md, example 3": "stripes",
+    "CONTRIBUTING.md, example 4": "FPR99, in 1 % of digits",
+    "CONTRIBUTING.md, example 5": "chain Chain, 19 parameters, images 8x8x3, head='classify') [-0",
     "si_jax/decision/README.md, example 1": " True ",
     "si_jax/decision/README.md, example 2": "drift at image",
     "si_jax/decision/README.md, example 3": "[False  True]",

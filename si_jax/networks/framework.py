@@ -52,6 +52,28 @@ FRAMEWORKS: dict[tuple[str, str], str] = {
 }
 """(package, base class of its networks) -> module whose `FRAMEWORK` serves them."""
 
+REGISTERED: dict[type, Framework] = {}
+"""Base class of a framework's networks -> what was registered for it; looked at first."""
+
+
+def register_framework(base: type, framework: Framework) -> None:
+    """Serve networks of a framework of your own, in `si_jax.Model` and all that takes one.
+
+    Args:
+        base: the class whose instances are networks of the framework, those of its subclasses too.
+        framework: how they are run.
+
+    Raises:
+        ValueError: if `base` is no class of its own, or is registered already.
+    """
+    if not isinstance(base, type) or base is object:
+        raise ValueError(f"base (={base!r}) must be the class of the framework's networks")
+    if base in REGISTERED:
+        raise ValueError(
+            f"base (={base.__qualname__}) is registered already, for {REGISTERED[base].name}"
+        )
+    REGISTERED[base] = framework
+
 
 def framework_of(network: Any) -> Framework:
     """The framework that a network belongs to.
@@ -59,6 +81,10 @@ def framework_of(network: Any) -> Framework:
     Raises:
         ValueError: if it belongs to none that is served.
     """
+    for cls, framework in REGISTERED.items():
+        if isinstance(network, cls):
+            return framework
+        _refuse_class(network, cls)
     for (package, base), module in FRAMEWORKS.items():
         # what was not imported cannot have made the network
         cls = getattr(sys.modules.get(package), base, None)
@@ -66,11 +92,7 @@ def framework_of(network: Any) -> Framework:
             continue
         if isinstance(network, cls):
             return importlib.import_module(module).FRAMEWORK
-        if isinstance(network, type) and issubclass(network, cls):
-            raise ValueError(
-                f"network (={network.__name__}) is a class: give an instance of it, such as"
-                f" {network.__name__}(...)"
-            )
+        _refuse_class(network, cls)
     if inspect.isroutine(network) or hasattr(network, "__wrapped__") or hasattr(network, "func"):
         return importlib.import_module("si_jax.networks.function").FRAMEWORK
     raise ValueError(
@@ -78,6 +100,14 @@ def framework_of(network: Any) -> Framework:
         " that is served: give a Flax Linen or Flax NNX module, a Keras 3 model on the JAX backend,"
         " or a function of (variables, images)"
     )
+
+
+def _refuse_class(network: Any, base: type) -> None:
+    if isinstance(network, type) and issubclass(network, base):
+        raise ValueError(
+            f"network (={network.__name__}) is a class: give an instance of it, such as"
+            f" {network.__name__}(...)"
+        )
 
 
 def first_positional(

@@ -1,7 +1,6 @@
 """Results as text tables and Markdown."""
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 from si_jax.evaluation.metrics import METRICS
@@ -23,11 +22,13 @@ CONVENTIONS = {
 }
 """Title -> the metric that it reports beside AUROC."""
 
-SHOWN = {name: metric.report for name, metric in METRICS.items() if metric.report}
-"""Metric -> title of its table in the Markdown and HTML reports."""
-
-MAIN = {SHOWN[name]: name for name in ("auroc", "fpr95")}
+MAIN = {METRICS[name].report: name for name in ("auroc", "fpr95")}
 """Title -> metric of the tables that a notebook shows."""
+
+
+def metric_titles() -> dict[str, str]:
+    """Metric -> title of its table in the Markdown and HTML reports."""
+    return {name: metric.report for name, metric in METRICS.items() if metric.report}
 
 
 def columns(report: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
@@ -129,18 +130,18 @@ def heading(report: Mapping[str, Any]) -> str:
 
 
 def metric_tables(
-    report: Mapping[str, Any], titles: Mapping[str, str] = MappingProxyType(SHOWN)
+    report: Mapping[str, Any], titles: Mapping[str, str] | None = None
 ) -> list[Table]:
     """One table per metric, in per cent, detectors by sets and averages.
 
     Args:
         report: the results.
-        titles: metric -> title of its table.
+        titles: metric -> title of its table; None for those of reports.
     """
     found = columns(report)
     header = ("detector", *(column_title(report, *column) for column in found))
     shown = []
-    for metric, title in titles.items():
+    for metric, title in (metric_titles() if titles is None else titles).items():
         rows = [
             [_value_cell(report, detector, key, group, metric) for _, key, group in found]
             for detector in report["results"]
@@ -151,9 +152,9 @@ def metric_tables(
         ]
         if all(value is None for row in values for value in row):
             continue  # a run of before the metric was there
-        rows = mark_best(rows, values, metric)
-        rows = [(Cell(name), *row) for name, row in zip(report["results"], rows, strict=True)]
-        shown.append(Table(f"{title}, % ({arrow(metric)})", header, tuple(rows)))
+        marked = zip(report["results"], mark_best(rows, values, metric), strict=True)
+        cells = tuple((Cell(name), *row) for name, row in marked)
+        shown.append(Table(f"{title}, % ({arrow(metric)})", header, cells))
     return shown
 
 

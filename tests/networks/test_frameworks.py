@@ -1,5 +1,6 @@
 """The same network in every framework gives the same numbers."""
 
+import dataclasses
 import importlib.util
 import threading
 from pathlib import Path
@@ -14,6 +15,8 @@ from flax import nnx
 import si_jax
 from si_jax import splitting
 from si_jax.integration import first_gradients, max_logit
+from si_jax.networks import linen
+from si_jax.networks.framework import framework_of
 
 _spec = importlib.util.spec_from_file_location("same", Path(__file__).with_name("same_network.py"))
 same = importlib.util.module_from_spec(_spec)
@@ -304,3 +307,22 @@ def test_keras_mistakes():
     assert si_jax.Model(model, **same.IMAGE).num_classes == 3
     with pytest.raises(ValueError, match="no weights"):
         si_jax.Model(keras.Sequential([keras.layers.Dense(3)]), **same.IMAGE)
+
+
+def test_a_framework_is_registered_once_and_for_a_class(unchecked):
+    class Base:
+        pass
+
+    class Child(Base):
+        pass
+
+    mine = dataclasses.replace(linen.FRAMEWORK, name="chain")
+    si_jax.register_framework(Base, mine)
+    assert framework_of(Child()) is mine
+    with pytest.raises(ValueError, match="is registered already, for chain"):
+        si_jax.register_framework(Base, mine)
+    for base in (object, Base()):
+        with pytest.raises(ValueError, match="must be the class of the framework's networks"):
+            si_jax.register_framework(base, mine)
+    with pytest.raises(ValueError, match=r"\(=Child\) is a class: give an instance"):
+        framework_of(Child)
