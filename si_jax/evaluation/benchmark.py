@@ -237,8 +237,8 @@ def intervals(
         seed: seed of the draws.
 
     Returns:
-        `{"intervals": {detector: {ood_set: {metric: [low, high]}}}, "bootstrap": ...}`, JSON to go
-        beside the results.
+        `{"intervals": {detector: {ood_set: {metric: [low, high]}}}, "average_intervals": the same
+        by group, "bootstrap": ...}`, JSON to go beside the results.
     """
     known = arrays[job.id_set.name]
     correct = _correct(known[PREDICTION])
@@ -253,22 +253,39 @@ def intervals(
         "seed": seed,
         "correct": correct,
     }
-    return {
-        "intervals": {
-            detector: {
-                image_set.name: {
-                    metric: list(ends)
-                    for metric, ends in bootstrap.intervals(
-                        known[detector]["score"],
-                        arrays[image_set.name][detector]["score"],
-                        **options,
-                    ).items()
-                }
-                for image_set in job.ood_sets.values()
+    measured: dict[str, dict[str, Any]] = {}
+    means: dict[str, dict[str, Any]] = {}
+    for detector in job.detectors:
+        # one seed for all sets, so that the same in-distribution images are drawn for each of them
+        drawn = {
+            s.name: bootstrap.draws(
+                known[detector]["score"], arrays[s.name][detector]["score"], **options
+            )
+            for s in job.ood_sets.values()
+        }
+        measured[detector] = _ends(drawn)
+        by_group = {
+            group: [row for name, row in drawn.items() if job.groups[name] == group]
+            for group in dict.fromkeys(job.groups.values())
+        }
+        means[detector] = _ends(
+            {
+                group: {metric: np.mean([row[metric] for row in rows], axis=0) for metric in chosen}
+                for group, rows in by_group.items()
             }
-            for detector in job.detectors
-        },
+        )
+    return {
+        "intervals": measured,
+        "average_intervals": means,
         "bootstrap": {"resamples": resamples, "seed": seed, "level": 0.95},
+    }
+
+
+def _ends(drawn: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, dict[str, list[float]]]:
+    """Name -> metric -> the ends of its interval."""
+    return {
+        name: {metric: list(bootstrap.interval(values)) for metric, values in row.items()}
+        for name, row in drawn.items()
     }
 
 

@@ -39,6 +39,7 @@ class Results(Mapping[str, Any]):
         accuracy: of the classifier on the in-distribution set; None without labels.
         limit: most images of a set; None for all.
         intervals: detector -> set -> metric -> [low, high].
+        average_intervals: detector -> group -> metric -> [low, high], of the group's mean.
         bootstrap: how the intervals were drawn: `resamples`, `seed`, `level`.
         ties: detector -> set -> number of images whose score equals the threshold of `fpr95`,
             where that is more than a hundredth of them.
@@ -73,6 +74,7 @@ class Results(Mapping[str, Any]):
     accuracy: Number | None
     limit: int | None = None
     intervals: dict[str, dict[str, dict[str, list[Number]]]] = field(default_factory=dict)
+    average_intervals: dict[str, dict[str, dict[str, list[Number]]]] = field(default_factory=dict)
     bootstrap: dict[str, Number] = field(default_factory=dict)
     ties: dict[str, dict[str, int]] = field(default_factory=dict)
     calibration_error: dict[str, Number] = field(default_factory=dict)
@@ -155,7 +157,7 @@ def _mismatch(results: Results) -> str:
         for name, row in (rows | averages).items():
             if "auroc" not in row or not all(0 <= value <= 1 for value in row.values()):
                 return f"not all metrics of {detector!r} on {name!r} are numbers from 0 to 1"
-    for measured in results.intervals.values():
+    for measured in (*results.intervals.values(), *results.average_intervals.values()):
         for intervals in measured.values():
             if any(len(ends) != 2 for ends in intervals.values()):
                 return "'intervals' must be pairs of numbers"

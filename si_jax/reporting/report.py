@@ -168,7 +168,8 @@ def column_title(report: Mapping[str, Any], title: str, key: str, is_group: bool
 def _value_cell(report, detector, key, is_group, metric) -> Cell:
     value = cell(report, detector, key, is_group, metric)
     text = _number(value)
-    ends = report.get("intervals", {}).get(detector, {}).get(key, {}).get(metric)
+    kept = report.get("average_intervals" if is_group else "intervals") or {}
+    ends = kept.get(detector, {}).get(key, {}).get(metric)
     if value is None or not ends:
         return Cell(text)
     return Cell(text, f"({100 * ends[0]:.1f}–{100 * ends[1]:.1f})")

@@ -15,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from si_jax.data.files import write_text
+from si_jax.data.json_files import read_json
 from si_jax.model import Model
 from si_jax.weights.variables import weights_hash
 
@@ -132,7 +133,7 @@ def _claim(directory: Path, facts: dict[str, Any]) -> None:
         return
     written = None
     with contextlib.suppress(OSError, ValueError):
-        written = json.loads(path.read_text())
+        written = read_json(path)
     if not isinstance(written, dict):
         raise ValueError(f"{directory} exists and is no training run: choose another directory")
     different = [key for key in facts if written.get(key) != facts[key]]

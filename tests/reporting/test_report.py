@@ -141,7 +141,14 @@ def test_equal_values_are_all_best_and_one_row_is_not(run):
     assert [row[0].best for row in marked] == [False, True, False]
 
 
-def test_intervals_stand_beside_the_sets_and_not_the_averages(run):
+def test_averages_have_their_own_intervals(run):
+    means = {d: {"far": {"auroc": [0.4, 0.6]}} for d in run.detectors}
+    auroc, fpr95, *_ = report.metric_tables({**run.results, "average_intervals": means})
+    assert auroc.rows[0][3].detail == "(40.0–60.0)"
+    assert fpr95.rows[0][3].detail == ""
+
+
+def test_intervals_of_sets_are_not_those_of_averages(run):
     auroc, fpr95, *_ = report.metric_tables(run.results)
     assert auroc.rows[0][1].detail == "(25.0–75.0)"
     assert auroc.rows[0][3].detail == fpr95.rows[0][1].detail == ""
