@@ -22,6 +22,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=200, help="damages of each kind of file, a"
         " quarter of it where a whole command reads it; default 200")  # fmt: skip
     parser.add_argument("--kills", type=int, default=20, help="evaluations, and trainings, killed")
+    both = ["evaluation", "training"]
+    parser.add_argument("--killed", nargs="+", choices=both, default=both, help="default: both")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", help="only these kinds of files")
     parser.add_argument("--json", help="file to write the counts to")
@@ -44,7 +46,7 @@ def main() -> None:
             counts[kind], bad = trial.damage_kind(forks, root, kind, args.seed, rounds)
             faults += bad
             _tell(kind, counts[kind], began)
-        for which in ("evaluation", "training") if args.kills else ():
+        for which in args.killed if args.kills else ():
             counts[which], bad = trial.kills(forks, root, which, args.seed, args.kills)
             faults += bad
             _tell(which, counts[which], began)
