@@ -109,6 +109,7 @@ def read_arrays(
 def _read_arrays(file: BinaryIO, names: Collection[str] | None) -> dict[str, np.ndarray]:
     limit = max(LEAST_UNPACKED, UNPACKED_SHARE * os.fstat(file.fileno()).st_size)
     with zipfile.ZipFile(file) as archive:
+        check_members(file, archive)
         members = [(info.filename.removesuffix(".npy"), info) for info in archive.infolist()]
         chosen = [(name, info) for name, info in members if names is None or name in names]
         if len({name for name, _ in chosen}) != len(chosen):
@@ -124,6 +125,21 @@ def _read_arrays(file: BinaryIO, names: Collection[str] | None) -> dict[str, np.
             with archive.open(info) as member:
                 arrays[name] = np.lib.format.read_array(member, allow_pickle=False)
         return arrays
+
+
+def check_members(file: BinaryIO, archive: zipfile.ZipFile) -> None:
+    """Raise an error if an archive's list of members, which has no check sum, is damaged.
+
+    A damaged name is not that in the member's own header, which opening it compares; a lost member
+    makes the list shorter than the archive's last record says.
+    """
+    for info in archive.infolist():
+        archive.open(info).close()
+    last = 22 + len(archive.comment)  # the record's size
+    file.seek(-last, os.SEEK_END)
+    count = int.from_bytes(file.read(last)[10:12], "little")
+    if count not in (len(archive.infolist()), 0xFFFF):  # 0xFFFF: more than fit
+        raise zipfile.BadZipFile(f"it lists {len(archive.infolist())} of {count} members")
 
 
 def _check_header(name: str, member: Any, size: int) -> None:

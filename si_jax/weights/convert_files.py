@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from si_jax.data.files import check_members
+
 TORCH_SUFFIXES = (".pth", ".pt", ".th", ".tar", ".bin", ".ckpt")
 NESTED = ("state_dict", "model", "model_state_dict", "net")
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
@@ -187,6 +189,8 @@ def _read_npz(path: Path) -> Any:
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is no .npz file, or is cut short")
     try:
+        with path.open("rb") as binary, zipfile.ZipFile(binary) as archive:
+            check_members(binary, archive)
         with np.load(path, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
     except Exception as error:
