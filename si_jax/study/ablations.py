@@ -34,6 +34,9 @@ MAIN = tuple((components, form) for components in (ALL, FORWARD) for form in ("h
 SMALL = 1000
 """Below so many channels, threads wait for each other longer than they help."""
 
+VERSION = 1
+"""Of the values: raised when the same readings give other ones."""
+
 LEVEL = 0.05
 """Below which p-value a tap counts as abnormal."""
 
