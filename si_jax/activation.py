@@ -11,6 +11,7 @@ none did (`scripts/compare_engines.py` counts them).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -131,7 +132,7 @@ def active_after_step(
             still = gate.on(traced, traced.taps[tap], values, moved)
         else:
             logits = splitting.forward(
-                model, *traced.arguments, edit={tap: lambda _, moved=moved: moved}
+                model, *traced.arguments, edit={tap: partial(_replaced, by=moved)}
             ).logits
             still = _head_mask(traced, values, logits)
         results[tap] = (first[tap] != 0) & still
@@ -271,5 +272,9 @@ def _is_relu(eqn: Any) -> bool:
     if eqn.primitive.name == "max":
         return any(is_literal(v) and not np.any(v.val) for v in eqn.invars)
     inner = eqn.params.get("call_jaxpr") or eqn.params.get("jaxpr")
-    equations = getattr(getattr(inner, "jaxpr", inner), "eqns", ())
+    equations: Sequence[Any] = getattr(getattr(inner, "jaxpr", inner), "eqns", ())
     return len(equations) == 1 and len(eqn.invars) == 1 and _is_relu(equations[0])
+
+
+def _replaced(value: Array, by: Array) -> Array:
+    return by

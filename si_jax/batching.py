@@ -82,7 +82,8 @@ class Batched:
             raise ValueError("images is empty: there is nothing to compute")
         if shrink:
             batch_size = shrunk(len(images), batch_size)
-        parts, pending = [], deque()
+        parts: list[Any] = []
+        pending: deque[Callable[[], Any]] = deque()
         with progress_bar(progress, len(images)) as bar:
             for start in range(0, len(images), batch_size):
                 batch = images[start : start + batch_size]

@@ -139,7 +139,7 @@ def integrate_from(
     combine = COMBINE[path.combine]
     direction = _direction(linear, target, path)
     ascent = _select(linear.gradient(direction), taps)
-    results = {}
+    results: dict[str, Array] = {}
     for chunk in _chunks(taps, tap_chunk):
 
         def step(carry, _):

@@ -262,8 +262,11 @@ def checked_size(input_size: int | Sequence[int] | None) -> tuple[int, int]:
     Raises:
         ValueError: if they are not two positive whole numbers.
     """
-    size = (input_size, input_size) if isinstance(input_size, numbers.Integral) else input_size
-    size = tuple(size) if isinstance(size, Sequence) and not isinstance(size, str) else (size,)
+    size: tuple[Any, ...] = (input_size,)
+    if isinstance(input_size, numbers.Integral):
+        size = (input_size, input_size)
+    elif isinstance(input_size, Sequence) and not isinstance(input_size, str):
+        size = tuple(input_size)
     if len(size) != 2 or any(
         isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < 1 for n in size
     ):

@@ -354,11 +354,12 @@ def _rows(traced, values, replaced) -> tuple[Array, Array]:
         for variable, stacked in zip(eqn.outvars, results, strict=True):
             put(variable, indices, stacked)
     everything = list(range(len(new)))
-    logits, features = (
-        _aligned(*rows.get(v, ([], None)), values[v], everything)
-        for v in (traced.logits, traced.features)
-    )
-    return logits, features
+
+    def all_rows(variable):
+        indices, stacked = rows.get(variable, ([], None))
+        return _aligned(indices, stacked, values[variable], everything)
+
+    return all_rows(traced.logits), all_rows(traced.features)
 
 
 def _apply(jaxpr, outputs, operands):

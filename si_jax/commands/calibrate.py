@@ -21,6 +21,7 @@ from si_jax.data import digits, sources
 from si_jax.data.image_set import ImageSet
 from si_jax.data.pipeline import batches as image_batches
 from si_jax.detectors import Detector, make_detector
+from si_jax.detectors.threshold import check_calibrated
 from si_jax.weights.checkpoint import load_model
 
 
@@ -45,18 +46,18 @@ def main(argv: list[str] | None = None) -> None:
     if Path(args.out).exists():
         raise ValueError(f"{args.out} exists already: choose another directory or remove it")
     model = load_model(args.checkpoint)
+    if args.classes:
+        if len(args.classes) != model.num_classes:
+            raise ValueError(
+                f"--classes names {len(args.classes)}, but the network has {model.num_classes}"
+            )
+        model = dataclasses.replace(model, card={**model.card, "classes": args.classes})
     options = detector_options([f"{args.detector}.{text}" for text in args.set])
     detector = make_detector(args.detector, model, **options.get(args.detector, {}))
     if detector.needs_fit and not args.fit:
         raise ValueError(
             f"detector {args.detector!r} learns from training images: give --fit TRAIN"
         )
-    if args.classes:
-        if len(args.classes) != model.num_classes:
-            raise ValueError(
-                f"--classes names {len(args.classes)}, but the network has {model.num_classes}"
-            )
-        model.card["classes"] = args.classes
     held_out = sources.subset(opened(args.images), args.limit, args.seed)
     facts = {"calibration": {"set": held_out.name, "images": len(held_out)}}
     if detector.needs_fit:
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     images = (part for part, _ in stream(detector, held_out, "calibrating"))
     detector.calibrate(images, tpr=args.tpr, keep_images=args.keep_images)
     prepared = str(detector.preprocessing)
-    detector.threshold = dataclasses.replace(detector.threshold, preprocessing=prepared)
+    detector.threshold = dataclasses.replace(check_calibrated(detector), preprocessing=prepared)
     detector.card |= {
         **facts,
         "command": cli.command_line("calibrate", argv),

@@ -98,7 +98,7 @@ def show(detector: Detector, files: Iterator[str], args: argparse.Namespace) -> 
 def line(detector: Detector, row: FilePrediction) -> str:
     """One image as a line of the table."""
     verdict = "OOD" if row.is_ood else "in"
-    name = class_name(detector, row.label)
+    name = "" if row.label is None else class_name(detector, row.label)
     return (
         f"{verdict:7}  {row.p_value:7.4f}  {row.score:9.4g}  {name:5}  {row.probability:11.1%}"
         f"  {row.file}"

@@ -132,7 +132,7 @@ def resolve(
     added = {name: path for name, path in where.extra.items() if name not in own}
     ood = [item for item in ood if item.name not in added]
     ood += [OodSet(name, "extra", as_image_set(data, name)) for name, data in added.items()]
-    if absent and (test is None or not allow_missing):
+    if test is None or (absent and not allow_missing):
         raise MissingSet(_report(table, protocol, absent, allow_missing))
     train, train_absent = None, ""
     try:
@@ -175,10 +175,10 @@ def _find_or_stand_in(
             raise  # the user said where it is, so that's where it must be
         if entry.group == "extra":
             return None, ""
-        images = finding.find_stand_in(entry, where)
-        stand_in = "" if images is None else entry.stand_in
+        instead = finding.find_stand_in(entry, where)
+        stand_in = "" if instead is None else entry.stand_in or ""
         absent.append(Absent(entry.name, str(error), stand_in))
-        return images, entry.name if stand_in else ""
+        return instead, entry.name if stand_in else ""
 
 
 def _report(table: Benchmark, protocol: str, absent: list[Absent], allow_missing: bool) -> str:

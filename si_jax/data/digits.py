@@ -73,7 +73,9 @@ def enlarge(counts: Int[np.ndarray, "n 8 8"]) -> UInt8[np.ndarray, "n 32 32 3"]:
     """
     grey = np.round(counts * (255 / _MAX_COUNT)).astype(np.uint8)
     size = (SIZE, SIZE)
-    large = [np.asarray(Image.fromarray(image).resize(size, Image.BICUBIC)) for image in grey]
+    large = [
+        np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)) for image in grey
+    ]
     return _to_rgb(large)
 
 
@@ -118,7 +120,7 @@ def photos(count: int = OOD_COUNT, seed: int = 0) -> UInt8[np.ndarray, "n 32 32 
     """
     rng = np.random.default_rng([seed, 2])
     grey = _photographs()
-    patches = []
+    patches: list[np.ndarray] = []
     while len(patches) < count:
         photograph = grey[rng.integers(len(grey))]
         longest = min(photograph.size)
@@ -126,7 +128,7 @@ def photos(count: int = OOD_COUNT, seed: int = 0) -> UInt8[np.ndarray, "n 32 32 
         left = int(rng.integers(photograph.width - side + 1))
         top = int(rng.integers(photograph.height - side + 1))
         box = (left, top, left + side, top + side)
-        patch = np.asarray(photograph.resize((SIZE, SIZE), Image.BICUBIC, box=box))
+        patch = np.asarray(photograph.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=box))
         if patch.std() >= _LEAST_CONTRAST:
             patches.append(patch)
     return _to_rgb(patches)
@@ -227,11 +229,11 @@ def _draw_letter(letter: str, font: str, *, stroke: int, angle: float, height: i
     ImageDraw.Draw(canvas).text(
         (96, 96), letter, fill=255, font=_font(font), anchor="mm", stroke_width=stroke
     )
-    canvas = canvas.rotate(angle, Image.BICUBIC)
+    canvas = canvas.rotate(angle, Image.Resampling.BICUBIC)
     canvas = canvas.crop(canvas.getbbox())
     scale = min(height / canvas.height, SIZE / canvas.width)
     size = (max(1, int(canvas.width * scale)), max(1, int(canvas.height * scale)))
-    return (np.asarray(canvas.resize(size, Image.BOX)) > 127).astype(np.int64)
+    return (np.asarray(canvas.resize(size, Image.Resampling.BOX)) > 127).astype(np.int64)
 
 
 def _shuffle_blocks(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -11,7 +11,7 @@ from pathlib import Path
 try:
     import fcntl
 except ImportError:  # not on Windows, where nothing is swept
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # the name of a module
 
 MARKER = ".si_jax_writing"
 """A file that the process which fills a hidden directory holds locked for as long as it runs."""

@@ -11,6 +11,7 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Collection
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -45,7 +46,7 @@ class BrokenArchive(ValueError):
     """An archive of arrays is damaged, of another kind or of a size that is no data's."""
 
 
-def open_regular(path: str | os.PathLike) -> BinaryIO:
+def open_regular(path: str | os.PathLike) -> BufferedReader:
     """Open a regular file to read; never wait on a pipe or read a device without end.
 
     Raises:

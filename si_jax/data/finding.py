@@ -100,9 +100,9 @@ def _open(place: Place, name: str, where: Where, fetch: bool) -> ImageSet:
         case Folder(path, num_classes):
             return sources.from_path(where.root / path, name=name, num_classes=num_classes)
         case Listing(paths, roots, num_classes):
-            path = next((where.root / p for p in paths if (where.root / p).exists()), None)
+            listing = next((where.root / p for p in paths if (where.root / p).exists()), None)
             return sources.from_list(
-                path or where.root / paths[0],
+                listing or where.root / paths[0],
                 name=name,
                 roots=[where.root / root for root in roots],
                 num_classes=num_classes,

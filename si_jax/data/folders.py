@@ -67,8 +67,15 @@ def from_folder(
             f"{root} holds no images{others}; put files that end in .jpg, .png and so on there."
         )
     labels, other = _labels(root, names, wnid_to_index, num_classes, classes)
-    options = {"upright": upright, "notes": _told(left_out), "other_labels": other}
-    return from_files(root, names, labels, name=name, **options)
+    return from_files(
+        root,
+        names,
+        labels,
+        name=name,
+        upright=upright,
+        notes=_told(left_out),
+        other_labels=other,
+    )
 
 
 def from_files(
@@ -202,9 +209,12 @@ def _labels(
     tops = [name.split("/", 1)[0] if "/" in name else None for name in names]
     folders = sorted({top for top in tops if top is not None})
     other: tuple[int, ...] = ()
-    if wnid_to_index is not None or classes:
+    table: dict[str, int] | None = None
+    if classes:
         table = dict(zip(classes, range(len(classes)), strict=True))
-        table = table or _read_table(Path(wnid_to_index))
+    elif wnid_to_index is not None:
+        table = _read_table(Path(wnid_to_index))
+    if table is not None:
         where = "the classifier's classes" if classes else f"{wnid_to_index}"
         if unknown := [top for top in folders if top not in table]:
             raise ValueError(

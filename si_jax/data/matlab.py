@@ -48,7 +48,7 @@ def read_mat(data: bytes, names: Collection[str], *, limit: int = 2**32) -> dict
     arrays = {}
     for kind, content in _elements(data[128:], order):
         if kind == _COMPRESSED:
-            kind, content = next(_elements(_unpack(content, limit), order), (0, b""))
+            kind, content = next(_elements(_unpack(content, limit), order), (0, memoryview(b"")))
         if kind != _MATRIX:
             continue
         parts = list(itertools.islice(_elements(content, order), 4))

@@ -135,7 +135,7 @@ def _collate(
     batch_size: int,
     shape: tuple[int, ...] | None,
 ) -> Batch:
-    readable = [row for row, item in enumerate(loaded) if item is not None]
+    readable = [(row, item) for row, item in enumerate(loaded) if item is not None]
     unreadable = tuple(
         image_set.ident(indices[row]) for row, item in enumerate(loaded) if item is None
     )
@@ -145,19 +145,18 @@ def _collate(
                 f"None of the first {len(indices)} images of {image_set.name} can be decoded, from"
                 f" {unreadable[0]} on; check the set."
             )
-        shape = loaded[readable[0]][0].shape
+        shape = readable[0][1][0].shape
     images = np.zeros((batch_size, *shape), np.uint8)
     labels = np.full(batch_size, NO_LABEL, np.int32)
     positions = np.full(batch_size, NO_INDEX, np.int64)
     mask = np.zeros(batch_size, bool)
     positions[: len(indices)] = indices
-    for row in readable:
-        image, labels[row] = loaded[row]
+    for row, (image, label) in readable:
         if image.shape != shape or image.dtype != np.uint8:
             raise ValueError(
                 f"{image_set.ident(indices[row])} is {image.dtype} of shape {image.shape} after"
                 f" the transform, where the batch takes uint8 of shape {shape}; use a transform"
                 " that gives every image that shape."
             )
-        images[row], mask[row] = image, True
+        images[row], labels[row], mask[row] = image, label, True
     return Batch(images, labels, positions, mask, unreadable)

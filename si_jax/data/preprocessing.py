@@ -115,7 +115,9 @@ def resize(
         new_height, new_width = size
     if (new_height, new_width) == (height, width):
         return image
-    return np.array(Image.fromarray(image).resize((new_width, new_height), Image.BILINEAR))
+    return np.array(
+        Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BILINEAR)
+    )
 
 
 def center_crop(

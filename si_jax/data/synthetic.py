@@ -77,8 +77,11 @@ def _made(kind: str, images: ImageSet, transform: Preprocessing, seed: int) -> I
         rng = np.random.default_rng([seed, index])
         return KINDS[kind](image, rng), NO_LABEL
 
+    digest_fn = images.digest_fn
+
     def digests(indices: np.ndarray) -> np.ndarray:
-        rows = images.digest_fn(indices)  # of what the images are made of
+        assert digest_fn is not None
+        rows = digest_fn(indices)  # of what the images are made of
         made = [digest_of(kind.encode() + row.tobytes()) for row in rows]
         return np.frombuffer(b"".join(made), np.uint8).reshape(len(indices), -1)
 
@@ -88,5 +91,5 @@ def _made(kind: str, images: ImageSet, transform: Preprocessing, seed: int) -> I
         structure=fingerprint_of("made", kind, str(transform), seed, images.structure),
         load_fn=load,
         ident_fn=lambda index: f"{kind} of {images.ident(index)}",
-        digest_fn=None if images.digest_fn is None else digests,
+        digest_fn=None if digest_fn is None else digests,
     )

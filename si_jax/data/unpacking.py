@@ -1,6 +1,5 @@
 """Unpack archives from elsewhere: all or nothing, inside the folder, no links, no bombs."""
 
-import contextlib
 import os
 import shutil
 import stat
@@ -8,8 +7,8 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from io import BufferedIOBase
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from tqdm import tqdm
 
@@ -88,7 +87,7 @@ def _damaged(archive: Path, error: Exception) -> Refused:
     return Refused(f"{archive} can't be unpacked ({reason}): delete it and download it again.")
 
 
-def _zip_members(archive: Path) -> Iterator[tuple[PurePosixPath, int, BufferedIOBase]]:
+def _zip_members(archive: Path) -> Iterator[tuple[PurePosixPath, int, IO[bytes]]]:
     with zipfile.ZipFile(archive) as opened:
         for info in tqdm(opened.infolist(), archive.name, unit="file", delay=2, leave=False):
             mode = info.external_attr >> 16
@@ -100,13 +99,14 @@ def _zip_members(archive: Path) -> Iterator[tuple[PurePosixPath, int, BufferedIO
                     yield name, info.file_size, stream
 
 
-def _tar_members(archive: Path) -> Iterator[tuple[PurePosixPath, int, BufferedIOBase]]:
+def _tar_members(archive: Path) -> Iterator[tuple[PurePosixPath, int, IO[bytes]]]:
     with tarfile.open(archive, "r:*") as opened:
         for info in tqdm(opened, archive.name, unit="file", delay=2, leave=False):
             if info.isdir():
                 continue
-            if (name := _safe(archive, info.name, info.isreg())) is not None:
-                with contextlib.closing(opened.extractfile(info)) as stream:
+            name = _safe(archive, info.name, info.isreg())
+            if name is not None and (stream := opened.extractfile(info)) is not None:
+                with stream:
                     yield name, info.size, stream
 
 
@@ -123,7 +123,7 @@ def _safe(archive: Path, name: str, plain: bool) -> PurePosixPath | None:
     return path
 
 
-def _write(path: Path, stream: BufferedIOBase, length: int) -> None:
+def _write(path: Path, stream: IO[bytes], length: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with path.open("xb") as file:

@@ -73,10 +73,10 @@ def program_of(
     detector: Detector,
 ) -> Callable[[UInt8[Array, "batch height width channels"]], dict[str, Shaped[Array, "batch"]]]:
     """The function of images that is exported, with everything else bound."""
-    detector.check_fitted()
+    learnt = detector.check_fitted()
     model, threshold = detector.model, detector.threshold
     variables = jax.tree.map(jnp.asarray, model.variables)
-    state = {name: jnp.asarray(array) for name, array in detector.state.items()}
+    state = {name: jnp.asarray(array) for name, array in learnt.items()}
 
     def run(images):
         inputs = Inputs(model, variables, images)

@@ -89,7 +89,8 @@ class Predictor:
 
     def _open(self, items: Any) -> tuple[list[np.ndarray | None], list[str]]:
         detector, channels = self.detector, self.detector.model.image_shape[-1]
-        loaded, errors = [], []
+        loaded: list[np.ndarray | None] = []
+        errors: list[str] = []
         for item in items:
             if isinstance(item, Mapping):  # Hugging Face's image that is not decoded
                 item = item["bytes"] if item.get("bytes") is not None else item["path"]

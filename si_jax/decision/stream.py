@@ -58,8 +58,8 @@ def find_images(paths: Iterable[str | os.PathLike]) -> Iterator[str]:
         ValueError: (as MissingSet) if a path does not exist, a glob matches nothing, or a folder
             holds no image.
     """
-    for path in map(os.fspath, paths):
-        path = os.path.expanduser(path)
+    for given in paths:
+        path = os.path.expanduser(os.fspath(given))
         if os.path.isdir(path):
             yield from _in_folder(path)
         elif os.path.exists(path) or not glob.has_magic(path):
@@ -125,7 +125,7 @@ def _predict_files(detector, files, workers) -> Iterator[FilePrediction]:
 
     def submit() -> tuple[list[str], list[Future]] | None:
         part = next(parts, None)
-        return part and (part, [pool.submit(load, path) for path in part])
+        return None if part is None else (part, [pool.submit(load, path) for path in part])
 
     pool = ThreadPoolExecutor(workers, thread_name_prefix="si_jax-open")
     try:

@@ -434,13 +434,14 @@ class Detector:
             self.score(np.zeros((count, *self.model.image_shape), np.uint8))
         return self
 
-    def check_fitted(self) -> None:
-        """Raise a ValueError if the detector needs a fit that it does not have."""
+    def check_fitted(self) -> State:
+        """The state; raises a ValueError if the detector needs a fit that it does not have."""
         if self.state is None:
             raise ValueError(
                 f"detector {self.name!r} must be fitted first: call fit(images, labels) with"
                 " in-distribution training images"
             )
+        return self.state
 
 
 class CachedBatches:

@@ -96,8 +96,8 @@ def she(model: Model) -> Plan:
                 np.add.at(sums[which], labels[some], h[some])
                 counts[which] += np.bincount(labels[some], minlength=classes)
         check_every_class(counts.sum(axis=0))
-        which = np.where(counts[0] > 0, 0, 1), np.arange(classes)
-        return {"means": (sums[which] / counts[which][:, None]).astype(np.float32)}
+        chosen = np.where(counts[0] > 0, 0, 1), np.arange(classes)
+        return {"means": (sums[chosen] / counts[chosen][:, None]).astype(np.float32)}
 
     def compute(inputs: Inputs, state: State):
         out = inputs.forward
@@ -109,7 +109,7 @@ def she(model: Model) -> Plan:
 
 def _mean(model: Model, batches: Batches) -> Float[np.ndarray, "features"]:
     """Mean features of the fitting images."""
-    total, count = 0.0, 0
+    total, count = np.zeros(()), 0
     for _, h, _ in forward_batches(model, batches):
         total, count = total + h.sum(axis=0, dtype=np.float64), count + len(h)
     return (total / count).astype(np.float32)

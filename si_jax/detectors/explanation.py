@@ -107,7 +107,7 @@ def attribution_maps(
         model: the network.
         images: one image, (1, height, width, channels).
     """
-    shapes = {call.path: call.shape for call in model.calls}
+    shapes = {call.path: call.shape or () for call in model.calls}
     taps = [
         tap
         for tap in default_taps(model, "si-z")
@@ -151,4 +151,4 @@ def layer_positions(
 def upsampled(values: Float[np.ndarray, "h w"], size: tuple[int, int]) -> np.ndarray:
     """A map resized to (height, width), bilinear."""
     picture = Image.fromarray(np.asarray(values, np.float32))
-    return np.asarray(picture.resize((size[1], size[0]), Image.BILINEAR))
+    return np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR))

@@ -110,7 +110,7 @@ def rankfeat(model: Model, *, stages: Count = 2, taps: splitting.Taps = None) ->
         ValueError: if the network has no feature map, or `taps` names something else.
     """
     taps = _maps(model, stages) if taps is None else splitting.select(model, taps)
-    shapes = {call.path: call.shape for call in model.calls}
+    shapes = {call.path: call.shape or () for call in model.calls}
     for tap in taps:
         if len(shapes[tap]) != 3 or min(shapes[tap][0] * shapes[tap][1], shapes[tap][2]) < 2:
             raise ValueError(

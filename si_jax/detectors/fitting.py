@@ -1,10 +1,13 @@
 """What the detectors that learn from training images share: samples, and checks of labels."""
 
 from collections.abc import Iterable
+from typing import TypeVar
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+
+Kind = TypeVar("Kind", Array, np.ndarray)
 
 
 def reservoir(
@@ -23,7 +26,7 @@ def reservoir(
     return np.stack(kept)
 
 
-def unit(h: Float[Array | np.ndarray, "n features"]) -> Float[Array | np.ndarray, "n features"]:
+def unit(h: Float[Kind, "n features"]) -> Float[Kind, "n features"]:
     """Features divided by their Euclidean norm, NumPy or JAX arrays."""
     xp = np if isinstance(h, np.ndarray) else jnp
     return h / (xp.sqrt((h * h).sum(axis=-1, keepdims=True)) + 1e-10)

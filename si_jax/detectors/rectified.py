@@ -104,7 +104,7 @@ def dice(model: Model, *, percentile: Percentile = 90.0) -> Plan:
     num_features(model)
 
     def fit(batches: Batches) -> State:
-        total, count = 0.0, 0
+        total, count = np.zeros(()), 0
         for _, h, _ in forward_batches(model, batches):
             total, count = total + h.sum(axis=0, dtype=np.float64), count + len(h)
         weights = np.asarray(model.head_weights(model.variables), np.float64)

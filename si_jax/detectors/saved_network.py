@@ -59,7 +59,7 @@ def rebuild(
     Raises:
         ValueError: if the network is needed and not given, or is another.
     """
-    expected = {
+    expected: dict[str, Any] = {
         "input_size": tuple(facts["input_size"]),
         "mean": tuple(facts["mean"]),
         "std": tuple(facts["std"]),

@@ -152,7 +152,8 @@ def p_values(
 def calibrated(detector: Any, images: Any, *, tpr: float = 0.95, keep_images: int = 0) -> Threshold:
     """The threshold of a detector by held-out in-distribution images; see `Detector.calibrate`."""
     detector.check_fitted()
-    scores, layers, examples, count = [], [], [], 0
+    scores, layers, count = [], [], 0
+    examples: list[tuple[np.ndarray, np.ndarray]] = []
     opened_any = False
     rng = np.random.default_rng(0)
     for batch, rows, opened in _rows(detector, images):
@@ -283,7 +284,9 @@ def _thumbnail(detector, image) -> np.ndarray:
     if scale >= 1:
         return pixels
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    planes = [Image.fromarray(pixels[..., c]).resize(size, Image.BOX) for c in range(channels)]
+    planes = [
+        Image.fromarray(pixels[..., c]).resize(size, Image.Resampling.BOX) for c in range(channels)
+    ]
     return np.stack([np.asarray(plane) for plane in planes], axis=-1)
 
 

@@ -247,7 +247,12 @@ def intervals(
         for name, metric in METRICS.items()
         if metric.report and (correct is not None or not metric.needs_correct)
     ]
-    options = {"metrics": chosen, "resamples": resamples, "seed": seed, "correct": correct}
+    options: dict[str, Any] = {
+        "metrics": chosen,
+        "resamples": resamples,
+        "seed": seed,
+        "correct": correct,
+    }
     return {
         "intervals": {
             detector: {

@@ -19,7 +19,7 @@ CHECKPOINTS = {"digits": "digits", "cifar100": "cifar100_resnet20"}
 """Benchmark -> the bundled checkpoint that was trained on it."""
 
 
-def benchmark_table(name: str) -> Benchmark:
+def benchmark_table(name: str | os.PathLike) -> Benchmark:
     """A benchmark of `si_jax.data.benchmarks.BENCHMARKS`.
 
     Raises:
@@ -28,7 +28,7 @@ def benchmark_table(name: str) -> Benchmark:
     if name not in BENCHMARKS:
         known = ", ".join(BENCHMARKS)
         raise ValueError(f"unknown dataset {name!r}: choose one of {known}, or give a folder")
-    return BENCHMARKS[name]
+    return BENCHMARKS[str(name)]
 
 
 def benchmark_model(
@@ -56,7 +56,7 @@ def benchmark_model(
             another than the checkpoint's, or the network has not as many classes as the benchmark.
     """
     table = None if is_own(benchmark) else benchmark_table(benchmark)
-    checkpoint = checkpoint or CHECKPOINTS.get(benchmark)
+    checkpoint = checkpoint or (None if table is None else CHECKPOINTS.get(table.name))
     if checkpoint is None:
         raise ValueError(
             f"no checkpoint for {benchmark} comes with the package: give the directory of a"
@@ -74,7 +74,7 @@ def benchmark_model(
     elif Path(checkpoint).is_file():
         if not architecture:
             raise ValueError(f"checkpoint (={name!r}) is a file, so it needs an architecture")
-        model = convert_torch(architecture, checkpoint, normalisation=normalisation)
+        model = convert_torch(architecture, Path(checkpoint), normalisation=normalisation)
     else:
         model = load_model(checkpoint)
         if architecture not in (None, model.name):

@@ -83,7 +83,7 @@ def fit_detectors(
     cached = CachedBatches(stream, model)
     for name in missing:
         detectors[name].fit_batches(cached)
-        write_keyed(_path(directory, name), keys[name], detectors[name].state)
+        write_keyed(_path(directory, name), keys[name], detectors[name].check_fitted())
     if unreadable:
         tell_unreadable(image_set, tuple(unreadable))
 

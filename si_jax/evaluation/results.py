@@ -155,9 +155,9 @@ def _mismatch(results: Results) -> str:
         for name, row in (rows | averages).items():
             if "auroc" not in row or not all(0 <= value <= 1 for value in row.values()):
                 return f"not all metrics of {detector!r} on {name!r} are numbers from 0 to 1"
-    for rows in results.intervals.values():
-        for row in rows.values():
-            if any(len(ends) != 2 for ends in row.values()):
+    for measured in results.intervals.values():
+        for intervals in measured.values():
+            if any(len(ends) != 2 for ends in intervals.values()):
                 return "'intervals' must be pairs of numbers"
     if results.bootstrap and not {"resamples", "seed"} <= set(results.bootstrap):
         return "'bootstrap' lacks 'resamples' or 'seed'"

@@ -66,14 +66,14 @@ def find_sets(
             ood=ood,
             seed=seed,
         )
-    table = BENCHMARKS[benchmark]
+    table = BENCHMARKS[str(benchmark)]
     given = {table.test.name: id_set, table.train.name: train_set}
     extra = {**(ood or {}), **{name: data for name, data in given.items() if data is not None}}
     if download:
-        for outcome in downloads.prepare(benchmark, protocol, data_dir, ood_root):
+        for outcome in downloads.prepare(table.name, protocol, data_dir, ood_root):
             print(f"{outcome.name}: {outcome.state}; {outcome.detail}", file=sys.stderr)
     return benchmarks.resolve(
-        benchmark,
+        table.name,
         protocol,
         data_dir,
         ood_root,

@@ -21,6 +21,7 @@ from si_jax.data import digits, sources
 from si_jax.data.image_set import ImageSet
 from si_jax.data.pipeline import batches
 from si_jax.detectors import DETECTORS, Inputs, make_detector
+from si_jax.detectors.base import State
 from si_jax.model import Model
 
 TFDS_SETS = (("cifar10", "test"), ("cifar100", "test"), ("svhn_cropped", "test"))
@@ -213,18 +214,25 @@ def time_detectors(
     def forward(variables, images, state):
         return splitting.forward(model, variables, model.normalise(images)).logits
 
+    def program(detector):
+        return lambda variables, images, state: detector.compute(
+            Inputs(model, variables, images), state
+        )
+
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (batch_size, *model.image_shape), np.uint8)
     count = max(FIT_IMAGES, 2 * model.num_classes)
     training = rng.integers(0, 256, (count, *model.image_shape), np.uint8)
     labels = np.arange(count) % model.num_classes
-    functions, states = {"forward pass": forward}, {"forward pass": {}}
+    functions: dict[str, Callable[..., Any]] = {"forward pass": forward}
+    states: dict[str, State] = {"forward pass": {}}
     chosen = TIMED if names is None else {name: TIMED[name] for name in names}
     for title, (name, options) in tqdm(chosen.items(), desc="fitting", leave=False):
         detector = make_detector(name, model, batch_size=batch_size, **options)
-        compute = detector.compute
-        functions[title] = lambda v, x, s, compute=compute: compute(Inputs(model, v, x), s)
-        states[title] = detector.fit(training, labels).state if detector.needs_fit else {}
+        functions[title] = program(detector)
+        if detector.needs_fit:
+            detector.fit(training, labels)
+        states[title] = detector.check_fitted()
 
     device = jax.local_devices()[0]
     shared = jax.device_put((model.variables, images), device)
@@ -327,5 +335,5 @@ def _make_folder(path: Path, kind: str, side: int, count: int = 200) -> None:
     rng = np.random.default_rng(0)
     for number in range(count):
         coarse = rng.integers(0, 256, (max(2, side // 8), max(2, side // 8), 3), np.uint8)
-        image = Image.fromarray(coarse).resize((side, side), Image.BICUBIC)
+        image = Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
         image.save(path / f"{number:04d}.{kind}")

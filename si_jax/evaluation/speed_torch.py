@@ -127,8 +127,9 @@ def _conv(torch: Any, before: int, width: int, size: int, stride: int = 1) -> An
 
 def _resnet(torch: Any, blocks: Any, widths: Any, classes: int) -> Any:
     nn = torch.nn
+    base: Any = nn.Module
 
-    class Block(nn.Module):
+    class Block(base):
         def __init__(self, before, width, stride):
             super().__init__()
             self.conv1, self.bn1 = _conv(torch, before, width, 3, stride), nn.BatchNorm2d(width)
@@ -155,8 +156,9 @@ def _resnet(torch: Any, blocks: Any, widths: Any, classes: int) -> Any:
 
 def _wide(torch: Any, depth: int, widen: int, classes: int) -> Any:
     nn = torch.nn
+    base: Any = nn.Module
 
-    class Block(nn.Module):
+    class Block(base):
         def __init__(self, before, width, stride):
             super().__init__()
             self.bn1, self.conv1 = nn.BatchNorm2d(before), _conv(torch, before, width, 3, stride)

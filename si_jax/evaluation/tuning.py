@@ -15,7 +15,7 @@ from jaxtyping import Shaped
 from tqdm import tqdm
 
 from si_jax.data.image_set import ImageSet, UnreadableImage
-from si_jax.detectors import DETECTORS, default_options, make_detector
+from si_jax.detectors import DETECTORS, Detector, default_options, make_detector
 from si_jax.detectors.options import convert_all
 from si_jax.evaluation import metrics
 from si_jax.evaluation.scoring import Scorer
@@ -134,7 +134,9 @@ def tune(
     """
     if not ood:
         raise ValueError("ood is empty: give at least one validation set")
-    detectors, tried, skipped = {}, [], {}
+    detectors: dict[str, Detector] = {}
+    tried: list[dict[str, Any]] = []
+    skipped: dict[str, str] = {}
     for options in candidates(name, grid):
         try:
             detector = make_detector(name, model, batch_size=batch_size, **options)
@@ -149,13 +151,13 @@ def tune(
         raise ValueError(f"no options of {name!r} can be tried: {next(iter(skipped.values()))}")
     scorer = Scorer(detectors)
     known = scorer(validation)
-    found = {set_name: scorer(images) for set_name, images in ood.items()}
+    novel = {set_name: scorer(images) for set_name, images in ood.items()}
     trials = [
         Trial(
             options,
             {
                 set_name: metrics.evaluate(known[key]["score"], scores[key]["score"])["auroc"]
-                for set_name, scores in found.items()
+                for set_name, scores in novel.items()
             },
         )
         for key, options in zip(detectors, tried, strict=True)

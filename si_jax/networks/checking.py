@@ -160,13 +160,13 @@ def _check_dtype(images: np.ndarray, scale: str | None) -> None:
 
 def _check_normalised(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> None:
     """Refuse float images that are certainly not normalised."""
-    mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
-    reach = FAR * max(1.0, float(np.max(np.maximum(mean, 1 - mean) / std)))
+    means, deviations = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+    reach = FAR * max(1.0, float(np.max(np.maximum(means, 1 - means) / deviations)))
     low, high = float(images.min()), float(images.max())
     told = f"images (float32, values from {low:.4g} to {high:.4g})"
     if max(-low, high) > reach:
         raise ValueError(f"{told} are not normalised: {WAYS}")
-    same = not mean.any() and bool((std == 1).all())  # normalised images are in [0, 1] then
+    same = not means.any() and bool((deviations == 1).all())  # normalised images are in [0, 1] then
     if same or low < 0 or high > 1 or high - low < 0.5:
         return
     steps = images * np.float32(255)

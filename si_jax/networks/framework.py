@@ -87,12 +87,12 @@ def framework_of(network: Any) -> Framework:
         _refuse_class(network, cls)
     for (package, base), module in FRAMEWORKS.items():
         # what was not imported cannot have made the network
-        cls = getattr(sys.modules.get(package), base, None)
-        if cls is None:
+        known = getattr(sys.modules.get(package), base, None)
+        if known is None:
             continue
-        if isinstance(network, cls):
+        if isinstance(network, known):
             return importlib.import_module(module).FRAMEWORK
-        _refuse_class(network, cls)
+        _refuse_class(network, known)
     if inspect.isroutine(network) or hasattr(network, "__wrapped__") or hasattr(network, "func"):
         return importlib.import_module("si_jax.networks.function").FRAMEWORK
     raise ValueError(

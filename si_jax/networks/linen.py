@@ -65,7 +65,7 @@ class _Jax:
 @contextmanager
 def inline() -> Iterator[None]:
     """Inside, `nn.remat` calls what it holds as it is; in this thread only."""
-    lift.jax = _Jax()
+    lift.jax = _Jax()  # type: ignore[assignment]  # an object in place of a module
     token = _inlining.set(True)
     try:
         yield

@@ -17,7 +17,8 @@ def prepare(network: nnx.Module, variables: Any) -> tuple[nnx.Module, Mapping[st
     network = nnx.clone(network)
     network.set_attributes(deterministic=True, use_running_average=True, raise_if_not_found=False)
     if variables is None:
-        _, params, _, state = nnx.split(network, nnx.Param, nnx.RngState, ...)
+        parts: Any = nnx.split(network, nnx.Param, nnx.RngState, ...)
+        _, params, _, state = parts
         variables = {"params": nnx.to_pure_dict(params), "state": nnx.to_pure_dict(state)}
     if not isinstance(variables, Mapping) or "params" not in variables:
         raise ValueError(
@@ -34,7 +35,8 @@ def run(
     visit: Visit,
 ) -> Any:
     """Call a fresh copy with `variables` and with `visit` around each sub-module's call."""
-    graphdef, params, rngs, state = nnx.split(nnx.clone(network), nnx.Param, nnx.RngState, ...)
+    parts: Any = nnx.split(nnx.clone(network), nnx.Param, nnx.RngState, ...)
+    graphdef, params, rngs, state = parts
     nnx.replace_by_pure_dict(params, variables["params"])
     nnx.replace_by_pure_dict(state, variables["state"])
     copy = nnx.merge(graphdef, params, rngs, state)

@@ -181,7 +181,8 @@ def _values(entry: Entry, detector: str, column: tuple, metric: str) -> list[flo
         return []
     _, key, is_group, _ = column
     values = [report.cell(run.results, detector, key, is_group, metric) for run in entry.runs]
-    return [] if None in values else values
+    measured = [value for value in values if value is not None]
+    return measured if len(measured) == len(values) else []
 
 
 def _cell(values: Sequence[float]) -> Cell:
@@ -192,10 +193,11 @@ def _cell(values: Sequence[float]) -> Cell:
 
 
 def _accuracy(values: Sequence[float | None]) -> str:
-    if None in values:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
         return "unknown"
-    spread = f" ± {np.std(values, ddof=1):.2%}" if len(values) > 1 else ""
-    return f"{np.mean(values):.2%}{spread}"
+    spread = f" ± {np.std(known, ddof=1):.2%}" if len(known) > 1 else ""
+    return f"{np.mean(known):.2%}{spread}"
 
 
 def _flat(results: Mapping[str, Any]) -> dict[str, str]:

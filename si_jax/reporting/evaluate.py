@@ -151,7 +151,7 @@ def evaluate_benchmark(
     with contextlib.ExitStack() as stack:
         where = directory or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         where.mkdir(parents=True, exist_ok=True)
-        about = {"limit": limit, "seed": seed, "checkpoint": checkpoint}
+        about: dict[str, Any] = {"limit": limit, "seed": seed, "checkpoint": checkpoint}
         if directory:
             _tell_of_other_run(where, job, about)
         fit, notes = _fit(job, sets, where, fit_limit, seed, skip_unreadable)

@@ -6,6 +6,7 @@ With them a report shows images without having the sets at hand.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -68,7 +69,9 @@ def save(
     Returns:
         The file's path.
     """
-    images, names, picks = [], [], []
+    images: list[np.ndarray] = []
+    names: list[str] = []
+    picks: list[tuple[str, str, str, int, int, float]] = []
     for image_set in image_sets:
         chosen = {
             (detector, end): order
@@ -77,18 +80,18 @@ def save(
         }
         rows: dict[int, int] = {}  # the image's place in the set -> in `images`
         for (detector, end), order in chosen.items():
-            found = arrays[image_set.name][detector]
+            scored = arrays[image_set.name][detector]
             for place in order:
-                index = int(found["index"][place])
+                index = int(scored["index"][place])
                 if index not in rows:
                     rows[index] = len(images)
                     images.append(_thumbnail(transform(image_set.load(index)[0]), side))
                     names.append(image_set.ident(index))
-                score = float(found["score"][place])
+                score = float(scored["score"][place])
                 picks.append((image_set.name, detector, end, rows[index], index, score))
     fields = ("set", "detector", "end", "row", "index", "score")
     columns = zip(fields, zip(*picks, strict=True), strict=True)
-    table = {f"pick_{name}": np.array(values) for name, values in columns}
+    table: dict[str, Any] = {f"pick_{name}": np.array(values) for name, values in columns}
     path = Path(directory) / FILE
     write_atomically(
         path,

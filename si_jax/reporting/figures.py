@@ -178,6 +178,8 @@ def tap_densities(run: Run, detector: str) -> Figure:
         detector: one for which `tap_kind` is not None.
     """
     kind = tap_kind(run, detector)
+    if kind is None:
+        raise ValueError(f"{detector} keeps nothing of its layers one by one")
     taps = run.results["settings"][detector]["taps"]
     sets = run.ood_sets
     names = 0.3 + 0.057 * max(len(tap) + 3 for tap in taps)  # inches

@@ -152,9 +152,9 @@ def metric_tables(
         ]
         if all(value is None for row in values for value in row):
             continue  # a run of before the metric was there
-        rows = mark_best(rows, values, metric)
-        rows = [(Cell(name), *row) for name, row in zip(report["results"], rows, strict=True)]
-        shown.append(Table(f"{title}, % ({arrow(metric)})", header, tuple(rows)))
+        marked = zip(report["results"], mark_best(rows, values, metric), strict=True)
+        cells = tuple((Cell(name), *row) for name, row in marked)
+        shown.append(Table(f"{title}, % ({arrow(metric)})", header, cells))
     return shown
 
 

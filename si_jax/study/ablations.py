@@ -140,12 +140,14 @@ def run(
     for row in rows:
         for fit in row.fits:
             wanted.setdefault(fit, {})[row.form] = None
-    found = {}
+    measured: dict[tuple[Fit, str], Any] = {}
     small = len(readings.channels.index) < SMALL
     with threadpool_limits(1 if small else None, user_api="blas"):
         for fit, forms in tqdm(wanted.items(), desc=f"{title}: ablations", unit="fit"):
-            found |= {(fit, form): value for form, value in _values(readings, groups, fit, forms)}
-    results = [_joined(row, [found[fit, row.form] for fit in row.fits]) for row in rows]
+            measured |= {
+                (fit, form): value for form, value in _values(readings, groups, fit, forms)
+            }
+    results = [_joined(row, [measured[fit, row.form] for fit in row.fits]) for row in rows]
     content = json.dumps({"key": key, "rows": results}, allow_nan=False).encode()
     write_atomically(path, lambda file: file.write(content))
     return results
@@ -165,7 +167,8 @@ def fitted(readings: CaseReadings, fit: Fit) -> tuple[State, Callable[[Readings]
         rng = np.random.default_rng([fit.draw, fit.images])
         chosen = np.sort(rng.choice(count, fit.images, replace=False))
         table = {name: values[chosen] for name, values in table.items()}
-    channels, places = readings.channels, slice(None)
+    channels = readings.channels
+    places: np.ndarray | slice = slice(None)
     if fit.max_channels is not None:
         places, channels = fewer_channels(channels, fit.max_channels)
 
@@ -222,7 +225,8 @@ def layers(readings: CaseReadings) -> dict[str, Any]:
 
 def _scores(readings, state, cut, components, form):
     def one(some: Readings) -> np.ndarray:
-        return si_c_score.apply(state, cut(some), components=components, form=form)["score"]
+        result = si_c_score.apply(state, cut(some), components=components, form=form)
+        return np.asarray(result["score"])
 
     return one(readings.known), {name: one(some) for name, some in readings.novel.items()}
 
@@ -233,17 +237,17 @@ def _values(readings, groups, fit: Fit, forms):
         state, cut = fitted(readings, fit)
     except ValueError as error:
         return [(form, str(error)) for form in forms]
-    facts = {"images": _images(readings, fit)}
+    facts: dict[str, Any] = {"images": _images(readings, fit)}
     if "scale" in state:
         facts |= {"channels": len(state["scale"]), "shrinkage": float(state["shrinkage"])}
-    found = []
+    values: list[tuple[str, dict[str, Any] | str]] = []
     for form in forms:
         try:
-            means = group_means(*_scores(readings, state, cut, fit.components, form), groups)
-            found.append((form, facts | {"mean": means}))
+            known, novel = _scores(readings, state, cut, fit.components, form)
+            values.append((form, facts | {"mean": group_means(known, novel, groups)}))
         except ValueError as error:
-            found.append((form, str(error)))
-    return found
+            values.append((form, str(error)))
+    return values
 
 
 def _images(readings: CaseReadings, fit: Fit) -> int:

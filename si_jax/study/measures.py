@@ -49,7 +49,7 @@ def drawn(
     In-distribution images are drawn alike for all sets of a draw, and for all detectors, so that
     means and differences of detectors can be taken draw by draw.
     """
-    options = {"metrics": MEASURED, "resamples": resamples, "seed": seed}
+    options: dict[str, Any] = {"metrics": MEASURED, "resamples": resamples, "seed": seed}
     sets = {name: bootstrap.draws(known, s, **options) for name, s in novel.items()}
     means = {}
     for group in dict.fromkeys(groups[name] for name in novel):

@@ -53,9 +53,11 @@ def read_case(case: Case, directory: Path, *, batch_size: int = 64) -> CaseReadi
         ValueError: if the network cannot be read, as `si_jax.detectors.si_c.readings.reader`; or an
             image cannot be.
     """
-    found = reader(case.model, max_channels=default_options("si-c")["max_channels"])
-    run = batched(found, case.model)
-    facts = case.job({}).score_facts | {"reader": _facts(found)}
+    everything = reader(case.model, max_channels=default_options("si-c")["max_channels"])
+    channels = everything.channels
+    assert channels is not None, "all components are read"
+    run = batched(everything, case.model)
+    facts = case.job({}).score_facts | {"reader": _facts(everything, channels)}
     keys, read = [], {}
     for image_set in (*case.draws, case.id_set, *case.ood_sets.values()):
         keys.append(key_of({**facts, "set": image_set.fingerprint}))
@@ -66,7 +68,7 @@ def read_case(case: Case, directory: Path, *, batch_size: int = 64) -> CaseReadi
             write_keyed(path, keys[-1], stored)
         read[image_set.name] = stored
     return CaseReadings(
-        channels=found.channels,
+        channels=channels,
         known=read[case.id_set.name],
         novel={name: read[name] for name in case.ood_sets},
         draws=tuple(read[image_set.name] for image_set in case.draws),
@@ -123,11 +125,11 @@ def _read(run: Batched, case: Case, image_set: ImageSet, batch_size: int) -> dic
     return {name: np.concatenate([part[name] for part in read]) for name in read[0]}
 
 
-def _facts(found: Reader) -> dict[str, object]:
+def _facts(everything: Reader, channels: Channels) -> dict[str, object]:
     return {
         "version": DETECTORS["si-c"].version,
-        "channels": hashlib.sha256(found.channels.index.astype(np.int64).tobytes()).hexdigest(),
-        "taps": found.channels.taps,
-        "inner": found.inner,
-        "engine": found.engine,
+        "channels": hashlib.sha256(channels.index.astype(np.int64).tobytes()).hexdigest(),
+        "taps": channels.taps,
+        "inner": everything.inner,
+        "engine": everything.engine,
     }

@@ -70,14 +70,14 @@ def summary(cases: Sequence[Mapping[str, Any]]) -> Table:
             Cell("failed")
             if value is None
             else Cell(f"{percent(value)} / {percent(case['averages'][name][group]['fpr95'])}")
-            for value, (case, group) in zip(found, columns, strict=True)
+            for value, (case, group) in zip(row, columns, strict=True)
         ]
-        for name, found in zip(detectors, values, strict=True)
+        for name, row in zip(detectors, values, strict=True)
     ]
-    rows = mark_best(rows, values, "auroc")
+    marked = zip(detectors, mark_best(rows, values, "auroc"), strict=True)
     header = ("detector", *(f"{case['network']}, {case['protocol']}: {g}" for case, g in columns))
-    rows = [(Cell(name), *row) for name, row in zip(detectors, rows, strict=True)]
-    return Table("Summary: AUROC / FPR95, %", header, tuple(rows))
+    cells = tuple((Cell(name), *row) for name, row in marked)
+    return Table("Summary: AUROC / FPR95, %", header, cells)
 
 
 def over_msp(case: Mapping[str, Any]) -> Table:

@@ -125,7 +125,7 @@ def _fit(case: Case, detectors: Mapping[str, Detector], directory: Path) -> dict
         if source in failures:
             failures[name] = failures[source]
         elif name in detectors:
-            detectors[name].load_state(detectors[source].state)
+            detectors[name].load_state(detectors[source].check_fitted())
     return failures
 
 

@@ -3,6 +3,7 @@
 import io
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import jax
 import numpy as np
@@ -66,9 +67,9 @@ def check_detector(
         _refused(lambda: detector.score(images), "it is scored before it is fitted")
     assert detector.fit(fit_images, labels, progress=False) is detector, "fit must return itself"
     for what, wrong in _wrong_images(model, images):
-        _refused(lambda wrong=wrong: detector.score(wrong), f"images are {what}")
+        _refused(partial(detector.score, wrong), f"images are {what}")
         if detector.needs_fit:
-            _refused(lambda wrong=wrong: make(model).fit(wrong), f"fitting images are {what}")
+            _refused(partial(make(model).fit, wrong), f"fitting images are {what}")
 
     scores = _score(detector, images)
     assert scores.dtype == np.float32, f"scores must be float32, not {scores.dtype}"
@@ -158,7 +159,7 @@ def _state(detector, make, model, images, scores) -> None:
 
 def _copy_state(source: Detector, target: Detector) -> None:
     if source.needs_fit:
-        target.load_state(source.state)
+        target.load_state(source.check_fitted())
 
 
 def _same(scores: np.ndarray, expected: np.ndarray, tolerance: float, how: str) -> None:

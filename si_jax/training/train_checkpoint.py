@@ -196,9 +196,10 @@ def _as_stored(model: Model, dtype: str) -> Model:
 def _normalisation(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of each channel of the training images, to four digits."""
     scaled = images.reshape(-1, images.shape[-1]) / 255
-    return tuple(
+    mean, std = (
         tuple(round(float(x), 4) for x in values) for values in (scaled.mean(0), scaled.std(0))
     )
+    return mean, std
 
 
 def _hardware() -> str:

@@ -116,8 +116,8 @@ def train(
     replicated, split = _placements(recipe.batch_size)
     state = run.restore(_initial_state(model, optimiser, recipe))
     state, images, labels = jax.device_put((state, images, labels), replicated)
-    if held_out is not None:
-        held_out = jax.device_put(_checked(model, *held_out), replicated)
+    placed = None if held_out is None else _checked(model, *held_out)
+    placed = jax.device_put(placed, replicated)
     step = jax.jit(partial(_step, model, optimiser, recipe), donate_argnums=0)
     evaluate = jax.jit(partial(_evaluate, model))
 
@@ -141,8 +141,8 @@ def train(
                     bar.update(epoch * steps_per_epoch + i + 1 - bar.n)
                     bar.set_postfix(epoch=epoch + 1, loss=f"{loss:.3f}", accuracy=f"{accuracy:.1%}")
             row = {"epoch": epoch + 1, "loss": loss, "accuracy": accuracy}
-            if held_out is not None:
-                row |= _held_out(evaluate, _result(state, recipe), *held_out)
+            if placed is not None:
+                row |= _held_out(evaluate, _result(state, recipe), *placed)
                 _check_loss(row["held_out_loss"], epoch, recipe, run)
             row["seconds"] = time.perf_counter() - start
             run.save(epoch + 1, state, row)

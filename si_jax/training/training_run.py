@@ -56,7 +56,8 @@ class TrainingRun:
         self.log: list[dict[str, Any]] = []
         if self.directory is None:
             return
-        self._claim(
+        _claim(
+            self.directory,
             {
                 "model": model.name,
                 "options": model.card.get("options", {}),
@@ -65,7 +66,7 @@ class TrainingRun:
                 "starts_from": weights_hash(dict(model.variables)),
                 "images": weights_hash([images, labels]),
                 **dataclasses.asdict(recipe),
-            }
+            },
         )
         logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of every save
         self._states = ocp.CheckpointManager(
@@ -89,7 +90,7 @@ class TrainingRun:
         try:
             found = self._states.restore(epoch, args=ocp.args.StandardRestore(_named(leaves)))
             leaves = [np.asarray(found[name]) for name in _named(leaves)]
-            self.log = self._read_log(epoch)
+            self.log = _read_log(self.directory, epoch)
         # orbax raises many kinds of error for a damaged checkpoint, tensorstore's own among them
         except Exception as error:
             raise ValueError(
@@ -118,39 +119,36 @@ class TrainingRun:
             return ""
         return f"; the weights after epoch {len(self.log)} are kept in {self.directory}"
 
-    def _claim(self, facts: dict[str, Any]) -> None:
-        """Make the directory this run's, or see that it is."""
-        facts = json.loads(json.dumps(facts))
-        path = self.directory / "run.json"
-        # a run that was killed before it had written anything leaves an empty directory behind
-        if not self.directory.exists() or (
-            self.directory.is_dir()
-            and all(p.name.startswith(f".{path.name}.") for p in self.directory.iterdir())
-        ):
-            write_text(path, json.dumps(facts, indent=2) + "\n")
-            return
-        found = None
-        with contextlib.suppress(OSError, ValueError):
-            found = json.loads(path.read_text())
-        if not isinstance(found, dict):
-            raise ValueError(
-                f"{self.directory} exists and is no training run: choose another directory"
-            )
-        different = [key for key in facts if found.get(key) != facts[key]]
-        if different:
-            raise ValueError(
-                f"{self.directory} holds another run, which differs in {', '.join(different)}:"
-                " choose another directory, or remove that one to begin again"
-            )
 
-    def _read_log(self, epochs: int) -> list[dict[str, Any]]:
-        with (self.directory / "log.csv").open(newline="") as file:
-            rows = [
-                {k: float(v) for k, v in row.items() if v != ""} for row in csv.DictReader(file)
-            ]
-        for row in rows:
-            row["epoch"] = int(row["epoch"])
-        return rows[:epochs]
+def _claim(directory: Path, facts: dict[str, Any]) -> None:
+    """Make the directory this run's, or see that it is."""
+    facts = json.loads(json.dumps(facts))
+    path = directory / "run.json"
+    # a run that was killed before it had written anything leaves an empty directory behind
+    if not directory.exists() or (
+        directory.is_dir() and all(p.name.startswith(f".{path.name}.") for p in directory.iterdir())
+    ):
+        write_text(path, json.dumps(facts, indent=2) + "\n")
+        return
+    written = None
+    with contextlib.suppress(OSError, ValueError):
+        written = json.loads(path.read_text())
+    if not isinstance(written, dict):
+        raise ValueError(f"{directory} exists and is no training run: choose another directory")
+    different = [key for key in facts if written.get(key) != facts[key]]
+    if different:
+        raise ValueError(
+            f"{directory} holds another run, which differs in {', '.join(different)}:"
+            " choose another directory, or remove that one to begin again"
+        )
+
+
+def _read_log(directory: Path, epochs: int) -> list[dict[str, Any]]:
+    with (directory / "log.csv").open(newline="") as file:
+        rows = [{k: float(v) for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
+    for row in rows:
+        row["epoch"] = int(row["epoch"])
+    return rows[:epochs]
 
 
 def _named(leaves: list[np.ndarray]) -> dict[str, np.ndarray]:

@@ -252,7 +252,7 @@ def bundled() -> list[str]:
 
 def _is_known(model: Model) -> bool:
     """Whether the model's card tells how to build its network."""
-    arch = ARCHITECTURES.get(model.card.get("model"))
+    arch = ARCHITECTURES.get(model.card.get("model", ""))
     return arch is not None and type(model.module) is arch.build and "options" in model.card
 
 

@@ -79,7 +79,7 @@ def convert_torch(
     variables = fill(abstract, layout, state, names, notes)
     options = {**arch.options, **options}
     notes += [f"assumed: {text}" for text in layout.assumed(options)]
-    if mean is None:
+    if mean is None or std is None:
         if normalisation is None:
             is_cifar10 = num_classes == 10 and arch.normalisation == "cifar100"
             normalisation = "cifar10" if is_cifar10 else arch.normalisation

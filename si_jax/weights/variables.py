@@ -103,7 +103,7 @@ def weights_hash(weights: Any) -> str:
     for path, leaf in jax.tree.leaves_with_path(weights):
         leaf = np.asarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)}:{leaf.dtype}:{leaf.shape};".encode())
-        digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))
+        digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

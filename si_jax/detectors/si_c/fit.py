@@ -6,6 +6,7 @@ Readings (see `si_jax.detectors.si_c.score`) can be computed once, by
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Num
@@ -111,20 +112,21 @@ def fit(
         )
     table = np.stack(kept.rows)
     held = {name: table[:, i] for i, name in enumerate(names)}
-    state: dict[str, np.ndarray] = {}
+    state: dict[str, Any] = {}
     if dense:
+        assert channels is not None, "zero-deflation needs the channels"
         held["density"] = table[:, len(names) - 1 :]
         state = _densities(sums, channels, shrinkage, rows.rows)
         abnormality = tap_abnormality(state, standardise(state, held["density"]))
         state["tap_calibration"] = np.sort(abnormality, axis=0).astype(np.float32)
-    values = component_values(state, held, components)
+    values = np.asarray(component_values(state, held, components))
     state["median"], state["spread"] = _centre(values, components)
     base = np.stack([held["confidence"], held["energy"]], axis=-1)
     state["base_median"], state["base_spread"] = _centre(base, ["confidence", "energy"])
     total = component_sum((values - state["median"]) / state["spread"])
     state["sum_median"] = median = np.median(total)
     shortfall = np.mean(median - total[total < median]) if (total < median).any() else 0.0
-    state["sum_shortfall"] = max(shortfall, LEAST_SHORTFALL)
+    state["sum_shortfall"] = max(float(shortfall), LEAST_SHORTFALL)
     return {name: np.asarray(array, np.float32) for name, array in state.items()}
 
 
@@ -227,10 +229,11 @@ def _densities(
     mean = moments.mean()
     covariance *= scale[:, None]
     covariance *= scale
-    share = shrinkage
-    if shrinkage == "ledoit-wolf":
+    if isinstance(shrinkage, str):
         some = ((np.stack(rows) - mean) * scale)[:, varying]
         share = ledoit_wolf(some, covariance[np.ix_(varying, varying)], moments.count)
+    else:
+        share = shrinkage
     covariance *= 1 - share
     covariance[np.diag_indices_from(covariance)] += share
     root = np.linalg.cholesky(covariance)

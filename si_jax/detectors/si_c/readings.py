@@ -82,7 +82,8 @@ def reader(
     """
     components = canonical_components(components)
     num_features(model)  # refuses a head that is not linear
-    channels, engine, inner_paths, positions = None, None, (), 1
+    channels, engine, positions = None, None, 1
+    inner_paths: tuple[str, ...] = ()
     if "zero-deflation" in components:
         paths = default_taps(model, "si-c") if taps is None else splitting.select(model, taps)
         channels = select_channels(_shapes(model, paths), max_channels, seed)
@@ -195,7 +196,7 @@ def _engine(model: Model, taps: Sequence[str]) -> str:
 
 def _shapes(model: Model, paths: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """Path -> shape of its output without the batch axis."""
-    shapes = {call.path: call.shape for call in model.calls}
+    shapes = {call.path: call.shape or () for call in model.calls}
     return {path: shapes[path] for path in paths}
 
 

@@ -132,7 +132,7 @@ def pvalues(
     count = len(calibration)
     if isinstance(abnormality, np.ndarray):
         pairs = zip(calibration.T, abnormality.T, strict=True)
-        below = np.stack([np.searchsorted(*pair) for pair in pairs], axis=-1)
+        below: Array | np.ndarray = np.stack([np.searchsorted(*pair) for pair in pairs], axis=-1)
     else:
         below = jax.vmap(jnp.searchsorted, (1, 1), 1)(calibration, abnormality)
     return ((1 + count - below) / (1 + count)).astype(abnormality.dtype)

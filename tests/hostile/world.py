@@ -1,0 +1,250 @@
+"""A small world to damage: a network, images, a finished run, a saved detector; and its readers.
+
+A reader takes the world's directory and returns a text that is the same for the same bits.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import si_jax
+from si_jax import cli, commands
+from si_jax.data import sources
+from si_jax.data.preprocessing import Preprocessing
+from si_jax.detectors.loading import load_detector
+from si_jax.evaluation import benchmark, fitting
+from si_jax.evaluation.store import Store
+from si_jax.reporting import runs
+from si_jax.weights import convert_files
+from si_jax.weights.checkpoint import load_model, save_checkpoint
+from si_jax.weights.variables import weights_hash
+
+CLASSES = 3
+FITTED = "mahalanobis"
+DETECTORS = ("msp", "gaia-z", FITTED)
+
+
+def digest(*arrays: object) -> str:
+    """Hash of arrays and of whatever else can be written as text."""
+    sha = hashlib.sha256()
+    for array in arrays:
+        array = np.asarray(array)
+        sha.update(f"{array.dtype}{array.shape}".encode())
+        sha.update(np.ascontiguousarray(array).tobytes() if array.dtype != object else b"")
+    return sha.hexdigest()
+
+
+def make(root: Path) -> None:
+    """Write the world."""
+    rng = np.random.default_rng(0)
+    for part, count in (("val", 12), ("train", 24)):
+        for label in range(CLASSES):
+            _images(root / "data" / part / f"class{label}", count, rng)
+    for name in ("one", "two"):
+        _images(root / "data" / "ood" / name, 30, rng)
+    model = si_jax.build_model("resnet8", CLASSES, seed=1, input_size=(8, 8), widths=(4, 6, 8))
+    save_checkpoint(root / "checkpoint", model)
+    images = rng.integers(0, 256, (20, 8, 8, 3), np.uint8)
+    labels = rng.integers(0, CLASSES, 20)
+    np.savez_compressed(root / "images.npz", images=images, labels=labels)
+    crops = rng.integers(0, 256, (32, 32, 3, 6), np.uint8)
+    _write_mat(root / "test_32x32.mat", {"X": crops, "y": rng.integers(1, 11, (6, 1), np.uint8)})
+    arrays = {f"layer{i}.weight": rng.normal(size=(4, 3)).astype(np.float32) for i in range(5)}
+    np.savez(root / "weights.npz", **arrays)
+    Image.fromarray(crops[..., 0]).save(root / "data" / "val" / "class0" / "crop.jpg")
+    held_out = ["--images", str(root / "data" / "val")]
+    out = ["--out", str(root / "detector")]
+    command(["calibrate", str(root / "checkpoint"), "--detector", "msp", *held_out, *out])
+    command(evaluate_arguments(root, root / "run"))
+    readers = Readers(root)
+    readers.scores(root)
+    readers.fit(root)
+
+
+def _images(folder: Path, count: int, rng: np.random.Generator) -> None:
+    folder.mkdir(parents=True)
+    for index in range(count):
+        pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index:03d}.png")
+
+
+def _write_mat(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    def element(kind: int, data: bytes) -> bytes:
+        return struct.pack("<II", kind, len(data)) + data + bytes(-len(data) % 8)
+
+    content = b"MATLAB 5.0 MAT-file".ljust(124) + struct.pack("<H", 0x0100) + b"IM"
+    for name, array in arrays.items():
+        matrix = element(6, struct.pack("<II", 9, 0)) + element(
+            5, struct.pack(f"<{array.ndim}i", *array.shape)
+        )
+        matrix += element(1, name.encode()) + element(2, array.tobytes("F"))
+        packed = zlib.compress(element(14, matrix))
+        content += struct.pack("<II", 15, len(packed)) + packed
+    path.write_bytes(content)
+
+
+def command(argv: list[str]) -> None:
+    """Run a command of `si-jax` as its own process would; SystemExit unless all went well."""
+    cli.run(lambda: commands.dispatch(argv))
+
+
+def evaluate_arguments(root: Path, out: Path) -> list[str]:
+    """The command that evaluates."""
+    given = {"--dataset": root / "data", "--checkpoint": root / "checkpoint", "--out": out}
+    options = [str(x) for pair in given.items() for x in pair]
+    return ["evaluate", *options, "--detectors", *DETECTORS, "--batch-size", "8"]
+
+
+def train_arguments(root: Path, out: Path) -> list[str]:
+    """The command that trains."""
+    given = {"--dataset": root / "data", "--init": root / "checkpoint", "--out": out}
+    options = [str(x) for pair in given.items() for x in pair]
+    return ["train", *options, "--epochs", "8", "--batch-size", "8"]
+
+
+def evaluated(out: Path) -> str:
+    """The bits of a finished evaluation."""
+    scores = {}
+    for path in sorted((out / "scores").rglob("*.npz")):
+        with np.load(path) as file:
+            scores[str(path.relative_to(out))] = digest(*(file[name] for name in sorted(file)))
+    results = json.loads((out / "results.json").read_text())["results"]
+    return json.dumps([scores, results])
+
+
+def trained(out: Path) -> str:
+    """The bits of a finished training."""
+    return weights_hash(dict(load_model(out).variables))
+
+
+class Readers:
+    """Everything that reads files, by the name of what it reads.
+
+    Args:
+        root: an undamaged world, for what is needed beside the damaged file.
+    """
+
+    def __init__(self, root: Path):
+        self.model = load_model(root / "checkpoint")
+        self.sets = {
+            name: sources.from_folder(root / "data" / path, name=name)
+            for name, path in (("known", "val"), ("one", "ood/one"), ("train", "train"))
+        }
+        self.transform = Preprocessing(resize=8, crop=(8, 8))
+        self.job = benchmark.Job(
+            self.model,
+            benchmark.make_detectors(["msp"], self.model, batch_size=8),
+            self.sets["known"],
+            {"one": self.sets["one"]},
+            {"one": "far"},
+            self.transform,
+        )
+
+    def scores(self, root: Path) -> str:
+        """Score what is not stored."""
+        _, arrays = benchmark.evaluate(self.job, Store(root / "store"), batch_size=8)
+        return digest(*(a["msp"]["score"] for a in arrays.values()))
+
+    def fit(self, root: Path) -> str:
+        """Fit what is not stored."""
+        made = benchmark.make_detectors([FITTED], self.model, batch_size=8)
+        where = {"facts": {}, "directory": root / "fits"}
+        fitting.fit_detectors(made, self.sets["train"], self.transform, **where)
+        return digest(*(v for _, v in sorted(made[FITTED].state.items())))
+
+    def run(self, root: Path) -> str:
+        """Read a finished run whole."""
+        run = runs.load(root / "run")
+        scores = [a["score"] for sets in run.arrays.values() for a in sets.values()]
+        picks = [p.image for picks in run.picks.values() for p in picks]
+        return digest(*scores, *picks) + json.dumps(dict(run.results), sort_keys=True)
+
+    def checkpoint(self, root: Path) -> str:
+        """Load a network."""
+        model = load_model(root / "checkpoint")
+        facts = {k: v for k, v in model.card.items() if k != "versions"}
+        return weights_hash(dict(model.variables)) + json.dumps(facts, sort_keys=True)
+
+    def detector(self, root: Path) -> str:
+        """Load a detector."""
+        detector = load_detector(root / "detector")
+        return weights_hash(dict(detector.model.variables)) + digest(detector.threshold.scores)
+
+    def archive(self, root: Path) -> str:
+        """Images of a `.npz`."""
+        return _pixels(sources.from_npz(root / "images.npz"))
+
+    def matlab(self, root: Path) -> str:
+        """Images of a `.mat`."""
+        return _pixels(sources.from_svhn_mat(root / "test_32x32.mat"))
+
+    def images(self, root: Path) -> str:
+        """Images of a folder."""
+        return _pixels(sources.from_folder(root / "data" / "val" / "class0"))
+
+    def weights(self, root: Path) -> str:
+        """Another framework's weights."""
+        state = convert_files.load_file(root / "weights.npz")[0]
+        return digest(*(convert_files.to_float32(k, v) for k, v in sorted(state.items())))
+
+    def report(self, root: Path) -> str:
+        """Rebuild a report, by the command."""
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            command(["report", str(root / "run"), "--out", str(root / "report")])
+        return out.getvalue().replace(str(root), "")
+
+    def predict(self, root: Path) -> str:
+        """Predict, by the command."""
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            command(
+                ["predict", str(root / "detector"), str(root / "data" / "ood" / "one"), "--json"]
+            )
+        return out.getvalue().replace(str(root), "")
+
+
+def _pixels(images: sources.ImageSet) -> str:
+    loaded = [images.load(index) for index in range(len(images))]
+    return digest(*(part for image, label in loaded for part in (image, label)))
+
+
+KINDS: dict[str, tuple[str, str, bool]] = {
+    "score file": ("scores", "store/**/*.npz", True),
+    "fit": ("fit", "fits/*.npz", True),
+    "score file of a run": ("run", "run/scores/**/*.npz", True),
+    "thumbnails": ("run", "run/thumbnails.npz", True),
+    "results.json": ("run", "run/results.json", False),
+    "card.json": ("checkpoint", "checkpoint/card.json", False),
+    "weights directory": ("checkpoint", "checkpoint/weights/**/*", True),
+    "detector directory": ("detector", "detector/**/*", True),
+    "npz of images": ("archive", "images.npz", True),
+    "image": ("images", "data/val/class0/*", False),
+    "MATLAB file": ("matlab", "test_32x32.mat", False),
+    "npz of weights": ("weights", "weights.npz", True),
+    "si-jax report": ("report", "run/results.json", False),
+    "si-jax predict": ("predict", "detector/**/*", True),
+}
+"""Kind -> reader, which files are damaged, and whether other values than the written are a fault.
+
+An image, a MATLAB file and JSON that people edit hold no hash: there, a value may become another.
+"""
+
+
+def reader(readers: Readers, kind: str) -> Callable[[Path], str]:
+    """The reader of a kind."""
+    return getattr(readers, KINDS[kind][0])
+
+
+def victims(root: Path, kind: str) -> list[Path]:
+    """The files of a kind."""
+    paths = sorted(path for path in root.glob(KINDS[kind][1]) if path.is_file())
+    assert paths, f"{kind}: there is no {KINDS[kind][1]} in {os.listdir(root)}"
+    return paths
