@@ -339,11 +339,12 @@ def test_the_default_detectors_with_and_without_training_images(
             script(*few, *asked, "--out", str(tmp_path / "asked"))
 
 
-def test_a_network_that_gives_nan(
-    script, tmp_path, capsys, monkeypatch, digits_model, with_variables
-):
-    broken = jax.tree.map(lambda x: np.asarray(x) * np.float32("nan"), digits_model.variables)
-    model = with_variables(digits_model, broken)
+def test_a_network_that_gives_nan(script, tmp_path, capsys, monkeypatch, digits_model):
+    """Its weights are finite, but their products are not."""
+    broken = jax.tree.map(np.copy, dict(digits_model.variables))
+    broken["params"]["layer3_0"]["bn2"]["scale"][:] = 9e19
+    broken["params"]["linear"]["kernel"][:] = 9e19
+    model = dataclasses.replace(digits_model, variables=broken)
     monkeypatch.setattr(defaults, "load_model", lambda name: model)
     script.real = True
     with pytest.raises(SystemExit) as ended:
