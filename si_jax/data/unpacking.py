@@ -8,7 +8,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 from tqdm import tqdm
 
@@ -123,7 +123,7 @@ def _safe(archive: Path, name: str, plain: bool) -> PurePosixPath | None:
     return path
 
 
-def _write(path: Path, stream: IO[bytes], length: int) -> None:
+def _write(path: Path, stream: Any, length: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with path.open("xb") as file:
