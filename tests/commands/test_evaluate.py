@@ -159,7 +159,7 @@ def script(monkeypatch, digits_model):
         if script.real:
             return start(self, images, wanted, few=few)
         means = images.mean(axis=(1, 2, 3)).astype(np.float32)
-        return lambda: {name: {"score": means % 10} for name in wanted}
+        return lambda: {name: {"score": means % 10 / 10} for name in wanted}  # a probability
 
     def script(*arguments):
         computed.clear()
