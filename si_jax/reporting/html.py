@@ -8,19 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
-
 from si_jax.data.files import write_atomically, write_text
 from si_jax.reporting import comparison, report
+from si_jax.reporting.pages import PAGES
 from si_jax.reporting.runs import Run
 from si_jax.reporting.tables import Table
-
-PAGES = jinja2.Environment(
-    loader=jinja2.PackageLoader("si_jax.reporting"),
-    autoescape=lambda name: name is None or name.endswith(".html"),
-    undefined=jinja2.StrictUndefined,
-    keep_trailing_newline=True,
-)
 
 CAPTIONS = {
     "overview": "AUROC of each detector on each set: 50 is chance, 100 is perfect. The bars are"

@@ -17,7 +17,7 @@ from si_jax.evaluation.scoring import PREDICTION
 from si_jax.evaluation.store import META, Store
 from si_jax.reporting import extremes, report
 from si_jax.reporting.files import csv_rows
-from si_jax.reporting.tables import html_table
+from si_jax.reporting.pages import html_table
 
 Arrays = Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
 

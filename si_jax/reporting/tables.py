@@ -1,6 +1,5 @@
 """Tables as data, with the best values marked, and as plain text and Markdown."""
 
-import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -108,23 +107,6 @@ def markdown_table(table: Table) -> str:
     rows += [[shown(found) for found in row] for row in table.rows]
     title = f"## {escape(table.title)}\n\n" if table.title else ""
     return title + "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def html_table(table: Table) -> str:
-    """A table under its title, as HTML without a style of its own."""
-
-    def shown(found: Cell) -> str:
-        inner = html.escape(found.text)
-        inner = f"<strong>{inner}</strong>" if found.best else inner
-        return f"{inner} <small>{html.escape(found.detail)}</small>" if found.detail else inner
-
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in table.header)
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{shown(found)}</td>" for found in row) + "</tr>"
-        for row in table.rows
-    )
-    caption = f"<caption>{html.escape(table.title)}</caption>" if table.title else ""
-    return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
 def markdown_facts(rows: Sequence[tuple[str, str]]) -> str:

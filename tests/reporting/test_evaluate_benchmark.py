@@ -25,7 +25,7 @@ def test_what_comes_back(kept):
     assert kept.results.limit == 30 and kept.results.checkpoint == "digits"
     assert "AUROC / FPR95, %" in str(kept) and "model resnet8" in str(kept)
     page = kept._repr_html_()
-    assert page.count("<table>") == 2 and "<td>energy</td>" in page
+    assert page.count("<table>") == 2 and '<th scope="row" class="name">energy</th>' in page
     out = kept.saved[0].parent
     names = ["results.json", "results.csv", "report.md", "report.html"]
     assert [path.name for path in kept.saved][:4] == names
