@@ -48,8 +48,6 @@ def main(argv: list[str] | None = None) -> None:
     )
     images = np.random.default_rng(0).normal(size=(2, *model.image_shape)).astype(np.float32)
     expected = model.logits(images, batch_size=2)
-    if not np.isfinite(expected).all():
-        raise ValueError(f"{args.file}: the network's logits are not finite; nothing was written")
     path = si_jax.save_checkpoint(args.out, model)
     try:
         difference = reload_and_compare(path, model, images, expected)

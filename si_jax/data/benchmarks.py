@@ -87,7 +87,7 @@ def resolve(
     *,
     extra: Mapping[str, Any] | None = None,
     allow_missing: bool = False,
-    fetch: bool = True,
+    fetch: bool = False,
 ) -> Resolved:
     """Find the sets of a benchmark.
 

@@ -30,7 +30,7 @@ class Where:
     data_dir: str | os.PathLike | None = None
     ood_root: str | os.PathLike | None = None
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    fetch: bool = True
+    fetch: bool = False
     options: Collection[str] = ("--ood-root",)
 
     @property

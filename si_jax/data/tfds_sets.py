@@ -24,7 +24,7 @@ def from_tfds(
     split: str,
     data_dir: str | os.PathLike | None = None,
     *,
-    fetch: bool = True,
+    fetch: bool = False,
 ) -> ImageSet:
     """Open one split of a TFDS set of images; download and prepare it first if need be.
 

@@ -44,7 +44,7 @@ def find(
     dataset: str,
     data_dir: str | os.PathLike | None = None,
     *,
-    fetch: bool = True,
+    fetch: bool = False,
     seed: int = 0,
 ) -> TrainingSets:
     """Find a data set's training and held-out images.

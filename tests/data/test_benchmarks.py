@@ -158,7 +158,7 @@ def test_absent_sets_are_all_listed(ood_root, tmp_path):
         folder.rename(folder.with_name(f"moved_{folder.name}"))
     put(ood_root, "svhn_grey_recrop", 3)
     with pytest.raises(sources.MissingSet) as caught:
-        resolve("cifar10", "published", ood_root=ood_root, extra={})
+        resolve("cifar10", "published", ood_root=ood_root, extra={}, fetch=True)
     message = str(caught.value)
     assert "lacks 2 of its sets" in message
     assert "svhn: svhn_cropped is not prepared in" in message

@@ -181,9 +181,9 @@ def test_a_lost_shard_is_named(data_dir):
 def test_unprepared_without_tensorflow(tmp_path, monkeypatch):
     monkeypatch.setattr(tfds_sets.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(sources.MissingSet, match=r'pip install -e "\.\[tfds\]"'):
-        sources.from_tfds("cifar10", "test", tmp_path)
+        sources.from_tfds("cifar10", "test", tmp_path, fetch=True)
     with pytest.raises(sources.MissingSet, match=r"file_format='array_record'"):
-        sources.from_tfds("cifar10", "test", tmp_path, fetch=False)
+        sources.from_tfds("cifar10", "test", tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -200,7 +200,7 @@ def test_preparing_with_tensorflow(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tfds_sets.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(tfds, "builder", builder)
-    assert len(sources.from_tfds("fresh", "test", tmp_path)) == 3
+    assert len(sources.from_tfds("fresh", "test", tmp_path, fetch=True)) == 3
     assert (seen["name"], seen["format"]) == ("fresh", "array_record")
     assert seen["config"].force_checksums_validation
 
@@ -209,4 +209,4 @@ def test_preparing_with_tensorflow(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tfds, "builder", failing)
     with pytest.raises(sources.MissingSet, match="ConnectionError: no route to host"):
-        sources.from_tfds("another", "test", tmp_path)
+        sources.from_tfds("another", "test", tmp_path, fetch=True)

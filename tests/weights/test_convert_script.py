@@ -99,10 +99,18 @@ def test_what_does_not_read_back_is_removed(tmp_path, capsys, monkeypatch):
 
 
 def test_logits_that_overflow_are_refused(tmp_path, capsys):
-    huge = {k: v * 1e38 if k == "linear.weight" else v for k, v in resnet8().items()}
-    np.savez(tmp_path / "a.npz", **huge | {"linear.bias": np.full(10, 3e38, np.float32)})
+    scales = {"linear.weight": 1e20, "layer3.0.bn2.weight": 1e19}  # each by itself is credible
+    huge = {k: v * scales.get(k, 1) for k, v in resnet8().items()}
+    np.savez(tmp_path / "a.npz", **huge)
     status, _, err = run(capsys, tmp_path / "a.npz", "--model", "resnet8", "--out", tmp_path / "b")
-    assert status == 2 and "logits are not finite" in err
+    assert status == 2 and "NaN or infinite logits" in err
+    assert not (tmp_path / "b").exists()
+
+
+def test_incredible_weights_are_refused(tmp_path, capsys):
+    np.savez(tmp_path / "a.npz", **resnet8() | {"linear.bias": np.full(10, 3e38, np.float32)})
+    status, _, err = run(capsys, tmp_path / "a.npz", "--model", "resnet8", "--out", tmp_path / "b")
+    assert status == 2 and "the weights are broken" in err and "linear/bias" in err
     assert not (tmp_path / "b").exists()
 
 
