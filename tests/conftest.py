@@ -14,6 +14,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # programs are shared by all processes of a run
+    COMPILED = tempfile.TemporaryDirectory(prefix="si_jax_compiled_", ignore_cleanup_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+
 import jax
 import jaxtyping
 import numpy as np

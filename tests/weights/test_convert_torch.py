@@ -1,10 +1,11 @@
 """Converted networks against PyTorch ones: logits, and gradients at the taps.
 
-The ImageNet ResNets are torchvision's own, the others are written in `torch_networks.py`. Weights
-and running statistics are random. A unit within rounding error of zero may come out on the other
-side of its ReLU, which changes gradients, so images are drawn until no unit is that near.
+The networks are written in `torch_networks.py` and `torch_imagenet.py`. Weights and running
+statistics are random. A unit within rounding error of zero may come out on the other side of its
+ReLU, which changes gradients, so images are drawn until no unit is that near.
 """
 
+import hashlib
 import re
 
 import jax
@@ -21,6 +22,7 @@ from si_jax.models.wide_resnet import WideResNet
 torch = pytest.importorskip("torch", reason="the networks to compare with are PyTorch's")
 from torch import nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
+from torch_imagenet import ImageNetResNet, VisionTransformer  # noqa: E402
 from torch_networks import (  # noqa: E402
     CifarResNet,
     Pad,
@@ -52,19 +54,20 @@ EXTRA = {  # small networks of other shapes than those of the table
 }
 
 
-def torchvision_resnet(build):
-    """One of torchvision's own networks."""
-    models = pytest.importorskip("torchvision", reason="ImageNet's are torchvision's").models
-    network = build(models)
-    for module in network.modules():
-        if isinstance(module, nn.ReLU):
-            module.inplace = False  # which would hide the gradient at its input
-    return network
-
-
-def tiny_bottlenecks(models):
-    return models.ResNet(models.resnet.Bottleneck, [1, 2, 1, 1], num_classes=9)
-
+STATES = {  # torchvision 0.29's own: SHA-256 of the sorted lines "name shape", its first 16 digits
+    "resnet18": "5191d63ec3989592",
+    "resnet34": "f8de2a1812ef85e4",
+    "resnet50": "a87e91cd6bd1f939",
+    "resnet101": "dbc3ca74fffafc72",
+    "vit_b_16": "2c2360f6707280a8",
+}
+IMAGENET = {
+    "resnet18": lambda: ImageNetResNet((2, 2, 2, 2)),
+    "resnet34": lambda: ImageNetResNet((3, 4, 6, 3)),
+    "resnet50": lambda: ImageNetResNet((3, 4, 6, 3), bottleneck=True),
+    "resnet101": lambda: ImageNetResNet((3, 4, 23, 3), bottleneck=True),
+    "vit_b_16": lambda: VisionTransformer(224, 16, 12, 12, 768, 3072),
+}
 
 NETWORKS = {  # name of the test -> architecture, PyTorch network, image size
     "resnet8": ("resnet8", lambda: CifarResNet(10, (1, 1, 1), (16, 32, 64), "conv"), 8),
@@ -72,10 +75,14 @@ NETWORKS = {  # name of the test -> architecture, PyTorch network, image size
     "four stages, padded": ("resnet_odd", lambda: CifarResNet(5, *ODD.values(), "pad"), 8),
     "wrn_16_4": ("wrn_16_4", lambda: Wrn(10, 16, 4), 8),
     "bit": ("bit_tiny", lambda: ResNetV2(9, (1, 1, 1, 2)), 64),
-    "torchvision, bottlenecks": ("imagenet_tiny", lambda: torchvision_resnet(tiny_bottlenecks), 32),
-    "torchvision, resnet18": (
+    "imagenet, bottlenecks": (
+        "imagenet_tiny",
+        lambda: ImageNetResNet(TINY["blocks"], bottleneck=True, classes=9),
+        32,
+    ),
+    "imagenet, resnet18": (
         "imagenet_resnet18",
-        lambda: torchvision_resnet(lambda models: models.resnet18(num_classes=7)),
+        lambda: ImageNetResNet((2, 2, 2, 2), classes=7),
         32,
     ),
 }
@@ -106,7 +113,7 @@ def test_logits_and_gradients_at_every_tap(case, monkeypatch, tmp_path):
     if isinstance(model.module, BiT):
         paths.append("before_head/gn")
     modules = {}
-    renamed = RENAMED_BY_TORCHVISION if "torchvision" in case else RENAMED[type(model.module)]
+    renamed = RENAMED_BY_TORCHVISION if "imagenet" in case else RENAMED[type(model.module)]
     for path in paths:
         modules[path] = path
         for pattern, replacement in renamed.items():
@@ -177,9 +184,18 @@ def test_the_comparison_notices_another_network(broken, monkeypatch):
     assert np.abs(found - logits).max() > 1e-3 * np.abs(logits).max()
 
 
+@pytest.mark.parametrize("name", IMAGENET)
+def test_the_networks_have_torchvisions_weights(name):
+    state = sorted(
+        (key, tuple(value.shape)) for key, value in IMAGENET[name]().state_dict().items()
+    )
+    lines = "\n".join(f"{key} {shape}" for key, shape in state)
+    assert hashlib.sha256(lines.encode()).hexdigest()[:16] == STATES[name]
+
+
 @pytest.mark.parametrize("name", ["resnet34", "resnet50", "resnet101"])
-def test_torchvisions_own_networks_convert(name):
-    network = torchvision_resnet(lambda models: getattr(models, name)())
+def test_torchvisions_networks_convert(name):
+    network = IMAGENET[name]()
     model = si_jax.convert_torch(f"imagenet_{name}", network.state_dict())
     assert (model.input_size, model.num_parameters, model.mean[0]) == (
         (224, 224),
@@ -190,7 +206,7 @@ def test_torchvisions_own_networks_convert(name):
 
 @pytest.mark.slow
 def test_logits_of_torchvisions_resnet50():
-    network = randomised(torchvision_resnet(lambda models: models.resnet50()), seed=1)
+    network = randomised(IMAGENET["resnet50"](), seed=1)
     model = si_jax.convert_torch("imagenet_resnet50", network.state_dict(), input_size=(64, 64))
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -200,7 +216,7 @@ def test_logits_of_torchvisions_resnet50():
 
 
 def test_an_imagenet_resnet_is_no_cifar_resnet():
-    state = torchvision_resnet(lambda models: models.resnet18()).state_dict()
+    state = IMAGENET["resnet18"]().state_dict()
     with pytest.raises(ValueError, match=r"stem cifar.*stem imagenet.*as 'imagenet_resnet18'"):
         si_jax.convert_torch("resnet18", state)
     with pytest.raises(ValueError, match=r"bottleneck True.*as 'imagenet_resnet18'"):
@@ -208,11 +224,10 @@ def test_an_imagenet_resnet_is_no_cifar_resnet():
 
 
 def test_a_vision_transformer_of_torchvision(monkeypatch):
-    models = pytest.importorskip("torchvision", reason="the network is torchvision's").models
     options = {"patch": 8, "layers": 2, "width": 128, "hidden": 64, "heads": 2}
     tiny = Architecture(vit.FAMILY, 1000, (16, 24), "imagenet", options)
     monkeypatch.setitem(ARCHITECTURES, "vit_tiny", tiny)
-    network = models.VisionTransformer(32, 8, 2, 2, 128, 64, num_classes=7).eval()
+    network = VisionTransformer(32, 8, 2, 2, 128, 64, classes=7).eval()
     with torch.no_grad():
         generator = torch.Generator().manual_seed(0)
         for weight in network.parameters():
