@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import importlib.metadata
 import os
+import re
 import shlex
 import signal
 import sys
@@ -14,6 +15,14 @@ from typing import Any
 
 CACHE_VARIABLE = "SI_JAX_COMPILATION_CACHE"
 PACKAGES = ("si-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+FLAGS = {
+    r"\ballow_missing=True": "--allow-missing",
+    r"\bood=\{'(.+?)': PATH\}": r"--ood \1=PATH",
+    r"\bas data_dir\b": "as --data-dir",
+}
+"""What the library's errors call an argument -> what it is called on the command line."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -88,7 +97,7 @@ def run(main: Callable[[], None]) -> None:
     except (ValueError, OSError) as error:
         if os.environ.get("SI_JAX_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {in_flags(str(error))}", file=sys.stderr)
         sys.exit(2)
     except MemoryError:
         print("error: memory is exhausted: take smaller batches or fewer images", file=sys.stderr)
@@ -104,6 +113,13 @@ def run(main: Callable[[], None]) -> None:
             if stream.failed and stream.stream is not None:
                 _silence(stream.stream)
         sys.stdout, sys.stderr = streams
+
+
+def in_flags(message: str) -> str:
+    """A library's message with its arguments named as the command line names them."""
+    for argument, flag in FLAGS.items():
+        message = re.sub(argument, flag, message)
+    return message
 
 
 def _silence(stream: Any) -> None:

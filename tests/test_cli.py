@@ -71,6 +71,15 @@ def test_a_mistake_is_told_on_standard_error(capsys):
     assert (sys.stdout, sys.stderr) == before
 
 
+def test_an_error_of_the_library_names_flags_on_the_command_line(capsys):
+    def main():
+        raise ValueError("pass ood={'my set': PATH}, or allow_missing=True")
+
+    with pytest.raises(SystemExit):
+        cli.run(main)
+    assert capsys.readouterr().err == "error: pass --ood my set=PATH, or --allow-missing\n"
+
+
 def test_the_commands(capsys):
     commands.dispatch(["--help"])
     printed = capsys.readouterr().out

@@ -113,7 +113,7 @@ def resolve(
     """
     table = _choose("benchmark", benchmark, BENCHMARKS)
     entries = _choose("protocol", protocol, table.ood)
-    options = ("--ood-root",) if extra is None else ("--ood-root", "--ood")
+    options = ("ood_root",) if extra is None else ("ood_root", "ood")
     where = finding.Where(data_dir, ood_root, dict(extra or {}), fetch, options)
     absent: list[Absent] = []
     unlisted: list[str] = []
@@ -190,7 +190,7 @@ def _report(table: Benchmark, protocol: str, absent: list[Absent], allow_missing
     advice = (
         f"{table.test.name} can't be left out, being in-distribution."
         if allow_missing
-        else "Or pass --allow-missing to leave them out, or to use their stand-ins."
+        else "Or pass allow_missing=True to leave them out, or to use their stand-ins."
     )
     brings = f"si-jax prepare-data --dataset {table.name} --protocol {protocol}"
     return (

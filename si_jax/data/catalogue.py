@@ -19,7 +19,7 @@ class Tfds:
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """A folder (or `.npz`, `.mat` file) below `--ood-root`; `num_classes` if its labels count."""
+    """A folder (or `.npz`, `.mat` file) below `ood_root`; `num_classes` if its labels count."""
 
     path: str
     num_classes: int | None = None

@@ -23,15 +23,15 @@ class Where:
         ood_root: the folder that holds image folders, None for `data_dir` or its default.
         extra: paths, or whatever else holds images, that the user gives by the name of the set.
         fetch: whether a TFDS set that isn't prepared may be downloaded.
-        options: the command-line options by which the user can give a place, of `--ood-root` and
-            `--ood`; messages advise no other.
+        options: the arguments by which the user can give a place, of `ood_root` and `ood`;
+            messages advise no other.
     """
 
     data_dir: str | os.PathLike | None = None
     ood_root: str | os.PathLike | None = None
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     fetch: bool = False
-    options: Collection[str] = ("--ood-root",)
+    options: Collection[str] = ("ood_root",)
 
     @property
     def root(self) -> Path:
@@ -146,13 +146,13 @@ def _advice(entry: SetEntry, where: Where) -> list[str]:
     advice = []
     if entry.hint:
         advice.append(entry.hint)
-    if folders and "--ood-root" in where.options:
+    if folders and "ood_root" in where.options:
         root = where.root
         others = f" (or {', '.join(folders[1:])})" if folders[1:] else ""
         advice.append(f"put it below {root} as {folders[0]}{others}")
     if any(not (where.fetch and place.fetch) for place in tfds):
         data_dir = tfds_dirs(where.data_dir)[0]
         advice.append(f"prepare TFDS's {tfds[0].name} in {data_dir} (array_record format)")
-    if "--ood" in where.options:
-        advice.append(f"name its path with --ood {entry.name}=PATH")
+    if "ood" in where.options:
+        advice.append(f"name its path with ood={{{entry.name!r}: PATH}}")
     return advice

@@ -84,7 +84,7 @@ def _prepare(name: str, data_dir: Path) -> None:
     if importlib.util.find_spec("tensorflow") is None:
         raise MissingSet(
             f'{name} is not prepared in {data_dir}; run pip install -e ".[tfds]" to download and'
-            " prepare it, or give the directory in which it is as data_dir (--data-dir)."
+            " prepare it, or give the directory in which it is as data_dir."
         )
     import tensorflow_datasets as tfds
 

@@ -231,7 +231,7 @@ def validation_ood(
 
 
 def describe(name: str, options: Mapping[str, Any]) -> str:
-    """Options as the command line of `scripts/evaluate.py` takes them behind `--set`."""
+    """Options as `si-jax evaluate` takes them behind `--set`."""
     values = {True: "true", False: "false", None: "null"}
     return " ".join(
         f"{name}.{option}={values[v] if v is None or isinstance(v, bool) else v}"

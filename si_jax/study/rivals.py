@@ -29,7 +29,7 @@ def check_names(names: Sequence[str]) -> None:
     """Raise a ValueError if a detector is unknown or there is none."""
     if not names or (unknown := [name for name in names if name not in DETECTORS]):
         given = ", ".join(map(repr, unknown)) if names else "nothing"
-        raise ValueError(f"--detectors: {given}: choose among {', '.join(DETECTORS)}")
+        raise ValueError(f"detectors: {given}: choose among {', '.join(DETECTORS)}")
 
 
 def evaluate(

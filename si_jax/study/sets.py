@@ -88,23 +88,21 @@ def load_networks(texts: Sequence[str]) -> list[Network]:
     for text in texts:
         dataset, equals, checkpoint = text.partition("=")
         if not (dataset and equals and checkpoint):
-            raise ValueError(f"--network {text}: write it as DATASET=CHECKPOINT")
+            raise ValueError(f"network {text}: write it as DATASET=CHECKPOINT")
         if dataset not in benchmarks.BENCHMARKS:
             known = ", ".join(benchmarks.BENCHMARKS)
-            raise ValueError(
-                f"--network {text}: unknown dataset {dataset!r}: choose one of {known}"
-            )
+            raise ValueError(f"network {text}: unknown dataset {dataset!r}: choose one of {known}")
         if (pair := (dataset, checkpoint)) in pairs:
-            raise ValueError(f"--network {text} is given twice")
+            raise ValueError(f"network {text} is given twice")
         pairs.append(pair)
     if not pairs:
-        raise ValueError("--network: give at least one DATASET=CHECKPOINT")
+        raise ValueError("networks: give at least one DATASET=CHECKPOINT")
     networks = []
     for (dataset, checkpoint), name in zip(pairs, _names(pairs), strict=True):
         model, classes = load_model(checkpoint), benchmarks.BENCHMARKS[dataset].num_classes
         if model.num_classes != classes:
             raise ValueError(
-                f"--network {dataset}={checkpoint}: the checkpoint has {model.num_classes}"
+                f"network {dataset}={checkpoint}: the checkpoint has {model.num_classes}"
                 f" classes, but {dataset} has {classes}"
             )
         networks.append(Network(name, dataset, checkpoint, model))

@@ -163,12 +163,12 @@ def test_absent_sets_are_all_listed(ood_root, tmp_path):
     assert "lacks 2 of its sets" in message
     assert "svhn: svhn_cropped is not prepared in" in message
     assert 'pip install -e ".[tfds]"' in message
-    assert "--ood lsun=PATH" in message
+    assert "ood={'lsun': PATH}" in message
     assert "stand-in svhn_grey_recrop is there" in message
-    assert "--allow-missing" in message
+    assert "allow_missing=True" in message
     with pytest.raises(sources.MissingSet) as caught:  # where there is no such option
         resolve("cifar10", "published", ood_root=ood_root)
-    assert "lsun: " in str(caught.value) and "--ood " not in str(caught.value)
+    assert "lsun: " in str(caught.value) and "ood=" not in str(caught.value)
 
     found = resolve("cifar10", "published", ood_root=ood_root, allow_missing=True)
     assert [(item.name, item.stand_in) for item in found.absent] == [

@@ -277,13 +277,13 @@ def test_names_tell_networks_apart(tmp_path, digits_model, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--network", "digits"], "--network digits: write it as DATASET=CHECKPOINT"),
-        (["--network", "cifar11=digits"], "--network cifar11=digits: unknown dataset 'cifar11'"),
+        (["--network", "digits"], "network digits: write it as DATASET=CHECKPOINT"),
+        (["--network", "cifar11=digits"], "network cifar11=digits: unknown dataset 'cifar11'"),
         (["--network", "digits=nowhere"], "unknown checkpoint 'nowhere'"),
         (["--network", "cifar100=digits"], "has 10 classes, but cifar100 has 100"),
-        (["--network", "digits=digits"] * 2, "--network digits=digits is given twice"),
+        (["--network", "digits=digits"] * 2, "network digits=digits is given twice"),
         (["--network", "cifar10=digits", "--ood-root", "."], "lacks .* of its sets"),
-        (["--network", "digits=digits", "--detectors", "nose"], "--detectors: 'nose': choose"),
+        (["--network", "digits=digits", "--detectors", "nose"], "detectors: 'nose': choose"),
         (["--network", "digits=digits", "--protocols", "mine"], r"protocol \(='mine'\) must be"),
         (["--network", "digits=digits", "--limit", "0"], r"--limit \(=0\) must be at least 2"),
         (["--network", "digits=digits", "--calibration", "9"], r"--calibration \(=9\) must be"),
