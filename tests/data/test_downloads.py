@@ -1,4 +1,4 @@
-"""Downloads against a server on this machine, and archives that mean harm."""
+"""Downloads against a server on this machine, and whole benchmarks."""
 
 import dataclasses
 import errno
@@ -8,23 +8,21 @@ import io
 import json
 import os
 import re
-import tarfile
 import threading
-import zipfile
 
 import numpy as np
 import pytest
+from made_archives import left_behind, make_tar
 from PIL import Image
 from scipy.io import savemat
 
 from si_jax.commands import prepare_data as command
-from si_jax.data import catalogue, downloads, fetching, tfds_sets, unpacking
+from si_jax.data import catalogue, downloads, fetching, tfds_sets
 from si_jax.data.benchmarks import resolve
 from si_jax.data.catalogue import Digits, Folder, SetEntry, Tfds
 from si_jax.data.fetching import FailedDownload, fetch
 from si_jax.data.preprocessing import PROTOCOLS
 from si_jax.data.tables import BENCHMARKS
-from si_jax.data.unpacking import Refused, unpack
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -79,10 +77,6 @@ def server(monkeypatch):
     yield server
     server.shutdown()
     server.server_close()
-
-
-def left_behind(folder):
-    return sorted(file.name for file in folder.iterdir())
 
 
 def test_a_whole_file(server, tmp_path):
@@ -205,116 +199,6 @@ def test_google_drive(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "gdown", None)
     with pytest.raises(FailedDownload, match=r'pip install "si-jax\[download\]"'):
         fetching.fetch_from_drive("abc", tmp_path / "b.zip")
-
-
-# --- archives -----------------------------------------------------------------------------
-
-
-def make_tar(path, members, mode="w:gz"):
-    with tarfile.open(path, mode) as archive:
-        for name, content in members:
-            if isinstance(content, tarfile.TarInfo):
-                archive.addfile(content)
-            else:
-                info = tarfile.TarInfo(name)
-                info.size = len(content)
-                archive.addfile(info, io.BytesIO(content))
-    return path
-
-
-def make_zip(path, members):
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members:
-            archive.writestr(name, content)
-    return path
-
-
-MAKERS = pytest.mark.parametrize("make", [make_tar, make_zip])
-
-
-@MAKERS
-@pytest.mark.parametrize("prefix", ["images_classic/tin/", "tin/", "", "./tin/"])
-def test_a_set_lands_in_its_folder_whatever_its_paths_repeat(tmp_path, make, prefix):
-    members = [(f"{prefix}val/1.png", b"one"), (f"{prefix}val/2.png", b"two")]
-    archive = make(tmp_path / "archive", members)
-    found = unpack(archive, tmp_path / "root", "images_classic/tin")
-    assert found == tmp_path / "root/images_classic/tin"
-    assert (found / "val/1.png").read_bytes() == b"one"
-    assert left_behind(found.parent) == ["tin"]
-    with pytest.raises(OSError, match="is there already: move it away"):
-        unpack(archive, tmp_path / "root", "images_classic/tin")
-
-
-@MAKERS
-@pytest.mark.parametrize(
-    "name", ["../out.png", "/tmp/out.png", "a/../../out.png", "C:\\out.png", "a\\..\\out.png"]
-)
-def test_paths_that_lead_out_are_refused(tmp_path, make, name):
-    archive = make(tmp_path / "archive", [("set/1.png", b"one"), (name, b"out")])
-    with pytest.raises(Refused, match="which leads out of it"):
-        unpack(archive, tmp_path / "root", "set")
-    assert left_behind(tmp_path / "root") == []
-    assert left_behind(tmp_path) == ["archive", "root"]
-
-
-KINDS = [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_links_and_devices_are_refused(tmp_path, kind):
-    info = tarfile.TarInfo("set/link.png")
-    info.type, info.linkname = kind, "/etc/passwd"
-    archive = make_tar(tmp_path / "archive", [("", info)])
-    with pytest.raises(Refused, match="a link or device"):
-        unpack(archive, tmp_path / "root", "set")
-
-
-def test_links_in_zip_files_are_refused(tmp_path):
-    info = zipfile.ZipInfo("set/link.png")
-    info.create_system, info.external_attr = 3, 0o120777 << 16
-    with pytest.raises(Refused, match="a link or device"):
-        unpack(make_zip(tmp_path / "archive", [(info, "/etc/passwd")]), tmp_path, "set")
-
-
-@MAKERS
-def test_bombs_are_refused(tmp_path, make, monkeypatch):
-    archive = make(tmp_path / "archive", [(f"{k}.png", bytes(100_000)) for k in range(30)])
-    with monkeypatch.context() as patch:
-        patch.setattr(unpacking.files, "LEAST_UNPACKED", 2**20)
-        with pytest.raises(Refused, match="more than is credible"):
-            unpack(archive, tmp_path / "root", "set")
-    with monkeypatch.context() as patch:
-        patch.setattr(unpacking, "MOST_FILES", 20)
-        with pytest.raises(Refused, match="more than is credible"):
-            unpack(archive, tmp_path / "root", "set")
-    assert left_behind(tmp_path / "root") == []
-    unpack(archive, tmp_path / "root", "set")
-
-
-@MAKERS
-def test_damaged_archives_leave_nothing(tmp_path, make):
-    rng = np.random.default_rng(0)
-    whole = make(tmp_path / "whole", [(f"{k}.png", rng.bytes(500)) for k in range(5)]).read_bytes()
-    for round_ in range(60):
-        data = bytearray(whole[: len(whole) if round_ % 2 else rng.integers(len(whole))])
-        for position in rng.integers(len(data), size=3) if data else ():
-            data[position] = rng.integers(256)
-        (tmp_path / "archive").write_bytes(bytes(data))
-        try:
-            unpack(tmp_path / "archive", tmp_path / f"root{round_}", "set")
-        except ValueError as error:
-            assert isinstance(error, Refused)
-            assert left_behind(tmp_path / f"root{round_}") == []
-
-
-def test_no_archive_at_all(tmp_path):
-    for content in (b"", b"<html>", b"nothing"):
-        (tmp_path / "archive").write_bytes(content)
-        with pytest.raises(Refused, match="can't be unpacked"):
-            unpack(tmp_path / "archive", tmp_path / "root", "set")
-
-
-# --- whole benchmarks ---------------------------------------------------------------------
 
 
 def test_the_tables_agree():

@@ -1,0 +1,208 @@
+"""Detectors that are fitted, against NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from peer_networks import CLASSES, FEATURES, Tiny, build, close
+from scipy.special import logsumexp, softmax
+
+import si_jax
+import si_jax.models
+from si_jax.detectors.neighbours import kth_distance
+
+
+def test_react(score, make, h, h_train, head):
+    weights, bias = head
+    limit = np.percentile(h_train, 90)
+    close(make("react").state["threshold"], limit)
+    expected = logsumexp(np.minimum(h, limit) @ weights + bias, axis=1)
+    close(score("react"), expected)
+    close(score("react", threshold=float(limit)), expected)
+    assert np.abs(score("react") - score("energy")).max() > 0.01
+
+
+def test_react_without_a_limit_is_energy(score, make):
+    close(score("react", threshold=float("inf")), score("energy"))
+    assert not make("react", threshold=float("inf")).needs_fit
+
+
+def test_dice(score, h, h_train, head):
+    weights, bias = head
+    contribution = h_train.mean(axis=0)[:, None] * weights
+    kept = contribution > np.percentile(contribution, 90)
+    assert kept.sum() == 4
+    close(score("dice"), logsumexp(h @ (weights * kept) + bias, axis=1))
+
+
+def test_knn(score, h, h_train):
+    unit, bank = (a / np.linalg.norm(a, axis=1, keepdims=True) for a in (h, h_train))
+    distances = np.sort(np.linalg.norm(unit[:, None] - bank, axis=-1), axis=1)
+    for k in (1, 5, 80):
+        close(score("knn", k=k), -distances[:, k - 1])
+
+
+def test_knn_finds_its_own_training_images(make, train):
+    close(make("knn", k=1).score(train[0]), 0, atol=1e-6)
+
+
+def test_kth_distance_by_chunks(monkeypatch):
+    rng = np.random.default_rng(0)
+    x, bank = (rng.normal(size=(n, 6)).astype(np.float32) for n in (9, 23))
+    x, bank = (a / np.linalg.norm(a, axis=1, keepdims=True) for a in (x, bank))
+    monkeypatch.setattr("si_jax.detectors.neighbours.BANK_CHUNK", 4)
+    distances = np.sort(np.linalg.norm(x[:, None] - bank, axis=-1), axis=1)
+    for k in (1, 7, 23):
+        close(kth_distance(jnp.asarray(x), jnp.asarray(bank), k), distances[:, k - 1])
+
+
+def gaussian_distances(h, h_train, labels):
+    means = np.stack([h_train[labels == c].mean(axis=0) for c in range(CLASSES)])
+    inverse = np.linalg.inv(np.cov((h_train - means[labels]).T, bias=True))
+    difference = h[:, None] - means
+    classes = np.einsum("ncf,fg,ncg->nc", difference, inverse, difference)
+    centred = h - h_train.mean(axis=0)
+    inverse = np.linalg.inv(np.cov(h_train.T, bias=True))
+    return classes, np.einsum("nf,fg,ng->n", centred, inverse, centred)
+
+
+def test_mahalanobis(score, h, h_train, train):
+    classes, whole = gaussian_distances(h, h_train, train[1])
+    close(score("mahalanobis"), -classes.min(axis=1), rtol=1e-3)
+    close(score("relative-mahalanobis"), -(classes.min(axis=1) - whole), rtol=1e-3, atol=1e-3)
+
+
+def test_mahalanobis_leaves_out_features_that_never_vary(train, images, h, h_train):
+    net = build(Tiny())
+    net.variables["params"]["conv2"]["bias"][3] = -1e3
+    scores = si_jax.make_detector("mahalanobis", net).fit(*train).score(images)
+    others = np.delete(np.arange(FEATURES), 3)
+    classes, _ = gaussian_distances(h[:, others], h_train[:, others], train[1])
+    close(scores, -classes.min(axis=1), rtol=1e-3)
+
+
+def test_vim(score, h, h_train, head, model, images):
+    weights, bias = head
+    origin = -np.linalg.pinv(weights.T) @ bias
+    for dim in (None, 3):
+        used = FEATURES // 2 if dim is None else dim
+        values, vectors = np.linalg.eigh((h_train - origin).T @ (h_train - origin) / len(h_train))
+        rest = vectors[:, np.argsort(-values)[used:]]
+        train_norm = np.linalg.norm((h_train - origin) @ rest, axis=1)
+        alpha = (h_train @ weights + bias).max(axis=1).mean() / train_norm.mean()
+        virtual = alpha * np.linalg.norm((h - origin) @ rest, axis=1)
+        expected = logsumexp(h @ weights + bias, axis=1) - virtual
+        close(score("vim", dim=dim), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("features", "dim"), [(2048, 1000), (1024, 512), (768, 512), (64, 32)])
+def test_vims_rule_for_its_dimension(features, dim):
+    class Wide(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Dense(features, name="wide")(x.mean(axis=(1, 2)))
+            return nn.Dense(2, name="head")(x)
+
+    shapes = jax.eval_shape(Wide().init, jax.random.key(0), jnp.ones((1, 2, 2, 1)))
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    net = si_jax.Model(Wide(), zeros, (2, 2), (0.5,), (0.5,), head="head")
+    assert si_jax.make_detector("vim", net).settings["dim"] == dim
+
+
+def test_kl_matching(score, model, images, train):
+    p, p_train = (softmax(model.logits(x).astype(np.float64), axis=1) for x in (images, train[0]))
+    predicted = p_train.argmax(axis=1)
+    present = np.unique(predicted)
+    means = np.stack([p_train[predicted == c].mean(axis=0) for c in present])
+    divergences = (p[:, None] * np.log(p[:, None] / means)).sum(axis=-1)
+    close(score("kl-matching"), -divergences.min(axis=1), rtol=1e-4)
+
+
+def test_vra(score, h, h_train, head):
+    low, high = np.percentile(h_train, [60, 95])
+    shaped = np.where(h < low, 0, np.minimum(h, high))
+    assert (h < low).any() and (h > high).any()
+    close(score("vra"), logsumexp(shaped @ head[0] + head[1], axis=1))
+    close(score("vra", low=0.0), score("react", percentile=95.0))
+
+
+def test_nnguide(score, model, images, train, h, h_train):
+    unit, bank = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (h, h_train))
+    energy, known = (logsumexp(model.logits(x).astype(np.float64), axis=1) for x in
+                     (images, train[0]))  # fmt: skip
+    products = np.sort(unit @ (bank * known[:, None]).T, axis=1)[:, -3:]
+    close(score("nnguide", k=3), energy * products.mean(axis=1), rtol=1e-4)
+
+
+def test_fdbd(score, model, images, h, h_train, head):
+    logits, weights = model.logits(images).astype(np.float64), head[0].T
+    expected = np.empty(len(h))
+    for i, (f, x) in enumerate(zip(logits, h, strict=True)):
+        y = f.argmax()
+        others = [c for c in range(CLASSES) if c != y]
+        far = [abs(f[y] - f[c]) / np.linalg.norm(weights[y] - weights[c]) for c in others]
+        expected[i] = np.mean(far) / np.linalg.norm(x - h_train.mean(axis=0))
+    close(score("fdbd"), expected, rtol=1e-4)
+
+
+def test_fdbd_of_classes_with_equal_weights_is_finite(images, train):
+    net = build(Tiny())
+    net.variables["params"]["head"]["kernel"][:, 1] = net.variables["params"]["head"]["kernel"][
+        :, 0
+    ]
+    assert np.isfinite(si_jax.make_detector("fdbd", net).fit(*train).score(images)).all()
+
+
+def test_nci(score, model, images, h, h_train, head):
+    predicted = model.logits(images).argmax(axis=1)
+    z = h - h_train.mean(axis=0)
+    along = (head[0].T[predicted] * z).sum(axis=1) / np.linalg.norm(z, axis=1)
+    for alpha in (0.0001, 0.1):
+        close(score("nci", alpha=alpha), along + alpha * np.abs(h).sum(axis=1), rtol=1e-4)
+
+
+def test_she(model, images, train, h, h_train):
+    """One class has no image that is classified right."""
+    predicted, known = (model.logits(x).argmax(axis=1) for x in (images, train[0]))
+    labels = np.where(np.arange(80) % 3, known, train[1])
+    labels[(labels == predicted[0]) & (known == predicted[0])] = (predicted[0] + 1) % CLASSES
+    labels[:8] = np.arange(8) % CLASSES
+    means = []
+    for c in range(CLASSES):
+        right = (known == c) & (labels == c)
+        means.append(h_train[right if right.any() else labels == c].mean(axis=0))
+    found = si_jax.make_detector("she", model).fit(train[0], labels).score(images)
+    close(found, (h * np.stack(means)[predicted]).sum(axis=1), rtol=1e-4)
+
+
+def test_residual(score, h, h_train, head):
+    origin = -np.linalg.pinv(head[0].T) @ head[1]
+    _, _, basis = np.linalg.svd(h_train - origin, full_matrices=True)
+    rest = basis[4:].T
+    close(score("residual", dim=4), -np.linalg.norm((h - origin) @ rest, axis=1), rtol=1e-3)
+
+
+def test_mahalanobis_of_features_of_unit_length(score, h, h_train, train):
+    unit, known = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (h, h_train))
+    classes, whole = gaussian_distances(unit, known, train[1])
+    nearest = classes.min(axis=1)
+    close(score("mahalanobis", normalise=True), -nearest, rtol=1e-3)
+    close(score("relative-mahalanobis", normalise=True), whole - nearest, rtol=1e-3, atol=1e-3)
+
+
+def test_temperature_scaling(model, images, train):
+    logits = model.logits(train[0]).astype(np.float64)
+    labels = np.where(np.arange(80) % 3, logits.argmax(axis=1), train[1])
+
+    def loss(t):
+        return np.mean(logsumexp(logits / t, axis=1) - logits[np.arange(80), labels] / t)
+
+    detector = si_jax.make_detector("temperature-scaling", model).fit(train[0], labels)
+    t = float(detector.state["temperature"])
+    assert 0.1 < t < 10 and abs(t - 1) > 0.01
+    assert loss(t) < min(loss(0.999 * t), loss(1.001 * t))
+    expected = softmax(model.logits(images).astype(np.float64) / t, axis=1).max(axis=1)
+    close(detector.score(images), expected)
+    detector.fit(train[0], logits.argmax(axis=1))  # all of them right
+    np.testing.assert_allclose(detector.state["temperature"], 0.5, rtol=1e-3)
