@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from si_jax import splitting
-from si_jax.integration import Path, cross_entropy, max_logit
+from si_jax.integration import AscentPath, cross_entropy, max_logit
 from si_jax.model import Model
 from si_jax.splitting import Linearised, Traced, is_literal
 
@@ -102,7 +102,7 @@ def active_in(
 
 
 def active_after_step(
-    model: Model, linear: Linearised, taps: Sequence[str], path: Path
+    model: Model, linear: Linearised, taps: Sequence[str], path: AscentPath
 ) -> dict[str, Bool[Array, "batch ..."]]:
     """Where the product of the gradients of two steps is not zero, in closed form.
 

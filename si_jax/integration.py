@@ -35,7 +35,7 @@ COMBINE: dict[str, Callable[[Array, Array], Array]] = {"add": jnp.add, "multiply
 
 
 @dataclass(frozen=True)
-class Path:
+class AscentPath:
     """The adversarial path and what is made of the gradients along it.
 
     Attributes:
@@ -98,7 +98,7 @@ def integrate(
     taps: Sequence[str],
     *,
     target: Target,
-    path: Path,
+    path: AscentPath,
     tap_chunk: int = 12,
 ) -> dict[str, Float[Array, "batch *tap"]]:
     """Integrated gradients at every tap, each tap split on its own.
@@ -129,7 +129,7 @@ def integrate_from(
     taps: Sequence[str],
     *,
     target: Target,
-    path: Path,
+    path: AscentPath,
     tap_chunk: int = 12,
 ) -> dict[str, Float[Array, "batch ..."]]:
     """`integrate` from a linearisation at `taps`, which may serve other targets and taps too."""
@@ -166,7 +166,7 @@ def gradients_along_path(
     taps: Sequence[str],
     *,
     target: Target,
-    path: Path,
+    path: AscentPath,
     tap_chunk: int = 12,
 ) -> dict[str, Trace]:
     """Every gradient of every step, for inspection; arguments as for `integrate`."""
@@ -203,13 +203,13 @@ def first_gradients(
     return splitting.linearise(model, variables, images, taps).gradient(target)
 
 
-def _direction(linear: splitting.Linearised, target: Target, path: Path) -> Target:
+def _direction(linear: splitting.Linearised, target: Target, path: AscentPath) -> Target:
     """What the adversarial step ascends."""
     labels = jnp.argmax(linear.out.logits, axis=-1)
     return target if path.objective == "max" else lambda out: cross_entropy(out, labels)
 
 
-def _moved(z: dict[str, Array], ascent: dict[str, Array], path: Path) -> dict[str, Array]:
+def _moved(z: dict[str, Array], ascent: dict[str, Array], path: AscentPath) -> dict[str, Array]:
     """Activations after the adversarial step."""
     return {tap: z[tap] + path.step_size * jnp.sign(ascent[tap]) for tap in z}
 

@@ -8,7 +8,7 @@ from flax import linen as nn
 
 import si_jax
 from si_jax import activation, integration, splitting, taps
-from si_jax.integration import Path
+from si_jax.integration import AscentPath
 
 SMALL = {  # each architecture, with few layers
     "resnet8": {"input_size": (8, 8)},
@@ -23,7 +23,7 @@ def test_closed_and_general_agree_at_every_position(name):
     model = si_jax.build_model(name, 7, seed=1, **SMALL[name])
     images = np.random.default_rng(0).integers(0, 256, (3, *model.image_shape), np.uint8)
     names = taps.default_taps(model, "si-z")
-    path = Path(2, 0.5, "multiply")
+    path = AscentPath(2, 0.5, "multiply")
     assert activation.steppable(model, names) == names
 
     def masks(variables, images):

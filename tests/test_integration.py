@@ -8,7 +8,7 @@ from flax import linen as nn
 
 import si_jax
 from si_jax import integration, splitting
-from si_jax.integration import Path
+from si_jax.integration import AscentPath
 
 
 class TwoLayers(nn.Module):
@@ -62,7 +62,7 @@ def numpy_path(model, images, steps, step_size, combine, objective):
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_against_a_loop_by_hand(two_layers, steps, combine, objective):
     images = jax.random.normal(jax.random.key(3), (9, 1, 2, 3))
-    path = Path(steps, 0.2, combine, objective)
+    path = AscentPath(steps, 0.2, combine, objective)
     found = integration.integrate(
         two_layers,
         two_layers.variables,
@@ -82,7 +82,7 @@ def test_against_splitting_one_tap_at_a_time(tiny, tiny_images, tap_chunk, objec
     """jax.grad of the network in which one module's output is replaced, without any sharing."""
     images = tiny.normalise(jnp.asarray(tiny_images[:3]))
     taps = splitting.select(tiny, ["conv1", "layer2_*/bn?", "*shortcut_bn", "layer3_0"])
-    path = Path(3, 0.05, "add", objective)
+    path = AscentPath(3, 0.05, "add", objective)
 
     def rest(z, tap):
         return splitting.forward(tiny, tiny.variables, images, edit={tap: lambda _: z})
@@ -161,4 +161,4 @@ def test_ties_give_the_first_logit():
 @pytest.mark.usefixtures("unchecked")
 def test_bad_options_are_refused_by_name(options, name):
     with pytest.raises(ValueError, match=name):
-        Path(**options)
+        AscentPath(**options)

@@ -163,7 +163,7 @@ def test_every_gradient_of_every_step(name):
     prefix = "zero_deflation/before_head/" if name.startswith("bit") else ""
     prefix += "multiply_a0.1/"
     names = taps.default_taps(model, "si-z")
-    traces = gradients(name, integration.Path(2, 0.1, "multiply"))
+    traces = gradients(name, integration.AscentPath(2, 0.1, "multiply"))
     for key, field in (("grad_norm", "attribution"), ("ce_norm", "ascent")):
         norms = np.stack([norm(getattr(traces[tap], field)) for tap in names])
         # A saturated softmax leaves cross-entropy gradients that are rounding errors. BiT's first

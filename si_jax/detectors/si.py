@@ -34,7 +34,7 @@ from si_jax.detectors.options import Count, OneOf, Range, Step
 from si_jax.integration import (
     COMBINE,
     PRESETS,
-    Path,
+    AscentPath,
     integrate_from,
     log_softmax_sum,
     max_logit,
@@ -45,7 +45,7 @@ from si_jax.taps import default_taps
 
 Engine = Literal["auto", "general", "gradient", "activation", "closed"]
 Preset = Annotated[str, OneOf(PRESETS)]
-GAIA = Path(steps=1)
+GAIA = AscentPath(steps=1)
 
 
 def si_z(
@@ -143,9 +143,11 @@ def gaia_a(
     return _channel_average(model, GAIA, 1.0, engine, taps, outer, tap_chunk=12)
 
 
-def _path(preset, steps, step_size, combine, objective) -> Path:
+def _path(preset, steps, step_size, combine, objective) -> AscentPath:
     given = {"steps": steps, "step_size": step_size, "combine": combine, "objective": objective}
-    return replace(Path(**PRESETS[preset]), **{k: v for k, v in given.items() if v is not None})
+    return replace(
+        AscentPath(**PRESETS[preset]), **{k: v for k, v in given.items() if v is not None}
+    )
 
 
 def _engine(engine: str, fitting: Sequence[str], why: str) -> str:
