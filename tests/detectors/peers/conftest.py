@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import si_jax
-import si_jax.models
 
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -6,7 +6,6 @@ import numpy as np
 from flax import linen as nn
 
 import si_jax
-import si_jax.models
 
 CLASSES, FEATURES = 4, 10
 FITTED = (

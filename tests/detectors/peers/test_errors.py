@@ -11,7 +11,6 @@ from peer_networks import (
 )
 
 import si_jax
-import si_jax.models
 
 
 @pytest.mark.parametrize(

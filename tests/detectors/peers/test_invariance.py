@@ -8,7 +8,6 @@ import pytest
 from peer_networks import CLASSES, FITTED, PEERS, SEVERAL, SMALLER, Tiny, build, close
 
 import si_jax
-import si_jax.models
 from si_jax import splitting
 from si_jax.detectors import default_options
 from si_jax.detectors.features import kept_count
