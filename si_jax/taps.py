@@ -2,14 +2,15 @@
 
 `si-z` and `gaia-z` are the taps of zero-deflation, `inner` and `outer` those of channel-average.
 `si-c` are those of the calibrated form's densities: the norms and the stem, but no pooled tap,
-whose every density is 1; `si-c-inner` are those of its gradient, the norms of the last two stages
-(of BiT's last block, before which no gradient is needed). `si-z:gn` is the variant `gn` of a role.
+whose every density is 1, or what enters GELU or its like where that stands in for ReLU.
+`si-c-inner` are those of its gradient, the norms of the last two stages (of BiT's last block,
+before which no gradient is needed). `si-z:gn` is the variant `gn` of a role.
 
 Patterns are globs over module paths (`*` also matches `/`); the order is always that in which the
 network computes them.
 """
 
-from si_jax import splitting
+from si_jax import activation, splitting
 from si_jax.model import Model
 from si_jax.models import family_of
 from si_jax.models.family import IfPresent
@@ -19,7 +20,8 @@ def default_taps(model: Model, role: str, variant: str | None = None) -> tuple[s
     """Paths of a network's taps in order.
 
     For a network that is not in the table of architectures, the output of every normalisation
-    layer, and for the role `outer` the input of the classifier head.
+    layer, and for the role `outer` the input of the classifier head. For the role `si-c`, where
+    nothing switches the gradient at those off, every output that GELU, SiLU or their like follows.
 
     Args:
         model: the network.
@@ -39,6 +41,8 @@ def default_taps(model: Model, role: str, variant: str | None = None) -> tuple[s
             f"variant (={variant!r}) is no variant of the taps of {model.name}: it has {known}"
         )
     if family is None:
+        if role == "si-c":
+            return _density_taps(model)
         return (splitting.FEATURES,) if role == "outer" else splitting.select(model)
     patterns = table[f"{role}:{variant}" if variant else role]
     if patterns == (splitting.FEATURES,):
@@ -47,3 +51,13 @@ def default_taps(model: Model, role: str, variant: str | None = None) -> tuple[s
         model,
         [p for p in patterns if not isinstance(p, IfPresent) or splitting.matches(model, p)],
     )
+
+
+def _density_taps(model: Model) -> tuple[str, ...]:
+    norms = splitting.select(model)
+    if not activation.without_relu(model, norms, smooth=True):
+        return norms
+    if len(activation.never_off(model, norms)) < len(norms):
+        return norms
+    innermost = [call.path for call in model.calls if call.leaf and call.shape]
+    return activation.followed(model, innermost)

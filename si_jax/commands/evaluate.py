@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     common = {k: value for k in COMMON if (value := getattr(args, k)) is not None}
     own = options.detector_options(args.options)
     if args.list_taps:
-        names = args.detectors or defaults.DETECTORS
+        names = args.detectors or defaults.serving(model, own)
         return list_taps(benchmark.make_detectors(names, model, common=common, options=own))
     run = evaluate_benchmark(
         args.dataset,

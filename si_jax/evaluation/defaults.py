@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from si_jax.data.benchmarks import BENCHMARKS, Benchmark
-from si_jax.detectors import Detector
+from si_jax.detectors import Detector, si
 from si_jax.evaluation.sets import is_own
 from si_jax.model import Model
 from si_jax.weights.checkpoint import build_model, load_model
@@ -95,6 +95,20 @@ def check_classes(model: Model, table: Benchmark, checkpoint: str) -> None:
             f"checkpoint {checkpoint} has {model.num_classes} classes, but {table.name} has"
             f" {table.num_classes}: choose a checkpoint that was trained on {table.name}"
         )
+
+
+def serving(model: Model, kept: Mapping[str, object]) -> list[str]:
+    """`DETECTORS`, less zero-deflation where it would give every image the same score.
+
+    Args:
+        model: the network.
+        kept: names of those that stay all the same.
+    """
+    return [
+        name
+        for name in DETECTORS
+        if name not in ("si-z", "gaia-z") or name in kept or not si.constant(model, name)
+    ]
 
 
 def without_fits(

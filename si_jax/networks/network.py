@@ -69,6 +69,7 @@ class Outline(NamedTuple):
         inputs: path -> shape of the first input of each call, without the batch axis; None where
             it is no array.
         heads: paths of the linear layers that may have given the logits.
+        ends_in_head: whether the logits are what one of these returned, and nothing came after it.
         hidden: paths of calls inside a transformation, such as `nn.scan`: no value of theirs can be
             recorded or replaced, so they are no taps.
         inline: whether `jax.jit` and `nn.remat` inside the network are left out, so that what they
@@ -79,6 +80,7 @@ class Outline(NamedTuple):
     logits: tuple[int, ...]
     inputs: Mapping[str, tuple[int, ...] | None]
     heads: tuple[str, ...]
+    ends_in_head: bool
     hidden: frozenset[str]
     inline: bool
 
@@ -207,6 +209,7 @@ def outline(network: Network, *, inline: bool) -> Outline:
                 logits=_shape(logits) or (),
                 inputs=inputs,
                 heads=tuple(same or alike),
+                ends_in_head=bool(same),
                 hidden=frozenset(hidden),
                 inline=inline,
             )

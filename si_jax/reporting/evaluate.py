@@ -107,11 +107,14 @@ def evaluate_benchmark(
         defaults.check_classes(model, table, checkpoint)
 
     def make(network: Model) -> dict:
-        names = defaults.DETECTORS if detectors is None else detectors
         return evaluation.make_detectors(
             names, network, common=common, options=options, batch_size=batch_size
         )
 
+    names = defaults.serving(model, options) if detectors is None else detectors
+    if detectors is None:
+        for name in (n for n in defaults.DETECTORS if n not in names):
+            print(f"{name} is left out: no ReLU lies behind its taps", file=sys.stderr)
     make(model)  # refuses what it must before any image is read
     sets = find_sets(
         benchmark,
