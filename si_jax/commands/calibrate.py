@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from si_jax import cli
-from si_jax.commands.options import detector_options
+from si_jax.commands.options import add_seed, detector_options
 from si_jax.data import digits, sources
 from si_jax.data.image_set import ImageSet
 from si_jax.data.pipeline import batches as image_batches
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--keep-images", type=int, default=0, metavar="N",
         help="keep thumbnails of so many, for --explain to show; default none")  # fmt: skip
     add("--classes", nargs="+", metavar="NAME", help="names of the classes, in order")
-    add("--seed", type=int, default=0, help="seed of the draws")
+    add_seed(parser, "the draws")
     add("--out", required=True, metavar="DIR", help="directory to write")
     args = parser.parse_args(argv)
     if Path(args.out).exists():

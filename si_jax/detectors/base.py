@@ -135,7 +135,6 @@ class Detector:
         self.batch_size = convert(Count, "batch_size", batch_size)
         self.forward_only = plan.forward_only
         self.needs_fit = plan.fit is not None
-        self.state: State | None = None if self.needs_fit else {}
         self.options: dict[str, Any] = {}
         self.version: int | None = None
         self.threshold: thresholds.Threshold | None = None
@@ -144,6 +143,9 @@ class Detector:
         self._compute = plan.compute
         self._fit = plan.fit
         self._fitted_on: np.dtype | None = None
+        self.state: State | None = None
+        if not self.needs_fit:
+            self._take({})
 
     def __repr__(self) -> str:
         options = ", ".join(f"{k}={v!r}" for k, v in self.settings.items() if k != "taps")
@@ -165,20 +167,28 @@ class Detector:
         score = jnp.where(finite, results["score"].astype(jnp.float32), jnp.nan)
         return {**results, "score": score}
 
-    @cached_property
-    def _run(self) -> Batched:
-        def run(variables, state, images):
-            return self.compute(Inputs(self.model, variables, images), state)
+    def _details(self, variables, state, images):
+        return self.compute(Inputs(self.model, variables, images), state)
 
-        return Batched(run, self.model.placed, Placed(self.state))
+    def _prediction_rows(self, variables, state, images):
+        inputs = Inputs(self.model, variables, images)
+        return thresholds.prediction_rows(inputs, self.compute(inputs, state))
 
-    @cached_property
-    def _predict_run(self) -> Batched:
-        def run(variables, state, images):
-            inputs = Inputs(self.model, variables, images)
-            return thresholds.prediction_rows(inputs, self.compute(inputs, state))
+    def prediction_rows(
+        self, images: np.ndarray, *, batch_size: int, shrink: bool = False
+    ) -> dict[str, np.ndarray]:
+        """What decisions and explanations are made of, `threshold.prediction_rows` of all images.
 
-        return Batched(run, self.model.placed, Placed(self.state))
+        Args:
+            images: as `Model.check` returns them.
+            batch_size: images per batch.
+            shrink: whether fewer images make a smaller batch, see `si_jax.batching.Batched`.
+
+        Raises:
+            ValueError: if the detector is not fitted.
+        """
+        self.check_fitted()
+        return self._predict_run(images, batch_size=batch_size, shrink=shrink)
 
     def fit(
         self,
@@ -260,8 +270,9 @@ class Detector:
         self.state = dict(state)
         self.threshold = None
         self._fitted_on = None
-        self.__dict__.pop("_run", None)
-        self.__dict__.pop("_predict_run", None)
+        weights = self.model.placed, Placed(self.state)
+        self._run = Batched(self._details, *weights)
+        self._predict_run = Batched(self._prediction_rows, *weights)
 
     def calibrate(self, images: Any, *, tpr: float = 0.95, keep_images: int = 0) -> "Detector":
         """Set the threshold by held-out in-distribution images; returns itself.
