@@ -20,7 +20,6 @@ CALIBRATED = ("si-c", "si-c-forward")
 
 VARIANTS = {
     **{name: {f"{name}-{form}": {"form": form} for form in FORMS} for name in CALIBRATED},
-    "gradnorm": {"gradnorm": {}, "gradnorm-all": {"parameters": "all"}},
     "lts": {"lts": {}, "lts-85": {"percentile": 85.0}},
     "nci": {"nci": {}, "nci-0.01": {"alpha": 0.01}},
     "mahalanobis": {"mahalanobis": {}, "mahalanobis-normalised": {"normalise": True}},
