@@ -22,7 +22,7 @@ from si_jax.detectors.si_c.readings import (
 )
 from si_jax.detectors.si_c.score import COMPONENTS, FORMS, apply
 from si_jax.model import Model
-from si_jax.splitting import Taps
+from si_jax.taps import Taps
 
 FORWARD = ("energy", "zero-deflation")
 LEAST = Range(f"[{si_c_fit.LEAST_IMAGES}, inf)")
@@ -82,7 +82,7 @@ def si_c(
             its channels, at least one each. The fit takes `48 * max_channels^2` bytes, 0.8 GB by
             default, and leaves a twelfth of that.
         max_calibration: most images that medians and quantiles are taken of.
-        taps: taps of zero-deflation, see `si_jax.splitting.select`; None for the network's own.
+        taps: taps of zero-deflation, see `si_jax.taps.select`; None for the network's own.
         inner: taps of channel-average; None for the network's own.
         seed: seed of the draws of channels and of images.
 
