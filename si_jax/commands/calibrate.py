@@ -21,6 +21,7 @@ from si_jax.data import digits, sources
 from si_jax.data.image_set import ImageSet
 from si_jax.data.pipeline import batches as image_batches
 from si_jax.detectors import Detector, make_detector
+from si_jax.detectors.fitting import Batches
 from si_jax.detectors.threshold import check_calibrated
 from si_jax.weights.checkpoint import load_model
 
@@ -62,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     facts = {"calibration": {"set": held_out.name, "images": len(held_out)}}
     if detector.needs_fit:
         train = sources.subset(opened(args.fit), args.fit_limit, args.seed)
-        detector.fit_batches(lambda: stream(detector, train, "fitting"))
+        detector.fit_batches(Batches(lambda: stream(detector, train, "fitting"), model))
         facts["fit"] = {"set": train.name, "images": len(train)}
     images = (part for part, _ in stream(detector, held_out, "calibrating"))
     detector.calibrate(images, tpr=args.tpr, keep_images=args.keep_images)
