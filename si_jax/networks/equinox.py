@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from si_jax.networks.framework import Framework, Head, Visit
 from si_jax.networks.interception import intercepted
-from si_jax.networks.one_image import at, see, seen, stateless, trace_of, with_arrays
+from si_jax.networks.network import trace_of
+from si_jax.networks.one_image import at, see, seen, stateless, with_arrays
 
 NORMS = (eqx.nn.BatchNorm, eqx.nn.GroupNorm, eqx.nn.LayerNorm, eqx.nn.RMSNorm)
 

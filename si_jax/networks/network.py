@@ -177,7 +177,7 @@ def outline(network: Network, *, inline: bool) -> Outline:
     result: list[Any] = []
 
     def visit(path, module, call, args):
-        if any(_trace(x) not in (None, *outer) for x in jax.tree.leaves(args)):
+        if any(trace_of(x) not in (None, *outer) for x in jax.tree.leaves(args)):
             hidden.append(path)
             return call(*args)
         before = len(ended)
@@ -189,7 +189,7 @@ def outline(network: Network, *, inline: bool) -> Outline:
         return out
 
     def trace(variables, images):
-        outer.append(_trace(images))
+        outer.append(trace_of(images))
         try:
             out = _run(network, variables, images, visit, inline)
         except Exception as error:
@@ -285,7 +285,7 @@ def _logits(network, out):
         ) from None
 
 
-def _trace(x: Any) -> Any:
+def trace_of(x: Any) -> Any:
     """The trace that an array belongs to; None outside of all."""
     return x._trace if isinstance(x, jax.core.Tracer) else None
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
 from si_jax.networks.framework import first_positional
+from si_jax.networks.network import trace_of
 
 _level: ContextVar[Any] = ContextVar("level", default=None)  # trace of one image; None: unseen
 
@@ -124,8 +125,3 @@ def _first(x: Any, inner: int) -> Any:
 
 def _is_state(x: Any) -> bool:
     return isinstance(x, eqx.nn.State)
-
-
-def trace_of(x: Any) -> Any:
-    """The trace that an array belongs to; None outside of all."""
-    return x._trace if isinstance(x, jax.core.Tracer) else None

@@ -21,8 +21,7 @@ from si_jax.detectors.si_c.channels import Channels, select_channels
 from si_jax.detectors.si_c.score import COMPONENTS, LEAST
 from si_jax.integration import max_logit
 from si_jax.model import Model
-from si_jax.splitting import Taps
-from si_jax.taps import default_taps
+from si_jax.taps import Taps, default_taps, select
 
 
 @dataclass(frozen=True)
@@ -84,14 +83,12 @@ def reader(
     inner_paths: tuple[str, ...] = ()
     by_gradient: tuple[str, ...] = ()
     if "zero-deflation" in components:
-        paths = default_taps(model, "si-c") if taps is None else splitting.select(model, taps)
+        paths = default_taps(model, "si-c") if taps is None else select(model, taps)
         by_gradient = _by_gradient(model, paths)
         channels = select_channels(_shapes(model, paths), max_channels, seed)
         engine = "gradient" if by_gradient else "activation"
     if "channel-average" in components:
-        inner_paths = (
-            default_taps(model, "si-c-inner") if inner is None else splitting.select(model, inner)
-        )
+        inner_paths = default_taps(model, "si-c-inner") if inner is None else select(model, inner)
         (outer,) = default_taps(model, "outer")
         if outer != splitting.FEATURES:
             positions = math.prod(_shapes(model, [outer])[outer][:-1])
