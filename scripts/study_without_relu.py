@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=3, help="trainings per network; default 3")
-    parser.add_argument("--steps", type=int, default=400, help="of training; default 400")
+    parser.add_argument("--steps", type=int, default=300, help="of training; default 300")
     args = parser.parse_args(argv)
     measured = {
         name: without_relu.measure(name, range(args.seeds), steps=args.steps)

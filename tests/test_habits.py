@@ -14,7 +14,7 @@ OTHER_MEANINGS = {"--dataset", "--model", "--normalisation"}
 """Options of `commands/options.py` whose namesakes elsewhere mean something else."""
 
 THEIRS = {"_flatten_layers", "_trace"}
-"""Private names of libraries that offer no public one: Keras's layers of a layer, JAX's trace of an array."""
+"""Private names of libraries that offer no public one: a layer's layers, an array's trace."""
 
 
 def nodes(name: str, kind: type) -> list:

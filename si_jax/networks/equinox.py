@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from si_jax.networks.framework import Framework, Head, Visit
 from si_jax.networks.interception import intercepted
 from si_jax.networks.network import trace_of
-from si_jax.networks.one_image import at, see, seen, stateless, with_arrays
+from si_jax.networks.one_image import at, foreign, see, seen, stateless, with_arrays
 
 NORMS = (eqx.nn.BatchNorm, eqx.nn.GroupNorm, eqx.nn.LayerNorm, eqx.nn.RMSNorm)
 
@@ -56,15 +56,17 @@ def run(
 
     filled = jax.tree.map_with_path(fill, network)
     modules = dict(_modules(filled.module))
-    paths = {id(module): path for path, module in modules.items()}
+    paths = {_identity(module): path for path, module in reversed(modules.items())}
     originals = dict(_modules(network.module))
     outside = (None, trace_of(images))
 
     def seam(module, call, args, kwargs):
-        path = paths.get(id(module))
-        if path is None or not seen():
+        path = paths.get(_identity(module))
+        if not seen() or (path is None and not foreign((args, kwargs), outside)):
             return call(*args, **kwargs)
-        return see(partial(visit, path, originals[path]), call, (args, kwargs), outside)
+        path = path or type(module).__name__  # made anew, as inside eqx.filter_checkpoint
+        shown = partial(visit, path, originals.get(path, module))
+        return see(shown, call, (args, kwargs), outside)
 
     def one(image):
         state = () if filled.state is None else (with_arrays(filled.state, ()),)
@@ -92,6 +94,12 @@ def _modules(tree: Any, inside: str = "") -> Iterator[tuple[str, eqx.Module]]:
             name = inside + jax.tree_util.keystr(path, simple=True, separator="/")
             yield name, module
             yield from _modules(module, f"{name}/")
+
+
+def _identity(module: eqx.Module) -> Any:
+    """What tells a module from others, though it be made anew of the same arrays."""
+    arrays = tuple(id(x) for x in jax.tree.leaves(module) if eqx.is_array(x))
+    return (type(module), arrays) if arrays else id(module)
 
 
 def head(network: Inference, variables: Mapping[str, Any], path: str) -> Head | None:

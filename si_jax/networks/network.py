@@ -125,7 +125,8 @@ class Network:
         if not plain.hidden:
             return plain
         inlined = outline(self, inline=True)
-        return plain if inlined.hidden else inlined
+        more = len(inlined.calls) > len(plain.calls)
+        return inlined if more and not inlined.hidden else plain
 
     @property
     def calls(self) -> tuple[Call, ...]:

@@ -26,16 +26,23 @@ def seen() -> bool:
     return _level.get() is not None
 
 
+def foreign(given: Any, outside: tuple) -> bool:
+    """Whether an argument is neither of one image nor of none, but inside a scan, say."""
+    level = type(_level.get())
+    traces = [trace_of(x) for x in _arrays(given)]
+    return any(trace not in outside and not isinstance(trace, level) for trace in traces)
+
+
 def see(visit: Callable, call: Callable, given: Any, outside: tuple) -> Any:
     """A module's call on one image, which `visit` sees as its call on all of them.
 
     `given` are its arguments and keywords, `outside` the traces of what is of no single image.
     """
     arrays, level = _arrays(given), _level.get()
-    if not any(isinstance(trace_of(x), type(level)) for x in arrays):
-        if all(trace_of(x) in outside for x in arrays):
-            return call(*given[0], **given[1])  # of a constant
-        return visit(*first_positional(call, *given))  # under a scan, which `Outline` tells of
+    if foreign(given, outside):  # of which `Outline` tells
+        return visit(*first_positional(call, *given))
+    if all(trace_of(x) in outside for x in arrays):  # of a constant
+        return call(*given[0], **given[1])
     states = [x for x in jax.tree.leaves(given, is_leaf=_is_state) if _is_state(x)]
     output: list[Any] = [None]  # what the call returns, with other arrays in it
 

@@ -15,13 +15,13 @@ from si_jax.evaluation.scoring import Scorer
 from si_jax.model import Model
 from si_jax.training.fine_tuning import fine_tune
 
-WIDTH = 48
+WIDTH = 32
 
 
 class TinyViT(nn.Module):
     """A Vision Transformer: class token, LayerNorm, attention, GELU."""
 
-    layers: int = 3
+    layers: int = 2
 
     @nn.compact
     def __call__(self, x):
@@ -41,16 +41,16 @@ class TinyViT(nn.Module):
 
 
 class TinyConvNeXt(nn.Module):
-    """Depthwise 5x5 convolutions, LayerNorm, and GELU between two 1x1 ones."""
+    """Depthwise 3x3 convolutions, LayerNorm, and GELU between two 1x1 ones."""
 
-    blocks: int = 3
+    blocks: int = 2
 
     @nn.compact
     def __call__(self, x):
         """Logits of images."""
         x = nn.LayerNorm(name="stem_norm")(nn.Conv(WIDTH, (4, 4), strides=4, name="stem")(x))
         for i in range(self.blocks):
-            y = nn.Conv(WIDTH, (5, 5), feature_group_count=WIDTH, name=f"depthwise{i}")(x)
+            y = nn.Conv(WIDTH, (3, 3), feature_group_count=WIDTH, name=f"depthwise{i}")(x)
             y = nn.Dense(3 * WIDTH, name=f"up{i}")(nn.LayerNorm(name=f"norm{i}")(y))
             x = x + nn.Dense(WIDTH, name=f"down{i}")(nn.gelu(y, approximate=False))
         return nn.Dense(digits.CLASSES, name="head")(nn.LayerNorm(name="norm")(x.mean((1, 2))))
@@ -59,7 +59,7 @@ class TinyConvNeXt(nn.Module):
 class TinySiLU(nn.Module):
     """Strided 3x3 convolutions, each with a GroupNorm and a SiLU."""
 
-    widths: tuple[int, ...] = (16, 32, 48)
+    widths: tuple[int, ...] = (16, 24, 32)
 
     @nn.compact
     def __call__(self, x):
@@ -81,7 +81,7 @@ DETECTORS: dict[str, tuple[str, Mapping]] = {
     "energy": ("energy", {}),
     "knn": ("knn", {}),
     "mahalanobis": ("mahalanobis", {}),
-    "vim": ("vim", {"dim": 24}),
+    "vim": ("vim", {"dim": 16}),
     "gaia-a": ("gaia-a", {}),
     "si-c": ("si-c", {}),
     "si-c without zero-deflation": ("si-c", {"components": "energy,channel-average"}),
@@ -94,7 +94,7 @@ OOD = ("letters", "shuffled", "photos", "noise")
 
 
 @functools.cache
-def trained(name: str, *, steps: int = 400, seed: int = 0) -> Model:
+def trained(name: str, *, steps: int = 300, seed: int = 0) -> Model:
     """A network of `NETWORKS`, trained on the digits."""
     module = NETWORKS[name]()
     variables = module.init(jax.random.key(seed), jnp.zeros((1, digits.SIZE, digits.SIZE, 3)))
@@ -103,7 +103,7 @@ def trained(name: str, *, steps: int = 400, seed: int = 0) -> Model:
 
 
 def measure(
-    name: str, seeds: Iterable[int] = (0, 1, 2), *, steps: int = 400, count: int = 500
+    name: str, seeds: Iterable[int] = (0, 1, 2), *, steps: int = 300, count: int = 500
 ) -> tuple[float, dict[str, dict[str, float]]]:
     """Accuracy of a network on the test digits, and AUROC of each detector on each set.
 
