@@ -144,7 +144,7 @@ def evaluate(
             workers=workers,
             skip_unreadable=skip_unreadable,
         )
-    arrays = {name: found.arrays for name, found in scored.items()}
+    arrays = {name: one.arrays for name, one in scored.items()}
     known = arrays[job.id_set.name]
     pairs = {
         detector: {
@@ -158,7 +158,7 @@ def evaluate(
         detector: {name: metrics.evaluate(*pair, correct) for name, pair in sets.items()}
         for detector, sets in pairs.items()
     }
-    seconds = {name: found.seconds for name, found in scored.items()}
+    seconds = {name: one.seconds for name, one in scored.items()}
     results = Results(
         results=rows,
         averages={detector: averages(row, job.groups) for detector, row in rows.items()},
@@ -190,7 +190,7 @@ def evaluate(
         ties={detector: told for detector, sets in pairs.items() if (told := _ties(sets))},
         device=f"{jax.local_device_count()} x {jax.devices()[0].device_kind}",
         unreadable={name: list(s.unreadable) for name, s in scored.items() if s.unreadable},
-        computed={name: found.computed for name, found in scored.items()},
+        computed={name: one.computed for name, one in scored.items()},
         seconds={**seconds, "total": time.monotonic() - began},
         versions=cli.versions(),
     )

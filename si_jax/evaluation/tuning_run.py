@@ -115,14 +115,14 @@ def tune_on_benchmark(
 
 def _test_sets(benchmark: str, data_dir, ood_root) -> list[ImageSet]:
     """The benchmark's test sets, of all protocols, as far as they are on this machine."""
-    found = {}
+    tests = {}
     for protocol in preprocessing.PROTOCOLS:
         sets = benchmarks.resolve(
             benchmark, protocol, data_dir, ood_root, allow_missing=True, fetch=False
         )
         for image_set in (sets.test, *(o.images for o in sets.ood)):
-            found[image_set.fingerprint] = image_set
-    return list(found.values())
+            tests[image_set.fingerprint] = image_set
+    return list(tests.values())
 
 
 def _load(image_set: ImageSet, transform) -> tuple[np.ndarray, np.ndarray]:
