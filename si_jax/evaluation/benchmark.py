@@ -145,15 +145,15 @@ def evaluate(
             skip_unreadable=skip_unreadable,
         )
     arrays = {name: one.arrays for name, one in scored.items()}
-    known = arrays[job.id_set.name]
+    id_arrays = arrays[job.id_set.name]
     pairs = {
         detector: {
-            s.name: (known[detector]["score"], arrays[s.name][detector]["score"])
+            s.name: (id_arrays[detector]["score"], arrays[s.name][detector]["score"])
             for s in job.ood_sets.values()
         }
         for detector in job.detectors
     }
-    correct = _correct(known[PREDICTION])
+    correct = _correct(id_arrays[PREDICTION])
     rows = {
         detector: {name: metrics.evaluate(*pair, correct) for name, pair in sets.items()}
         for detector, sets in pairs.items()
@@ -181,9 +181,9 @@ def evaluate(
         preprocessing=job.facts.get("preprocessing", str(job.transform)),
         checkpoint="",
         seed=0,
-        accuracy=_accuracy(known[PREDICTION]),
+        accuracy=_accuracy(id_arrays[PREDICTION]),
         calibration_error={
-            name: calibration_error(known[name]["score"], correct)
+            name: calibration_error(id_arrays[name]["score"], correct)
             for name, d in job.detectors.items()
             if d.name in PROBABILITIES and correct is not None
         },
@@ -240,8 +240,8 @@ def intervals(
         `{"intervals": {detector: {ood_set: {metric: [low, high]}}}, "average_intervals": the same
         by group, "bootstrap": ...}`, JSON to go beside the results.
     """
-    known = arrays[job.id_set.name]
-    correct = _correct(known[PREDICTION])
+    id_arrays = arrays[job.id_set.name]
+    correct = _correct(id_arrays[PREDICTION])
     chosen = [
         name
         for name, metric in METRICS.items()
@@ -259,7 +259,7 @@ def intervals(
         # one seed for all sets, so that the same in-distribution images are drawn for each of them
         drawn = {
             s.name: bootstrap.draws(
-                known[detector]["score"], arrays[s.name][detector]["score"], **options
+                id_arrays[detector]["score"], arrays[s.name][detector]["score"], **options
             )
             for s in job.ood_sets.values()
         }

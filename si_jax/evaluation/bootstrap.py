@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from si_jax.evaluation.metrics import METRICS, Correct, IdScores, OodScores, checked, counts_at
+from si_jax.evaluation.metrics import METRICS, Correct, IdScores, OodScores, counts_at, places
 
 ENDS = (2.5, 97.5)
 """Percentiles of the draws at which an interval ends."""
@@ -68,24 +68,22 @@ def draws(
     Returns:
         Metric -> (resamples,) fractions.
     """
-    known, novel = checked("id_scores", id_scores), checked("ood_scores", ood_scores)
+    id_places, ood_places, values = places(id_scores, ood_scores)
     if unknown := [name for name in metrics if name not in METRICS]:
         raise ValueError(f"metrics: {unknown[0]!r} is not one of {', '.join(METRICS)}")
     if correct is None and (needy := [name for name in metrics if METRICS[name].needs_correct]):
         raise ValueError(f"metrics: {needy[0]!r} needs `correct`, which images are classified so")
     if resamples < 2:
         raise ValueError(f"resamples (={resamples}) must be at least 2")
-    values, places = np.unique(np.concatenate([known, novel]), return_inverse=True)
-    known, novel = places[: len(known)], places[len(known) :]
     rngs = [np.random.default_rng([seed, which]) for which in (0, 1)]
     drawn = {name: np.empty(resamples) for name in metrics}
     for draw in range(resamples):
         chosen, others = (
             rng.integers(len(place), size=len(place))
-            for place, rng in zip((known, novel), rngs, strict=True)
+            for place, rng in zip((id_places, ood_places), rngs, strict=True)
         )
         right = None if correct is None else correct[chosen]
-        counts = counts_at(known[chosen], novel[others], right, len(values))
+        counts = counts_at(id_places[chosen], ood_places[others], right, values)
         for name in metrics:
             drawn[name][draw] = METRICS[name].of(counts)
     return drawn

@@ -121,13 +121,13 @@ def _number(fraction: float | int | None) -> str:
 def heading(report: Mapping[str, Any]) -> str:
     """What was evaluated, in a few lines."""
     model, counts = report["model"], report["counts"]
-    known = report["in_distribution"]
+    id_set = report["in_distribution"]
     accuracy = report["accuracy"]
     lines = [
         f"benchmark {report['benchmark']}, protocol {report['protocol']}, seed {report['seed']}",
         f"model {model['name']} ({model['parameters']:,} parameters, checkpoint"
         f" {report['checkpoint']})",
-        f"in-distribution {known}: {counts[known]} images, accuracy "
+        f"in-distribution {id_set}: {counts[id_set]} images, accuracy "
         + ("unknown (no labels)" if accuracy is None else f"{accuracy:.2%}"),
     ]
     if errors := report.get("calibration_error"):
@@ -270,15 +270,15 @@ def answer(report: Mapping[str, Any]) -> str:
         sets = f"the {len(members)} {group} sets" if len(members) > 1 else f"{members[0]} ({group})"
         values = f"AUROC {percent(row['auroc'])} %, FPR95 {percent(row['fpr95'])} %"
         best.setdefault(first, []).append(f"on {sets} ({values})")
-    known, count = report["in_distribution"], len(report["results"])
+    id_set, count = report["in_distribution"], len(report["results"])
     if not best:
-        return f"{known} was scored; there is no out-of-distribution set to tell it from."
+        return f"{id_set} was scored; there is no out-of-distribution set to tell it from."
     told = "; ".join(
         f"{name} {'is best' if count > 1 else 'was evaluated'} {' and '.join(places)}"
         for name, places in best.items()
     )
     lead = f"Of {count} detectors, " if count > 1 else ""
-    return f"{lead}{told}. In-distribution is {known}."
+    return f"{lead}{told}. In-distribution is {id_set}."
 
 
 def setting_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:

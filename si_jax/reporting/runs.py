@@ -73,7 +73,7 @@ class Run:
         return list(self.results["results"])
 
     @property
-    def known(self) -> str:
+    def id_set(self) -> str:
         """Name of the in-distribution set."""
         return self.results["in_distribution"]
 
@@ -143,16 +143,16 @@ def load_several(directories: Sequence[str | Path]) -> list[Run]:
 
 
 def _arrays(results: Mapping[str, Any], store: Store) -> Arrays:
-    known = results["in_distribution"]
+    id_set = results["in_distribution"]
     arrays = {
         name: {detector: _read(store.path(detector, name)) for detector in results["results"]}
-        for name in (known, *results["groups"])
+        for name in (id_set, *results["groups"])
     }
     for name, files in arrays.items():
         for detector, file in list(files.items()):
             other = len(file["score"]) != results["counts"][name]
-            if not other and name != known:
-                pair = arrays[known][detector]["score"], file["score"]
+            if not other and name != id_set:
+                pair = arrays[id_set][detector]["score"], file["score"]
                 try:
                     auroc = metrics.auroc(*pair)
                 except ValueError:

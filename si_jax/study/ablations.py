@@ -203,7 +203,7 @@ def layers(readings: CaseReadings) -> dict[str, Any]:
         taps), the middle 90 % of the in-distribution images; `rejected`: set -> (taps,) share of
         images with p < 0.05, empty where S&I-C cannot be fitted. As lists.
     """
-    sets = {"in-distribution": readings.known, **readings.novel}
+    sets = {"in-distribution": readings.id, **readings.ood}
     density = {name: by_tap(found["density"], readings.channels) for name, found in sets.items()}
     band = np.percentile(density["in-distribution"], (5, 95), axis=0)
     rejected = {}
@@ -228,7 +228,7 @@ def _scores(readings, state, cut, components, form):
         result = si_c_score.apply(state, cut(some), components=components, form=form)
         return np.asarray(result["score"])
 
-    return one(readings.known), {name: one(some) for name, some in readings.novel.items()}
+    return one(readings.id), {name: one(some) for name, some in readings.ood.items()}
 
 
 def _values(readings, groups, fit: Fit, forms):
@@ -243,8 +243,8 @@ def _values(readings, groups, fit: Fit, forms):
     values: list[tuple[str, dict[str, Any] | str]] = []
     for form in forms:
         try:
-            known, novel = _scores(readings, state, cut, fit.components, form)
-            values.append((form, facts | {"mean": group_means(known, novel, groups)}))
+            id_scores, ood_scores = _scores(readings, state, cut, fit.components, form)
+            values.append((form, facts | {"mean": group_means(id_scores, ood_scores, groups)}))
         except ValueError as error:
             values.append((form, str(error)))
     return values

@@ -154,16 +154,16 @@ def _each(detectors: Mapping[str, Detector], run) -> dict[str, str]:
 
 
 def _compare(case: Case, scores: Scores, report, resamples: int, seed: int) -> dict[str, Any]:
-    known, means = scores[case.id_set.name], report["averages"]
+    id_scores, means = scores[case.id_set.name], report["averages"]
     found = {
         name: measures.drawn(
-            known[name],
+            id_scores[name],
             {image_set: scores[image_set][name] for image_set in case.ood_sets},
             case.groups,
             resamples=resamples,
             seed=seed,
         )
-        for name in known
+        for name in id_scores
     }
     rival = found[YARDSTICK], means[YARDSTICK]
     return {

@@ -81,7 +81,7 @@ def test_the_least_threshold_that_catches_95_percent_of_ood():
 
 def test_a_metric_that_needs_to_know_which_are_correct(monkeypatch):
     def share(counts):
-        return float(counts.correct.sum() / counts.known.sum())
+        return float(counts.correct.sum() / counts.id.sum())
 
     added = metrics.Metric("accuracy", share, True, needs_correct=True)
     monkeypatch.setitem(metrics.METRICS, "accuracy", added)

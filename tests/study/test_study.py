@@ -159,11 +159,11 @@ def test_fewer_channels_are_those_of_the_detector(case, readings):
 
 def test_layers(readings):
     found = ablations.layers(readings)
-    density = by_tap(readings.known["density"], readings.channels)
+    density = by_tap(readings.id["density"], readings.channels)
     assert density.shape == (40, 9) and density[:, 3].mean() == found["density"][
         "in-distribution"][3]  # fmt: skip
     assert np.shape(found["band"]) == (2, 9)
-    assert set(found["rejected"]) == {"in-distribution", *readings.novel}
+    assert set(found["rejected"]) == {"in-distribution", *readings.ood}
     assert np.mean(found["rejected"]["photos"]) > np.mean(found["rejected"]["in-distribution"])
 
 
