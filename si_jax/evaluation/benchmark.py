@@ -263,29 +263,12 @@ def intervals(
             )
             for s in job.ood_sets.values()
         }
-        measured[detector] = _ends(drawn)
-        by_group = {
-            group: [row for name, row in drawn.items() if job.groups[name] == group]
-            for group in dict.fromkeys(job.groups.values())
-        }
-        means[detector] = _ends(
-            {
-                group: {metric: np.mean([row[metric] for row in rows], axis=0) for metric in chosen}
-                for group, rows in by_group.items()
-            }
-        )
+        measured[detector] = bootstrap.intervals(drawn)
+        means[detector] = bootstrap.intervals(bootstrap.means(drawn, job.groups))
     return {
         "intervals": measured,
         "average_intervals": means,
         "bootstrap": {"resamples": resamples, "seed": seed, "level": 0.95},
-    }
-
-
-def _ends(drawn: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, dict[str, list[float]]]:
-    """Name -> metric -> the ends of its interval."""
-    return {
-        name: {metric: list(bootstrap.interval(values)) for metric, values in row.items()}
-        for name, row in drawn.items()
     }
 
 

@@ -7,14 +7,12 @@ import numpy as np
 from jaxtyping import Float
 
 from si_jax.evaluation import benchmark, bootstrap, metrics
+from si_jax.evaluation.bootstrap import Drawn
 from si_jax.evaluation.metrics import IdScores
 
 MEASURED = ("auroc", "fpr95", "fpr95_ood_positive")
 OodScores = Mapping[str, Float[np.ndarray, "_"]]
 """Set -> scores of its images."""
-
-Drawn = Mapping[str, Mapping[str, Float[np.ndarray, "resamples"]]]
-"""Set or group -> metric -> its values for bootstrap draws."""
 
 
 def group_means(
@@ -56,19 +54,7 @@ def drawn(
     """
     options: dict[str, Any] = {"metrics": MEASURED, "resamples": resamples, "seed": seed}
     sets = {name: bootstrap.draws(id_scores, s, **options) for name, s in ood_scores.items()}
-    means = {}
-    for group in dict.fromkeys(groups[name] for name in ood_scores):
-        members = [sets[name] for name in ood_scores if groups[name] == group]
-        means[group] = {m: np.mean([one[m] for one in members], axis=0) for m in MEASURED}
-    return sets | means
-
-
-def intervals(found: Drawn) -> dict[str, dict[str, list[float]]]:
-    """Set or group -> metric -> [low, high], the middle 95 %."""
-    return {
-        name: {metric: list(bootstrap.interval(values)) for metric, values in row.items()}
-        for name, row in found.items()
-    }
+    return sets | bootstrap.means(sets, groups)
 
 
 def differences(

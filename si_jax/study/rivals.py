@@ -8,7 +8,7 @@ import numpy as np
 
 from si_jax.data.image_set import UnreadableImage
 from si_jax.detectors import DETECTORS, Detector, make_detector
-from si_jax.evaluation import benchmark, fitting
+from si_jax.evaluation import benchmark, bootstrap, fitting
 from si_jax.evaluation.store import Store
 from si_jax.model import Model
 from si_jax.study import measures
@@ -167,7 +167,7 @@ def _compare(case: Case, scores: Scores, report, resamples: int, seed: int) -> d
     }
     rival = found[YARDSTICK], means[YARDSTICK]
     return {
-        "intervals": {name: measures.intervals(rows) for name, rows in found.items()},
+        "intervals": {name: bootstrap.intervals(rows) for name, rows in found.items()},
         "over_msp": {
             name: measures.differences(rows, rival[0], means[name], rival[1])
             for name, rows in found.items()
