@@ -17,7 +17,8 @@ from si_jax.evaluation.calibration import PROBABILITIES, calibration_error
 from si_jax.evaluation.keys import model_facts
 from si_jax.evaluation.metrics import METRICS
 from si_jax.evaluation.results import Results
-from si_jax.evaluation.scoring import PREDICTION, Scorer, prediction, score_set
+from si_jax.evaluation.scorer import PREDICTION, Scorer, prediction
+from si_jax.evaluation.scoring import score_set
 from si_jax.evaluation.store import Store, check_distinct, check_names
 from si_jax.model import Model
 

@@ -13,7 +13,7 @@ from typing import Any
 from si_jax.data import benchmarks, sources
 from si_jax.evaluation import benchmark as evaluation
 from si_jax.evaluation import defaults, fitting
-from si_jax.evaluation.scoring import PREDICTION
+from si_jax.evaluation.scorer import PREDICTION
 from si_jax.evaluation.sets import find_sets, is_own, order_note, overlap_notes
 from si_jax.evaluation.store import Store, check_distinct, check_names
 from si_jax.model import Model
