@@ -14,6 +14,7 @@ from si_jax.batching import AHEAD
 from si_jax.data.image_set import ImageSet, UnreadableImage, take
 from si_jax.data.pipeline import Batch, batches, tell_unreadable
 from si_jax.evaluation.keys import detector_facts, fit_hash, key_of
+from si_jax.evaluation.processes import ALONE, Processes
 from si_jax.evaluation.rows import Rows
 from si_jax.evaluation.scorer import Scorer
 from si_jax.evaluation.store import NOTHING, Progress, Store, gaps
@@ -93,6 +94,34 @@ def score_set(
     return Scored(results, unreadable, computed, seconds)
 
 
+def score_share(
+    scorer: Scorer,
+    image_set: ImageSet,
+    transform: Callable[[np.ndarray], np.ndarray],
+    *,
+    facts: Mapping[str, Any],
+    store: Store,
+    processes: Processes,
+    batch_size: int = 64,
+    workers: int = 4,
+    skip_unreadable: bool = False,
+) -> tuple[int, float]:
+    """Score one process's share of a set, and store it in parts, for `score_set` to join.
+
+    Batches are those of the whole set; each process takes as many. The arguments are those of
+    `score_set`, and `processes`. Returns the number of images gone through now, and the seconds
+    that took; raises what `score_set` does.
+    """
+    began = time.monotonic()
+    _, open_rows = _open(scorer, image_set, facts, store, skip_unreadable)
+    options = {"batch_size": batch_size, "workers": workers, "skip_unreadable": skip_unreadable}
+    with _kept(open_rows):
+        computed = _score(scorer, image_set, transform, open_rows, processes=processes, **options)
+        for rows in open_rows.values():
+            rows.save_part()
+    return computed, time.monotonic() - began if computed else 0.0
+
+
 def _open(scorer, image_set, facts, store, skip_unreadable):
     """What is stored: name -> arrays of the detectors that are done, name -> rows of the others."""
     results, open_rows = {}, {}
@@ -120,7 +149,9 @@ def _kept(open_rows: Mapping[str, Rows]) -> Iterator[None]:
         raise
 
 
-def _score(scorer, image_set, transform, open_rows, *, batch_size, **options) -> int:
+def _score(
+    scorer, image_set, transform, open_rows, *, batch_size, processes=ALONE, **options
+) -> int:
     """Go through the images that some rows lack, in whole batches, and add to those rows.
 
     While the devices work on `AHEAD` batches, the next ones are decoded.
@@ -131,6 +162,8 @@ def _score(scorer, image_set, transform, open_rows, *, batch_size, **options) ->
     lacking = np.zeros(len(image_set), bool)
     for rows in open_rows.values():
         lacking |= rows.lacks
+    first, last = processes.share(-(-len(image_set) // batch_size))
+    lacking[: first * batch_size] = lacking[last * batch_size :] = False
     if not lacking.any():
         return 0
     positions = _whole_batches(lacking, batch_size)
@@ -140,7 +173,7 @@ def _score(scorer, image_set, transform, open_rows, *, batch_size, **options) ->
     options["image_shape"] = model.image_shape
     saved, fresh = time.monotonic(), 0
     pending: deque[tuple[Batch, np.ndarray, list[str], Callable]] = deque()
-    size = len(image_set)
+    size = int(np.clip(len(image_set) - first * batch_size, 0, (last - first) * batch_size))
 
     def finish():
         batch, indices, wanted, fetch = pending[0]
