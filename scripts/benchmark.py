@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 
 from si_jax import cli, models
+from si_jax.commands import options
 from si_jax.data import preprocessing
 from si_jax.data.files import write_text
 from si_jax.evaluation import memory as memory_use
@@ -32,12 +33,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     data = commands.add_parser("data", help="images/s of decoding, transforming and batching")
     add = data.add_argument
     add("--folder", help="a folder of images; otherwise small ones are made for the while")
-    add("--data-dir", help="directory of TFDS sets; those that are prepared there are read")
-    add("--protocol", default="published", help="published (default) or openood")
+    options.add_data_dir(data)
+    options.add_protocol(data)
     add("--size", default="small", help="small (default) or imagenet: the crop, for all sources")
     add("--workers", type=int, nargs="+", default=[1, 4], help="threads that decode")
     add("--limit", type=int, default=2000, help="images of each source")
-    add("--batch-size", type=int, default=64)
+    options.add_batch_size(data, 64)
     engines = commands.add_parser("engines", help="cost of the detectors in forward passes")
     add = engines.add_argument
     names = ", ".join(models.ARCHITECTURES)
@@ -46,8 +47,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--quick", action="store_true", help="few rows and repeats; for a first look")
     add("--against", choices=["torch"], help="time the same in PyTorch beside it")
     add("--input-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"))
-    add("--batch-size", type=int, default=16, help="images per call, for all alike; default 16")
-    add("--precision", default="highest", help="of matrix products: highest, high or default")
+    options.add_batch_size(engines, 16)
+    options.add_precision(engines)
     memory = commands.add_parser("memory", help="peak memory while sets of many sizes are scored")
     add = memory.add_argument
     add("--images", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="of each set")

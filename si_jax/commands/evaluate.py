@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
         " default: all")  # fmt: skip
     add("--fit-limit", type=int, default=10_000, help="training images to fit on; default 10000")
     options.add_batch_size(made)
-    add("--seed", type=int, default=0, help="seed of the subsets; default 0")
+    options.add_seed(made, "the subsets")
     add("--out", help="directory for the results; default: results/DATASET-PROTOCOL, with more"
         " to its name where an option differs from its default")  # fmt: skip
     options.add_places(made)
@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_ood(made, "a folder of images, .npz or .mat file; may be given several times")
     add("--download", action="store_true", help="download the public sets that are absent, as"
         " si-jax prepare-data does")  # fmt: skip
-    add("--allow-missing", action="store_true", help="go on without the sets that are absent")
+    options.add_allow_missing(made)
     add("--skip-unreadable", action="store_true", help="leave out images that cannot be read")
     add("--distributed", action="store_true", help="this is one of several processes, each of which"
         " scores a share of every set; --out must be on a file system of them all")  # fmt: skip

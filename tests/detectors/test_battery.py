@@ -196,7 +196,7 @@ def test_a_head_that_is_not_the_map_is_refused_where_it_is_needed(layer, message
 
 def test_a_head_behind_which_only_the_dtype_changes_is_the_map_without_a_run(monkeypatch):
     model = Scaled.model("cast")
-    monkeypatch.setattr(type(model), "_forward", None)
+    monkeypatch.setattr(type(model), "run", None)
     si_jax.make_detector("ash-s", model, percentile=50)
 
 
