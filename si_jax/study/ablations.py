@@ -204,7 +204,7 @@ def layers(readings: CaseReadings) -> dict[str, Any]:
         images with p < 0.05, empty where S&I-C cannot be fitted. As lists.
     """
     sets = {"in-distribution": readings.id, **readings.ood}
-    density = {name: by_tap(found["density"], readings.channels) for name, found in sets.items()}
+    density = {name: by_tap(rows["density"], readings.channels) for name, rows in sets.items()}
     band = np.percentile(density["in-distribution"], (5, 95), axis=0)
     rejected = {}
     try:
@@ -212,8 +212,8 @@ def layers(readings: CaseReadings) -> dict[str, Any]:
     except ValueError:
         state = None
     if state is not None:
-        for name, found in sets.items():
-            pvalue = si_c_score.apply(state, cut(found), components=ALL, form="sum")["tap_pvalue"]
+        for name, rows in sets.items():
+            pvalue = si_c_score.apply(state, cut(rows), components=ALL, form="sum")["tap_pvalue"]
             rejected[name] = (pvalue < LEVEL).mean(axis=0).tolist()
     return {
         "taps": list(readings.channels.taps),

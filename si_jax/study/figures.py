@@ -92,10 +92,10 @@ def by_images(rows: Sequence[Mapping[str, Any]], yardstick: Mapping[str, Any]) -
     panels_of = [shown for shown in SHOWN if shown[0] in yardstick]
     figure, panels = grid(len(panels_of), height=3.1, head=0.3, foot=0.25)
     for axes, (group, metric, title) in zip(panels, panels_of, strict=True):
-        for number, ((components, form), found) in enumerate(lines.items()):
-            counts = np.array([row["images"] for row in found]) * 1.02 ** (number - 1.5)
+        for number, ((components, form), line) in enumerate(lines.items()):
+            counts = np.array([row["images"] for row in line]) * 1.02 ** (number - 1.5)
             values, spread = (
-                100 * np.array([row.get(k, {}).get(group, {}).get(metric, 0) for row in found])
+                100 * np.array([row.get(k, {}).get(group, {}).get(metric, 0) for row in line])
                 for k in ("mean", "sd")
             )
             axes.errorbar(
@@ -117,7 +117,7 @@ def by_images(rows: Sequence[Mapping[str, Any]], yardstick: Mapping[str, Any]) -
             label="msp",
         )
         axes.set_xscale("log")
-        axes.set_xticks(sorted({row["images"] for found in lines.values() for row in found}))
+        axes.set_xticks(sorted({row["images"] for line in lines.values() for row in line}))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0f}"))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_title(title, fontsize=9)

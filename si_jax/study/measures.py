@@ -58,12 +58,12 @@ def drawn(
 
 
 def differences(
-    found: Drawn, other: Drawn, means: Mapping[str, Any], other_means: Mapping[str, Any]
+    one: Drawn, other: Drawn, means: Mapping[str, Any], other_means: Mapping[str, Any]
 ) -> dict[str, dict[str, list[float]]]:
     """Group -> metric -> [difference, low, high], paired over the same draws.
 
     Args:
-        found: of a detector.
+        one: of a detector.
         other: of the one that it is compared with.
         means: group -> metric -> the detector's mean.
         other_means: the other's.
@@ -72,7 +72,7 @@ def differences(
         group: {
             metric: [
                 means[group][metric] - other_means[group][metric],
-                *bootstrap.interval(found[group][metric] - other[group][metric]),
+                *bootstrap.interval(one[group][metric] - other[group][metric]),
             ]
             for metric in MEASURED
         }

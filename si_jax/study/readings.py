@@ -114,7 +114,7 @@ def _read(run: Batched, case: Case, image_set: ImageSet, batch_size: int) -> dic
         with tqdm(total=len(image_set), desc=title, unit="img") as bar:
             for batch in batches(
                 image_set,
-                case.found.preprocessing,
+                case.resolved.preprocessing,
                 batch_size,
                 image_shape=case.model.image_shape,
             ):

@@ -173,7 +173,7 @@ def test_draws_share_no_image(case):
 
 
 def test_half_of_the_test_set_stands_in(case):
-    found = dataclasses.replace(case.found, train=None, train_absent="nowhere")
+    found = dataclasses.replace(case.resolved, train=None, train_absent="nowhere")
     halved = prepare(case.network, found, calibration=5000, seeds=3)
     assert len(found.test) == 597 and len(halved.draws) == 1
     first, second = halved.draws[0], halved.id_set
