@@ -16,8 +16,10 @@ from si_jax.evaluation import bootstrap, metrics
 from si_jax.evaluation.calibration import PROBABILITIES, calibration_error
 from si_jax.evaluation.keys import model_facts
 from si_jax.evaluation.metrics import METRICS
+from si_jax.evaluation.processes import Processes
 from si_jax.evaluation.results import Results
-from si_jax.evaluation.scoring import PREDICTION, Scorer, prediction, score_set
+from si_jax.evaluation.scorer import PREDICTION, Scorer, prediction
+from si_jax.evaluation.scoring import score_set, score_share
 from si_jax.evaluation.store import Store, check_distinct, check_names
 from si_jax.model import Model
 
@@ -100,6 +102,49 @@ def make_detectors(
     }
 
 
+def score_shares(
+    job: Job, store: Store, processes: Processes, **options: Any
+) -> dict[str, tuple[int, float]]:
+    """Score this process's share of all sets, and wait until the others have done theirs.
+
+    Args:
+        job: what is evaluated, the same in all processes.
+        store: where score files are kept, the same for all.
+        processes: all of them.
+        **options: as for `si_jax.evaluation.scoring.score_share`.
+
+    Returns:
+        Set -> images gone through by all processes, and the seconds of the slowest.
+
+    Raises:
+        ValueError: as `evaluate`.
+    """
+    scorer = _scorer(job)
+    done = {
+        image_set.name: score_share(
+            scorer,
+            image_set,
+            job.transform,
+            facts=job.score_facts,
+            store=store,
+            processes=processes,
+            **options,
+        )
+        for image_set in (job.id_set, *job.ood_sets.values())
+    }
+    shares = processes.gather("scored", done)
+    return {
+        name: (sum(s[name][0] for s in shares), max(s[name][1] for s in shares)) for name in done
+    }
+
+
+def _scorer(job: Job) -> Scorer:
+    """The detectors, and the classifier's prediction beside them."""
+    check_job(job)
+    size = max(d.batch_size for d in job.detectors.values())
+    return Scorer({**job.detectors, PREDICTION: prediction(job.model, size)})
+
+
 def evaluate(
     job: Job,
     store: Store,
@@ -107,6 +152,7 @@ def evaluate(
     batch_size: int = 64,
     workers: int = 4,
     skip_unreadable: bool = False,
+    shared: Mapping[str, tuple[int, float]] | None = None,
 ) -> tuple[Results, Arrays]:
     """Score all sets and measure how well each detector tells them apart.
 
@@ -116,6 +162,7 @@ def evaluate(
         batch_size: images decoded at a time.
         workers: threads that decode.
         skip_unreadable: whether to leave out images that cannot be read; otherwise an error.
+        shared: what `score_shares` returned, where several processes have scored the sets.
 
     Returns:
         The results, with fractions; and set -> detector -> arrays.
@@ -124,13 +171,7 @@ def evaluate(
         ValueError: if two sets are called alike, or a set or a detector has a name that cannot be
             used, before any image is scored; or as `si_jax.evaluation.scoring.score_set`.
     """
-    check_job(job)
-    model = job.model
-    detectors = {
-        **job.detectors,
-        PREDICTION: prediction(model, max(d.batch_size for d in job.detectors.values())),
-    }
-    scorer = Scorer(detectors)
+    model, scorer = job.model, _scorer(job)
     began = time.monotonic()
     scored = {}
     for image_set in (job.id_set, *job.ood_sets.values()):
@@ -144,21 +185,25 @@ def evaluate(
             workers=workers,
             skip_unreadable=skip_unreadable,
         )
-    arrays = {name: found.arrays for name, found in scored.items()}
-    known = arrays[job.id_set.name]
+    arrays = {name: one.arrays for name, one in scored.items()}
+    id_arrays = arrays[job.id_set.name]
     pairs = {
         detector: {
-            s.name: (known[detector]["score"], arrays[s.name][detector]["score"])
+            s.name: (id_arrays[detector]["score"], arrays[s.name][detector]["score"])
             for s in job.ood_sets.values()
         }
         for detector in job.detectors
     }
-    correct = _correct(known[PREDICTION])
+    correct = _correct(id_arrays[PREDICTION])
     rows = {
         detector: {name: metrics.evaluate(*pair, correct) for name, pair in sets.items()}
         for detector, sets in pairs.items()
     }
-    seconds = {name: found.seconds for name, found in scored.items()}
+    computed = {name: one.computed for name, one in scored.items()}
+    seconds = {name: one.seconds for name, one in scored.items()}
+    for name, (images, duration) in (shared or {}).items():
+        computed[name] += images
+        seconds[name] += duration
     results = Results(
         results=rows,
         averages={detector: averages(row, job.groups) for detector, row in rows.items()},
@@ -181,16 +226,16 @@ def evaluate(
         preprocessing=job.facts.get("preprocessing", str(job.transform)),
         checkpoint="",
         seed=0,
-        accuracy=_accuracy(known[PREDICTION]),
+        accuracy=_accuracy(id_arrays[PREDICTION]),
         calibration_error={
-            name: calibration_error(known[name]["score"], correct)
+            name: calibration_error(id_arrays[name]["score"], correct)
             for name, d in job.detectors.items()
             if d.name in PROBABILITIES and correct is not None
         },
         ties={detector: told for detector, sets in pairs.items() if (told := _ties(sets))},
         device=f"{jax.local_device_count()} x {jax.devices()[0].device_kind}",
         unreadable={name: list(s.unreadable) for name, s in scored.items() if s.unreadable},
-        computed={name: found.computed for name, found in scored.items()},
+        computed=computed,
         seconds={**seconds, "total": time.monotonic() - began},
         versions=cli.versions(),
     )
@@ -240,8 +285,8 @@ def intervals(
         `{"intervals": {detector: {ood_set: {metric: [low, high]}}}, "average_intervals": the same
         by group, "bootstrap": ...}`, JSON to go beside the results.
     """
-    known = arrays[job.id_set.name]
-    correct = _correct(known[PREDICTION])
+    id_arrays = arrays[job.id_set.name]
+    correct = _correct(id_arrays[PREDICTION])
     chosen = [
         name
         for name, metric in METRICS.items()
@@ -259,33 +304,16 @@ def intervals(
         # one seed for all sets, so that the same in-distribution images are drawn for each of them
         drawn = {
             s.name: bootstrap.draws(
-                known[detector]["score"], arrays[s.name][detector]["score"], **options
+                id_arrays[detector]["score"], arrays[s.name][detector]["score"], **options
             )
             for s in job.ood_sets.values()
         }
-        measured[detector] = _ends(drawn)
-        by_group = {
-            group: [row for name, row in drawn.items() if job.groups[name] == group]
-            for group in dict.fromkeys(job.groups.values())
-        }
-        means[detector] = _ends(
-            {
-                group: {metric: np.mean([row[metric] for row in rows], axis=0) for metric in chosen}
-                for group, rows in by_group.items()
-            }
-        )
+        measured[detector] = bootstrap.intervals(drawn)
+        means[detector] = bootstrap.intervals(bootstrap.means(drawn, job.groups))
     return {
         "intervals": measured,
         "average_intervals": means,
         "bootstrap": {"resamples": resamples, "seed": seed, "level": 0.95},
-    }
-
-
-def _ends(drawn: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, dict[str, list[float]]]:
-    """Name -> metric -> the ends of its interval."""
-    return {
-        name: {metric: list(bootstrap.interval(values)) for metric, values in row.items()}
-        for name, row in drawn.items()
     }
 
 

@@ -13,7 +13,7 @@ from si_jax.detectors import default_options
 from si_jax.detectors.features import kept_count
 from si_jax.detectors.fitting import Batches
 from si_jax.detectors.head import head_logits
-from si_jax.evaluation.scoring import Scorer
+from si_jax.evaluation.scorer import Scorer
 
 
 @pytest.fixture(scope="module")
