@@ -82,7 +82,7 @@ def list_downloads() -> None:
         print(f"    from {source}")
         print(f"    to   {download.folder}; MD5 {download.md5 or 'recorded at the first download'}")
     others = (
-        'CIFAR-10, CIFAR-100 and MNIST come by TensorFlow Datasets (pip install "si-jax[tfds]");'
-        " ImageNet has to be fetched by hand from https://image-net.org, after signing in."
+        "Sets that TensorFlow Datasets has prepared are taken as they are. ImageNet has to be"
+        " fetched by hand from https://image-net.org, after signing in."
     )
     print(textwrap.fill(others, 100))

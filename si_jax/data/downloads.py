@@ -1,7 +1,7 @@
 """Where the public sets come from, and `prepare`, which brings those of a benchmark.
 
-Addresses and MD5 sums are data, here. Sets that TFDS prepares come by TFDS; archives on Google
-Drive by gdown (the extra `download`); the rest over HTTP.
+Addresses and MD5 sums are data, here. Archives on Google Drive come by gdown (the extra
+`download`), what TFDS alone prepares by TFDS, the rest over HTTP.
 """
 
 import dataclasses
@@ -53,6 +53,18 @@ def _openood(identifier: str, folder: str, holds: str = "", images: int = 0) -> 
 
 
 DOWNLOADS = {
+    "cifar10": Download(
+        "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+        "cifar-10-batches-bin",
+        "50000 training and 10000 test images 32x32, 170 MB",
+        md5="c32a1d4ab5d03f1284b67883e8d87530",
+    ),
+    "cifar100": Download(
+        "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+        "cifar-100-binary",
+        "50000 training and 10000 test images 32x32, 169 MB",
+        md5="03b5dce01913d631647c71ecec9e9cb8",
+    ),
     "svhn": Download(
         "http://ufldl.stanford.edu/housenumbers/test_32x32.mat",
         "svhn/test_32x32.mat",
@@ -150,8 +162,10 @@ DOWNLOADS = {
 """Name -> download."""
 
 _SAME = ("places365", "inaturalist", "sun", "places", "ssb_hard", "ninco", "openimage_o")
+_CIFAR = {f"{name}{split}": name for name in ("cifar10", "cifar100") for split in ("", "_train")}
 BRINGS = {
     "published": {
+        **_CIFAR,
         "tiny_imagenet": "tiny_imagenet_crop",
         **{name: name for name in ("svhn", "lsun", "lsun_resize", "isun", "textures")},
         "tiny_imagenet_resize": "tiny_imagenet_resize",

@@ -7,7 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from si_jax.data import digits, sources
-from si_jax.data.catalogue import STAND_INS, Digits, Folder, Listing, Place, SetEntry, Tfds
+from si_jax.data.catalogue import (
+    STAND_INS,
+    CifarBinary,
+    Digits,
+    Folder,
+    Listing,
+    Place,
+    SetEntry,
+    Tfds,
+)
+from si_jax.data.cifar import from_cifar_binary
 from si_jax.data.image_set import ImageSet, MissingSet
 from si_jax.data.roots import folders_root, tfds_dirs
 from si_jax.data.sequences import as_image_set
@@ -99,6 +109,8 @@ def _open(place: Place, name: str, where: Where, fetch: bool) -> ImageSet:
             )
         case Folder(path, num_classes):
             return sources.from_path(where.root / path, name=name, num_classes=num_classes)
+        case CifarBinary(paths, num_classes):
+            return from_cifar_binary([where.root / p for p in paths], num_classes, name=name)
         case Listing(paths, roots, num_classes):
             listing = next((where.root / p for p in paths if (where.root / p).exists()), None)
             return sources.from_list(
@@ -116,6 +128,8 @@ def describe(place: Place | None, where: Where) -> str:
             return f"{find_prepared(name, where.data_dir)}, {split}"
         case Folder(path, _):
             return str(where.root / path)
+        case CifarBinary(paths, _):
+            return str((where.root / paths[0]).parent)
         case Listing(paths, _, _):
             return str(next(where.root / p for p in paths if (where.root / p).exists()))
         case Digits():
@@ -130,6 +144,8 @@ def _is_there(place: Place, where: Where) -> bool:
             return find_prepared(name, where.data_dir) is not None
         case Folder(path, _):
             return (where.root / path).exists()
+        case CifarBinary(paths, _):
+            return (where.root / paths[0]).exists()
         case Listing():
             return False  # what it lists may be elsewhere; that it's unused is told apart
     return True

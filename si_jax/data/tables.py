@@ -48,7 +48,8 @@ def _group(group: str, *entries: SetEntry) -> tuple[SetEntry, ...]:
     return tuple(entry.within(group) for entry in entries)
 
 
-def _cifar(name: str, num_classes: int, test: SetEntry, other: SetEntry) -> Benchmark:
+def _cifar(num_classes: int, test: SetEntry, train: SetEntry, other: SetEntry) -> Benchmark:
+    name = test.name
     far = _group("far", cat.SVHN, cat.LSUN, cat.TINY_IMAGENET, cat.PLACES365, cat.TEXTURES)
     extra = _group("extra", cat.LSUN_RESIZE, cat.ISUN, cat.TINY_IMAGENET_RESIZE)
     return Benchmark(
@@ -56,9 +57,7 @@ def _cifar(name: str, num_classes: int, test: SetEntry, other: SetEntry) -> Benc
         num_classes=num_classes,
         size="small",
         test=test,
-        train=SetEntry(
-            f"{name}_train", (Tfds(name, "train"), Folder(f"{name}/train", num_classes))
-        ),
+        train=train,
         ood={
             "published": far + _group("near", other) + extra,
             "openood": _group(
@@ -116,8 +115,8 @@ BENCHMARKS = {
         train=SetEntry("digits_train", (Digits("train"),)),
         ood=dict.fromkeys(PROTOCOLS, _DIGITS_OOD),
     ),
-    "cifar10": _cifar("cifar10", 10, test=cat.CIFAR10_TEST, other=cat.CIFAR100_TEST),
-    "cifar100": _cifar("cifar100", 100, test=cat.CIFAR100_TEST, other=cat.CIFAR10_TEST),
+    "cifar10": _cifar(10, cat.CIFAR10_TEST, cat.CIFAR10_TRAIN, other=cat.CIFAR100_TEST),
+    "cifar100": _cifar(100, cat.CIFAR100_TEST, cat.CIFAR100_TRAIN, other=cat.CIFAR10_TEST),
     "imagenet": Benchmark(
         name="imagenet",
         num_classes=1000,

@@ -57,6 +57,18 @@ class Job:
         return {**self.facts, "transform": str(self.transform), **model_facts(self.model)}
 
 
+def check_detectors(names: Sequence[str]) -> None:
+    """Refuse names that are not in `si_jax.DETECTORS`.
+
+    Raises:
+        ValueError: naming them.
+    """
+    if unknown := [name for name in names if name not in DETECTORS]:
+        raise ValueError(
+            f"unknown detector {', '.join(map(repr, unknown))}: choose among {', '.join(DETECTORS)}"
+        )
+
+
 def make_detectors(
     names: Sequence[str],
     model: Model,
@@ -79,10 +91,7 @@ def make_detectors(
             taken by none.
     """
     common, options = common or {}, options or {}
-    if unknown := [name for name in names if name not in DETECTORS]:
-        raise ValueError(
-            f"unknown detector {', '.join(map(repr, unknown))}: choose among {', '.join(DETECTORS)}"
-        )
+    check_detectors(names)
     if stray := [name for name in options if name not in names]:
         raise ValueError(f"an option is set for {', '.join(stray)}, which is not evaluated")
     for key in common:
@@ -144,6 +153,8 @@ def evaluate(
             workers=workers,
             skip_unreadable=skip_unreadable,
         )
+        if image_set is job.id_set:
+            _check_labels(image_set.name, scored[image_set.name].arrays[PREDICTION], model)
     arrays = {name: found.arrays for name, found in scored.items()}
     known = arrays[job.id_set.name]
     pairs = {
@@ -303,6 +314,16 @@ def _ties(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, int]:
     """Set -> how many of its scores tie at the threshold of FPR95, where they are many."""
     tied = {name: metrics.tied_at_threshold(*pair) for name, pair in pairs.items()}
     return {name: n for name, n in tied.items() if n > TOLD_TIES * len(pairs[name][1])}
+
+
+def _check_labels(name: str, predicted: Mapping[str, np.ndarray], model: Model) -> None:
+    """Refuse in-distribution labels that are no class of the network's."""
+    most = int(predicted["label"].max(initial=-1))
+    if most >= model.num_classes:
+        raise ValueError(
+            f"{name} has the label {most}, but {model.name} has the classes 0 to"
+            f" {model.num_classes - 1}: give the labels that it was trained with"
+        )
 
 
 def _correct(predicted: Mapping[str, np.ndarray]) -> np.ndarray | None:

@@ -12,39 +12,45 @@ from si_jax.data import benchmarks, downloads
 from si_jax.data.benchmarks import Resolved
 from si_jax.data.image_set import ImageSet, overlap
 from si_jax.data.own import resolve_own
-from si_jax.data.preprocessing import Preprocessing
+from si_jax.data.preprocessing import preprocessing_for
 from si_jax.data.tables import BENCHMARKS
 from si_jax.model import Model
 
 
-def is_own(benchmark: str | os.PathLike) -> bool:
-    """Whether that is no benchmark but a folder of one's own data."""
+def is_own(benchmark: str | os.PathLike | None) -> bool:
+    """Whether that is no benchmark but one's own data: a folder, or None for sets given apart."""
+    if benchmark is None:
+        return True
     return benchmark not in BENCHMARKS and Path(benchmark).expanduser().is_dir()
 
 
 def find_sets(
-    benchmark: str | os.PathLike,
-    model: Model,
+    benchmark: str | os.PathLike | None,
+    model: Model | None,
     protocol: str,
     *,
     data_dir: str | os.PathLike | None = None,
     ood_root: str | os.PathLike | None = None,
     id_set: Any = None,
+    id_name: str = "",
     train_set: Any = None,
     ood: Mapping[str, Any] | None = None,
     allow_missing: bool = False,
     download: bool = False,
     seed: int = 0,
 ) -> Resolved:
-    """Find a benchmark's sets, or those of a folder of one's own.
+    """Find a benchmark's sets, or those of one's own data.
 
     Args:
-        benchmark: a key of `BENCHMARKS`, or a folder as `si_jax.data.own.resolve_own` takes.
+        benchmark: a key of `BENCHMARKS`; a folder as `si_jax.data.own.resolve_own` takes; or None,
+            where `id_set` and the others hold all there is.
         model: the network; its own size, and the classes on its card, are used for one's own data.
+            A benchmark needs none.
         protocol: of a benchmark.
         data_dir: the folder of all data.
         ood_root: the folder for folders of images.
         id_set: in-distribution images in place of those that would be looked for.
+        id_name: what to call them, where they are one's own; their folder's name by default.
         train_set: likewise the images that detectors are fitted on.
         ood: name -> further sets, or where one of the benchmark's is.
         allow_missing: whether absent sets of a benchmark are left out.
@@ -55,15 +61,17 @@ def find_sets(
         ValueError: as `benchmarks.resolve` and `resolve_own`.
     """
     if is_own(benchmark):
-        size = model.input_size
+        if model is None:
+            raise ValueError("one's own data is brought to a network's size: give the model")
         return resolve_own(
             benchmark,
             num_classes=model.num_classes,
-            preprocessing=Preprocessing(resize=min(size), crop=size),
+            preprocessing=preprocessing_for(model.input_size, model.card),
             classes=tuple(model.card.get("classes", ())),
             test=id_set,
             train=train_set,
             ood=ood,
+            name=id_name,
             seed=seed,
         )
     table = BENCHMARKS[str(benchmark)]

@@ -2,11 +2,12 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ IDENTITY = ("benchmark", "protocol", "limit", "seed", "checkpoint", "settings", 
 
 
 def evaluate_benchmark(
-    benchmark: str | os.PathLike = "digits",
-    model: Model | str | os.PathLike | None = None,
+    benchmark: str | os.PathLike | None = "digits",
+    model: Model | str | os.PathLike | Callable[[], tuple[Model, str]] | None = None,
     *,
     detectors: Sequence[str] | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
@@ -35,6 +36,7 @@ def evaluate_benchmark(
     data_dir: str | os.PathLike | None = None,
     ood_root: str | os.PathLike | None = None,
     id_set: Any = None,
+    id_name: str = "",
     train_set: Any = None,
     ood: Mapping[str, Any] | None = None,
     download: bool = False,
@@ -58,8 +60,10 @@ def evaluate_benchmark(
             `val`, `train` if detectors are to be fitted (in both a folder a class) and `ood/NAME`.
             Images are then brought to the network's own size; class folders are matched by name
             where the checkpoint's card names its classes; and without `ood`, sets are made up.
-        model: the network, or the name or directory of its checkpoint; None for the one that
-            comes with the package.
+            None for one's own data without such a folder, which `id_set` and the others hold.
+        model: the network; or the name or directory of its checkpoint; or a function that gives
+            it and its checkpoint's name, called once a benchmark's sets were found; None for the
+            one that comes with the package.
         detectors: keys of `si_jax.DETECTORS`; None for `si_jax.evaluation.defaults.DETECTORS`,
             without those that must be fitted where there are no training images.
         options: detector -> its options, such as `{"knn": {"k": 10}}`.
@@ -70,6 +74,7 @@ def evaluate_benchmark(
         ood_root: folder that holds folders of images; None for `data_dir`.
         id_set: in-distribution images in place of the benchmark's or the folder's: a path, arrays,
             a sequence or a loader, as `si_jax.data.sequences.as_image_set` takes.
+        id_name: what to call them, where they are one's own.
         train_set: likewise the images that detectors are fitted on.
         ood: name -> further images, likewise; the name of one of the benchmark's sets says where
             that set is.
@@ -100,11 +105,26 @@ def evaluate_benchmark(
     check_names(ood)
     check_distinct(detectors or (), "detector")
     directory = None if out is None else checked_directory(out)
-    if model is None or not isinstance(model, Model):
-        model, checkpoint = defaults.benchmark_model(benchmark, model)
-    checkpoint = checkpoint or f"{model.name}, given as a model"
-    if table is not None:
-        defaults.check_classes(model, table, checkpoint)
+    if model is None or isinstance(model, (str, os.PathLike)):
+        defaults.which_checkpoint(benchmark, model)
+    elif table is not None and isinstance(model, Model):
+        defaults.check_classes(model, table, checkpoint or model.name)
+    evaluation.check_detectors(defaults.DETECTORS if detectors is None else detectors)
+
+    find = functools.partial(
+        find_sets,
+        benchmark,
+        protocol=protocol,
+        data_dir=data_dir,
+        ood_root=ood_root,
+        id_set=id_set,
+        id_name=id_name,
+        train_set=train_set,
+        ood=ood,
+        allow_missing=allow_missing,
+        download=download,
+        seed=seed,
+    )
 
     def make(network: Model) -> dict:
         names = defaults.DETECTORS if detectors is None else detectors
@@ -112,20 +132,17 @@ def evaluate_benchmark(
             names, network, common=common, options=options, batch_size=batch_size
         )
 
+    # a benchmark's sets are looked for before any weights are loaded
+    sets = None if table is None else find(None)
+    if callable(model) and not isinstance(model, Model):
+        model, checkpoint = model()
+    elif not isinstance(model, Model):
+        model, checkpoint = defaults.benchmark_model(benchmark, model)
+    checkpoint = checkpoint or f"{model.name}, given as a model"
+    if table is not None:
+        defaults.check_classes(model, table, checkpoint)
     make(model)  # refuses what it must before any image is read
-    sets = find_sets(
-        benchmark,
-        model,
-        protocol,
-        data_dir=data_dir,
-        ood_root=ood_root,
-        id_set=id_set,
-        train_set=train_set,
-        ood=ood,
-        allow_missing=allow_missing,
-        download=download,
-        seed=seed,
-    )
+    sets = find(model) if sets is None else sets
     # the protocol decides the size; every architecture here pools globally and takes any
     model = dataclasses.replace(model, input_size=sets.preprocessing.crop)
     made = make(model)

@@ -1,17 +1,22 @@
 """What an evaluation runs on: one's own folder, and what it tells of the sets."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import si_jax
 from si_jax.commands import evaluate as command
 from si_jax.data import benchmarks, downloads
 from si_jax.data.sequences import as_image_set
-from si_jax.evaluation import sets
-from si_jax.reporting import report
+from si_jax.evaluation import benchmark as evaluation
+from si_jax.evaluation import defaults, sets
+from si_jax.reporting import html, report
 from si_jax.reporting.evaluate import evaluate_benchmark
+from si_jax.testing import small_model
 
 RNG = np.random.default_rng(0)
 OOD = RNG.integers(0, 256, (5, 8, 8, 3), np.uint8)
@@ -65,6 +70,76 @@ def test_a_folder_of_ones_own(root, tiny):
     assert given.results["notes"] == []
 
 
+def test_ones_own_classes_without_a_folder_of_all(root, tiny, tmp_path, monkeypatch, capsys):
+    checkpoint = si_jax.save_checkpoint(tmp_path / "checkpoint", tiny)
+    monkeypatch.setattr(evaluation, "intervals", lambda job, arrays: {})
+    monkeypatch.setattr(html, "write", lambda run, directory: directory / "report.html")
+    monkeypatch.chdir(tmp_path)
+    np.savez(tmp_path / "cars.npz", images=OOD)
+    train = ["--train", str(root / "train"), "--detectors", "msp", "knn", "--set", "knn.k=2"]
+    ood = ["--ood", f"cars={tmp_path / 'cars.npz'}", "--checkpoint", str(checkpoint)]
+    command.main(["--id", f"pets={root / 'val'}", *train, *ood])
+    (directory,) = Path("results").iterdir()
+    assert directory.name.startswith("pets-own-checkpoint")
+    found = json.loads((directory / "results.json").read_text())
+    assert (found["benchmark"], found["protocol"]) == ("pets", "own")
+    assert found["counts"] == {"pets": 10, "cars": 5}
+    assert found["fit"] == {"set": "pets_train", "images": 10, "detectors": ["knn"]}
+    assert "cars" in capsys.readouterr().out
+    run = evaluate_benchmark(None, tiny, detectors=["msp"], id_set=root / "val", ood={"x": OOD})
+    assert run.results["counts"] == {"val": 10, "x": 5}
+
+    for given, message in (
+        ({}, "the data set has no folder val or test"),
+        ({"id_set": (OOD, np.arange(5) + 1)}, "has the label 5, but resnet8 has the classes 0 to"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate_benchmark(None, tiny, detectors=["msp"], **given)
+    with pytest.raises(ValueError, match="no checkpoint for data of your own comes with"):
+        command.main(["--id", str(root / "val")])
+
+
+def test_data_is_looked_for_before_weights_are_loaded(tmp_path, monkeypatch):
+    def load(*args, **options):
+        pytest.fail("the weights were loaded")
+
+    monkeypatch.setattr(defaults, "load_model", load)
+    monkeypatch.setattr(defaults, "convert_torch", load)
+    (tmp_path / "resnet50.pth").touch()
+    places = ["--dataset", "imagenet", "--data-dir", str(tmp_path / "data")]
+    file = ["--checkpoint", str(tmp_path / "resnet50.pth"), "--model", "imagenet_resnet50"]
+    for given, message in (
+        ([*places, *file], "imagenet: sort the validation images into one folder a class"),
+        ([*places, "--checkpoint", "digits"], "imagenet: sort the validation images"),
+        ([*places, *file, "--id", f"imagenet={tmp_path}"], "holds no images but 1 other files"),
+        ([*places, *file[:2]], "is a file, so it needs an architecture"),
+        ([*places, "--checkpoint", "nowhere"], "unknown checkpoint 'nowhere'"),
+        ([*places, *file, "--detectors", "enrgy"], "unknown detector 'enrgy'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            command.main([*given, "--out", str(tmp_path / "out")])
+    with pytest.raises(ValueError, match="has 4 classes, but imagenet has 1000"):
+        evaluate_benchmark("imagenet", small_model("plain"), data_dir=tmp_path / "data")
+
+
+def test_mean_and_deviation_by_number(monkeypatch):
+    network, converted = small_model("plain"), []
+    monkeypatch.setattr(command, "evaluate_benchmark", lambda dataset, load, **options: load())
+    monkeypatch.setattr(defaults, "convert_torch", lambda *a, **o: converted.append(o) or network)
+    given = ["--mean", "0.1", "0.2", "0.3", "--std", "0.5", "--part", "ema"]
+    with pytest.raises(ValueError, match=r"mean, std, part: only a file .*; digits says itself"):
+        command.main(["--checkpoint", "digits", *given])
+    with pytest.raises(ValueError, match="has 4 classes, but digits has 10"):
+        command.main(["--checkpoint", __file__, "--model", "resnet8", *given])
+    (options,) = converted
+    assert options == {
+        "normalisation": None,
+        "mean": [0.1, 0.2, 0.3],
+        "std": [0.5],
+        "part": "ema",
+    }
+
+
 def test_classes_of_the_card_decide_the_order(root, tiny):
     named = dataclasses.replace(tiny, card={"classes": ["10", "3", "2", "1", "0"]})
     found = sets.find_sets(root, named, "published")
@@ -103,8 +178,9 @@ def test_nothing_is_downloaded_unless_asked_for(tiny, monkeypatch, capsys, unche
 def test_the_in_distribution_set_on_the_command_line():
     parse = command.parser().parse_args
     named = ["--dataset", "imagenet", "--id", "imagenet=/a=b"]
-    assert command.in_distribution(parse(named)) == "/a=b"
-    assert command.in_distribution(parse(["--dataset", "imagenet", "--id", "/a"])) == "/a"
-    assert command.in_distribution(parse([])) is None
+    assert command.in_distribution(parse(named)) == ("", "/a=b")
+    assert command.in_distribution(parse(["--dataset", "imagenet", "--id", "/a"])) == ("", "/a")
+    assert command.in_distribution(parse(["--id", "pets=/a"])) == ("pets", "/a")
+    assert command.in_distribution(parse([])) == ("", None)
     with pytest.raises(ValueError, match="imagenet's set is called imagenet"):
         command.in_distribution(parse(["--dataset", "imagenet", "--id", "val=/a"]))
