@@ -61,6 +61,10 @@ def parser() -> argparse.ArgumentParser:
         " own; default: looked for")  # fmt: skip
     add("--train", metavar="PATH", help="where the images to fit on are, likewise")
     options.add_ood(made, "a folder of images, .npz or .mat file; may be given several times")
+    add("--full-spectrum", action="store_true", help="measure a second time with"
+        " covariate-shifted sets (CIFAR-10-C, ImageNet-R, ...) as in-distribution")  # fmt: skip
+    add("--shifted", nargs="+", action="extend", default=[], metavar="NAME=PATH", help="the same"
+        " with shifted in-distribution images of your own")  # fmt: skip
     add("--download", action="store_true", help="download the public sets that are absent, as"
         " si-jax prepare-data does")  # fmt: skip
     add("--allow-missing", action="store_true", help="go on without the sets that are absent")
@@ -100,6 +104,8 @@ def main(argv: list[str] | None = None) -> None:
         id_name=id_name,
         train_set=args.train,
         ood=options.pairs(args.ood, "--ood"),
+        shifted=options.pairs(args.shifted, "--shifted"),
+        full_spectrum=args.full_spectrum,
         download=args.download,
         limit=args.limit,
         fit_limit=args.fit_limit,

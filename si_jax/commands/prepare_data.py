@@ -27,6 +27,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--data-dir", help="folder of all data; default: $SI_JAX_DATA, or else ~/.cache/si_jax/data"
     )
+    add("--full-spectrum", action="store_true", help="its covariate-shifted sets as well")
     add("--order", metavar="FOLDER", help="ImageNet's flat validation folder: bring it into"
         " imagenet/val of the data folder, a folder a class, by links")  # fmt: skip
     add("--labels", metavar="FILE", help=f"the labels of --order: {', '.join(LABEL_FILES)}")
@@ -46,12 +47,15 @@ def main(argv: list[str] | None = None) -> None:
     root = roots.folders_root(args.data_dir)
     print(f"data folder: {root}\n")
     outcomes = []
-    for outcome in downloads.prepare(args.dataset, args.protocol, args.data_dir):
+    for outcome in downloads.prepare(
+        args.dataset, args.protocol, args.data_dir, full_spectrum=args.full_spectrum
+    ):
         outcomes.append(outcome)
         count = f"{outcome.images:6d} images" if outcome.images else " " * 13
         print(f"{outcome.name:22} {outcome.state:8} {count}  {outcome.detail}", flush=True)
     print()
     option = f" --data-dir {args.data_dir}" if args.data_dir else ""
+    option = " --full-spectrum" * args.full_spectrum + option
     command = f"si-jax evaluate --dataset {args.dataset} --protocol {args.protocol}{option}"
     if lacking := [outcome.name for outcome in outcomes if outcome.state in ("failed", "by hand")]:
         raise ValueError(

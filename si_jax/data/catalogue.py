@@ -6,6 +6,7 @@ To let a set be found in one more place, add that place to its line.
 import dataclasses
 
 GROUPS = ("far", "near", "extra")  # 'extra' sets are in no average and never missed
+SHIFTED = "shifted"  # the group of in-distribution images that look otherwise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,3 +200,22 @@ CIFAR10_TRAIN = _cifar(
 )
 CIFAR100_TEST = _cifar("cifar100", "test", 100, "cifar-100-binary/test.bin")
 CIFAR100_TRAIN = _cifar("cifar100", "train", 100, "cifar-100-binary/train.bin")
+
+
+def _shifted(name: str, hint: str, *folders: Folder) -> SetEntry:
+    return SetEntry(name, folders, SHIFTED, hint=hint)
+
+
+_BRING = "run si-jax prepare-data --full-spectrum --dataset"
+CIFAR10_C = _shifted("cifar10_c", f"{_BRING} cifar10", Folder("CIFAR-10-C", 10))
+CIFAR100_C = _shifted("cifar100_c", f"{_BRING} cifar100", Folder("CIFAR-100-C", 100))
+IMAGENET_V2 = _shifted(
+    "imagenet_v2",
+    f"{_BRING} imagenet",
+    Folder("images_largescale/imagenet_v2", 1000),
+    Folder("imagenetv2-matched-frequency-format-val", 1000),
+)
+IMAGENET_C = _shifted("imagenet_c", f"{_BRING} imagenet", Folder("images_largescale/imagenet_c"))
+IMAGENET_R = _shifted(
+    "imagenet_r", f"{_BRING} imagenet", *_folders("images_largescale/imagenet_r", "imagenet-r")
+)

@@ -8,6 +8,7 @@ from typing import Any
 
 from si_jax.data import digits, sources
 from si_jax.data.catalogue import (
+    SHIFTED,
     STAND_INS,
     CifarBinary,
     Digits,
@@ -79,7 +80,7 @@ def locate(entry: SetEntry, where: Where) -> tuple[ImageSet, Place | None]:
             if fetch and not (isinstance(place, Tfds) and place.fetch):
                 continue
             try:
-                return _open(place, entry.name, where, fetch), place
+                return _open(place, entry.name, where, fetch, entry.group == SHIFTED), place
             except MissingSet as error:
                 if fetch or _is_there(place, where):
                     reasons.append(str(error).rstrip("."))
@@ -97,7 +98,7 @@ def find_stand_in(entry: SetEntry, where: Where) -> ImageSet | None:
         return None
 
 
-def _open(place: Place, name: str, where: Where, fetch: bool) -> ImageSet:
+def _open(place: Place, name: str, where: Where, fetch: bool, shifted: bool) -> ImageSet:
     match place:
         case Digits(part):
             if part in digits.OOD_SETS:
@@ -108,7 +109,8 @@ def _open(place: Place, name: str, where: Where, fetch: bool) -> ImageSet:
                 sources.from_tfds(tfds_name, split, where.data_dir, fetch=fetch), name=name
             )
         case Folder(path, num_classes):
-            return sources.from_path(where.root / path, name=name, num_classes=num_classes)
+            images = sources.from_path(where.root / path, name=name, num_classes=num_classes)
+            return images if num_classes or not shifted else sources.unlabelled(images)
         case CifarBinary(paths, num_classes):
             return from_cifar_binary([where.root / p for p in paths], num_classes, name=name)
         case Listing(paths, roots, num_classes):

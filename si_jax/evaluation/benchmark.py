@@ -16,7 +16,7 @@ from si_jax.evaluation import bootstrap, metrics
 from si_jax.evaluation.calibration import PROBABILITIES, calibration_error
 from si_jax.evaluation.keys import model_facts
 from si_jax.evaluation.metrics import METRICS
-from si_jax.evaluation.results import Results
+from si_jax.evaluation.results import Results, Rows
 from si_jax.evaluation.scoring import PREDICTION, Scorer, prediction, score_set
 from si_jax.evaluation.store import Store, check_distinct, check_names
 from si_jax.model import Model
@@ -41,6 +41,8 @@ class Job:
         transform: a decoded image -> an image in the model's input size.
         facts: what else names this evaluation: `benchmark`, `protocol` and `preprocessing`, each a
             text.
+        shifted_sets: name -> in-distribution images that look otherwise. Where there are some, all
+            is measured a second time with them counted as in-distribution: the full spectrum.
     """
 
     model: Model
@@ -50,6 +52,12 @@ class Job:
     groups: Mapping[str, str]
     transform: Callable[[np.ndarray], np.ndarray]
     facts: Mapping[str, str] = field(default_factory=dict)
+    shifted_sets: Mapping[str, ImageSet] = field(default_factory=dict)
+
+    @property
+    def sets(self) -> tuple[ImageSet, ...]:
+        """All sets: in-distribution, out-of-distribution, shifted."""
+        return (self.id_set, *self.ood_sets.values(), *self.shifted_sets.values())
 
     @functools.cached_property
     def score_facts(self) -> dict[str, Any]:
@@ -142,7 +150,7 @@ def evaluate(
     scorer = Scorer(detectors)
     began = time.monotonic()
     scored = {}
-    for image_set in (job.id_set, *job.ood_sets.values()):
+    for image_set in job.sets:
         scored[image_set.name] = score_set(
             scorer,
             image_set,
@@ -153,22 +161,12 @@ def evaluate(
             workers=workers,
             skip_unreadable=skip_unreadable,
         )
-        if image_set is job.id_set:
+        if image_set is job.id_set or image_set.name in job.shifted_sets:
             _check_labels(image_set.name, scored[image_set.name].arrays[PREDICTION], model)
     arrays = {name: found.arrays for name, found in scored.items()}
     known = arrays[job.id_set.name]
-    pairs = {
-        detector: {
-            s.name: (known[detector]["score"], arrays[s.name][detector]["score"])
-            for s in job.ood_sets.values()
-        }
-        for detector in job.detectors
-    }
     correct = _correct(known[PREDICTION])
-    rows = {
-        detector: {name: metrics.evaluate(*pair, correct) for name, pair in sets.items()}
-        for detector, sets in pairs.items()
-    }
+    pairs, rows = _measured(job, arrays, [job.id_set.name])
     seconds = {name: found.seconds for name, found in scored.items()}
     results = Results(
         results=rows,
@@ -204,8 +202,39 @@ def evaluate(
         computed={name: found.computed for name, found in scored.items()},
         seconds={**seconds, "total": time.monotonic() - began},
         versions=cli.versions(),
+        **_full_spectrum(job, arrays),
     )
     return results, arrays
+
+
+def _measured(job: Job, arrays: Arrays, known: Sequence[str]) -> tuple[dict, Rows]:
+    """Detector -> OOD set -> the scores of the known sets and of that one; and the metrics."""
+    predicted = [_correct(arrays[name][PREDICTION]) for name in known]
+    correct = None if any(one is None for one in predicted) else np.concatenate(predicted)
+    pairs = {}
+    for detector in job.detectors:
+        scores = np.concatenate([arrays[name][detector]["score"] for name in known])
+        pairs[detector] = {
+            s.name: (scores, arrays[s.name][detector]["score"]) for s in job.ood_sets.values()
+        }
+    rows = {
+        detector: {name: metrics.evaluate(*pair, correct) for name, pair in sets.items()}
+        for detector, sets in pairs.items()
+    }
+    return pairs, rows
+
+
+def _full_spectrum(job: Job, arrays: Arrays) -> dict[str, Any]:
+    """What is measured with shifted sets as in-distribution (Yang et al., IJCV 2023)."""
+    shifted = [s.name for s in job.shifted_sets.values()]
+    if not shifted:
+        return {}
+    _, rows = _measured(job, arrays, [job.id_set.name, *shifted])
+    means = {detector: averages(row, job.groups) for detector, row in rows.items()}
+    return {
+        "shifted": {name: _accuracy(arrays[name][PREDICTION]) for name in shifted},
+        "full_spectrum": {"results": rows, "averages": means},
+    }
 
 
 def check_job(job: Job) -> None:
@@ -214,7 +243,7 @@ def check_job(job: Job) -> None:
     Raises:
         ValueError: naming it.
     """
-    names = [job.id_set.name, *(image_set.name for image_set in job.ood_sets.values())]
+    names = [image_set.name for image_set in job.sets]
     check_distinct(names)
     check_names(names)
     if PREDICTION in job.detectors:

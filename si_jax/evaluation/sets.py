@@ -1,5 +1,6 @@
 """The sets that an evaluation runs on: a benchmark's, or those of one's own data."""
 
+import dataclasses
 import os
 import sys
 from collections.abc import Mapping
@@ -10,9 +11,11 @@ import numpy as np
 
 from si_jax.data import benchmarks, downloads
 from si_jax.data.benchmarks import Resolved
-from si_jax.data.image_set import ImageSet, overlap
+from si_jax.data.cifar import LABELS
+from si_jax.data.image_set import ImageSet, overlap, unlabelled
 from si_jax.data.own import resolve_own
 from si_jax.data.preprocessing import preprocessing_for
+from si_jax.data.sequences import as_image_set
 from si_jax.data.tables import BENCHMARKS
 from si_jax.model import Model
 
@@ -35,6 +38,8 @@ def find_sets(
     id_name: str = "",
     train_set: Any = None,
     ood: Mapping[str, Any] | None = None,
+    shifted: Mapping[str, Any] | None = None,
+    full_spectrum: bool = False,
     allow_missing: bool = False,
     download: bool = False,
     seed: int = 0,
@@ -53,6 +58,8 @@ def find_sets(
         id_name: what to call them, where they are one's own; their folder's name by default.
         train_set: likewise the images that detectors are fitted on.
         ood: name -> further sets, or where one of the benchmark's is.
+        shifted: name -> in-distribution images that look otherwise, for the full spectrum.
+        full_spectrum: whether the benchmark's own sets of such images are taken too.
         allow_missing: whether absent sets of a benchmark are left out.
         download: whether public sets that are absent are downloaded.
         seed: of sets that are made up.
@@ -63,7 +70,9 @@ def find_sets(
     if is_own(benchmark):
         if model is None:
             raise ValueError("one's own data is brought to a network's size: give the model")
-        return resolve_own(
+        if full_spectrum:
+            raise ValueError("full_spectrum is for benchmarks: give sets of your own as shifted")
+        sets = resolve_own(
             benchmark,
             num_classes=model.num_classes,
             preprocessing=preprocessing_for(model.input_size, model.card),
@@ -74,13 +83,16 @@ def find_sets(
             name=id_name,
             seed=seed,
         )
+        return _with_shifted(sets, shifted)
     table = BENCHMARKS[str(benchmark)]
     given = {table.test.name: id_set, table.train.name: train_set}
     extra = {**(ood or {}), **{name: data for name, data in given.items() if data is not None}}
     if download:
-        for outcome in downloads.prepare(table.name, protocol, data_dir, ood_root):
+        for outcome in downloads.prepare(
+            table.name, protocol, data_dir, ood_root, full_spectrum=full_spectrum
+        ):
             print(f"{outcome.name}: {outcome.state}; {outcome.detail}", file=sys.stderr)
-    return benchmarks.resolve(
+    sets = benchmarks.resolve(
         table.name,
         protocol,
         data_dir,
@@ -88,7 +100,22 @@ def find_sets(
         extra=extra,
         allow_missing=allow_missing,
         fetch=download,
+        full_spectrum=full_spectrum,
     )
+    return _with_shifted(sets, shifted)
+
+
+def _with_shifted(sets: Resolved, shifted: Mapping[str, Any] | None) -> Resolved:
+    """Add in-distribution images that look otherwise; what a folder's folders are isn't known."""
+    if not shifted:
+        return sets
+    added = []
+    for name, data in shifted.items():
+        images = as_image_set(data, name)
+        is_folder = isinstance(data, (str, os.PathLike)) and Path(data).expanduser().is_dir()
+        has_labels = not is_folder or (Path(data).expanduser() / LABELS).is_file()
+        added.append(images if has_labels else unlabelled(images))
+    return dataclasses.replace(sets, shifted=(*sets.shifted, *added))
 
 
 def overlap_notes(train: ImageSet, image_sets: tuple[ImageSet, ...]) -> list[str]:

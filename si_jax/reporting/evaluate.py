@@ -39,6 +39,8 @@ def evaluate_benchmark(
     id_name: str = "",
     train_set: Any = None,
     ood: Mapping[str, Any] | None = None,
+    shifted: Mapping[str, Any] | None = None,
+    full_spectrum: bool = False,
     download: bool = False,
     limit: int | None = None,
     fit_limit: int | None = 10_000,
@@ -78,6 +80,9 @@ def evaluate_benchmark(
         train_set: likewise the images that detectors are fitted on.
         ood: name -> further images, likewise; the name of one of the benchmark's sets says where
             that set is.
+        shifted: name -> in-distribution images that look otherwise, likewise. With some, all is
+            measured a second time with them counted as in-distribution: the full spectrum.
+        full_spectrum: whether the benchmark's own sets of such images are taken.
         download: whether a benchmark's public sets that are absent are downloaded.
         limit: random subset of this many images of each set; None for all.
         fit_limit: training images to fit on at most; None for all.
@@ -102,7 +107,7 @@ def evaluate_benchmark(
         if value is not None and value < 1:
             raise ValueError(f"{name} (={value}) must be at least 1")
     ood, options = dict(ood or {}), dict(options or {})
-    check_names(ood)
+    check_names([*ood, *(shifted or {})])
     check_distinct(detectors or (), "detector")
     directory = None if out is None else checked_directory(out)
     if model is None or isinstance(model, (str, os.PathLike)):
@@ -121,6 +126,8 @@ def evaluate_benchmark(
         id_name=id_name,
         train_set=train_set,
         ood=ood,
+        shifted=shifted,
+        full_spectrum=full_spectrum,
         allow_missing=allow_missing,
         download=download,
         seed=seed,
@@ -163,6 +170,7 @@ def evaluate_benchmark(
             "protocol": sets.protocol,
             "preprocessing": str(sets.preprocessing),
         },
+        shifted_sets={s.name: sources.subset(s, limit, seed) for s in sets.shifted},
     )
     evaluation.check_job(job)
     with contextlib.ExitStack() as stack:
@@ -175,7 +183,6 @@ def evaluate_benchmark(
         results, arrays = evaluation.evaluate(
             job, Store(where / "scores"), skip_unreadable=skip_unreadable
         )
-        notes = [*sets.notes, *notes]
         absent = {a.name: a.stand_in or "" for a in sets.absent}
         results = dataclasses.replace(
             results,
@@ -258,5 +265,5 @@ def _fit(job, sets: benchmarks.Resolved, out: Path, limit, seed: int, skip_unrea
         directory=out / "fits",
         skip_unreadable=skip_unreadable,
     )
-    notes = overlap_notes(train, (job.id_set, *job.ood_sets.values()))
+    notes = overlap_notes(train, job.sets)
     return {"set": train.name, "images": len(train), "detectors": needy}, notes

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from si_jax.data.cifar import from_cifar_binary
+from si_jax.data import sources
+from si_jax.data.cifar import from_cifar_binary, from_corruptions
 from si_jax.data.image_set import MissingSet
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), dtype=np.uint8)
@@ -39,3 +40,56 @@ def test_files_that_are_something_else(tmp_path):
         from_cifar_binary([write_binary(tmp_path / "b.bin", IMAGES, [10] * 7)], 10)
     with pytest.raises(MissingSet, match="is not a file"):
         from_cifar_binary([tmp_path / "absent.bin"], 10)
+
+
+@pytest.fixture
+def corrupted(tmp_path):
+    """Three corruptions of the seven images, one of which is left aside."""
+    folder = tmp_path / "CIFAR-10-C"
+    folder.mkdir()
+    for number, name in enumerate(("fog", "brightness", "spatter")):
+        np.save(folder / f"{name}.npy", IMAGES + np.uint8(number))
+    np.save(folder / "labels.npy", np.arange(7) % 3)
+    return folder
+
+
+def test_corrupted_copies(corrupted):
+    found = sources.from_path(corrupted, name="cifar10_c")
+    assert (found.name, len(found), found.notes) == ("cifar10_c", 14, ())
+    assert [found.ident(k) for k in (0, 6, 7)] == ["brightness[0]", "brightness[6]", "fog[0]"]
+    for index in range(14):
+        image, label = found.load(index)
+        np.testing.assert_array_equal(image, IMAGES[index % 7] + np.uint8(index < 7))
+        assert label == index % 7 % 3
+    assert type(image) is np.ndarray  # a copy, not a part of the map
+    drawn = from_corruptions(corrupted, drawn=5)
+    assert drawn.notes == ("5 of its 14 images are taken, drawn by seed 0",)
+    assert [drawn.ident(k) for k in range(5)] == [
+        from_corruptions(corrupted, drawn=5).ident(k) for k in range(5)
+    ]
+    before = drawn.fingerprint, found.fingerprint
+    np.save(corrupted / "fog.npy", IMAGES)
+    assert found.fingerprint == before[1]  # read once
+    np.save(corrupted / "brightness.npy", IMAGES)
+    assert from_corruptions(corrupted, drawn=5).fingerprint != before[0]
+
+
+def test_corrupted_copies_that_are_damaged(corrupted):
+    np.save(corrupted / "fog.npy", IMAGES[:3])
+    with pytest.raises(ValueError, match=r"fog.npy must hold uint8 of shape \(7, 32, 32, 3\)"):
+        from_corruptions(corrupted)
+    np.save(corrupted / "fog.npy", np.array([{"a": 1}], object), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"fog.npy can't be read .*unpack it again"):
+        from_corruptions(corrupted)
+    whole = (corrupted / "brightness.npy").read_bytes()
+    (corrupted / "brightness.npy").write_bytes(whole[:5000])
+    with pytest.raises(ValueError, match=r"brightness.npy can't be read"):
+        from_corruptions(corrupted)
+    np.save(corrupted / "labels.npy", np.zeros((2, 2)))
+    with pytest.raises(ValueError, match="must hold integers"):
+        from_corruptions(corrupted)
+    (corrupted / "labels.npy").unlink()
+    with pytest.raises(MissingSet, match=r"labels.npy is not a file"):
+        from_corruptions(corrupted)
+    with pytest.raises(MissingSet, match="holds no corrupted images"):
+        from_corruptions(corrupted / "nowhere")

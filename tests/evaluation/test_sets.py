@@ -1,5 +1,6 @@
 """What an evaluation runs on: one's own folder, and what it tells of the sets."""
 
+import csv
 import dataclasses
 import json
 from pathlib import Path
@@ -13,8 +14,8 @@ from si_jax.commands import evaluate as command
 from si_jax.data import benchmarks, downloads
 from si_jax.data.sequences import as_image_set
 from si_jax.evaluation import benchmark as evaluation
-from si_jax.evaluation import defaults, sets
-from si_jax.reporting import html, report
+from si_jax.evaluation import defaults, metrics, sets
+from si_jax.reporting import html, report, runs
 from si_jax.reporting.evaluate import evaluate_benchmark
 from si_jax.testing import small_model
 
@@ -99,6 +100,51 @@ def test_ones_own_classes_without_a_folder_of_all(root, tiny, tmp_path, monkeypa
         command.main(["--id", str(root / "val")])
 
 
+def test_the_full_spectrum_beside_the_usual_result(root, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "intervals", lambda job, arrays: {})
+    monkeypatch.setattr(html, "write", lambda run, directory: directory / "report.html")
+    dark = (OOD // 2, np.array([0, 1, 2, 3, 4]))
+    run = evaluate_benchmark(
+        root,
+        tiny,
+        detectors=["msp", "energy"],
+        ood={"cars": OOD, "noise": 255 - OOD},
+        shifted={"dark": dark, "photos": root / "train"},
+        out=tmp_path,
+    )
+    found = run.results
+    assert list(found["groups"]) == ["cars", "noise"]
+    assert found["counts"] == {"pets": 10, "cars": 5, "noise": 5, "dark": 5, "photos": 10}
+    assert found["shifted"]["photos"] is None and 0 <= found["shifted"]["dark"] <= 1
+    known = [run.scores(name, "energy") for name in ("pets", "dark", "photos")]
+    for name in ("cars", "noise"):
+        scores = run.scores(name, "energy")
+        usual, full = found["results"], found["full_spectrum"]["results"]
+        assert usual["energy"][name]["auroc"] == metrics.auroc(known[0], scores)
+        assert full["energy"][name]["auroc"] == metrics.auroc(np.concatenate(known), scores)
+        assert "oscr" in usual["energy"][name] and "oscr" not in full["energy"][name]
+    means = found["full_spectrum"]["averages"]["energy"]["ood"]["auroc"]
+    assert means == pytest.approx(np.mean([full["energy"][n]["auroc"] for n in found["groups"]]))
+    printed = str(run)
+    assert "full spectrum: in-distribution pets, dark, photos" in printed
+    assert "shifted photos: 10 images, accuracy unknown (no labels)" in printed
+    assert printed.count("published convention") == 2
+    with (tmp_path / "results.csv").open(newline="") as file:
+        line = next(csv.DictReader(file))
+    assert float(line["full_spectrum_auroc"]) == pytest.approx(full["msp"]["cars"]["auroc"])
+    again = runs.load(tmp_path)
+    assert again.results == run.results and str(again) == printed
+    titles = [table.title for table in report.metric_tables(found)]
+    assert sum(title.startswith("Full spectrum: AUROC") for title in titles) == 1
+    broken = json.loads((tmp_path / "results.json").read_text())
+    del broken["full_spectrum"]["results"]["msp"]["cars"]
+    (tmp_path / "results.json").write_text(json.dumps(broken))
+    with pytest.raises(ValueError, match="in 'full_spectrum', the sets of detector 'msp'"):
+        runs.load(tmp_path)
+    with pytest.raises(ValueError, match="give sets of your own as shifted"):
+        evaluate_benchmark(root, tiny, full_spectrum=True)
+
+
 def test_data_is_looked_for_before_weights_are_loaded(tmp_path, monkeypatch):
     def load(*args, **options):
         pytest.fail("the weights were loaded")
@@ -167,7 +213,9 @@ def test_nothing_is_downloaded_unless_asked_for(tiny, monkeypatch, capsys, unche
 
     monkeypatch.setattr(benchmarks, "resolve", resolve)
     monkeypatch.setattr(
-        downloads, "prepare", lambda *a: iter([downloads.Outcome("svhn", "fetched", 3, "there")])
+        downloads,
+        "prepare",
+        lambda *a, **o: iter([downloads.Outcome("svhn", "fetched", 3, "there")]),
     )
     sets.find_sets("cifar10", tiny, "published")
     sets.find_sets("cifar10", tiny, "published", download=True)
