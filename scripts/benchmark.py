@@ -6,6 +6,7 @@ python scripts/benchmark.py engines                    # detectors, in forward p
 python scripts/benchmark.py engines --quick            # a few of them, in two minutes
 python scripts/benchmark.py engines --model resnet34 wrn_40_2 --out engines.json
 python scripts/benchmark.py engines --model resnet34 --against torch
+python scripts/benchmark.py memory                     # peak memory against a set's size
 """
 
 import argparse
@@ -15,8 +16,10 @@ from pathlib import Path
 import jax
 
 from si_jax import cli, models
+from si_jax.commands import options
 from si_jax.data import preprocessing
 from si_jax.data.files import write_text
+from si_jax.evaluation import memory as memory_use
 from si_jax.evaluation import speed, speed_torch
 from si_jax.reporting.tables import text_table
 
@@ -30,12 +33,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     data = commands.add_parser("data", help="images/s of decoding, transforming and batching")
     add = data.add_argument
     add("--folder", help="a folder of images; otherwise small ones are made for the while")
-    add("--data-dir", help="directory of TFDS sets; those that are prepared there are read")
-    add("--protocol", default="published", help="published (default) or openood")
+    options.add_data_dir(data)
+    options.add_protocol(data)
     add("--size", default="small", help="small (default) or imagenet: the crop, for all sources")
     add("--workers", type=int, nargs="+", default=[1, 4], help="threads that decode")
     add("--limit", type=int, default=2000, help="images of each source")
-    add("--batch-size", type=int, default=64)
+    options.add_batch_size(data, 64)
     engines = commands.add_parser("engines", help="cost of the detectors in forward passes")
     add = engines.add_argument
     names = ", ".join(models.ARCHITECTURES)
@@ -44,10 +47,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--quick", action="store_true", help="few rows and repeats; for a first look")
     add("--against", choices=["torch"], help="time the same in PyTorch beside it")
     add("--input-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"))
-    add("--batch-size", type=int, default=16, help="images per call, for all alike; default 16")
-    add("--precision", default="highest", help="of matrix products: highest, high or default")
+    options.add_batch_size(engines, 16)
+    options.add_precision(engines)
+    memory = commands.add_parser("memory", help="peak memory while sets of many sizes are scored")
+    add = memory.add_argument
+    add("--images", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="of each set")
+    add("--detectors", nargs="+", default=["si-z", "msp"], metavar="NAME")
     for command in (data, engines):
         command.add_argument("--repeats", type=int, default=5, help="the median is over these")
+    for command in (data, engines, memory):
         command.add_argument("--out", type=Path, help="write the figures as JSON too")
     return parser.parse_args(argv)
 
@@ -55,9 +63,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Measure and print."""
     args = parse(argv)
-    if args.repeats < 1:
+    if getattr(args, "repeats", 1) < 1:
         raise ValueError(f"--repeats {args.repeats}: at least one is needed")
-    figures = data(args) if args.command == "data" else engines(args)
+    figures = {"data": data, "engines": engines, "memory": memory}[args.command](args)
     if args.out:
         content = {**figures, "versions": cli.versions()}
         write_text(args.out, json.dumps(content, indent=2))
@@ -153,6 +161,29 @@ def table_row(row: dict) -> list[str]:
         "-" if compilation is None else f"{compilation:.1f}",
         "-" if memory is None else f"{memory / 2**20:,.1f}",
     ]
+
+
+def memory(args: argparse.Namespace) -> dict:
+    """Print the peak memory of processes that score sets of different sizes."""
+    rows = memory_use.measure(args.images, args.detectors)
+    print(
+        f"one process a set, images of {memory_use.SIDE}x{memory_use.SIDE} that are made up,"
+        f" batches of {memory_use.BATCH}, a tiny ResNet, {' and '.join(args.detectors)}\n"
+    )
+    header = ["images", "at start, MiB", "peak, MiB", "parts", "largest, KiB", "seconds"]
+    table = [
+        [
+            f"{row['images']:,}",
+            f"{row['start_bytes'] / 2**20:.0f}",
+            f"{row['peak_bytes'] / 2**20:.0f}",
+            str(row["parts"]),
+            f"{row['largest_part_bytes'] / 2**10:.0f}",
+            f"{row['seconds']:.0f}",
+        ]
+        for row in rows
+    ]
+    print(text_table(header, table))
+    return {"detectors": args.detectors, "sets": rows}
 
 
 if __name__ == "__main__":

@@ -16,7 +16,9 @@ import numpy as np
 
 import si_jax
 from si_jax import cli
-from si_jax.data import benchmarks, finding, pipeline, preprocessing, sources
+from si_jax.commands import options
+from si_jax.data import pipeline, sources
+from si_jax.evaluation.sets import find_sets
 from si_jax.reporting.report import text_table
 
 VARIANTS = {
@@ -35,23 +37,25 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add = parser.add_argument
-    add("--dataset", default="digits", help=f"one of {', '.join(benchmarks.BENCHMARKS)}")
-    add("--checkpoint", default="digits", help="bundled name or checkpoint directory")
-    add("--limit", type=int, default=300, help="test images to compare; default 300")
-    add("--seed", type=int, default=0, help="seed of the subset")
-    add("--data-dir", help="directory of TFDS sets")
-    add("--ood-root", help="directory that holds folders of images")
+    options.add_benchmark(parser)
+    options.add_network(parser)
+    parser.add_argument("--limit", type=int, default=300, help="test images; default 300")
+    options.add_seed(parser, "the subset and of fresh weights")
+    options.add_places(parser)
     args = parser.parse_args(argv)
 
-    if args.dataset not in benchmarks.BENCHMARKS:
-        raise ValueError(f"--dataset {args.dataset}: choose {', '.join(benchmarks.BENCHMARKS)}")
-    table = benchmarks.BENCHMARKS[args.dataset]
-    model = si_jax.load_model(args.checkpoint)
-    found = finding.find(table.test, finding.Where(args.data_dir, args.ood_root))
-    image_set = sources.subset(found, args.limit, args.seed)
-    transform = preprocessing.PREPROCESSING["published", table.size]
-    images = np.concatenate([b.images[b.mask] for b in pipeline.batches(image_set, transform, 64)])
+    model, _ = options.network(args)
+    resolved = find_sets(
+        args.dataset,
+        model,
+        args.protocol,
+        data_dir=args.data_dir,
+        ood_root=args.ood_root,
+        allow_missing=True,
+    )
+    image_set = sources.subset(resolved.test, args.limit, args.seed)
+    batches = pipeline.batches(image_set, resolved.preprocessing, 64)
+    images = np.concatenate([batch.images[batch.mask] for batch in batches])
 
     detector = si_jax.make_detector("si-z", model, engine="gradient")
     taps = detector.settings["taps"]
@@ -59,21 +63,21 @@ def main(argv: list[str] | None = None) -> None:
     sizes = np.array([np.prod(shapes[tap]) for tap in taps])
     expected = detector.details(images)
 
-    def details(options: dict) -> dict:
-        options = {"tap_chunk": len(taps), "batch_size": 16, **options}
-        return si_jax.make_detector("si-z", model, **options).details(images)
+    def details(variant: dict) -> dict:
+        variant = {"tap_chunk": len(taps), "batch_size": 16, **variant}
+        return si_jax.make_detector("si-z", model, **variant).details(images)
 
     rows, closed = [], []
-    for name, options in VARIANTS.items():
-        general = details(options)
+    for name, variant in VARIANTS.items():
+        general = details(variant)
         rows.append(row(name, general, expected, sizes))
         if "multiply" in name:
             title = name.replace("general", "closed")
-            form = details({**options, "engine": "closed"})
+            form = details({**variant, "engine": "closed"})
             closed.append(row(title, form, general, sizes))
     half = dataclasses.replace(model, module=model.module.clone(dtype=jnp.bfloat16))
-    found = si_jax.make_detector("si-z", half, engine="gradient").details(images)
-    rows.append(row("gradient, in bfloat16", found, expected, sizes))
+    halved = si_jax.make_detector("si-z", half, engine="gradient").details(images)
+    rows.append(row("gradient, in bfloat16", halved, expected, sizes))
     print(f"{model.name}, {args.dataset}, {len(images)} images, {sizes.sum():,} positions each")
     header = ["compared with gradient", "images that differ", "positions", "score, relative"]
     print(text_table([*header, "rank correlation"], rows))
@@ -81,11 +85,11 @@ def main(argv: list[str] | None = None) -> None:
     print("\n" + text_table([*header, "rank correlation"], closed))
 
 
-def row(name: str, found: dict, expected: dict, sizes: np.ndarray) -> list[str]:
+def row(name: str, details: dict, expected: dict, sizes: np.ndarray) -> list[str]:
     """How many images and (net, per tap) positions differ, and by how much the scores do."""
-    positions = np.round(np.abs(found["tap_density"] - expected["tap_density"]) * sizes)
-    relative = np.abs(found["score"] / expected["score"] - 1).max()
-    ranks = [np.argsort(np.argsort(scores["score"])) for scores in (found, expected)]
+    positions = np.round(np.abs(details["tap_density"] - expected["tap_density"]) * sizes)
+    relative = np.abs(details["score"] / expected["score"] - 1).max()
+    ranks = [np.argsort(np.argsort(scores["score"])) for scores in (details, expected)]
     return [
         name,
         str(int((positions.max(axis=1) > 0).sum())),

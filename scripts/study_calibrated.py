@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from si_jax import cli
+from si_jax.commands import options
 from si_jax.data import benchmarks
 from si_jax.data.files import write_atomically
 from si_jax.detectors import DETECTORS
@@ -40,12 +41,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--calibration", type=int, default=5000, help="calibration images; default 5000")
     add("--seeds", type=int, default=3, help="draws of the calibration images; default 3")
     add("--resamples", type=int, default=1000, help="bootstrap draws; default 1000")
-    add("--seed", type=int, default=0, help="seed of all draws")
-    add("--batch-size", type=int, help="images per batch; default: each detector's own")
+    options.add_seed(parser, "all draws")
+    options.add_batch_size(parser)
     add("--out", default="results/study", help="directory for the results")
-    add("--data-dir", help="directory of TFDS sets")
-    add("--ood-root", help="directory that holds folders of out-of-distribution images")
-    add("--allow-missing", action="store_true", help="go on without the sets that are absent")
+    options.add_places(parser)
+    options.add_allow_missing(parser)
     return parser.parse_args(argv)
 
 
@@ -72,8 +72,8 @@ def main(argv: list[str] | None = None) -> None:
     for case in cases:
         if case.note:
             print(f"{case.name}: {case.note}", file=sys.stderr)
-        found = run(case, args, out / case.name)
-        study["cases"].append(found | {"figures": draw(found, case, out)})
+        result = run(case, args, out / case.name)
+        study["cases"].append(result | {"figures": draw(result, case, out)})
         study["unfinished"].remove(case.name)
         saved = report.write(study, out)
     print(f"\n{report.text(study)}\n")
@@ -86,16 +86,16 @@ def find(args: argparse.Namespace) -> list[Case]:
     cases = []
     for network in load_networks(args.network):
         for protocol in dict.fromkeys(args.protocols):
-            found = benchmarks.resolve(
+            sets = benchmarks.resolve(
                 network.dataset,
                 protocol,
                 args.data_dir,
                 args.ood_root,
                 allow_missing=args.allow_missing,
             )
-            options = {name: getattr(args, name) for name in
-                       ("limit", "calibration", "seeds", "seed")}  # fmt: skip
-            cases.append(prepare(network, found, **options))
+            draws = {name: getattr(args, name) for name in
+                     ("limit", "calibration", "seeds", "seed")}  # fmt: skip
+            cases.append(prepare(network, sets, **draws))
     return cases
 
 
@@ -139,13 +139,13 @@ def run(case: Case, args: argparse.Namespace, directory: Path) -> dict[str, Any]
     }
 
 
-def draw(found: Mapping[str, Any], case: Case, out: Path) -> dict[str, str]:
+def draw(result: Mapping[str, Any], case: Case, out: Path) -> dict[str, str]:
     """Draw the figures of a case; returns what each shows and its path below `out`."""
-    pictures = {"density by layer": figures.densities(found["layers"], case.groups)}
-    if found["layers"]["rejected"]:
-        pictures["abnormal layers"] = figures.abnormal_taps(found["layers"], case.groups)
+    pictures = {"density by layer": figures.densities(result["layers"], case.groups)}
+    if result["layers"]["rejected"]:
+        pictures["abnormal layers"] = figures.abnormal_taps(result["layers"], case.groups)
     pictures["number of calibration images"] = figures.by_images(
-        found["ablations"], found["averages"][rivals.YARDSTICK]
+        result["ablations"], result["averages"][rivals.YARDSTICK]
     )
     paths = {}
     for name, figure in pictures.items():

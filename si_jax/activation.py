@@ -57,7 +57,11 @@ class Gate:
             return splitting.evaluate(jaxpr, self.inputs, [z, *operands], [])
 
         inputs, slopes = jax.jvp(run, (z,), (jnp.ones_like(z),))
-        masks = [(x > 0) & (slope != 0) for x, slope in zip(inputs, slopes, strict=True)]
+        # what is not finite counts as on, lest a broken pass look like a quiet one
+        masks = [
+            ((x > 0) | ~jnp.isfinite(x)) & (slope != 0)
+            for x, slope in zip(inputs, slopes, strict=True)
+        ]
         return jnp.any(jnp.stack(masks), axis=0)
 
 

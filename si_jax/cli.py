@@ -99,7 +99,9 @@ def run(main: Callable[[], None]) -> None:
             raise
         print(f"error: {in_flags(str(error))}", file=sys.stderr)
         sys.exit(2)
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not memory_exhausted(error):
+            raise
         print("error: memory is exhausted: take smaller batches or fewer images", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as error:
@@ -113,6 +115,12 @@ def run(main: Callable[[], None]) -> None:
             if stream.failed and stream.stream is not None:
                 _silence(stream.stream)
         sys.stdout, sys.stderr = streams
+
+
+def memory_exhausted(error: BaseException) -> bool:
+    """Whether an error says that there is no memory left: Python's, XLA's, or that of a thread."""
+    signs = ("RESOURCE_EXHAUSTED", "bad_alloc", "Out of memory", "can't start new thread")
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 
 
 def in_flags(message: str) -> str:

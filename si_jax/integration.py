@@ -112,7 +112,7 @@ def integrate(
         model: the network.
         variables: its variables.
         images: normalised images.
-        taps: paths, in the network's order, see `splitting.select`; or `splitting.FEATURES`.
+        taps: paths, in the network's order, see `taps.select`; or `splitting.FEATURES`.
         target: attribution target.
         path: the adversarial path.
         tap_chunk: taps that are perturbed at the same time.

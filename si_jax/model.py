@@ -232,7 +232,7 @@ class Model(Network):
             scale: as for `logits`.
         """
         images = self.check(images, scale)
-        out = self._forward(images, batch_size=batch_size, shrink=shrink)
+        out = self.run(images, batch_size=batch_size, shrink=shrink)
         bad = np.flatnonzero(~np.isfinite(out["logits"]).all(axis=-1))
         if len(bad):
             raise ValueError(
@@ -248,12 +248,14 @@ class Model(Network):
         return batching.Placed(self.variables)
 
     @cached_property
-    def _forward(self) -> batching.Batched:
-        def forward(variables, images):
+    def run(self) -> batching.Batched:
+        """`outputs` of checked images, whatever their values."""
+
+        def run(variables, images):
             out = splitting.forward(self, variables, self.normalise(images))
             return {"logits": out.logits, "features": out.features}
 
-        return batching.Batched(forward, self.placed)
+        return batching.Batched(run, self.placed)
 
 
 def checked_size(input_size: int | Sequence[int] | None) -> tuple[int, int]:

@@ -1,18 +1,27 @@
-"""Which layers are tapped: each family of networks in `si_jax.models` says it, by role.
+"""Which layers are tapped: those that a user names, or those that a family of networks names.
 
-`si-z` and `gaia-z` are the taps of zero-deflation, `inner` and `outer` those of channel-average.
-`si-c` are those of the calibrated form's densities: the norms and the stem, but no pooled tap,
-whose every density is 1; `si-c-inner` are those of its gradient, the norms of the last two stages
-(of BiT's last block, before which no gradient is needed). `si-z:gn` is the variant `gn` of a role.
+Each family in `si_jax.models` names them by role: `si-z` and `gaia-z` are the taps of
+zero-deflation, `inner` and `outer` those of channel-average. `si-c` are those of the calibrated
+form's densities: the norms and the stem, but no pooled tap, whose every density is 1; `si-c-inner`
+are those of its gradient, the norms of the last two stages (of BiT's last block, before which no
+gradient is needed). `si-z:gn` is the variant `gn` of a role.
 
 Patterns are globs over module paths (`*` also matches `/`); the order is always that in which the
 network computes them.
 """
 
-from si_jax import splitting
+import fnmatch
+from collections.abc import Callable, Sequence
+from typing import Any
+
 from si_jax.model import Model
 from si_jax.models import family_of
 from si_jax.models.family import IfPresent
+from si_jax.networks.network import HIDDEN, Network
+from si_jax.splitting import FEATURES
+
+Taps = str | Sequence[str] | Callable[[Any], bool] | None
+"""What names taps, see `select`."""
 
 
 def default_taps(model: Model, role: str, variant: str | None = None) -> tuple[str, ...]:
@@ -39,11 +48,62 @@ def default_taps(model: Model, role: str, variant: str | None = None) -> tuple[s
             f"variant (={variant!r}) is no variant of the taps of {model.name}: it has {known}"
         )
     if family is None:
-        return (splitting.FEATURES,) if role == "outer" else splitting.select(model)
+        return (FEATURES,) if role == "outer" else select(model)
     patterns = table[f"{role}:{variant}" if variant else role]
-    if patterns == (splitting.FEATURES,):
+    if patterns == (FEATURES,):
         return patterns
-    return splitting.select(
+    return select(
         model,
-        [p for p in patterns if not isinstance(p, IfPresent) or splitting.matches(model, p)],
+        [p for p in patterns if not isinstance(p, IfPresent) or matches(model, p)],
     )
+
+
+def select(model: Network, taps: Taps = None) -> tuple[str, ...]:
+    """Paths of the taps that `taps` asks for, in the order in which the network computes them.
+
+    Args:
+        model: the network.
+        taps: a path or a glob such as `"layer3_*/bn?"` (in which `*` also matches `/`), several of
+            them, a predicate on modules, or None for the output of every BatchNorm, GroupNorm and
+            LayerNorm.
+
+    Raises:
+        ValueError: if nothing matches, or a path or glob matches nothing.
+    """
+    hidden = model.outline.hidden
+    if taps is None:
+        if hidden:
+            raise ValueError(f"taps: {', '.join(sorted(hidden))} {HIDDEN}")
+        chosen = [
+            c for c in model.calls if c.path != model.head and model.framework.is_norm(c.module)
+        ]
+        asked = "a BatchNorm, GroupNorm or LayerNorm"
+    elif callable(taps):
+        chosen = [c for c in model.calls if taps(c.module)]
+        asked = "the predicate"
+    else:
+        patterns = [taps] if isinstance(taps, str) else list(taps)
+        for pattern in patterns:
+            if any(fnmatch.fnmatchcase(path, pattern) for path in hidden):
+                raise ValueError(f"taps: {pattern!r} {HIDDEN}")
+            if not matches(model, pattern):
+                raise ValueError(
+                    f"taps: nothing in the network matches {pattern!r}; its sub-modules are: "
+                    + ", ".join(c.path for c in model.calls)
+                )
+        chosen = [c for c in model.calls if any(fnmatch.fnmatchcase(c.path, p) for p in patterns)]
+        asked = ", ".join(patterns)
+    if not chosen:
+        raise ValueError(
+            f"taps: no sub-module is {asked}; the network has: "
+            + ", ".join(c.path for c in model.calls)
+        )
+    for call in chosen:
+        if call.shape is None or not call.shape:
+            raise ValueError(f"taps: the output of {call.path!r} is not an array with channels")
+    return tuple(call.path for call in chosen)
+
+
+def matches(model: Network, pattern: str) -> bool:
+    """Whether a path or glob matches any sub-module's path."""
+    return any(fnmatch.fnmatchcase(call.path, pattern) for call in model.calls)

@@ -1,5 +1,7 @@
 """The gradient-free engines against the general one, position by position."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,6 +70,17 @@ def gated():
 @pytest.fixture(scope="module")
 def images():
     return np.random.default_rng(0).integers(0, 256, (9, 4, 4, 3), np.uint8)
+
+
+def test_a_pass_that_overflows_is_never_a_quiet_one(gated):
+    variables = jax.tree.map(jnp.copy, gated.variables)
+    variables["params"]["stem"]["kernel"] = jnp.full((1, 1, 3, 4), 9e19)
+    variables["params"]["norm"]["scale"] = jnp.full(4, -9e19)
+    broken = dataclasses.replace(gated, variables=variables)
+    white = np.full((2, 4, 4, 3), 255, np.uint8)
+    assert np.isfinite(broken.logits(white)).all()  # minus infinity is 0 behind the ReLU
+    detector = si_jax.make_detector("gaia-z", broken, taps="stem", engine="activation")
+    np.testing.assert_array_equal(detector.score(white), -1)  # the lowest there is
 
 
 def test_a_scale_of_zero_is_no_way_to_the_relu(gated, images):

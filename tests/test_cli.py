@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from si_jax import cli, commands
@@ -69,6 +70,33 @@ def test_a_mistake_is_told_on_standard_error(capsys):
     assert ended.value.code == 2
     assert capsys.readouterr().err == "error: that is wrong\n"
     assert (sys.stdout, sys.stderr) == before
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("std::bad_alloc"),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 4 bytes."),
+        RuntimeError("can't start new thread"),
+    ],
+)
+def test_exhausted_memory_is_one_sentence(error, capsys):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(main)
+    assert stopped.value.code == 2
+    told = "error: memory is exhausted: take smaller batches or fewer images\n"
+    assert capsys.readouterr().err == told
+
+
+def test_other_faults_of_the_run_time_stay_what_they_are():
+    def main():
+        raise RuntimeError("a fault of the program")
+
+    with pytest.raises(RuntimeError, match="a fault of the program"):
+        cli.run(main)
 
 
 def test_an_error_of_the_library_names_flags_on_the_command_line(capsys):

@@ -9,6 +9,7 @@ from flax import linen as nn
 import si_jax
 from si_jax import integration, splitting
 from si_jax.integration import AscentPath
+from si_jax.taps import select
 
 
 class TwoLayers(nn.Module):
@@ -81,7 +82,7 @@ def test_against_a_loop_by_hand(two_layers, steps, combine, objective):
 def test_against_splitting_one_tap_at_a_time(tiny, tiny_images, tap_chunk, objective):
     """jax.grad of the network in which one module's output is replaced, without any sharing."""
     images = tiny.normalise(jnp.asarray(tiny_images[:3]))
-    taps = splitting.select(tiny, ["conv1", "layer2_*/bn?", "*shortcut_bn", "layer3_0"])
+    taps = select(tiny, ["conv1", "layer2_*/bn?", "*shortcut_bn", "layer3_0"])
     path = AscentPath(3, 0.05, "add", objective)
 
     def rest(z, tap):

@@ -16,11 +16,12 @@ import numpy as np
 from tqdm import tqdm
 
 from si_jax import cli
-from si_jax.commands.options import detector_options
+from si_jax.commands.options import add_seed, detector_options
 from si_jax.data import digits, sources
 from si_jax.data.image_set import ImageSet
 from si_jax.data.pipeline import batches as image_batches
 from si_jax.detectors import Detector, make_detector
+from si_jax.detectors.fitting import Batches
 from si_jax.detectors.threshold import check_calibrated
 from si_jax.weights.checkpoint import load_model
 
@@ -40,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--keep-images", type=int, default=0, metavar="N",
         help="keep thumbnails of so many, for --explain to show; default none")  # fmt: skip
     add("--classes", nargs="+", metavar="NAME", help="names of the classes, in order")
-    add("--seed", type=int, default=0, help="seed of the draws")
+    add_seed(parser, "the draws")
     add("--out", required=True, metavar="DIR", help="directory to write")
     args = parser.parse_args(argv)
     if Path(args.out).exists():
@@ -62,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     facts = {"calibration": {"set": held_out.name, "images": len(held_out)}}
     if detector.needs_fit:
         train = sources.subset(opened(args.fit), args.fit_limit, args.seed)
-        detector.fit_batches(lambda: stream(detector, train, "fitting"))
+        detector.fit_batches(Batches(lambda: stream(detector, train, "fitting"), model))
         facts["fit"] = {"set": train.name, "images": len(train)}
     images = (part for part, _ in stream(detector, held_out, "calibrating"))
     detector.calibrate(images, tpr=args.tpr, keep_images=args.keep_images)

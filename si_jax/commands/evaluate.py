@@ -18,6 +18,7 @@ from si_jax.commands import options
 from si_jax.data.tables import BENCHMARKS
 from si_jax.detectors import DETECTORS, describe
 from si_jax.evaluation import benchmark, defaults
+from si_jax.evaluation.processes import ALONE, Processes, start
 from si_jax.evaluation.sets import is_own
 from si_jax.evaluation.store import escaped
 from si_jax.reporting.evaluate import checked_directory, evaluate_benchmark
@@ -25,7 +26,13 @@ from si_jax.reporting.evaluate import checked_directory, evaluate_benchmark
 COMMON = ("preset", "steps", "step_size", "combine", "objective", "engine")
 """Options of detectors that are options of the command as well."""
 
-ASIDE = ("out", "data_dir", "ood_root", "download", "batch_size", "list_detectors", "list_taps")
+DISTRIBUTED = ("distributed", "coordinator", "processes", "process_id")
+"""Options of runs of several processes."""
+
+ASIDE = (
+    *("out", "data_dir", "ood_root", "download", "batch_size", "list_detectors", "list_taps"),
+    *DISTRIBUTED,
+)
 """Options on which no result depends."""
 
 
@@ -52,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
         " default: all")  # fmt: skip
     add("--fit-limit", type=int, default=10_000, help="training images to fit on; default 10000")
     options.add_batch_size(made)
-    add("--seed", type=int, default=0, help="seed of the subsets; default 0")
+    options.add_seed(made, "the subsets")
     add("--out", help="directory for the results; default: results/DATASET-PROTOCOL, with more"
         " to its name where an option differs from its default")  # fmt: skip
     options.add_places(made)
@@ -67,8 +74,16 @@ def parser() -> argparse.ArgumentParser:
         " with shifted in-distribution images of your own")  # fmt: skip
     add("--download", action="store_true", help="download the public sets that are absent, as"
         " si-jax prepare-data does")  # fmt: skip
-    add("--allow-missing", action="store_true", help="go on without the sets that are absent")
+    options.add_allow_missing(made)
     add("--skip-unreadable", action="store_true", help="leave out images that cannot be read")
+    add("--distributed", action="store_true", help="this is one of several processes, each of which"
+        " scores a share of every set; --out must be on a file system of them all")  # fmt: skip
+    add("--coordinator", metavar="HOST:PORT", help="with --distributed: where process 0 is reached;"
+        " default: $JAX_COORDINATOR_ADDRESS, or what Slurm, Open MPI or a TPU tells")  # fmt: skip
+    add("--processes", type=int, metavar="N", help="how many there are; default:"
+        " $JAX_NUM_PROCESSES, or likewise")  # fmt: skip
+    add("--process-id", type=int, metavar="K", help="which one this is, from 0 on; default:"
+        " $JAX_PROCESS_ID, or likewise")  # fmt: skip
     add("--list-detectors", action="store_true", help="print the detectors and leave")
     add("--list-taps", action="store_true", help="print each detector's taps and leave")
     return made
@@ -83,6 +98,12 @@ def main(argv: list[str] | None = None) -> None:
         args.dataset = "digits"
     if args.out and Path(args.out).exists():
         checked_directory(args.out)
+    with started(args) as processes:
+        evaluate(args, cli.command_line("evaluate", argv), processes)
+
+
+def evaluate(args: argparse.Namespace, command: str, processes: Processes) -> None:
+    """Evaluate; process 0 prints."""
     options.check_network(args)
     id_name, id_path = in_distribution(args)
     common = {k: value for k in COMMON if (value := getattr(args, k)) is not None}
@@ -114,12 +135,25 @@ def main(argv: list[str] | None = None) -> None:
         allow_missing=args.allow_missing,
         skip_unreadable=args.skip_unreadable,
         out=args.out or default_directory(args),
-        command=cli.command_line("evaluate", argv),
+        command=command,
+        processes=processes,
     )
+    if processes.index:
+        return
     print(f"\n{run}\n")
     for path in run.saved:
         print(f"saved {path}")
     print(f"saved {run.saved[0].parent / 'scores'}/<detector>/<set>.npz")
+
+
+def started(args: argparse.Namespace) -> Processes:
+    """The processes of this run, before JAX is used for anything else."""
+    if args.distributed:
+        directory = args.out or default_directory(args)
+        return start(directory, args.coordinator, args.processes, args.process_id)
+    if given := [name for name in DISTRIBUTED if getattr(args, name) not in (None, False)]:
+        raise ValueError(f"--{given[0].replace('_', '-')} needs --distributed")
+    return ALONE
 
 
 def in_distribution(args: argparse.Namespace) -> tuple[str, str | None]:

@@ -12,11 +12,15 @@ from si_jax.model import Model
 
 def add_benchmark(parser: argparse.ArgumentParser) -> None:
     """`--dataset` and `--protocol`."""
-    add = parser.add_argument
     known = ", ".join(benchmarks.BENCHMARKS)
-    add("--dataset", default="digits", help=f"benchmark: {known}; or a folder of your own"
-        " with val, train and ood/NAME in it; default digits")  # fmt: skip
-    add("--protocol", default="published", help="published (default) or openood")
+    parser.add_argument("--dataset", default="digits", help=f"benchmark: {known}; or a folder of"
+        " your own with val, train and ood/NAME in it; default digits")  # fmt: skip
+    add_protocol(parser)
+
+
+def add_protocol(parser: argparse.ArgumentParser) -> None:
+    """`--protocol`."""
+    parser.add_argument("--protocol", default="published", help="published (default) or openood")
 
 
 def add_network(parser: argparse.ArgumentParser) -> None:
@@ -29,8 +33,13 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     add("--normalisation", help="of a FILE's network: cifar10, cifar100, imagenet or half;"
         " default: the architecture's")  # fmt: skip
     add_file_options(parser)
-    add("--precision", default="highest", help="of matrix products: highest (default), high or"
-        " default")  # fmt: skip
+    add_precision(parser)
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """`--precision`."""
+    parser.add_argument("--precision", default="highest", help="of matrix products: highest"
+        " (default), high or default")  # fmt: skip
 
 
 def add_file_options(parser: argparse.ArgumentParser) -> None:
@@ -44,10 +53,33 @@ def add_file_options(parser: argparse.ArgumentParser) -> None:
 
 def add_places(parser: argparse.ArgumentParser) -> None:
     """`--data-dir` and `--ood-root`."""
-    add = parser.add_argument
-    add("--data-dir", help="folder of all data; default: $SI_JAX_DATA, or else"
+    add_data_dir(parser)
+    parser.add_argument(
+        "--ood-root", help="folder that holds folders of images; default: that of all data"
+    )
+
+
+def add_data_dir(parser: argparse.ArgumentParser) -> None:
+    """`--data-dir`."""
+    parser.add_argument("--data-dir", help="folder of all data; default: $SI_JAX_DATA, or else"
         " ~/.cache/si_jax/data, where TFDS's own folder is looked into as well")  # fmt: skip
-    add("--ood-root", help="folder that holds folders of images; default: that of all data")
+
+
+def add_allow_missing(parser: argparse.ArgumentParser) -> None:
+    """`--allow-missing`."""
+    parser.add_argument(
+        "--allow-missing", action="store_true", help="go on without the sets that are absent"
+    )
+
+
+def add_seed(parser: argparse.ArgumentParser, of: str) -> None:
+    """`--seed`, 0 by default.
+
+    Args:
+        parser: it gets the option.
+        of: what is drawn with it.
+    """
+    parser.add_argument("--seed", type=int, default=0, help=f"seed of {of}; default 0")
 
 
 def add_ood(parser: argparse.ArgumentParser, text: str) -> None:
@@ -57,10 +89,19 @@ def add_ood(parser: argparse.ArgumentParser, text: str) -> None:
     )
 
 
-def add_batch_size(parser: argparse.ArgumentParser) -> None:
-    """`--batch-size`."""
+def add_batch_size(
+    parser: argparse.ArgumentParser, default: int | None = None, text: str = "each detector's own"
+) -> None:
+    """`--batch-size`.
+
+    Args:
+        parser: it gets the option.
+        default: images per batch where the user says nothing.
+        text: what the help calls the default where it is None.
+    """
+    shown = text if default is None else default
     parser.add_argument(
-        "--batch-size", type=int, help="images per batch; default: each detector's own"
+        "--batch-size", type=int, default=default, help=f"images per batch; default: {shown}"
     )
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from si_jax import cli
+from si_jax.commands import options
 from si_jax.decision.stream import FilePrediction, find_images, predict_files
 from si_jax.detectors import Detector
 from si_jax.detectors.loading import load_detector
@@ -37,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     add("paths", nargs="+", metavar="PATH", help="image, folder or glob; - for a list on stdin")
     add("--json", action="store_true", help="print one line of JSON for each image")
     add("--tpr", type=float, help="share of in-distribution images to accept; default: as saved")
-    add("--batch-size", type=int, help="images per batch; default: as saved")
+    options.add_batch_size(parser, text="as saved")
     add("--explain", metavar="DIR", help="write a picture that explains each decision there")
     args = parser.parse_args(argv)
     detector = prepared(args)

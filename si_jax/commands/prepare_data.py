@@ -12,9 +12,9 @@ import argparse
 import textwrap
 
 from si_jax import cli
+from si_jax.commands import options
 from si_jax.data import downloads, roots
 from si_jax.data.imagenet import LABEL_FILES, order_by_class
-from si_jax.data.preprocessing import PROTOCOLS
 from si_jax.data.tables import BENCHMARKS
 
 
@@ -23,10 +23,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = cli.parser("prepare-data", __doc__)
     add = parser.add_argument
     add("--dataset", help=f"benchmark: {', '.join(BENCHMARKS)}")
-    add("--protocol", default="published", help=f"{' or '.join(PROTOCOLS)}; default: published")
-    add(
-        "--data-dir", help="folder of all data; default: $SI_JAX_DATA, or else ~/.cache/si_jax/data"
-    )
+    options.add_protocol(parser)
+    options.add_data_dir(parser)
     add("--full-spectrum", action="store_true", help="its covariate-shifted sets as well")
     add("--order", metavar="FOLDER", help="ImageNet's flat validation folder: bring it into"
         " imagenet/val of the data folder, a folder a class, by links")  # fmt: skip

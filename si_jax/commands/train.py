@@ -20,6 +20,7 @@ import dataclasses
 from pathlib import Path
 
 from si_jax import cli
+from si_jax.commands import options
 from si_jax.training.train_checkpoint import DEFAULTS, STORES, OtherClasses, train_checkpoint
 from si_jax.training.training import Recipe
 
@@ -49,7 +50,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--init", help="checkpoint to start from, in place of --model")
     add("--new-head", action="store_true", help="replace the head of --init by one of zeros")
     add("--input-size", type=int, help="side of the images, in pixels; default: the network's")
-    add("--data-dir", help="directory of TFDS sets")
+    options.add_data_dir(parser)
     add("--max-gib", type=float, default=8.0, help="memory that the images may take, in GiB")
     add("--store", choices=STORES, default="float32",
         help="dtype of the saved weights; default float32")  # fmt: skip

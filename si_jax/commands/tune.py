@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     add("--limit", type=int, default=500, help="validation images; default 500")
     add("--fit-limit", type=int, default=5000, help="images to fit on; default 5000")
     options.add_batch_size(made)
-    add("--seed", type=int, default=0, help="seed of subsets and validation sets; default 0")
+    options.add_seed(made, "subsets and validation sets")
     options.add_places(made)
     return made
 

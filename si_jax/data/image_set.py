@@ -128,7 +128,8 @@ def take(image_set: ImageSet, indices: Iterable[int] | Int[np.ndarray, " n"]) ->
     Raises:
         ValueError: if an index is out of range.
     """
-    chosen = np.asarray(list(indices), np.int64)
+    indices = indices if isinstance(indices, np.ndarray) else list(indices)
+    chosen = np.asarray(indices, np.int64)
     if chosen.size and not (chosen.min() >= 0 and chosen.max() < len(image_set)):
         raise ValueError(
             f"indices must lie between 0 and {len(image_set) - 1}, the last image of"

@@ -10,9 +10,9 @@ from jaxtyping import Array, Float
 
 from si_jax import splitting
 from si_jax.batching import Batched
-from si_jax.detectors.base import Batches, Inputs, Plan, State
+from si_jax.detectors.base import Inputs, Plan, State
 from si_jax.detectors.features import relative_sum
-from si_jax.detectors.fitting import reservoir
+from si_jax.detectors.fitting import Batches, reservoir
 from si_jax.detectors.head import head_logits, num_features
 from si_jax.detectors.options import Count, Percentile, Range, Step
 from si_jax.model import Model
@@ -108,18 +108,9 @@ def _adascale(model: Model, options: dict, logits: Callable) -> Plan:
         return out, options["weight"] * change + value
 
     def fit(batches: Batches) -> State:
-        run = Batched(lambda v, x: reaction(v, model.normalise(x))[1], model.placed)
-
-        def parts():
-            size = 0
-            for images, _ in batches():
-                if len(images):
-                    size = max(size, len(images))  # a last, shorter batch is padded
-                    yield run.batch(model.check(images), batch_size=size)[:, None]
-            if not size:
-                raise ValueError("images is empty: there is nothing to fit on")
-
-        return {"reactions": np.sort(reservoir(parts(), options["max_images"])[:, 0])}
+        run = Batched(lambda v, x: reaction(v, model.normalise(x))[1][:, None], model.placed)
+        parts = (reactions for reactions, _ in batches.each(run.batch))
+        return {"reactions": np.sort(reservoir(parts, options["max_images"])[:, 0])}
 
     def compute(inputs: Inputs, state: State):
         out, reacted = reaction(inputs.variables, inputs.images)

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from si_jax.detectors.base import Batches, Inputs, Plan, State, forward_batches
-from si_jax.detectors.fitting import check_every_class, check_labels
+from si_jax.detectors.base import Inputs, Plan, State
+from si_jax.detectors.fitting import Batches, check_every_class, check_labels
 from si_jax.detectors.head import feature_size, num_features
 from si_jax.detectors.options import Step
 from si_jax.model import Model
@@ -89,7 +89,7 @@ def she(model: Model) -> Plan:
         classes = model.num_classes
         width = model.num_features
         sums, counts = np.zeros((2, classes, width)), np.zeros((2, classes), int)
-        for logits, h, labels in forward_batches(model, batches):
+        for logits, h, labels in batches.outputs():
             check_labels(labels, classes)
             right = logits.argmax(axis=-1) == labels
             for which, some in enumerate((right, ~right)):
@@ -110,6 +110,6 @@ def she(model: Model) -> Plan:
 def _mean(model: Model, batches: Batches) -> Float[np.ndarray, "features"]:
     """Mean features of the fitting images."""
     total, count = np.zeros(()), 0
-    for _, h, _ in forward_batches(model, batches):
+    for _, h, _ in batches.outputs():
         total, count = total + h.sum(axis=0, dtype=np.float64), count + len(h)
     return (total / count).astype(np.float32)

@@ -71,7 +71,7 @@ def explanation(detector: Any, image: Any) -> Explanation:
     images = np.concatenate([np.asarray(model.check(part)) for part, _ in parts])
     if len(images) != 1:
         raise ValueError(f"images (={len(images)}) must be one, for one picture explains one image")
-    rows = detector._predict_run(images, batch_size=1)
+    rows = detector.prediction_rows(images, batch_size=1)
     logits = model.logits(images, batch_size=1)[0]
     probabilities = np.asarray(jax.nn.softmax(logits))
     top = np.argsort(-probabilities, kind="stable")[:5]

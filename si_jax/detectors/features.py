@@ -13,6 +13,7 @@ from si_jax.detectors.head import head_logits, num_features
 from si_jax.detectors.options import Count, Percentile
 from si_jax.model import Model
 from si_jax.models import family_of
+from si_jax.taps import Taps, select
 
 SQUARINGS, POWERS = 6, 256
 
@@ -90,7 +91,7 @@ def lts(model: Model, *, percentile: Percentile = 95.0) -> Plan:
     return Plan(compute, {"percentile": percentile})
 
 
-def rankfeat(model: Model, *, stages: Count = 2, taps: splitting.Taps = None) -> Plan:
+def rankfeat(model: Model, *, stages: Count = 2, taps: Taps = None) -> Plan:
     """Energy after removing the rank-1 component of the last feature maps.
 
     Song et al., NeurIPS 2022 (code: KingJamesSong/RankFeat): from the feature map, as a matrix of
@@ -103,13 +104,13 @@ def rankfeat(model: Model, *, stages: Count = 2, taps: splitting.Taps = None) ->
         model: the network.
         stages: number of stages of a ResNet, WRN or BiT, from the last one, whose output is
             reduced; fewer where the network has fewer.
-        taps: paths of the maps instead; see `si_jax.splitting.select`. For a network of another
+        taps: paths of the maps instead; see `si_jax.taps.select`. For a network of another
             kind the default is its last output with height and width, before the head.
 
     Raises:
         ValueError: if the network has no feature map, or `taps` names something else.
     """
-    taps = _maps(model, stages) if taps is None else splitting.select(model, taps)
+    taps = _maps(model, stages) if taps is None else select(model, taps)
     shapes = {call.path: call.shape or () for call in model.calls}
     for tap in taps:
         if len(shapes[tap]) != 3 or min(shapes[tap][0] * shapes[tap][1], shapes[tap][2]) < 2:

@@ -1,13 +1,93 @@
-"""What the detectors that learn from training images share: samples, and checks of labels."""
+"""What the detectors that learn from images share: streams, samples, and checks of labels."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from si_jax.model import Model
+
 Kind = TypeVar("Kind", Array, np.ndarray)
+Result = TypeVar("Result")
+
+
+class Batches:
+    """The images that detectors learn from, in batches, as often as they ask.
+
+    Called, it gives (images, labels) of each batch: images as for `Detector.score`, and class
+    indices, -1 where unknown.
+
+    Args:
+        stream: gives, each time it is called, all images in such batches.
+        model: the network.
+        keep: whether the network's outputs are computed once, and kept for whoever asks next:
+            (features + classes) * 4 bytes an image.
+    """
+
+    def __init__(
+        self,
+        stream: Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]],
+        model: Model,
+        *,
+        keep: bool = False,
+    ):
+        self.model = model
+        self._stream = stream
+        self._keep = keep
+        self._kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] | None = None
+
+    def __call__(self) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+        """The images and labels."""
+        return self._stream()
+
+    def keeping(self) -> "Batches":
+        """The same images, whose outputs are kept."""
+        return self if self._keep else Batches(self._stream, self.model, keep=True)
+
+    def each(self, function: Callable[..., Result]) -> Iterator[tuple[Result, np.ndarray]]:
+        """(what `function(images, batch_size=...)` gives, labels) of each batch.
+
+        The batch size is that of the largest batch until now: a last, shorter batch is padded, and
+        nothing is compiled for it again.
+
+        Raises:
+            ValueError: if there is not one image, or the images do not fit the model.
+        """
+        size = 0
+        for images, labels in self():
+            if not len(images):
+                continue
+            size = max(size, len(images))
+            yield function(self.model.check(images), batch_size=size), np.asarray(labels)
+        if not size:
+            raise ValueError("images is empty: there is nothing to fit on")
+
+    def outputs(self) -> Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """The network's outputs: (logits, features, labels) of each batch, as NumPy arrays.
+
+        Returns:
+            (batch, classes) and (batch, features) float32, and (batch,) class indices.
+
+        Raises:
+            ValueError: as `each`, or if an output of the network is not finite.
+        """
+        if not self._keep:
+            return self._forward()
+        if self._kept is None:
+            self._kept = list(self._forward())
+        return self._kept
+
+    def _forward(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        for out, labels in self.each(self.model.run):
+            logits, features = out["logits"], out["features"]
+            if not (np.isfinite(logits).all() and np.isfinite(features).all()):
+                raise ValueError(
+                    "the network gives NaN or infinite logits or features for a fitting image: its"
+                    " weights or the images are broken"
+                )
+            yield logits, features, labels
 
 
 def reservoir(

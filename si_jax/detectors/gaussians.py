@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from si_jax.detectors.base import Batches, Inputs, Plan, State, forward_batches
-from si_jax.detectors.fitting import check_every_class, check_labels, unit
+from si_jax.detectors.base import Inputs, Plan, State
+from si_jax.detectors.fitting import Batches, check_every_class, check_labels, unit
 from si_jax.detectors.head import feature_size
 from si_jax.model import Model
 
@@ -94,7 +94,7 @@ def _gaussians(model: Model, batches: Batches, normalise: bool) -> State:
     """
     classes = model.num_classes
     counts, origin = np.zeros(classes), None
-    for _, h, labels in forward_batches(model, batches):
+    for _, h, labels in batches.outputs():
         check_labels(labels, classes)
         h = unit(h) if normalise else h
         if origin is None:  # any point near the data keeps the sums below from cancelling

@@ -123,7 +123,7 @@ CASTS = ("convert_element_type", "copy")
 
 def _probe(model: Model) -> _Look:
     images = np.random.default_rng(0).integers(0, 256, (PROBES, *model.image_shape), np.uint8)
-    out = model._forward(images, batch_size=PROBES)
+    out = model.run(images, batch_size=PROBES)
     logits, features = (out[name].astype(np.float64) for name in ("logits", "features"))
     told = ": give one that returns the logits themselves, what enters the softmax"
     total = logits.sum(axis=-1)

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from si_jax.data.directories import check_files
 from si_jax.data.preprocessing import preprocessing_for
 from si_jax.detectors import DETECTORS, make_detector, saved_network
-from si_jax.detectors.base import Detector
+from si_jax.detectors.detector import Detector
 from si_jax.detectors.saving import CARD, FORMAT, json_hash, plain
 from si_jax.detectors.threshold import Threshold
 from si_jax.model import Model

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from scipy.special import logsumexp
 
-from si_jax.detectors.base import Batches, Inputs, Plan, State, forward_batches
-from si_jax.detectors.fitting import reservoir, unit
+from si_jax.detectors.base import Inputs, Plan, State
+from si_jax.detectors.fitting import Batches, reservoir, unit
 from si_jax.detectors.head import feature_size
 from si_jax.detectors.options import Count
 from si_jax.model import Model
@@ -37,7 +37,7 @@ def knn(model: Model, *, k: Count = 50, max_images: Count = 50_000) -> Plan:
     feature_size(model)  # refuses what is no vector
 
     def fit(batches: Batches) -> State:
-        bank = reservoir((unit(h) for _, h, _ in forward_batches(model, batches)), max_images)
+        bank = reservoir((unit(h) for _, h, _ in batches.outputs()), max_images)
         if len(bank) < k:
             raise ValueError(f"k (={k}) must be at most the number of fitting images, {len(bank)}")
         return {"bank": bank}
@@ -69,7 +69,7 @@ def nnguide(model: Model, *, k: Count = 10, max_images: Count = 50_000) -> Plan:
     def fit(batches: Batches) -> State:
         rows = (
             unit(h) * logsumexp(logits, axis=-1, keepdims=True).astype(np.float32)
-            for logits, h, _ in forward_batches(model, batches)
+            for logits, h, _ in batches.outputs()
         )
         bank = reservoir(rows, max_images)
         if len(bank) < k:

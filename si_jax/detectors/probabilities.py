@@ -7,8 +7,8 @@ from jaxtyping import Array, Float
 from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
-from si_jax.detectors.base import Batches, Inputs, Plan, State, forward_batches
-from si_jax.detectors.fitting import check_labels, reservoir
+from si_jax.detectors.base import Inputs, Plan, State
+from si_jax.detectors.fitting import Batches, check_labels, reservoir
 from si_jax.detectors.options import Count
 from si_jax.model import Model
 
@@ -36,7 +36,7 @@ def temperature_scaling(model: Model, *, max_images: Count = 50_000) -> Plan:
 
     def fit(batches: Batches) -> State:
         def rows():
-            for logits, _, labels in forward_batches(model, batches):
+            for logits, _, labels in batches.outputs():
                 check_labels(labels, model.num_classes)
                 yield np.concatenate([logits, labels[:, None]], axis=-1, dtype=np.float64)
 
@@ -69,7 +69,7 @@ def kl_matching(model: Model) -> Plan:
     def fit(batches: Batches) -> State:
         classes = model.num_classes
         totals, counts = np.zeros((classes, classes)), np.zeros(classes, int)
-        for logits, _, _ in forward_batches(model, batches):
+        for logits, _, _ in batches.outputs():
             e = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
             predicted = logits.argmax(axis=-1)
             np.add.at(totals, predicted, e / e.sum(axis=-1, keepdims=True))

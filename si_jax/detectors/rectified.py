@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from si_jax.detectors.base import Batches, Inputs, Plan, State, forward_batches
-from si_jax.detectors.fitting import reservoir
+from si_jax.detectors.base import Inputs, Plan, State
+from si_jax.detectors.fitting import Batches, reservoir
 from si_jax.detectors.head import head_logits, num_features
 from si_jax.detectors.options import Count, Percentile, Range
 from si_jax.model import Model
@@ -41,7 +41,7 @@ def react(
     num_features(model)
 
     def fit(batches: Batches) -> State:
-        kept = reservoir((h for _, h, _ in forward_batches(model, batches)), max_images)
+        kept = reservoir((h for _, h, _ in batches.outputs()), max_images)
         return {"threshold": np.float32(np.percentile(kept, percentile))}
 
     def compute(inputs: Inputs, state: State):
@@ -79,7 +79,7 @@ def vra(
     num_features(model)
 
     def fit(batches: Batches) -> State:
-        kept = reservoir((h for _, h, _ in forward_batches(model, batches)), max_images)
+        kept = reservoir((h for _, h, _ in batches.outputs()), max_images)
         return {"limits": np.percentile(kept, [low, high]).astype(np.float32)}
 
     def compute(inputs: Inputs, state: State):
@@ -105,7 +105,7 @@ def dice(model: Model, *, percentile: Percentile = 90.0) -> Plan:
 
     def fit(batches: Batches) -> State:
         total, count = np.zeros(()), 0
-        for _, h, _ in forward_batches(model, batches):
+        for _, h, _ in batches.outputs():
             total, count = total + h.sum(axis=0, dtype=np.float64), count + len(h)
         weights = np.asarray(model.head_weights(model.variables), np.float64)
         contribution = (total / count)[:, None] * weights

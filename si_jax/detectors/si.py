@@ -40,8 +40,8 @@ from si_jax.integration import (
     max_logit,
 )
 from si_jax.model import Model
-from si_jax.splitting import FEATURES, Taps
-from si_jax.taps import default_taps
+from si_jax.splitting import FEATURES
+from si_jax.taps import Taps, default_taps, select
 
 Engine = Literal["auto", "general", "gradient", "activation", "closed"]
 Preset = Annotated[str, OneOf(PRESETS)]
@@ -76,7 +76,7 @@ def si_z(
         objective: what the adversarial step ascends, `"ce"` or `"max"`.
         engine: `"activation"`, `"gradient"`, `"closed"`, `"general"` or `"auto"`, the cheapest of
             these that serves the other options; see `si_jax.detectors.si`.
-        taps: see `si_jax.splitting.select`; None for the network's own.
+        taps: see `si_jax.taps.select`; None for the network's own.
         variant: a named variant of the network's own taps.
         tap_chunk: taps perturbed at the same time by the general engine; bounds its memory.
 
@@ -163,7 +163,7 @@ def _engine(engine: str, fitting: Sequence[str], why: str) -> str:
 def _zero_deflation(model, path, role, engine, taps, variant, tap_chunk) -> Plan:
     if taps is not None and variant is not None:
         raise ValueError("taps and variant exclude each other: give one of them")
-    taps = default_taps(model, role, variant) if taps is None else splitting.select(model, taps)
+    taps = default_taps(model, role, variant) if taps is None else select(model, taps)
     steppable: tuple[str, ...] = ()
     if path.steps == 1 or path.combine == "add":
         if engine == "activation":
@@ -205,13 +205,13 @@ def _zero_deflation(model, path, role, engine, taps, variant, tap_chunk) -> Plan
 
 
 def _channel_average(model, path, select, engine, taps, outer, tap_chunk) -> Plan:
-    taps = default_taps(model, "inner") if taps is None else splitting.select(model, taps)
+    taps = default_taps(model, "inner") if taps is None else select(model, taps)
     if outer is None:
         (outer_tap,) = default_taps(model, "outer")
     elif outer == FEATURES:
         outer_tap = FEATURES
     else:
-        (outer_tap,) = splitting.select(model, outer)
+        (outer_tap,) = select(model, outer)
     num_features(model)  # refuses a head that is not linear
     fitting = ("gradient", "general") if path.steps == 1 else ("general",)
     engine = _engine(engine, fitting, f"channel-average with steps={path.steps}")

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from si_jax.detectors.base import Batches, CachedBatches, Inputs, Plan, State, forward_batches
+from si_jax.detectors.base import Inputs, Plan, State
+from si_jax.detectors.fitting import Batches
 from si_jax.detectors.head import num_features
 from si_jax.detectors.options import Count
 from si_jax.model import Model
@@ -32,10 +33,10 @@ def vim(model: Model, *, dim: Count | None = None) -> Plan:
     dim = _dimension(model, dim)
 
     def fit(batches: Batches) -> State:
-        batches = CachedBatches(batches, model)
+        batches = batches.keeping()
         origin, rest = _subspace(model, dim, batches)
         logit, residual, norm, count = 0.0, 0.0, 0.0, 0
-        for logits, h, _ in forward_batches(model, batches):
+        for logits, h, _ in batches.outputs():
             count += len(logits)
             logit += logits.max(axis=-1).sum(dtype=np.float64)
             residual += np.linalg.norm((h - origin) @ rest, axis=-1).sum()
@@ -95,7 +96,7 @@ def _subspace(
     bias = np.asarray(model.head_bias(model.variables), np.float64)
     origin = -np.linalg.pinv(weights.T) @ bias
     moment = np.zeros((len(origin), len(origin)))
-    for _, h, _ in forward_batches(model, batches):
+    for _, h, _ in batches.outputs():
         centred = h - origin
         moment += centred.T @ centred
     _, vectors = np.linalg.eigh(moment)  # by ascending eigenvalue

@@ -16,8 +16,10 @@ from si_jax.evaluation import bootstrap, metrics
 from si_jax.evaluation.calibration import PROBABILITIES, calibration_error
 from si_jax.evaluation.keys import model_facts
 from si_jax.evaluation.metrics import METRICS
+from si_jax.evaluation.processes import Processes
 from si_jax.evaluation.results import Results, Rows
-from si_jax.evaluation.scoring import PREDICTION, Scorer, prediction, score_set
+from si_jax.evaluation.scorer import PREDICTION, Scorer, prediction
+from si_jax.evaluation.scoring import score_set, score_share
 from si_jax.evaluation.store import Store, check_distinct, check_names
 from si_jax.model import Model
 
@@ -117,6 +119,49 @@ def make_detectors(
     }
 
 
+def score_shares(
+    job: Job, store: Store, processes: Processes, **options: Any
+) -> dict[str, tuple[int, float]]:
+    """Score this process's share of all sets, and wait until the others have done theirs.
+
+    Args:
+        job: what is evaluated, the same in all processes.
+        store: where score files are kept, the same for all.
+        processes: all of them.
+        **options: as for `si_jax.evaluation.scoring.score_share`.
+
+    Returns:
+        Set -> images gone through by all processes, and the seconds of the slowest.
+
+    Raises:
+        ValueError: as `evaluate`.
+    """
+    scorer = _scorer(job)
+    done = {
+        image_set.name: score_share(
+            scorer,
+            image_set,
+            job.transform,
+            facts=job.score_facts,
+            store=store,
+            processes=processes,
+            **options,
+        )
+        for image_set in job.sets
+    }
+    shares = processes.gather("scored", done)
+    return {
+        name: (sum(s[name][0] for s in shares), max(s[name][1] for s in shares)) for name in done
+    }
+
+
+def _scorer(job: Job) -> Scorer:
+    """The detectors, and the classifier's prediction beside them."""
+    check_job(job)
+    size = max(d.batch_size for d in job.detectors.values())
+    return Scorer({**job.detectors, PREDICTION: prediction(job.model, size)})
+
+
 def evaluate(
     job: Job,
     store: Store,
@@ -124,6 +169,7 @@ def evaluate(
     batch_size: int = 64,
     workers: int = 4,
     skip_unreadable: bool = False,
+    shared: Mapping[str, tuple[int, float]] | None = None,
 ) -> tuple[Results, Arrays]:
     """Score all sets and measure how well each detector tells them apart.
 
@@ -133,6 +179,7 @@ def evaluate(
         batch_size: images decoded at a time.
         workers: threads that decode.
         skip_unreadable: whether to leave out images that cannot be read; otherwise an error.
+        shared: what `score_shares` returned, where several processes have scored the sets.
 
     Returns:
         The results, with fractions; and set -> detector -> arrays.
@@ -141,13 +188,7 @@ def evaluate(
         ValueError: if two sets are called alike, or a set or a detector has a name that cannot be
             used, before any image is scored; or as `si_jax.evaluation.scoring.score_set`.
     """
-    check_job(job)
-    model = job.model
-    detectors = {
-        **job.detectors,
-        PREDICTION: prediction(model, max(d.batch_size for d in job.detectors.values())),
-    }
-    scorer = Scorer(detectors)
+    model, scorer = job.model, _scorer(job)
     began = time.monotonic()
     scored = {}
     for image_set in job.sets:
@@ -167,7 +208,11 @@ def evaluate(
     known = arrays[job.id_set.name]
     correct = _correct(known[PREDICTION])
     pairs, rows = _measured(job, arrays, [job.id_set.name])
+    computed = {name: found.computed for name, found in scored.items()}
     seconds = {name: found.seconds for name, found in scored.items()}
+    for name, (images, duration) in (shared or {}).items():
+        computed[name] += images
+        seconds[name] += duration
     results = Results(
         results=rows,
         averages={detector: averages(row, job.groups) for detector, row in rows.items()},
@@ -199,7 +244,7 @@ def evaluate(
         ties={detector: told for detector, sets in pairs.items() if (told := _ties(sets))},
         device=f"{jax.local_device_count()} x {jax.devices()[0].device_kind}",
         unreadable={name: list(s.unreadable) for name, s in scored.items() if s.unreadable},
-        computed={name: found.computed for name, found in scored.items()},
+        computed=computed,
         seconds={**seconds, "total": time.monotonic() - began},
         versions=cli.versions(),
         **_full_spectrum(job, arrays),

@@ -11,7 +11,7 @@ from si_jax.data.image_set import ImageSet
 from si_jax.data.pipeline import batches as image_batches
 from si_jax.data.pipeline import tell_unreadable
 from si_jax.detectors import Detector
-from si_jax.detectors.base import CachedBatches
+from si_jax.detectors.fitting import Batches
 from si_jax.evaluation.keys import detector_facts, key_of
 from si_jax.evaluation.store import escaped, read_keyed, write_keyed
 
@@ -80,9 +80,9 @@ def fit_detectors(
                 bar.update(int((batch.indices >= 0).sum()))
 
     model = detectors[missing[0]].model
-    cached = CachedBatches(stream, model)
+    batches = Batches(stream, model, keep=True)
     for name in missing:
-        detectors[name].fit_batches(cached)
+        detectors[name].fit_batches(batches)
         write_keyed(_path(directory, name), keys[name], detectors[name].check_fitted())
     if unreadable:
         tell_unreadable(image_set, tuple(unreadable))

@@ -2,9 +2,11 @@
 
 A file carries a key, the hash of all that determines its scores (`si_jax.evaluation.keys`). Files
 are written beside their final name and renamed, so what has that name is always whole, whoever
-else writes at the time.
+else writes at the time. What is known of a set that is not finished lies beside it in parts: small
+files, each with the rows of some of its images.
 """
 
+import glob
 import io
 import os
 import urllib.parse
@@ -84,18 +86,46 @@ class Progress:
     """What is known of one detector on one set.
 
     Attributes:
-        seen: images that were gone through, from the first one on; those that were left out as
-            unreadable count.
         arrays: name -> array with a row for each image that was scored; empty if there is none.
+        left_out: indices of the images that could not be read, and have no row.
         done: whether that is the whole set.
     """
 
-    seen: int
     arrays: dict[str, np.ndarray]
+    left_out: np.ndarray
     done: bool
 
+    @property
+    def seen(self) -> int:
+        """Number of images that were gone through."""
+        return len(self.left_out) + len(self.arrays.get("index", ()))
 
-NOTHING = Progress(0, {}, False)
+
+NOTHING = Progress({}, np.zeros(0, np.int64), False)
+
+
+def joined(parts: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The rows of several parts, in the order of `"index"`, each image once.
+
+    Returns:
+        Name -> array; empty if there is no row.
+    """
+    parts = [part for part in parts if part]
+    if not parts:
+        return {}
+    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    index = arrays["index"]
+    if (np.diff(index) > 0).all():
+        return arrays
+    _, order = np.unique(index, return_index=True)
+    return {name: array[order] for name, array in arrays.items()}
+
+
+def gaps(index: np.ndarray, size: int) -> np.ndarray:
+    """The indices below `size` that are not in `index`."""
+    absent = np.ones(size, bool)
+    absent[index] = False
+    return np.flatnonzero(absent)
 
 
 def read_keyed(path: Path, key: str) -> dict[str, np.ndarray] | None:
@@ -128,19 +158,23 @@ class Store:
     def __init__(self, directory: str | os.PathLike):
         self.directory = Path(directory)
 
-    def path(self, detector: str, image_set: str, *, partial: bool = False) -> Path:
-        """Path of a score file, or of the one that holds partial progress."""
-        name = escaped(image_set) + (f"{PARTIAL}.npz" if partial else ".npz")
-        return self.directory / escaped(detector) / name
+    def path(self, detector: str, image_set: str, *, part: int | None = None) -> Path:
+        """Path of a score file, or of the part of one whose first image has the index `part`."""
+        ending = ".npz" if part is None else f"{PARTIAL}.{part}.npz"
+        return self.directory / escaped(detector) / (escaped(image_set) + ending)
 
     def load(self, detector: str, image_set: str, key: str) -> Progress:
-        """What is stored under that key; nothing where the file is of another computation."""
-        for partial in (False, True):
-            arrays = read_keyed(self.path(detector, image_set, partial=partial), key)
-            progress = None if arrays is None else _progress(arrays, done=not partial)
-            if progress is not None:
-                return progress
-        return NOTHING
+        """What is stored under that key; nothing where the files are of another computation."""
+        arrays = read_keyed(self.path(detector, image_set), key)
+        whole = None if arrays is None else _whole(arrays)
+        if whole is not None:
+            return whole
+        read = (read_keyed(path, key) for path in self._parts(detector, image_set))
+        parts = [part for arrays in read if arrays is not None and (part := _part(arrays))]
+        rows = joined(part.arrays for part in parts)
+        left_out = [part.left_out for part in parts] or [NOTHING.left_out]
+        left_out = np.setdiff1d(np.concatenate(left_out), rows.get("index", []))
+        return Progress(rows, left_out, False)
 
     def save(
         self,
@@ -149,47 +183,74 @@ class Store:
         key: str,
         arrays: Mapping[str, np.ndarray],
         *,
-        done: bool,
         seen: int | None = None,
     ) -> Path:
-        """Write scores, and where they are all of the set's, delete its partial progress.
+        """Write all scores of a set, and delete the parts.
 
         Args:
             detector: the detector's name.
             image_set: the set's name.
             key: see `si_jax.evaluation.keys.key_of`.
-            arrays: `"score"` and others with as many rows.
-            done: whether that is the whole set.
+            arrays: `"score"`, `"index"`, `"label"` and others with as many rows.
             seen: images that were gone through; as many as there are rows by default.
 
         Returns:
             The file's path.
         """
-        path = self.path(detector, image_set, partial=not done)
+        path = self.path(detector, image_set)
         seen = len(arrays["score"]) if seen is None else seen
         write_keyed(path, key, {"seen": np.array(seen), **arrays})
-        if done:
-            self.drop_partial(detector, image_set)
+        self.drop_parts(detector, image_set)
         return path
 
-    def drop_partial(self, detector: str, image_set: str) -> None:
-        """Delete partial progress, of whichever computation."""
-        self.path(detector, image_set, partial=True).unlink(missing_ok=True)
+    def save_part(self, detector: str, image_set: str, key: str, progress: Progress) -> Path:
+        """Write the rows of some images of a set, beside the parts that are there.
+
+        A part with the same first image is replaced.
+        """
+        indices = [progress.left_out, progress.arrays.get("index", NOTHING.left_out)]
+        path = self.path(detector, image_set, part=int(np.concatenate(indices).min()))
+        write_keyed(path, key, {"left_out": progress.left_out, **progress.arrays})
+        return path
+
+    def drop_parts(self, detector: str, image_set: str) -> None:
+        """Delete the parts of a set, of whichever computation."""
+        for path in self._parts(detector, image_set):
+            path.unlink(missing_ok=True)
+
+    def _parts(self, detector: str, image_set: str) -> list[Path]:
+        whole = self.path(detector, image_set)
+        return sorted(whole.parent.glob(glob.escape(whole.stem) + f"{PARTIAL}*.npz"))
 
 
-def _progress(arrays: dict[str, np.ndarray], *, done: bool) -> Progress | None:
+def _whole(arrays: dict[str, np.ndarray]) -> Progress | None:
     """A score file's content; None where the arrays are not as `save` writes them."""
     seen = arrays.pop("seen", None)
-    score = arrays.get("score")
-    if score is None or score.ndim != 1 or seen is None or seen.ndim or seen.dtype.kind != "i":
+    if seen is None or seen.ndim or seen.dtype.kind != "i" or not _are_rows(arrays):
         return None
-    if not len(score):
-        return Progress(int(seen), {}, done)
+    index = arrays["index"]
+    if not len(index) <= seen or index.max() >= seen:
+        return None
+    return Progress(arrays, gaps(index, int(seen)), True)
+
+
+def _part(arrays: dict[str, np.ndarray]) -> Progress | None:
+    """A part's content; None where the arrays are not as `save_part` writes them."""
+    left_out = arrays.pop("left_out", None)
+    if left_out is None or left_out.ndim != 1 or left_out.dtype.kind != "i":
+        return None
+    return Progress(arrays, left_out, False) if not arrays or _are_rows(arrays) else None
+
+
+def _are_rows(arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether these are a score, an index and a label for each image, and what more there is."""
+    score, index, label = (arrays.get(name) for name in ("score", "index", "label"))
+    if score is None or index is None or label is None:
+        return False
     if any(a.ndim == 0 or len(a) != len(score) for a in arrays.values()):
-        return None
-    index, label = arrays.get("index"), arrays.get("label")
-    if index is None or label is None or index.dtype.kind != "i" or label.dtype.kind not in "iu":
-        return None
-    if score.dtype.kind != "f" or not len(score) <= seen or index.max() >= seen:
-        return None
-    return Progress(int(seen), arrays, done)
+        return False
+    if score.ndim != 1 or score.dtype.kind != "f" or not len(score):
+        return False
+    if index.ndim != 1 or index.dtype.kind != "i" or index.min() < 0:
+        return False
+    return label.ndim == 1 and label.dtype.kind in "iu"

@@ -18,7 +18,7 @@ from si_jax.data.image_set import ImageSet, UnreadableImage
 from si_jax.detectors import DETECTORS, Detector, default_options, make_detector
 from si_jax.detectors.options import convert_all
 from si_jax.evaluation import metrics
-from si_jax.evaluation.scoring import Scorer
+from si_jax.evaluation.scorer import Scorer
 from si_jax.model import Model
 
 _PERCENTILES = (65, 70, 75, 80, 85, 90, 95)

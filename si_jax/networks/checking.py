@@ -44,13 +44,15 @@ def check_constants(mean: Sequence[float], std: Sequence[float]) -> None:
 
 
 def check_weights(variables: Any) -> None:
-    """Refuse weights that are not finite, or so large that float32 overflows.
+    """Refuse weights that are not finite, so large that float32 overflows, or all zero.
 
     Weights that are still to come (`jax.ShapeDtypeStruct`) and tracers are passed over.
 
     Raises:
-        ValueError: if there is such a weight; the message names its place.
+        ValueError: if there is such a weight, whose place the message names; or if no kernel holds
+            anything but zeros.
     """
+    kernels = zeros = 0
     for path, leaf in jax.tree.leaves_with_path(variables):
         if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, np.ndarray | jax.Array):
             continue
@@ -64,6 +66,13 @@ def check_weights(variables: Any) -> None:
                 f"variables: {place} holds {'NaN' if np.isnan(largest) else f'{largest:.3g}'}: the"
                 " weights are broken; load, convert or train them again"
             )
+        if leaf.ndim > 1:
+            kernels, zeros = kernels + 1, zeros + (largest == 0)
+    if kernels and zeros == kernels:
+        raise ValueError(
+            "variables: all weights are zero, so that every image gets the same logits: load,"
+            " convert or train them"
+        )
 
 
 def as_images(

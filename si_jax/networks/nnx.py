@@ -1,6 +1,6 @@
 """Flax NNX: a copy in evaluation mode is merged anew in each run, and its calls are intercepted."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -40,8 +40,8 @@ def run(
     nnx.replace_by_pure_dict(params, variables["params"])
     nnx.replace_by_pure_dict(state, variables["state"])
     copy = nnx.merge(graphdef, params, rngs, state)
-    originals = {_name(path): module for path, module in nnx.iter_modules(network)}
-    paths = {id(module): _name(path) for path, module in nnx.iter_modules(copy)}
+    originals = {_name(path): module for path, module in _modules(network)}
+    paths = {id(module): _name(path) for path, module in _modules(copy)}
 
     def seam(module, call, args, kwargs):
         path = paths.get(id(module))
@@ -64,6 +64,11 @@ def run(
 def head(network: nnx.Module, variables: Mapping[str, Any], path: str) -> Head | None:
     """The weights of the `Linear` at a path."""
     return named_head(at(variables["params"], path))
+
+
+def _modules(network: nnx.Module) -> Iterator[tuple[tuple[Any, ...], nnx.Module]]:
+    """Every module inside, itself included, and its path; `nnx.iter_modules` of any version."""
+    return ((path, x) for path, x in nnx.iter_graph(network) if isinstance(x, nnx.Module))
 
 
 def _name(path: tuple[Any, ...]) -> str:

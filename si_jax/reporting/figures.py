@@ -12,7 +12,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from si_jax.evaluation.scoring import PREDICTION
+from si_jax.evaluation.scorer import PREDICTION
 from si_jax.reporting.extremes import COUNT, ENDS
 from si_jax.reporting.panels import KNOWN, NOVEL, WIDTH, grid, labels, short, style, tap_map, tidy
 from si_jax.reporting.runs import Run

@@ -85,6 +85,12 @@ def tie_notes(report: Mapping[str, Any]) -> list[str]:
     """A sentence for each detector whose scores tie at the threshold of FPR95, where it matters."""
     shown = []
     for detector, sets in report.get("ties", {}).items():
+        if _constant(report, detector, sets):
+            shown.append(
+                f"{detector} gives every image of every set the same score: it tells nothing on"
+                " this network, and its FPR95 means nothing. Use another detector."
+            )
+            continue
         shares = ", ".join(f"{100 * n / report['counts'][s]:.0f} % of {s}" for s, n in sets.items())
         shown.append(
             f"{detector}: {shares} have the very score of the threshold at which 95 % of the"
@@ -92,6 +98,14 @@ def tie_notes(report: Mapping[str, Any]) -> list[str]:
             " rejected; if they were kept, it would be higher by as much."
         )
     return shown
+
+
+def _constant(report: Mapping[str, Any], detector: str, tied: Mapping[str, int]) -> bool:
+    """Whether all scores are the same: all tie, with those in distribution too."""
+    return all(
+        tied.get(name) == report["counts"][name] and row["auroc"] == 0.5
+        for name, row in report["results"][detector].items()
+    )
 
 
 def tables(report: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from si_jax.data.files import BrokenArchive, read_arrays
 from si_jax.data.json_files import read_json
 from si_jax.evaluation import metrics
 from si_jax.evaluation.results import Results
-from si_jax.evaluation.scoring import PREDICTION
+from si_jax.evaluation.scorer import PREDICTION
 from si_jax.evaluation.store import META, Store
 from si_jax.reporting import extremes, report
 from si_jax.reporting.files import csv_rows

@@ -16,7 +16,19 @@ from si_jax.study.sets import Case
 
 FORMS = ("hinge", "sum")
 CALIBRATED = ("si-c", "si-c-forward")
-"""The detectors that are evaluated in each of `FORMS`, as `<name>-<form>`."""
+"""The detectors that are evaluated in each of `FORMS`, as `<name>-<form>`; one fit serves all."""
+
+VARIANTS = {
+    **{name: {f"{name}-{form}": {"form": form} for form in FORMS} for name in CALIBRATED},
+    "lts": {"lts": {}, "lts-85": {"percentile": 85.0}},
+    "nci": {"nci": {}, "nci-0.01": {"alpha": 0.01}},
+    "mahalanobis": {"mahalanobis": {}, "mahalanobis-normalised": {"normalise": True}},
+    "relative-mahalanobis": {
+        "relative-mahalanobis": {},
+        "relative-mahalanobis-normalised": {"normalise": True},
+    },
+}
+"""Detector -> label -> options, where the defaults are not all that is compared."""
 
 YARDSTICK = "msp"
 """What differences are taken from; always evaluated."""
@@ -88,11 +100,10 @@ def evaluate(
 def make(
     names: Sequence[str], model: Model, batch_size: int | None = None
 ) -> tuple[dict[str, Detector], dict[str, str]]:
-    """The detectors, S&I-C in each of its forms; and for those that cannot be made, the reason."""
+    """The detectors in each of their `VARIANTS`; and for those that cannot be made, the reason."""
     detectors, failures = {}, {}
     for name in names:
-        forms = {f"{name}-{form}": {"form": form} for form in FORMS}
-        for label, options in (forms if name in CALIBRATED else {name: {}}).items():
+        for label, options in VARIANTS.get(name, {name: {}}).items():
             try:
                 detectors[label] = make_detector(name, model, batch_size=batch_size, **options)
             except ValueError as error:

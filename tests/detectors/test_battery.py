@@ -13,7 +13,7 @@ import si_jax
 from si_jax import testing
 from si_jax.detectors import DETECTORS, Detector, Method, Plan
 from si_jax.detectors.base import NEEDS
-from si_jax.evaluation.scoring import Scorer
+from si_jax.evaluation.scorer import Scorer
 from si_jax.testing.battery import random_images
 
 OPTIONS = {"knn": {"k": 5}, "lts": {"percentile": 60}}
@@ -196,7 +196,7 @@ def test_a_head_that_is_not_the_map_is_refused_where_it_is_needed(layer, message
 
 def test_a_head_behind_which_only_the_dtype_changes_is_the_map_without_a_run(monkeypatch):
     model = Scaled.model("cast")
-    monkeypatch.setattr(type(model), "_forward", None)
+    monkeypatch.setattr(type(model), "run", None)
     si_jax.make_detector("ash-s", model, percentile=50)
 
 

@@ -1,11 +1,13 @@
 """Scoring one set: what is stored, interrupted, damaged or cannot be read."""
 
+import dataclasses
 import errno
 import io
 import os
 import resource
 import signal
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -161,7 +163,10 @@ def test_a_damaged_file_is_computed_anew(digits_model, tmp_path, kind):
 def test_an_interruption_keeps_what_was_done(digits_model, tmp_path, error):
     with pytest.raises(type(error)):
         score(digits_model, tmp_path, Images(error=error, at=13))
-    assert files(tmp_path) == ["energy/made.partial.npz", "msp/made.partial.npz"]
+    assert files(tmp_path) == [
+        "energy/made.partial.0.npz",
+        "msp/made.partial.0.npz",
+    ]
     images = Images()
     found, scorer = score(digits_model, tmp_path, images)
     assert indices(found) == list(range(20))
@@ -214,12 +219,68 @@ def test_resuming_with_another_batch_size_and_uneven_progress(digits_model, tmp_
     assert more.computed["energy"] == list(range(5, 20))  # in whole batches, from 8 on
 
 
+def test_progress_is_appended_in_parts(digits_model, tmp_path, monkeypatch):
+    """Each file holds what is new, and what is lost of them is computed again."""
+    monkeypatch.setattr(scoring, "MOST_ROWS", 8)
+    written = []
+    save_part = Store.save_part
+    monkeypatch.setattr(
+        Store,
+        "save_part",
+        lambda self, *args: written.append((args[0], args[3].seen)) or save_part(self, *args),
+    )
+    options = {"skip_unreadable": True}
+    with pytest.raises(KeyboardInterrupt):
+        score(digits_model, tmp_path, Images(30, {9}, error=KeyboardInterrupt(), at=26), **options)
+    names = [f"made.partial.{first}.npz" for first in (0, 16, 8)]
+    assert files(tmp_path) == [f"{d}/{name}" for d in ("energy", "msp") for name in names]
+    assert written == [(d, 8) for _ in names for d in ("energy", "msp")]
+
+    (tmp_path / "energy" / "made.partial.8.npz").unlink()
+    found, scorer = score(digits_model, tmp_path, Images(30, {9}), **options)
+    assert indices(found) == [k for k in range(30) if k != 9]
+    rest = list(range(24, 30))
+    assert scorer.computed == {"energy": [8, *range(10, 16), *rest], "msp": rest}
+    assert found.computed == 14
+    assert files(tmp_path) == ["energy/made.npz", "msp/made.npz"]
+
+
+def test_memory_does_not_grow_with_the_set(digits_model, tmp_path, monkeypatch):
+    """But for scores, labels and indices: 32 bytes an image for two detectors, and a copy.
+
+    An image has 768 bytes.
+    """
+
+    def peak(count):
+        images = Images(name=f"made{count}")
+        images.set = ImageSet(f"made{count}", count, "", made, str)
+        tracemalloc.start()
+        score(digits_model, tmp_path, images, scorer=Silent(digits_model), batch_size=50)
+        held = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return held
+
+    def made(index):
+        return np.full((16, 16, 3), index % 256, np.uint8), 0
+
+    class Silent(Counting):
+        def start(self, images, wanted=None, *, few=False):
+            found = super().start(images, wanted, few=few)
+            self.calls.clear()
+            return found
+
+    digits_model = dataclasses.replace(digits_model, input_size=(16, 16))
+    monkeypatch.setattr(scoring, "MOST_ROWS", 500)
+    peak(50)  # makes what is made once
+    assert peak(4000) - peak(1500) < 2500 * 150
+
+
 def test_partial_progress_of_another_computation_is_dropped(digits_model, tmp_path):
     score(digits_model, tmp_path, Images())
     with pytest.raises(KeyboardInterrupt):
         other = Images(error=KeyboardInterrupt(), at=9)
         score(digits_model, tmp_path, other, facts={"protocol": "openood"})
-    assert "energy/made.partial.npz" in files(tmp_path)
+    assert "energy/made.partial.0.npz" in files(tmp_path)
     found, scorer = score(digits_model, tmp_path, Images())
     assert not scorer.calls
     assert indices(found) == list(range(20))
@@ -307,7 +368,7 @@ def test_full_disk_simulated(digits_model, tmp_path, monkeypatch):
     before = {name: (tmp_path / name).read_bytes() for name in files(tmp_path)}
     monkeypatch.setattr(scoring, "SAVE_EVERY", 0.0)
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"No space left on device: .*made\.partial\.npz"):
+    with pytest.raises(OSError, match=r"No space left on device: .*made\.partial\.0\.npz"):
         score(digits_model, tmp_path, Images(), facts={"protocol": "openood"})
     assert {name: (tmp_path / name).read_bytes() for name in files(tmp_path)} == before
 

@@ -1,5 +1,6 @@
 import importlib.util
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -9,7 +10,7 @@ from PIL import Image
 
 from si_jax import splitting
 from si_jax.detectors import Inputs, make_detector
-from si_jax.evaluation import speed, speed_torch
+from si_jax.evaluation import memory, speed, speed_torch
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark.py"
 spec = importlib.util.spec_from_file_location("benchmark_script", SCRIPT)
@@ -44,6 +45,7 @@ def test_data_of_a_folder(tmp_path, capsys):
         (["data", "--data-dir", "{empty}"], "holds none of cifar10"),
         (["engines", "--model", "resnet7"], "resnet20"),
         (["engines", "--batch-size", "0"], r"batch_size \(=0\)"),
+        (["memory", "--images", "0"], r"images \(=0\) must be at least 1"),
         (["engines", "--rows", "si-y"], "there is no si-y: choose of si-z, activation"),
         (["engines", "--model", "bit_r50x1", "--against", "torch"], "only ResNets and WRNs"),
     ],
@@ -72,6 +74,17 @@ def test_engines(monkeypatch, tmp_path, capsys):
         assert row["seconds_per_image"] > 0
         assert row["memory_bytes"] > 100_000
     assert "a forward pass takes" in capsys.readouterr().out
+
+
+def test_memory(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(memory, "ProcessPoolExecutor", lambda n, **_: ThreadPoolExecutor(n))
+    out = tmp_path / "figures.json"
+    given = ["--images", "300", "--detectors", "msp", "--out", str(out)]
+    benchmark.main(["memory", *given])
+    (row,) = json.loads(out.read_text())["sets"]
+    assert row["images"] == 300
+    assert 2**25 < row["start_bytes"] <= row["peak_bytes"] < row["start_bytes"] + 2**26
+    assert "peak, MiB" in capsys.readouterr().out
 
 
 def test_random_weights_have_the_shapes_of_fresh_ones():

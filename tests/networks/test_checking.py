@@ -111,6 +111,17 @@ def test_weights_that_are_broken_are_refused_by_name(tiny, value):
         dataclasses.replace(tiny, variables=jax.tree.map(jnp.asarray, variables))
 
 
+def test_a_network_of_zeros_is_refused(tiny):
+    zeros = jax.tree.map(np.zeros_like, dict(tiny.variables))
+    with pytest.raises(ValueError, match="variables: all weights are zero"):
+        dataclasses.replace(tiny, variables=zeros)
+    zeros["params"]["linear"]["kernel"][0, 0] = 1  # a network that is strange, and no more
+    assert (
+        np.ptp(dataclasses.replace(tiny, variables=zeros).logits(np.zeros((1, 8, 8, 3), np.uint8)))
+        >= 0
+    )
+
+
 def test_weights_to_come_and_whole_numbers_are_passed_over(tiny):
     check_weights(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tiny.variables))
     check_weights({"steps": np.array(10**9), "half": np.ones(3, jnp.bfloat16), "none": np.ones(0)})

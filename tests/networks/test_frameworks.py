@@ -17,6 +17,7 @@ from si_jax import splitting
 from si_jax.integration import first_gradients, max_logit
 from si_jax.networks import linen
 from si_jax.networks.framework import framework_of
+from si_jax.taps import select
 
 _spec = importlib.util.spec_from_file_location("same", Path(__file__).with_name("same_network.py"))
 same = importlib.util.module_from_spec(_spec)
@@ -47,7 +48,7 @@ def other(request):
 
 def test_outputs_features_and_gradients_are_the_same(linen_model, other):
     assert other.num_classes == same.CLASSES and other.num_features == same.WIDTH
-    assert splitting.select(linen_model) == splitting.select(other) == TAPS
+    assert select(linen_model) == select(other) == TAPS
     passes = {}
     for model in (linen_model, other):
         args = (model, model.variables, model.normalise(jnp.asarray(IMAGES)))

@@ -8,8 +8,9 @@ import pytest
 
 import si_jax
 from si_jax.commands import evaluate as command
+from si_jax.detectors import DETECTORS, Method, Plan, register_detector
 from si_jax.evaluation.metrics import METRICS
-from si_jax.reporting import runs
+from si_jax.reporting import report, runs
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,24 @@ def test_ties_are_told(kept):
     assert "msp: 50 % of letters have the very score" in str(
         dataclasses.replace(kept, results=tied)
     )
+
+
+def test_a_constant_score_is_told():
+    name = "constant-for-a-test"
+    constant = Method(
+        lambda model: Plan(lambda i, s: {"score": 0 * i.forward.logits[:, 0] - 1}), "", "", 1
+    )
+    register_detector(name, constant)
+    try:
+        run = si_jax.evaluate_benchmark("digits", detectors=[name, "msp"], limit=20)
+    finally:
+        del DETECTORS[name]
+    told = [note for note in report.notes(run.results) if "the same score" in note]
+    assert told == [
+        f"{name} gives every image of every set the same score: it tells nothing on this network,"
+        " and its FPR95 means nothing. Use another detector."
+    ]
+    assert told[0] in str(run)
 
 
 @pytest.mark.parametrize(

@@ -232,6 +232,13 @@ def test_a_detector_that_fails_is_a_row(case, tmp_path, monkeypatch):
     assert shown["knn"] == "failed" and "/" in shown["msp"]
 
 
+def test_every_variant_can_be_made(case):
+    made, failures = rivals.make(tuple(rivals.VARIANTS), case.model)
+    assert list(made) == [label for labels in rivals.VARIANTS.values() for label in labels]
+    assert not failures and made["lts-85"].settings["percentile"] == 85
+    assert made["lts"].settings["percentile"] == 95
+
+
 def test_measures():
     rng = np.random.default_rng(0)
     known, novel = rng.normal(1, 1, 50), {n: rng.normal(0, 1, 40) for n in "abc"}

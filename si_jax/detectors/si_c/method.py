@@ -5,24 +5,22 @@ gradients of channel-average with their two parts apart, and the energy, all of 
 on training images. One forward pass, and one backward pass where gradients are asked for.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
-import numpy as np
-
 from si_jax import activation
-from si_jax.detectors.base import Batches, Inputs, Plan, State
+from si_jax.detectors.base import Inputs, Plan, State
+from si_jax.detectors.fitting import Batches
 from si_jax.detectors.options import Count, OneOf, Range
 from si_jax.detectors.si_c import fit as si_c_fit
 from si_jax.detectors.si_c.readings import (
-    Reader,
     batched,
     canonical_components,
     reader,
 )
 from si_jax.detectors.si_c.score import COMPONENTS, FORMS, apply
 from si_jax.model import Model
-from si_jax.splitting import Taps
+from si_jax.taps import Taps
 
 FORWARD = ("energy", "zero-deflation")
 LEAST = Range(f"[{si_c_fit.LEAST_IMAGES}, inf)")
@@ -82,7 +80,7 @@ def si_c(
             its channels, at least one each. The fit takes `48 * max_channels^2` bytes, 0.8 GB by
             default, and leaves a twelfth of that.
         max_calibration: most images that medians and quantiles are taken of.
-        taps: taps of zero-deflation, see `si_jax.splitting.select`; None for the network's own.
+        taps: taps of zero-deflation, see `si_jax.taps.select`; None for the network's own.
         inner: taps of channel-average; None for the network's own.
         seed: seed of the draws of channels and of images.
 
@@ -122,8 +120,9 @@ def _plan(model, options, form, shrinkage, max_channels, max_calibration, seed) 
     score_options = {"components": found.components, "form": form}
 
     def fit(batches: Batches) -> State:
+        run = batched(found, model)
         return si_c_fit.fit(
-            _stream(found, model, batches),
+            (readings for readings, _ in batches.each(run.batch)),
             found.channels,
             components=found.components,
             shrinkage=shrinkage,
@@ -147,14 +146,3 @@ def _plan(model, options, form, shrinkage, max_channels, max_calibration, seed) 
     if found.inner:
         settings["inner"] = list(found.inner)
     return Plan(compute, settings, forward_only=False, fit=fit)
-
-
-def _stream(found: Reader, model: Model, batches: Batches) -> Iterator[Mapping[str, np.ndarray]]:
-    """Readings of the fitting images, batch by batch."""
-    run, size = batched(found, model), 0
-    for images, _ in batches():
-        if len(images):
-            size = max(size, len(images))  # a last, shorter batch is padded, not compiled again
-            yield run.batch(model.check(images), batch_size=size)
-    if not size:
-        raise ValueError("images is empty: there is nothing to fit on")

@@ -21,8 +21,7 @@ from si_jax.detectors.si_c.channels import Channels, select_channels
 from si_jax.detectors.si_c.score import COMPONENTS, LEAST
 from si_jax.integration import max_logit
 from si_jax.model import Model
-from si_jax.splitting import Taps
-from si_jax.taps import default_taps
+from si_jax.taps import Taps, default_taps, select
 
 ENGINES = ("gradient", "activation")
 
@@ -85,13 +84,11 @@ def reader(
     channels, engine, positions = None, None, 1
     inner_paths: tuple[str, ...] = ()
     if "zero-deflation" in components:
-        paths = default_taps(model, "si-c") if taps is None else splitting.select(model, taps)
+        paths = default_taps(model, "si-c") if taps is None else select(model, taps)
         channels = select_channels(_shapes(model, paths), max_channels, seed)
         engine = _engine(model, paths)
     if "channel-average" in components:
-        inner_paths = (
-            default_taps(model, "si-c-inner") if inner is None else splitting.select(model, inner)
-        )
+        inner_paths = default_taps(model, "si-c-inner") if inner is None else select(model, inner)
         (outer,) = default_taps(model, "outer")
         if outer != splitting.FEATURES:
             positions = math.prod(_shapes(model, [outer])[outer][:-1])

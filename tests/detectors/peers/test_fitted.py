@@ -105,8 +105,8 @@ def test_vims_rule_for_its_dimension(features, dim):
             return nn.Dense(2, name="head")(x)
 
     shapes = jax.eval_shape(Wide().init, jax.random.key(0), jnp.ones((1, 2, 2, 1)))
-    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-    net = si_jax.Model(Wide(), zeros, (2, 2), (0.5,), (0.5,), head="head")
+    ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes)
+    net = si_jax.Model(Wide(), ones, (2, 2), (0.5,), (0.5,), head="head")
     assert si_jax.make_detector("vim", net).settings["dim"] == dim
 
 

@@ -11,8 +11,9 @@ import si_jax
 from si_jax import splitting
 from si_jax.detectors import default_options
 from si_jax.detectors.features import kept_count
+from si_jax.detectors.fitting import Batches
 from si_jax.detectors.head import head_logits
-from si_jax.evaluation.scoring import Scorer
+from si_jax.evaluation.scorer import Scorer
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def test_the_fit_does_not_depend_on_the_batches(make, model, images, train, name
     detector = si_jax.make_detector(name, model, **SMALLER.get(name, {}))
     edges = [0, 3, 33, 80]
     pieces = [slice(a, b) for a, b in itertools.pairwise(edges)]
-    detector.fit_batches(lambda: ((train[0][p], train[1][p]) for p in pieces))
+    detector.fit_batches(Batches(lambda: ((train[0][p], train[1][p]) for p in pieces), model))
     close(detector.score(images), make(name).score(images), rtol=1e-3, atol=1e-3)
 
 

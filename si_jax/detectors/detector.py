@@ -1,0 +1,327 @@
+"""A method applied to a model: fitted, calibrated, and asked for scores and decisions."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32
+
+from si_jax.batching import SMALL, Batched, Placed, progress_bar
+from si_jax.data.opening import batches_of
+from si_jax.data.preprocessing import Preprocessing, preprocessing_for
+from si_jax.detectors import threshold as thresholds
+from si_jax.detectors.base import Inputs, Plan, State
+from si_jax.detectors.checks import check_dtype, check_scores, check_state
+from si_jax.detectors.fitting import Batches
+from si_jax.detectors.options import Count, convert
+from si_jax.model import Model
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Detector:
+    """A detection method applied to a model. Made by `si_jax.make_detector`.
+
+    Attributes:
+        name: the method's name.
+        model: the network.
+        settings: every option's value, after presets and defaults.
+        batch_size: images per batch; bounds the memory, and no score depends on it.
+        forward_only: whether one forward pass is all that it needs.
+        needs_fit: whether it must be fitted before it can score.
+        state: what it has learnt, name -> array; None before it is fitted.
+        options: the options that it was made with, as given.
+        version: the method's version, see `Method`; None if its scores are not to be stored.
+        threshold: what it decides by, a `si_jax.detectors.threshold.Threshold`; None before it is
+            calibrated.
+        card: what else is known of it, such as the data that it was calibrated on; saved with it.
+        preprocessing: how image files are brought to the network's input size: as the network's
+            card says, see `si_jax.data.preprocessing.preprocessing_for`; may be set.
+    """
+
+    def __init__(self, name: str, model: Model, plan: Plan, batch_size: int | np.integer | str):
+        self.name = name
+        self.model = model
+        self.settings = dict(plan.settings)
+        self.batch_size = convert(Count, "batch_size", batch_size)
+        self.forward_only = plan.forward_only
+        self.needs_fit = plan.fit is not None
+        self.options: dict[str, Any] = {}
+        self.version: int | None = None
+        self.threshold: thresholds.Threshold | None = None
+        self.card: dict[str, Any] = {}
+        self.preprocessing: Preprocessing = preprocessing_for(model.input_size, model.card)
+        self._compute = plan.compute
+        self._fit = plan.fit
+        self._fitted_on: np.dtype | None = None
+        self.state: State | None = None
+        if not self.needs_fit:
+            self._take({})
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{k}={v!r}" for k, v in self.settings.items() if k != "taps")
+        return f"Detector({self.name!r}, {self.model.name}, {options})"
+
+    def compute(self, inputs: Inputs, state: State) -> dict[str, Float[Array, "batch ..."]]:
+        """The method's arrays for a batch, traced; see `Compute`.
+
+        The score is float32, and NaN wherever a logit is not finite: what is read off a broken
+        forward pass (a ReLU of NaN is off, as in a quiet network) is never a good score.
+        """
+        results = self._compute(inputs, state)
+        if results["score"].ndim != 1:
+            raise ValueError(
+                f"detector {self.name!r} must give one score an image, (batch,), not an array of"
+                f" shape {results['score'].shape}"
+            )
+        finite = jnp.all(jnp.isfinite(inputs.forward.logits), axis=-1)
+        score = jnp.where(finite, results["score"].astype(jnp.float32), jnp.nan)
+        return {**results, "score": score}
+
+    def _details(self, variables, state, images):
+        return self.compute(Inputs(self.model, variables, images), state)
+
+    def _prediction_rows(self, variables, state, images):
+        inputs = Inputs(self.model, variables, images)
+        return thresholds.prediction_rows(inputs, self.compute(inputs, state))
+
+    def prediction_rows(
+        self, images: np.ndarray, *, batch_size: int, shrink: bool = False
+    ) -> dict[str, np.ndarray]:
+        """What decisions and explanations are made of, `threshold.prediction_rows` of all images.
+
+        Args:
+            images: as `Model.check` returns them.
+            batch_size: images per batch.
+            shrink: whether fewer images make a smaller batch, see `si_jax.batching.Batched`.
+
+        Raises:
+            ValueError: if the detector is not fitted.
+        """
+        self.check_fitted()
+        return self._predict_run(images, batch_size=batch_size, shrink=shrink)
+
+    def fit(
+        self,
+        images: Any,
+        labels: Any = None,
+        *,
+        scale: str | None = None,
+        progress: bool = True,
+    ) -> "Detector":
+        """Learn from in-distribution training images what the detector needs; returns itself.
+
+        Args:
+            images: arrays, as for `score`.
+            labels: (N,) class indices, for the detectors that need them.
+            scale: as for `score`.
+            progress: whether a bar on stderr tells how far it is, if it takes a while.
+
+        Raises:
+            ValueError: if the images do not fit the model, or labels are needed and missing.
+        """
+        given, images = images, self.model.check(images, scale)
+        labels = np.full(len(images), -1) if labels is None else np.asarray(labels)
+        if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
+            raise ValueError(
+                f"labels (shape {labels.shape}, dtype {labels.dtype}) must be one class index for"
+                f" each of the {len(images)} images"
+            )
+        size = self.batch_size
+
+        def batches():
+            with progress_bar(f"{self.name}: fitting" * progress, len(images)) as bar:
+                for start in range(0, len(images), size):
+                    part = slice(start, start + size)
+                    yield images[part], labels[part]
+                    bar.update(len(images[part]))
+
+        self.fit_batches(Batches(batches, self.model))
+        self._fitted_on = None if scale or self.model.scale else np.asarray(given).dtype
+        return self
+
+    def fit_batches(self, batches: Batches) -> "Detector":
+        """`fit` on a stream of batches, which is never held in memory as a whole."""
+        if self._fit is not None:
+            self._take(self._fit(batches))
+        return self
+
+    def load_state(self, state: State) -> None:
+        """Take over a fit, such as one that was saved; a threshold does not outlive it.
+
+        Raises:
+            ValueError: if it is the state of another detector, of other options or of another
+                network.
+        """
+        if not self.needs_fit and state:
+            raise ValueError(f"detector {self.name!r} learns nothing: there is no state to load")
+        if self.needs_fit:
+            check_state(self.name, self.model, self._compute, state)
+        self._take(state)
+
+    def _take(self, state: State) -> None:
+        self.state = dict(state)
+        self.threshold = None
+        self._fitted_on = None
+        weights = self.model.placed, Placed(self.state)
+        self._run = Batched(self._details, *weights)
+        self._predict_run = Batched(self._prediction_rows, *weights)
+
+    def calibrate(self, images: Any, *, tpr: float = 0.95, keep_images: int = 0) -> "Detector":
+        """Set the threshold by held-out in-distribution images; returns itself.
+
+        Split-conformal: the floor((n + 1)(1 - tpr))-th smallest of their n scores, so that further
+        in-distribution images are accepted at the rate `tpr` or more; the formula's source and
+        what it promises stand in `si_jax.detectors.threshold.Threshold`. The images must be such as
+        neither the network nor the detector has learnt from.
+
+        Args:
+            images: as for `score`.
+            tpr: share of in-distribution images to accept.
+            keep_images: how many of the images are kept as thumbnails, drawn at random, for
+                `explain` to show the nearest of them. They are saved with the detector.
+
+        Raises:
+            ValueError: if the images do not fit the model, a score is NaN, or there are too few
+                images for the rate.
+        """
+        self.threshold = thresholds.calibrated(self, images, tpr=tpr, keep_images=keep_images)
+        return self
+
+    def predict(self, images: Any) -> thresholds.Predictions:
+        """The predicted classes, and whether to believe them.
+
+        Args:
+            images: as for `score`.
+
+        Returns:
+            Arrays: label, probability, score, is_ood (whether the score is below the threshold) and
+            p_value.
+
+        Raises:
+            ValueError: if the detector is not calibrated, or the images do not fit the model.
+        """
+        return thresholds.predict(self, images)
+
+    def explain(self, image: Any, *, title: str = "") -> "Figure":
+        """A picture of why one image is trusted, or not.
+
+        The image, where the network's evidence lies, how abnormal each layer that the detector
+        reads is among the calibration images, where the score lies among theirs, and the nearest of
+        them, where some are kept.
+
+        Args:
+            image: one image, in any form that `score` takes; an array may lack the first axis.
+            title: the image's name.
+
+        Returns:
+            A matplotlib figure: `figure.savefig(path)`.
+
+        Raises:
+            ValueError: if the detector is not calibrated, or it is not one image.
+        """
+        from si_jax.detectors.explanation_figure import explain
+
+        return explain(self, image, title=title)
+
+    def save(self, directory: str | os.PathLike, *, overwrite: bool = False) -> Path:
+        """Write the detector to a directory, from which `si_jax.load_detector` reads it.
+
+        The network's weights, the options, the fit, the threshold and the calibration scores, each
+        with a hash: JSON and orbax, no pickle. The code of a network that is not this library's is
+        not saved; it is given again at loading.
+
+        Args:
+            directory: written whole or not at all.
+            overwrite: whether to replace a detector that lies there.
+
+        Returns:
+            The directory.
+
+        Raises:
+            ValueError: if the directory exists, or the detector is not fitted.
+        """
+        from si_jax.detectors.saving import save_detector
+
+        return save_detector(directory, self, overwrite=overwrite)
+
+    def score(
+        self, images: Any, *, scale: str | None = None, progress: bool = True
+    ) -> Float32[np.ndarray, "batch"]:
+        """How in-distribution each image looks; higher is more in-distribution.
+
+        Args:
+            images: (N, height, width, channels) in the model's input size, uint8 or float32
+                already normalised. Or images as people have them: a path, a Pillow image or the
+                bytes of an encoded image, or a list of these, turned upright by their EXIF,
+                converted to RGB and brought to the input size by `preprocessing`. Or an iterator
+                over batches of either kind.
+            scale: what the numbers in arrays mean: `"uint8"` for 0 to 255, `"unit"` for [0, 1],
+                `"normalised"`; None for the model's `scale`, or by the dtype, as above.
+            progress: whether a bar on stderr tells how far it is, if it takes a while.
+
+        Returns:
+            (N,) float32.
+
+        Raises:
+            ValueError: if the images do not fit the model or are of another dtype than those that
+                the detector was fitted on with no scale said, a score is not finite, or the
+                detector is not fitted.
+        """
+        return self.details(images, scale=scale, progress=progress)["score"]
+
+    def details(
+        self, images: Any, *, scale: str | None = None, progress: bool = True
+    ) -> dict[str, np.ndarray]:
+        """The scores and what they were made of; arguments as for `score`.
+
+        Returns:
+            `"score"` (N,), and for the gradient-based detectors more: zero-deflation gives
+            `"tap_density"` (N, taps), the mean density at each tap; channel-average gives
+            `"tap_average"` (N, taps), the mean of `v^2` at each inner tap, and `"outer"` (N,);
+            S&I-C gives what `si_jax.detectors.si_c.score.apply` returns, with a p-value for each
+            of `settings["taps"]`.
+        """
+        self.check_fitted()
+        size, channels = self.batch_size, self.model.image_shape[-1]
+        parts: list[dict[str, np.ndarray]] = []
+        first, varied = None, False
+        bar = f"{self.name}: scoring" * progress
+        for part, opened in batches_of(images, self.preprocessing, channels, size):
+            batch = self.model.check(part, None if opened else scale)
+            if not (opened or scale or self.model.scale):
+                check_dtype(self.name, self._fitted_on, np.asarray(part).dtype)
+            # a last, shorter batch is padded, not compiled again
+            few = not parts
+            parts.append(self._run(batch, batch_size=size, shrink=few, progress=bar))
+            first = batch[:1] if first is None else first
+            varied = varied or bool((batch[:64] != first).any())
+        if not parts:
+            raise ValueError("images is empty: there is nothing to compute")
+        results = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        check_scores(self.name, results["score"], varied)
+        return results
+
+    def warm_up(self) -> "Detector":
+        """Compile all that `score` can need, so that no later call waits for it; returns itself.
+
+        Three programs: for one image, for a small batch and for a full one.
+
+        Raises:
+            ValueError: if the detector is not fitted.
+        """
+        for count in sorted({1, min(SMALL, self.batch_size), self.batch_size}):
+            self.score(np.zeros((count, *self.model.image_shape), np.uint8))
+        return self
+
+    def check_fitted(self) -> State:
+        """The state; raises a ValueError if the detector needs a fit that it does not have."""
+        if self.state is None:
+            raise ValueError(
+                f"detector {self.name!r} must be fitted first: call fit(images, labels) with"
+                " in-distribution training images"
+            )
+        return self.state

@@ -1,0 +1,65 @@
+"""Habits that hold in every module, read from the code."""
+
+import ast
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+LIBRARY = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / "si_jax").rglob("*.py")}
+SCRIPTS = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / "scripts").glob("*.py")}
+TREES = {name: ast.parse(path.read_text()) for name, path in sorted((LIBRARY | SCRIPTS).items())}
+COMMANDS = [name for name in TREES if name.startswith(("si_jax/commands/", "scripts/"))]
+
+OTHER_MEANINGS = {"--dataset", "--model", "--normalisation"}
+"""Options of `commands/options.py` whose namesakes elsewhere mean something else."""
+
+THEIRS = {"_flatten_layers"}
+"""Private names of libraries that offer no public one: Keras's layers of a layer."""
+
+
+def nodes(name: str, kind: type) -> list:
+    return [node for node in ast.walk(TREES[name]) if isinstance(node, kind)]
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def test_what_is_private_stays_in_its_module():
+    for name in TREES:
+        imported = [alias.name for node in nodes(name, ast.ImportFrom) for alias in node.names]
+        assert not [alias for alias in imported if is_private(alias)], name
+        attributes = nodes(name, ast.Attribute)
+        own = {node.attr for node in attributes if isinstance(node.ctx, ast.Store)}
+        own |= {node.name for node in nodes(name, ast.FunctionDef | ast.ClassDef)}
+        own |= {n.target.id for n in nodes(name, ast.AnnAssign) if isinstance(n.target, ast.Name)}
+        used = {node.attr for node in attributes if is_private(node.attr)}
+        assert not used - own - THEIRS, f"{name} uses private names of other modules"
+
+
+def test_no_cache_is_popped():
+    for name in TREES:
+        for node in nodes(name, ast.Attribute):
+            assert node.attr != "__dict__", f"{name}, line {node.lineno}"
+
+
+def test_errors_of_the_library_name_arguments():
+    for name in set(TREES) - {*COMMANDS, "si_jax/cli.py"}:
+        for node in nodes(name, ast.Raise):
+            texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
+            flags = [text for text in texts if re.search(r"(?<!\w)--\w", str(text))]
+            assert not flags, f"{name}, line {node.lineno}: {flags}"
+
+
+def declared(name: str) -> list[str]:
+    """The options that a module declares."""
+    calls = (node.args for node in nodes(name, ast.Call) if node.args)
+    first = (args[0].value for args in calls if isinstance(args[0], ast.Constant))
+    return [text for text in first if isinstance(text, str) and text.startswith("--")]
+
+
+def test_shared_options_are_declared_once():
+    shared = set(declared("si_jax/commands/options.py")) - OTHER_MEANINGS
+    assert {"--data-dir", "--ood-root", "--batch-size", "--seed"} <= shared
+    for name in set(COMMANDS) - {"si_jax/commands/options.py"}:
+        assert not shared & set(declared(name)), name
