@@ -110,8 +110,8 @@ def run(case: Case, args: argparse.Namespace, directory: Path) -> dict[str, Any]
         batch_size=args.batch_size,
     )
     readings = read_case(case, directory / "readings")
-    absent = {a.name: a.stand_in for a in case.found.absent}
-    entries = case.found.benchmark.ood[case.found.protocol]
+    absent = {a.name: a.stand_in for a in case.resolved.absent}
+    entries = case.resolved.benchmark.ood[case.resolved.protocol]
     return {
         "network": case.network.name,
         **results,
@@ -122,7 +122,7 @@ def run(case: Case, args: argparse.Namespace, directory: Path) -> dict[str, Any]
         "incomplete": sorted({e.group for e in entries if e.name in absent}),
         "warning": benchmark.chance_warning(results["accuracy"], case.model.num_classes),
         "calibration": {
-            "set": case.found.test.name if case.note else case.found.train.name,
+            "set": case.resolved.test.name if case.note else case.resolved.train.name,
             "images": len(case.draws[0]),
             "draws": args.seeds,
             "disjoint_draws": len(case.draws),

@@ -88,11 +88,11 @@ def bring(name: str, root: Path) -> Path:
     if not archive.exists():
         address = download.address
         if address.startswith(DRIVE):
-            found = fetch_from_drive(address.removeprefix(DRIVE), archive, md5)
+            md5_sum = fetch_from_drive(address.removeprefix(DRIVE), archive, md5)
         else:
-            found = fetch(address, archive, md5)
+            md5_sum = fetch(address, archive, md5)
         if not md5:
-            _record(root, name, found)
+            _record(root, name, md5_sum)
     if not single:
         unpack(archive, root, download.folder)
     if download.images:
@@ -161,10 +161,10 @@ def _bring_set(name: str, key: str, root: Path) -> Outcome:
 
 def _recorded(root: Path) -> dict[str, str]:
     try:
-        found = json.loads(files.read_bytes(root / "downloads/md5.json"))
+        sums = json.loads(files.read_bytes(root / "downloads/md5.json"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return sums if isinstance(sums, dict) else {}
 
 
 def _record(root: Path, name: str, md5: str) -> None:

@@ -171,13 +171,13 @@ def _no_space(part: Path, error: OSError) -> FailedDownload:
 
 
 def _finish(part: Path, path: Path, md5: str, url: str) -> str:
-    found = md5_of(part)
-    if md5 and found != md5:
+    md5_sum = md5_of(part)
+    if md5 and md5_sum != md5:
         part.unlink()
         raise FailedDownload(
-            f"{url} has the MD5 sum {found} where {md5} is known, so it is another file or was"
+            f"{url} has the MD5 sum {md5_sum} where {md5} is known, so it is another file or was"
             " damaged on its way. It was deleted; run the same command again, or look for another"
             " copy."
         )
     os.replace(part, path)
-    return found
+    return md5_sum

@@ -83,8 +83,8 @@ def fields_problem(values: dict[str, Any], record: type) -> str:
     """What is wrong with the fields of a dataclass; '' if nothing. Unknown ones are let through."""
     for field in dataclasses.fields(record):
         if field.name in values:
-            if found := problem(values[field.name], field.type, (field.name,)):
-                return found
+            if fault := problem(values[field.name], field.type, (field.name,)):
+                return fault
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             return f"it lacks {field.name!r}"
     return ""

@@ -71,8 +71,8 @@ def resolve_own(
     tested = _labelled(test, name, num_classes, classes)
     given = dict(ood or {})
     if folder is not None and (folder / "ood").is_dir():
-        found = sorted(p for p in (folder / "ood").iterdir() if not p.name.startswith("."))
-        given = {p.stem if p.is_file() else p.name: p for p in found} | given
+        paths = sorted(p for p in (folder / "ood").iterdir() if not p.name.startswith("."))
+        given = {p.stem if p.is_file() else p.name: p for p in paths} | given
     sets = [OodSet(key, "ood", as_image_set(data, key)) for key, data in given.items()]
     if not sets:
         made = synthetic.sets_of(tested, preprocessing, seed)

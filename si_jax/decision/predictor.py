@@ -81,10 +81,10 @@ class Predictor:
         rows = np.flatnonzero(readable)
         for start in range(0, len(images), size):
             part = np.stack(images[start : start + size])
-            found = predict_padded(self.detector, part, size).as_dict()
+            predicted = predict_padded(self.detector, part, size).as_dict()
             for name in table:
                 key = "label" if name == "class" else name
-                table[name][rows[start : start + size]] = found[key]
+                table[name][rows[start : start + size]] = predicted[key]
         return {**batch, **table, "error": np.array(errors, dtype=object)}
 
     def _open(self, items: Any) -> tuple[list[np.ndarray | None], list[str]]:

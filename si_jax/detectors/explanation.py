@@ -120,8 +120,8 @@ def attribution_maps(
     def gradients(variables, images):
         return first_gradients(model, variables, model.normalise(images), taps, target=max_logit)
 
-    found = gradients(model.variables, images)
-    maps = {tap: np.abs(np.asarray(found[tap][0], np.float32)).mean(axis=-1) for tap in taps}
+    slopes = gradients(model.variables, images)
+    maps = {tap: np.abs(np.asarray(slopes[tap][0], np.float32)).mean(axis=-1) for tap in taps}
     return {tap: values / max(float(values.max()), 1e-30) for tap, values in maps.items()}
 
 

@@ -12,7 +12,7 @@ from si_jax.detectors.threshold import Threshold
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-KNOWN, NOVEL, GREY, BAND = "#0072B2", "#D55E00", "#555555", "#DCE9F2"
+ID_COLOUR, OOD_COLOUR, GREY, BAND = "#0072B2", "#D55E00", "#555555", "#DCE9F2"
 LAYERS_NAMED = 40
 SMOOTHING = 28  # the side of an image in deviations of the Gaussian
 LIMIT = 4.0  # half ranges beyond which a layer is drawn at the edge
@@ -34,8 +34,8 @@ def draw(detector: Any, shown: Explanation, title: str = "") -> "Figure":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12.8, 7.2), dpi=120, facecolor="white")
-    novel = bool(shown.prediction.is_ood[0])
-    _heading(figure, detector, shown, title, novel)
+    is_ood = bool(shown.prediction.is_ood[0])
+    _heading(figure, detector, shown, title, is_ood)
     left = figure.add_gridspec(
         2, 4, left=0.03, right=0.585, top=0.795, bottom=0.04, height_ratios=(2.1, 1), hspace=0.16,
         wspace=0.06,
@@ -59,7 +59,7 @@ def draw(detector: Any, shown: Explanation, title: str = "") -> "Figure":
         hspace=0.85 if kept else 0.4,
         height_ratios=(1.2, 1.9, 1.15)[: 2 + kept],
     )
-    _histogram(figure.add_subplot(right[0]), detector.threshold, shown, novel)
+    _histogram(figure.add_subplot(right[0]), detector.threshold, shown, is_ood)
     axes = figure.add_subplot(right[1])
     if shown.layers:
         _layers(axes, shown)
@@ -99,16 +99,16 @@ def class_name(shown: Explanation, label: int) -> str:
     return str(shown.classes[label]) if label < len(shown.classes) else f"class {label}"
 
 
-def _heading(figure, detector, shown, title, novel) -> None:
+def _heading(figure, detector, shown, title, is_ood) -> None:
     prediction, threshold = shown.prediction, detector.threshold
     score, p_value = float(prediction.score[0]), float(prediction.p_value[0])
-    verdict = "OUT-OF-DISTRIBUTION" if novel else "IN-DISTRIBUTION"
+    verdict = "OUT-OF-DISTRIBUTION" if is_ood else "IN-DISTRIBUTION"
     figure.text(
-        0.03, 0.925, verdict, fontsize=24, fontweight="bold", color=NOVEL if novel else KNOWN,
-        va="center",
+        0.03, 0.925, verdict, fontsize=24, fontweight="bold", va="center",
+        color=OOD_COLOUR if is_ood else ID_COLOUR,
     )  # fmt: skip
     name = class_name(shown, int(prediction.label[0]))
-    advice = "do not trust it" if novel else "nothing speaks against it"
+    advice = "do not trust it" if is_ood else "nothing speaks against it"
     lower = round(p_value * (threshold.count + 1)) - 1
     figure.text(
         0.03, 0.865,
@@ -154,7 +154,7 @@ def _frame(axes, title: str) -> None:
     axes.set_title(title, fontsize=10, color="#222222", pad=4, parse_math=False)
 
 
-def _histogram(axes, threshold: Threshold, shown: Explanation, novel: bool) -> None:
+def _histogram(axes, threshold: Threshold, shown: Explanation, is_ood: bool) -> None:
     """The calibration scores, the threshold, and this image's score."""
     scores = threshold.scores[np.isfinite(threshold.scores)]
     score = float(shown.prediction.score[0])
@@ -166,14 +166,14 @@ def _histogram(axes, threshold: Threshold, shown: Explanation, novel: bool) -> N
     clipped = np.clip(scores, first, last)
     accepted = clipped >= threshold.value
     axes.hist(
-        [clipped[accepted], clipped[~accepted]], edges, stacked=True, color=[KNOWN, "#9CC3DE"]
+        [clipped[accepted], clipped[~accepted]], edges, stacked=True, color=[ID_COLOUR, "#9CC3DE"]
     )
     axes.axvline(threshold.value, color="black", linewidth=1, linestyle="--")
     top = axes.get_ylim()[1] * 1.45
     axes.set_ylim(0, top)
     style = {"fontsize": 8.5, "va": "top", "ha": "right"}
     axes.text(threshold.value, top, f"threshold: accept {threshold.tpr:.4g} ", **style)
-    colour = NOVEL if novel else KNOWN
+    colour = OOD_COLOUR if is_ood else ID_COLOUR
     place, height = float(np.clip(score, first, last)), top * (0.45 if score < first else 0.8)
     pointed = (place, height if score < first else 0)
     start = (first + 0.07 * width, height) if score < first else (place, height)
@@ -215,7 +215,7 @@ def _layers(axes, shown: Explanation) -> None:
         axes.set_xticks([-1, 0, 1], ["5 %", "median", "95 %"])
     start = 1.0 if shown.by_p_value else 0.0
     axes.hlines(places, start, values, color="#999999", linewidth=1)
-    colours = np.where(abnormal, NOVEL, KNOWN)
+    colours = np.where(abnormal, OOD_COLOUR, ID_COLOUR)
     axes.scatter(values, places, c=colours, s=30, zorder=3)
     every = -(-len(places) // LAYERS_NAMED)
     axes.set_yticks(
@@ -228,7 +228,7 @@ def _layers(axes, shown: Explanation) -> None:
 def _classes(axes, shown: Explanation) -> None:
     """The most probable classes, for a detector that reads no layers."""
     names = [class_name(shown, label) for label, _ in shown.top]
-    axes.barh(range(len(names)), [p for _, p in shown.top], color=KNOWN, height=0.6)
+    axes.barh(range(len(names)), [p for _, p in shown.top], color=ID_COLOUR, height=0.6)
     for place, (_, p) in enumerate(shown.top):
         axes.text(min(p, 0.85) + 0.01, place, f"{p:.1%}", va="center", fontsize=9)
     axes.set_yticks(range(len(names)), names, fontsize=9)

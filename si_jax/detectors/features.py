@@ -230,14 +230,14 @@ def _maps(model: Model, stages: int) -> tuple[str, ...]:
     if family is not None and (outputs := family.stages(model.module)):
         return outputs[-stages:]
     paths = [call.path for call in model.calls]
-    found = [
+    maps = [
         call.path
         for call in model.calls[: paths.index(model.head)]
         if call.shape is not None and len(call.shape) == 3 and call.shape[0] * call.shape[1] > 1
     ]
-    if not found:
+    if not maps:
         raise ValueError(
             "rankfeat needs a feature map (height, width, channels), and no sub-module of the"
             f" network has one: {', '.join(paths)}"
         )
-    return (found[-1],)
+    return (maps[-1],)

@@ -204,12 +204,12 @@ def evaluate(
         )
         if image_set is job.id_set or image_set.name in job.shifted_sets:
             _check_labels(image_set.name, scored[image_set.name].arrays[PREDICTION], model)
-    arrays = {name: found.arrays for name, found in scored.items()}
-    known = arrays[job.id_set.name]
-    correct = _correct(known[PREDICTION])
+    arrays = {name: one.arrays for name, one in scored.items()}
+    id_arrays = arrays[job.id_set.name]
+    correct = _correct(id_arrays[PREDICTION])
     pairs, rows = _measured(job, arrays, [job.id_set.name])
-    computed = {name: found.computed for name, found in scored.items()}
-    seconds = {name: found.seconds for name, found in scored.items()}
+    computed = {name: one.computed for name, one in scored.items()}
+    seconds = {name: one.seconds for name, one in scored.items()}
     for name, (images, duration) in (shared or {}).items():
         computed[name] += images
         seconds[name] += duration
@@ -235,9 +235,9 @@ def evaluate(
         preprocessing=job.facts.get("preprocessing", str(job.transform)),
         checkpoint="",
         seed=0,
-        accuracy=_accuracy(known[PREDICTION]),
+        accuracy=_accuracy(id_arrays[PREDICTION]),
         calibration_error={
-            name: calibration_error(known[name]["score"], correct)
+            name: calibration_error(id_arrays[name]["score"], correct)
             for name, d in job.detectors.items()
             if d.name in PROBABILITIES and correct is not None
         },
@@ -252,13 +252,13 @@ def evaluate(
     return results, arrays
 
 
-def _measured(job: Job, arrays: Arrays, known: Sequence[str]) -> tuple[dict, Rows]:
-    """Detector -> OOD set -> the scores of the known sets and of that one; and the metrics."""
-    predicted = [_correct(arrays[name][PREDICTION]) for name in known]
+def _measured(job: Job, arrays: Arrays, id_names: Sequence[str]) -> tuple[dict, Rows]:
+    """Detector -> OOD set -> scores of the in-distribution sets and of that one; and the metrics."""
+    predicted = [_correct(arrays[name][PREDICTION]) for name in id_names]
     correct = None if any(one is None for one in predicted) else np.concatenate(predicted)
     pairs = {}
     for detector in job.detectors:
-        scores = np.concatenate([arrays[name][detector]["score"] for name in known])
+        scores = np.concatenate([arrays[name][detector]["score"] for name in id_names])
         pairs[detector] = {
             s.name: (scores, arrays[s.name][detector]["score"]) for s in job.ood_sets.values()
         }
@@ -325,8 +325,8 @@ def intervals(
         `{"intervals": {detector: {ood_set: {metric: [low, high]}}}, "average_intervals": the same
         by group, "bootstrap": ...}`, JSON to go beside the results.
     """
-    known = arrays[job.id_set.name]
-    correct = _correct(known[PREDICTION])
+    id_arrays = arrays[job.id_set.name]
+    correct = _correct(id_arrays[PREDICTION])
     chosen = [
         name
         for name, metric in METRICS.items()
@@ -344,33 +344,16 @@ def intervals(
         # one seed for all sets, so that the same in-distribution images are drawn for each of them
         drawn = {
             s.name: bootstrap.draws(
-                known[detector]["score"], arrays[s.name][detector]["score"], **options
+                id_arrays[detector]["score"], arrays[s.name][detector]["score"], **options
             )
             for s in job.ood_sets.values()
         }
-        measured[detector] = _ends(drawn)
-        by_group = {
-            group: [row for name, row in drawn.items() if job.groups[name] == group]
-            for group in dict.fromkeys(job.groups.values())
-        }
-        means[detector] = _ends(
-            {
-                group: {metric: np.mean([row[metric] for row in rows], axis=0) for metric in chosen}
-                for group, rows in by_group.items()
-            }
-        )
+        measured[detector] = bootstrap.intervals(drawn)
+        means[detector] = bootstrap.intervals(bootstrap.means(drawn, job.groups))
     return {
         "intervals": measured,
         "average_intervals": means,
         "bootstrap": {"resamples": resamples, "seed": seed, "level": 0.95},
-    }
-
-
-def _ends(drawn: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, dict[str, list[float]]]:
-    """Name -> metric -> the ends of its interval."""
-    return {
-        name: {metric: list(bootstrap.interval(values)) for metric, values in row.items()}
-        for name, row in drawn.items()
     }
 
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-IdScores = Float[np.ndarray, "known"]
-OodScores = Float[np.ndarray, "novel"]
-Correct = Bool[np.ndarray, "known"]
+IdScores = Float[np.ndarray, "id"]
+OodScores = Float[np.ndarray, "ood"]
+Correct = Bool[np.ndarray, "id"]
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,14 @@ class Counts:
     """How many images have each value of a score, the values in ascending order.
 
     Attributes:
-        known: (values,) in-distribution images; at least one in all.
-        novel: (values,) out-of-distribution images; at least one in all.
+        id: (values,) in-distribution images; at least one in all.
+        ood: (values,) out-of-distribution images; at least one in all.
         correct: (values,) in-distribution images whose class is predicted correctly; None where
             that is not known.
     """
 
-    known: Int[np.ndarray, "values"]
-    novel: Int[np.ndarray, "values"]
+    id: Int[np.ndarray, "values"]
+    ood: Int[np.ndarray, "values"]
     correct: Int[np.ndarray, "values"] | None = None
 
 
@@ -52,17 +52,17 @@ class Metric:
 
 
 def _auroc(counts: Counts) -> float:
-    below = np.cumsum(counts.novel) - counts.novel
-    won = counts.known @ (2 * below + counts.novel)
-    return float(won / (2 * counts.known.sum() * counts.novel.sum()))
+    below = np.cumsum(counts.ood) - counts.ood
+    won = counts.id @ (2 * below + counts.ood)
+    return float(won / (2 * counts.id.sum() * counts.ood.sum()))
 
 
 def _fpr95(counts: Counts) -> float:
-    return float(counts.novel[_threshold(counts) + 1 :].sum() / counts.novel.sum())
+    return float(counts.ood[_threshold(counts) + 1 :].sum() / counts.ood.sum())
 
 
 def _fpr95_ood_positive(counts: Counts) -> float:
-    caught, rejected = np.cumsum(counts.novel), np.cumsum(counts.known)
+    caught, rejected = np.cumsum(counts.ood), np.cumsum(counts.id)
     return float(rejected[np.argmax(caught / caught[-1] >= 0.95)] / rejected[-1])
 
 
@@ -75,8 +75,8 @@ def _average_precision(positive: np.ndarray, negative: np.ndarray) -> float:
 
 
 def _detection_error(counts: Counts) -> float:
-    wrong = np.concatenate([[0], np.cumsum(counts.known - counts.novel)]) + counts.novel.sum()
-    return float(wrong.min() / (counts.known.sum() + counts.novel.sum()))
+    wrong = np.concatenate([[0], np.cumsum(counts.id - counts.ood)]) + counts.ood.sum()
+    return float(wrong.min() / (counts.id.sum() + counts.ood.sum()))
 
 
 def _precision_area(positive: np.ndarray, negative: np.ndarray) -> float:
@@ -87,9 +87,9 @@ def _precision_area(positive: np.ndarray, negative: np.ndarray) -> float:
 
 
 def _oscr(counts: Counts) -> float:
-    below = np.cumsum(counts.novel) - counts.novel
-    won = counts.correct @ (2 * below + counts.novel)
-    return float(won / (2 * counts.known.sum() * counts.novel.sum()))
+    below = np.cumsum(counts.ood) - counts.ood
+    won = counts.correct @ (2 * below + counts.ood)
+    return float(won / (2 * counts.id.sum() * counts.ood.sum()))
 
 
 METRICS: dict[str, Metric] = {
@@ -108,19 +108,19 @@ METRICS: dict[str, Metric] = {
     ),
     "aupr_in": Metric(
         "AUPR-in",
-        lambda c: _average_precision(c.known[::-1], c.novel[::-1]),
+        lambda c: _average_precision(c.id[::-1], c.ood[::-1]),
         True,
         "AUPR, in-distribution positive",
     ),
     "aupr_out": Metric(
         "AUPR-out",
-        lambda c: _average_precision(c.novel, c.known),
+        lambda c: _average_precision(c.ood, c.id),
         True,
         "AUPR, out-of-distribution positive",
     ),
     "detection_error": Metric("detection error", _detection_error, False, "Detection error"),
-    "auin": Metric("AUIN", lambda c: _precision_area(c.known[::-1], c.novel[::-1]), True),
-    "auout": Metric("AUOUT", lambda c: _precision_area(c.novel, c.known), True),
+    "auin": Metric("AUIN", lambda c: _precision_area(c.id[::-1], c.ood[::-1]), True),
+    "auout": Metric("AUOUT", lambda c: _precision_area(c.ood, c.id), True),
     "oscr": Metric(
         "OSCR",
         _oscr,
@@ -202,30 +202,42 @@ def tied_at_threshold(id_scores: IdScores, ood_scores: OodScores) -> int:
         ValueError: as for `evaluate`.
     """
     counts = count(id_scores, ood_scores)
-    return int(counts.novel[_threshold(counts)])
+    return int(counts.ood[_threshold(counts)])
 
 
 def count(id_scores: IdScores, ood_scores: OodScores, correct: Correct | None = None) -> Counts:
     """How many images have each score; arguments and errors as for `evaluate`."""
-    known, novel = checked("id_scores", id_scores), checked("ood_scores", ood_scores)
-    values, places = np.unique(np.concatenate([known, novel]), return_inverse=True)
-    known, novel = places[: len(known)], places[len(known) :]
-    return counts_at(known, novel, correct, len(values))
+    id_places, ood_places, values = places(id_scores, ood_scores)
+    return counts_at(id_places, ood_places, correct, values)
 
 
-def counts_at(known: np.ndarray, novel: np.ndarray, correct, values: int) -> Counts:
+def places(id_scores: IdScores, ood_scores: OodScores) -> tuple[np.ndarray, np.ndarray, int]:
+    """Place of each score among the values that occur, ascending, and how many values do.
+
+    Raises:
+        ValueError: as for `evaluate`.
+    """
+    id_scores, ood_scores = checked("id_scores", id_scores), checked("ood_scores", ood_scores)
+    both = np.concatenate([id_scores, ood_scores])
+    values, where = np.unique(both, return_inverse=True)
+    return where[: len(id_scores)], where[len(id_scores) :], len(values)
+
+
+def counts_at(
+    id_places: np.ndarray, ood_places: np.ndarray, correct: Correct | None, values: int
+) -> Counts:
     """Counts of images whose scores are the values at these places; without values of none."""
-    by_value = [np.bincount(places, minlength=values) for places in (known, novel)]
+    by_value = [np.bincount(x, minlength=values) for x in (id_places, ood_places)]
     if correct is not None:
-        by_value.append(np.bincount(known[correct], minlength=values))
+        by_value.append(np.bincount(id_places[correct], minlength=values))
     some = (by_value[0] + by_value[1]) > 0
     return Counts(*(one[some] for one in by_value))
 
 
 def _threshold(counts: Counts) -> int:
     """Place of the value that keeps 95 % of the in-distribution images."""
-    rank = round(0.05 * int(counts.known.sum()))
-    return int(np.searchsorted(np.cumsum(counts.known), rank, side="right"))
+    rank = round(0.05 * int(counts.id.sum()))
+    return int(np.searchsorted(np.cumsum(counts.id), rank, side="right"))
 
 
 def checked(name: str, scores: np.ndarray) -> Float[np.ndarray, "n"]:

@@ -128,11 +128,11 @@ class Results(Mapping[str, Any]):
                 f"'schema' is {schema!r}, and this version of si_jax reads up to {SCHEMA}"
             )
         extra = {k: content.pop(k) for k in list(content) if k not in FIELDS}
-        if found := fields_problem(content, cls):
-            raise ValueError(found)
+        if problem := fields_problem(content, cls):
+            raise ValueError(problem)
         results = cls(**content, extra=extra)
-        if found := _mismatch(results):
-            raise ValueError(found)
+        if problem := _mismatch(results):
+            raise ValueError(problem)
         return results
 
 

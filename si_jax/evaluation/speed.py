@@ -76,17 +76,17 @@ def image_sets(
                 path = Path(scratch, f"{kind}{side}")
                 _make_folder(path, kind, side)
                 sets[f"folder, {kind.upper()} {side}x{side}"] = sources.from_folder(path)
-        found = {}
+        prepared = {}
         if data_dir is not None:
             for name, split in TFDS_SETS:
                 with contextlib.suppress(sources.MissingSet):
-                    found[f"TFDS, {name}/{split}"] = sources.from_tfds(
+                    prepared[f"TFDS, {name}/{split}"] = sources.from_tfds(
                         name, split, data_dir, fetch=False
                     )
-            if not found:
+            if not prepared:
                 names = ", ".join(name for name, _ in TFDS_SETS)
                 raise ValueError(f"{data_dir} holds none of {names}: prepare one of them there")
-        yield sets | found
+        yield sets | prepared
 
 
 def time_pipeline(
@@ -111,7 +111,7 @@ def time_pipeline(
     Returns:
         For each set `"source"`, `"images"` and `"images_per_second"`, one for each of `workers`.
     """
-    sets = {name: sources.subset(found, limit) for name, found in sets.items()}
+    sets = {name: sources.subset(images, limit) for name, images in sets.items()}
     jobs = [(name, count) for name in sets for count in workers]
     seconds: dict[tuple[str, int], list[float]] = {job: [] for job in jobs}
     with tqdm(total=(repeats + 1) * len(jobs), desc="data", unit="pass", leave=False) as bar:
@@ -127,12 +127,12 @@ def time_pipeline(
     return [
         {
             "source": name,
-            "images": len(found),
+            "images": len(images),
             "images_per_second": [
-                len(found) / statistics.median(seconds[name, count]) for count in workers
+                len(images) / statistics.median(seconds[name, count]) for count in workers
             ],
         }
-        for name, found in sets.items()
+        for name, images in sets.items()
     ]
 
 

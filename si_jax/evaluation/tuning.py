@@ -150,14 +150,14 @@ def tune(
     if not tried:
         raise ValueError(f"no options of {name!r} can be tried: {next(iter(skipped.values()))}")
     scorer = Scorer(detectors)
-    known = scorer(validation)
-    novel = {set_name: scorer(images) for set_name, images in ood.items()}
+    id_scores = scorer(validation)
+    ood_scores = {set_name: scorer(images) for set_name, images in ood.items()}
     trials = [
         Trial(
             options,
             {
-                set_name: metrics.evaluate(known[key]["score"], scores[key]["score"])["auroc"]
-                for set_name, scores in novel.items()
+                set_name: metrics.evaluate(id_scores[key]["score"], scores[key]["score"])["auroc"]
+                for set_name, scores in ood_scores.items()
             },
         )
         for key, options in zip(detectors, tried, strict=True)

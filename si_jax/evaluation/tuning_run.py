@@ -100,29 +100,29 @@ def tune_on_benchmark(
     count = min(limit, len(train) // 2)
     validation, _ = _load(sources.take(train, np.sort(order[:count])), transform)
     fit = _load(sources.take(train, np.sort(order[count : count + fit_limit])), transform)
-    novel = {}
+    ood_images = {}
     tests = _test_sets(benchmark, data_dir, ood_root) if ood else []
     for name, path in (ood or {}).items():
         images = sources.subset(sources.from_path(path, name=name), limit, seed)
         tuning.refuse_test_images(images, tests)
-        novel[name], _ = _load(images, transform)
-    novel = novel or tuning.validation_ood(validation, seed)
+        ood_images[name], _ = _load(images, transform)
+    ood_images = ood_images or tuning.validation_ood(validation, seed)
     trials, skipped = tuning.tune(
-        detector, model, fit, validation, novel, grid=grid, batch_size=batch_size
+        detector, model, fit, validation, ood_images, grid=grid, batch_size=batch_size
     )
     return Tuned(detector, tuple(trials), skipped, len(validation))
 
 
 def _test_sets(benchmark: str, data_dir, ood_root) -> list[ImageSet]:
     """The benchmark's test sets, of all protocols, as far as they are on this machine."""
-    found = {}
+    tests = {}
     for protocol in preprocessing.PROTOCOLS:
         sets = benchmarks.resolve(
             benchmark, protocol, data_dir, ood_root, allow_missing=True, fetch=False
         )
         for image_set in (sets.test, *(o.images for o in sets.ood)):
-            found[image_set.fingerprint] = image_set
-    return list(found.values())
+            tests[image_set.fingerprint] = image_set
+    return list(tests.values())
 
 
 def _load(image_set: ImageSet, transform) -> tuple[np.ndarray, np.ndarray]:

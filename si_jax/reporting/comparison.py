@@ -57,12 +57,12 @@ def join(runs: Sequence[Run]) -> list[Entry]:
 
 def sections(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
     """Title -> the entries that can be compared: those of one benchmark, protocol and ID set."""
-    found: dict[str, list[Entry]] = {}
+    alike: dict[str, list[Entry]] = {}
     for entry in entries:
         facts = entry.first
         title = f"{facts['benchmark']} ({facts['protocol']}), in-distribution set"
-        found.setdefault(f"{title} {facts['in_distribution']}", []).append(entry)
-    return found
+        alike.setdefault(f"{title} {facts['in_distribution']}", []).append(entry)
+    return alike
 
 
 def metric_tables(entries: Sequence[Entry]) -> list[Table]:
@@ -169,11 +169,11 @@ def _seedless(value: Any) -> Any:
 
 def _columns(results: Mapping[str, Any]) -> list[tuple[str, str, bool, tuple[str, ...]]]:
     """(title, set or group, whether an average, the sets in it); alike in all runs if the same."""
-    found = []
+    table = []
     for title, key, is_group in report.columns(results):
         members = tuple(n for n, g in results["groups"].items() if g == key) if is_group else ()
-        found.append((report.column_title(results, title, key, is_group), key, is_group, members))
-    return found
+        table.append((report.column_title(results, title, key, is_group), key, is_group, members))
+    return table
 
 
 def _values(entry: Entry, detector: str, column: tuple, metric: str) -> list[float]:
@@ -202,13 +202,13 @@ def _accuracy(values: Sequence[float | None]) -> str:
 
 def _flat(results: Mapping[str, Any]) -> dict[str, str]:
     """Name -> value of everything that a run was told."""
-    found = {key: results.get(key) for key in ("benchmark", "protocol", "preprocessing", "limit")}
-    found |= {f"model: {k}": v for k, v in results["model"].items() if k != "weights_sha256"}
-    found["model: weights"] = str(results["model"].get("weights_sha256", ""))[:12]
-    found |= {
+    facts = {key: results.get(key) for key in ("benchmark", "protocol", "preprocessing", "limit")}
+    facts |= {f"model: {k}": v for k, v in results["model"].items() if k != "weights_sha256"}
+    facts["model: weights"] = str(results["model"].get("weights_sha256", ""))[:12]
+    facts |= {
         f"{detector}: {k}": v
         for detector in results["results"]
         for k, v in results["settings"].get(detector, {}).items()
     }
-    found |= {f"version of {k}": v for k, v in results.get("versions", {}).items()}
-    return {name: report.listed(value) for name, value in found.items()}
+    facts |= {f"version of {k}": v for k, v in results.get("versions", {}).items()}
+    return {name: report.listed(value) for name, value in facts.items()}

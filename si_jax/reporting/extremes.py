@@ -111,19 +111,19 @@ def load(directory: Path) -> Extremes:
     path = Path(directory) / FILE
     if not path.is_file():
         return {}
-    found: dict[tuple[str, str, str], list[Pick]] = {}
+    picks: dict[tuple[str, str, str], list[Pick]] = {}
     try:
         arrays = read_arrays(path)
         images, names = arrays["image"], arrays["ident"]
         fields = (arrays[f"pick_{k}"] for k in ("set", "detector", "end", "row", "index", "score"))
         for image_set, detector, end, row, index, score in zip(*fields, strict=True):
             pick = Pick(images[row], str(names[row]), int(index), float(score))
-            found.setdefault((str(image_set), str(detector), str(end)), []).append(pick)
+            picks.setdefault((str(image_set), str(detector), str(end)), []).append(pick)
     except BROKEN as error:
         raise ValueError(
             f"{path} is broken ({error}): delete it for a report without images, or evaluate again"
         ) from None
-    return found
+    return picks
 
 
 def _ends(scores: np.ndarray, count: int) -> dict[str, np.ndarray]:

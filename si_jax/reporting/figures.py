@@ -14,7 +14,17 @@ from matplotlib.ticker import MaxNLocator
 
 from si_jax.evaluation.scorer import PREDICTION
 from si_jax.reporting.extremes import COUNT, ENDS
-from si_jax.reporting.panels import KNOWN, NOVEL, WIDTH, grid, labels, short, style, tap_map, tidy
+from si_jax.reporting.panels import (
+    ID_COLOUR,
+    OOD_COLOUR,
+    WIDTH,
+    grid,
+    labels,
+    short,
+    style,
+    tap_map,
+    tidy,
+)
 from si_jax.reporting.runs import Run
 
 POINTS = 400  # of a ROC curve
@@ -59,8 +69,8 @@ def overview(run: Run) -> Figure:
             [100 * e[side] if e else value for e, value in zip(ends, auroc, strict=True)]
             for side in (0, 1)
         )
-        axes.hlines(places, low, high, color=KNOWN, linewidth=2.2, alpha=0.45)
-        axes.plot(auroc, places, "o", color=KNOWN, markersize=5)
+        axes.hlines(places, low, high, color=ID_COLOUR, linewidth=2.2, alpha=0.45)
+        axes.plot(auroc, places, "o", color=ID_COLOUR, markersize=5)
         axes.axvline(50, color="#999999", linewidth=0.8, linestyle=":")
         lowest = min(lowest, np.min(low) - 2)
         axes.set_ylim(-0.6, len(order) - 0.4)
@@ -87,7 +97,7 @@ def coincidences(run: Run) -> list[str]:
     groups: dict[bytes, list[str]] = {}
     for detector in run.detectors:
         curves = [
-            np.concatenate(_roc(run.scores(run.known, detector), run.scores(name, detector)))
+            np.concatenate(_roc(run.scores(run.id_set, detector), run.scores(name, detector)))
             for name in run.ood_sets
         ]
         groups.setdefault(np.concatenate(curves).round(9).tobytes(), []).append(detector)
@@ -107,12 +117,15 @@ def histograms(run: Run, detector: str) -> Figure:
     """
     figure, panels = grid(len(run.ood_sets), height=2.3)
     label_of_axis, shown = AXES.get(detector, ("score", lambda scores: scores.astype(np.float64)))
-    known = shown(run.scores(run.known, detector))
-    threshold = np.sort(known)[round(0.05 * len(known))]
+    id_scores = shown(run.scores(run.id_set, detector))
+    threshold = np.sort(id_scores)[round(0.05 * len(id_scores))]
     for axes, name in zip(panels, run.ood_sets, strict=True):
-        novel = shown(run.scores(name, detector))
-        edges = _edges(known, novel)
-        for scores, colour, label in ((known, KNOWN, run.known), (novel, NOVEL, name)):
+        ood_scores = shown(run.scores(name, detector))
+        edges = _edges(id_scores, ood_scores)
+        for scores, colour, label in (
+            (id_scores, ID_COLOUR, run.id_set),
+            (ood_scores, OOD_COLOUR, name),
+        ):
             share = np.histogram(np.clip(scores, edges[0], edges[-1]), edges)[0] / len(scores)
             axes.stairs(share, edges, fill=True, color=colour, alpha=0.3)
             axes.stairs(share, edges, color=colour, linewidth=1.2, label=short(label))
@@ -141,7 +154,7 @@ def roc_curves(run: Run) -> Figure:
     for axes, name in zip(panels, run.ood_sets, strict=True):
         axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.8)
         for number, detector in enumerate(run.detectors):
-            fpr, tpr = _roc(run.scores(run.known, detector), run.scores(name, detector))
+            fpr, tpr = _roc(run.scores(run.id_set, detector), run.scores(name, detector))
             axes.plot(fpr, tpr, linewidth=1.5, label=detector, **style(number))
         axes.axhline(0.95, color="#999999", linestyle=":", linewidth=0.9)
         axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
@@ -162,7 +175,7 @@ def tap_kind(run: Run, detector: str) -> str | None:
     """
     taps = run.results["settings"].get(detector, {}).get("taps", [])
     for kind in TAP_ARRAYS:
-        if kind in (arrays := run.arrays[run.known][detector]):
+        if kind in (arrays := run.arrays[run.id_set][detector]):
             return kind if arrays[kind].shape[1:] == (len(taps),) else None
     return None
 
@@ -187,17 +200,20 @@ def tap_densities(run: Run, detector: str) -> Figure:
     figure, panels = grid(len(sets), height=2.5, foot=foot)
     _, total = figure.get_size_inches()
     place = (1.5 / WIDTH, names / total, 1 - 2.1 / WIDTH, 0.35 * len(sets) / total)
-    known = _tap_values(run, run.known, detector, kind)
-    ordered = np.sort(known, axis=0)
+    id_scores = _tap_values(run, run.id_set, detector, kind)
+    ordered = np.sort(id_scores, axis=0)
     places, thin = np.arange(len(taps)), {"linewidth": 1.1, "markersize": 4}
     auroc = np.zeros((len(sets), len(taps)))
     for number, (axes, name) in enumerate(zip(panels, sets, strict=True)):
-        novel = _tap_values(run, name, detector, kind)
-        auroc[number] = [_auroc(k, n) for k, n in zip(ordered.T, novel.T, strict=True)]
+        ood_scores = _tap_values(run, name, detector, kind)
+        auroc[number] = [_auroc(k, n) for k, n in zip(ordered.T, ood_scores.T, strict=True)]
         axes.sharey(panels[0])
         if kind == "tap_average":
             axes.set_yscale("log", nonpositive="clip")
-        for values, colour, label in ((known, KNOWN, run.known), (novel, NOVEL, name)):
+        for values, colour, label in (
+            (id_scores, ID_COLOUR, run.id_set),
+            (ood_scores, OOD_COLOUR, name),
+        ):
             low, high = np.percentile(values, (10, 90), axis=0)
             axes.fill_between(places, low, high, color=colour, alpha=0.22, linewidth=0)
             mean = values.mean(axis=0)
@@ -225,7 +241,7 @@ def gallery(run: Run, image_set: str) -> Figure:
     figure = Figure(figsize=(WIDTH, height))
     axes = figure.add_axes((0, 0, 1, 1))
     threshold = {
-        d: np.sort(run.scores(run.known, d))[round(0.05 * len(run.scores(run.known, d)))]
+        d: np.sort(run.scores(run.id_set, d))[round(0.05 * len(run.scores(run.id_set, d)))]
         for d in detectors
     }
     for end, name in enumerate(ENDS):
@@ -249,7 +265,7 @@ def gallery(run: Run, image_set: str) -> Figure:
                     fontsize=6.2,
                     ha="center",
                     va="top",
-                    color="#333333" if accepted else NOVEL,
+                    color="#333333" if accepted else OOD_COLOUR,
                     parse_math=False,
                 )
     axes.set(xlim=(0, WIDTH), ylim=(height, 0))
@@ -265,12 +281,12 @@ def _classes(run: Run, image_set: str, index: int) -> list[str]:
     row = int(np.searchsorted(arrays["index"], index))
     predicted, label = int(arrays["score"][row]), int(arrays["label"][row])
     shown = f"class {predicted}"
-    return [shown if image_set != run.known or label < 0 else f"{shown}, true {label}"]
+    return [shown if image_set != run.id_set or label < 0 else f"{shown}, true {label}"]
 
 
-def _edges(known: np.ndarray, novel: np.ndarray, bins: int = 60) -> np.ndarray:
+def _edges(id_scores: np.ndarray, ood_scores: np.ndarray, bins: int = 60) -> np.ndarray:
     """Edges of bins that show both; the outermost take what lies beyond."""
-    ends = [np.percentile(scores, (0.5, 99.5)) for scores in (known, novel)]
+    ends = [np.percentile(scores, (0.5, 99.5)) for scores in (id_scores, ood_scores)]
     low, high = min(e[0] for e in ends), max(e[1] for e in ends)
     if not high - low > 1e-9 * max(abs(low), abs(high), 1e-30):
         margin = 0.5 * max(abs(low), 1e-6)
@@ -279,13 +295,13 @@ def _edges(known: np.ndarray, novel: np.ndarray, bins: int = 60) -> np.ndarray:
 
 
 def _roc(
-    known: Float[np.ndarray, "n"], novel: Float[np.ndarray, "m"]
+    id_scores: Float[np.ndarray, "n"], ood_scores: Float[np.ndarray, "m"]
 ) -> tuple[Float[np.ndarray, "points"], Float[np.ndarray, "points"]]:
     """False and true positive rate at so few thresholds that the curve is quickly drawn."""
-    values = np.unique(np.concatenate([known, novel]))[::-1]
+    values = np.unique(np.concatenate([id_scores, ood_scores]))[::-1]
     fpr, tpr = (
         np.concatenate([[0.0], 1 - np.searchsorted(np.sort(s), values, side="left") / len(s)])
-        for s in (novel, known)
+        for s in (ood_scores, id_scores)
     )
     length = np.concatenate([[0.0], np.cumsum(np.diff(fpr) + np.diff(tpr))])
     chosen = np.unique(np.searchsorted(length, np.linspace(0, length[-1], POINTS)))
@@ -305,10 +321,10 @@ def _tap_values(
     return values
 
 
-def _auroc(known: Float[np.ndarray, "n"], novel: Float[np.ndarray, "m"]) -> float:
+def _auroc(id_scores: Float[np.ndarray, "n"], ood_scores: Float[np.ndarray, "m"]) -> float:
     """Chance that the second has a greater value than the first, which is in ascending order."""
-    below = [np.searchsorted(known, novel, side=side).mean() for side in ("left", "right")]
-    return float(sum(below) / (2 * len(known)))
+    below = [np.searchsorted(id_scores, ood_scores, side=side).mean() for side in ("left", "right")]
+    return float(sum(below) / (2 * len(id_scores)))
 
 
 def _thumbnail(axes, image: np.ndarray, left: float, top: float, side: float) -> None:

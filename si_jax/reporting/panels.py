@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-KNOWN, NOVEL = "#0072B2", "#D55E00"  # blue, vermilion
+ID_COLOUR, OOD_COLOUR = "#0072B2", "#D55E00"  # blue, vermilion
 LINES = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", "--", ":", "-.")
 WIDTH = 11.0  # inches

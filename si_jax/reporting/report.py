@@ -40,17 +40,17 @@ def columns(report: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
     """
     groups = report["groups"]
     names = list(dict.fromkeys(groups.values()))
-    found = []
+    headed = []
     for group in names:
         members = [name for name in groups if groups[name] == group]
-        found += [(name, name, False) for name in members]
+        headed += [(name, name, False) for name in members]
         if group == "extra" or len(members) < 2:
             continue
         title = f"{group} average"
         if group in report.get("incomplete", ()):
             title = f"mean of these {len(members)}"
-        found.append((title, group, True))
-    return found
+        headed.append((title, group, True))
+    return headed
 
 
 def cell(
@@ -76,8 +76,8 @@ def full_spectrum(report: Mapping[str, Any]) -> dict[str, Any] | None:
     """The same run with shifted sets counted as in-distribution; None where there are none."""
     if not report.get("full_spectrum"):
         return None
-    known = [report["in_distribution"], *report["shifted"]]
-    changed = {"in_distribution": ", ".join(known), "intervals": {}, "average_intervals": {}}
+    id_sets = [report["in_distribution"], *report["shifted"]]
+    changed = {"in_distribution": ", ".join(id_sets), "intervals": {}, "average_intervals": {}}
     return {**report, **changed, **report["full_spectrum"], "full_spectrum": {}}
 
 
@@ -112,17 +112,17 @@ def tables(report: Mapping[str, Any]) -> str:
     """The tables that a run prints: AUROC / FPR95 in per cent, one table per convention."""
     shown = []
     for title, metric in CONVENTIONS.items():
-        found = columns(report)
+        shown_columns = columns(report)
         rows = [
             [detector]
             + [
                 f"{_number(cell(report, detector, key, group, 'auroc'))} /"
                 f" {_number(cell(report, detector, key, group, metric)):>6}"
-                for _, key, group in found
+                for _, key, group in shown_columns
             ]
             for detector in report["results"]
         ]
-        header = ["AUROC / FPR95, %", *(name for name, _, _ in found)]
+        header = ["AUROC / FPR95, %", *(name for name, _, _ in shown_columns)]
         shown.append(f"{title}\n{text_table(header, rows)}")
     return "\n\n".join(shown)
 
@@ -134,13 +134,13 @@ def _number(fraction: float | int | None) -> str:
 def heading(report: Mapping[str, Any]) -> str:
     """What was evaluated, in a few lines."""
     model, counts = report["model"], report["counts"]
-    known = report["in_distribution"]
+    id_set = report["in_distribution"]
     accuracy = report["accuracy"]
     lines = [
         f"benchmark {report['benchmark']}, protocol {report['protocol']}, seed {report['seed']}",
         f"model {model['name']} ({model['parameters']:,} parameters, checkpoint"
         f" {report['checkpoint']})",
-        f"in-distribution {known}: {counts[known]} images, accuracy "
+        f"in-distribution {id_set}: {counts[id_set]} images, accuracy "
         + ("unknown (no labels)" if accuracy is None else f"{accuracy:.2%}"),
     ]
     for name, share in report.get("shifted", {}).items():
@@ -168,16 +168,16 @@ def metric_tables(
         report: the results.
         titles: metric -> title of its table; None for those of reports.
     """
-    found = columns(report)
-    header = ("detector", *(column_title(report, *column) for column in found))
+    shown_columns = columns(report)
+    header = ("detector", *(column_title(report, *column) for column in shown_columns))
     shown = []
     for metric, title in (metric_titles() if titles is None else titles).items():
         rows = [
-            [_value_cell(report, detector, key, group, metric) for _, key, group in found]
+            [_value_cell(report, detector, key, group, metric) for _, key, group in shown_columns]
             for detector in report["results"]
         ]
         values = [
-            [cell(report, detector, key, group, metric) for _, key, group in found]
+            [cell(report, detector, key, group, metric) for _, key, group in shown_columns]
             for detector in report["results"]
         ]
         if all(value is None for row in values for value in row):
@@ -218,7 +218,7 @@ def fact_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     images = ", ".join(f"{name} {counts[name]:,}" for name in names)
     seconds = report.get("seconds", {}).get("total")
     versions = report.get("versions", {})
-    found = {
+    facts = {
         "benchmark": f"{report['benchmark']}, protocol {report['protocol']}",
         "in-distribution set": report["in_distribution"],
         "accuracy there": "unknown (no labels)" if accuracy is None else f"{accuracy:.2%}",
@@ -239,7 +239,7 @@ def fact_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         "images": images,
         "at most per set": "" if report.get("limit") is None else f"{report['limit']:,} (subset)",
         "unreadable": "; ".join(
-            f"{name}: {_left_out(found)}" for name, found in report.get("unreadable", {}).items()
+            f"{name}: {_left_out(idents)}" for name, idents in report.get("unreadable", {}).items()
         ),
         "absent sets": ", ".join(_absent(report)),
         "seed": str(report["seed"]),
@@ -249,25 +249,27 @@ def fact_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "command": report.get("command", ""),
     }
-    return [(name, value) for name, value in found.items() if value]
+    return [(name, value) for name, value in facts.items() if value]
 
 
 def notes(report: Mapping[str, Any]) -> list[str]:
     """Sentences that belong beside the tables."""
-    found = ["A higher score means that an image looks more in-distribution. Best values in bold."]
+    sentences = [
+        "A higher score means that an image looks more in-distribution. Best values in bold."
+    ]
     if draws := report.get("bootstrap"):
-        found.append(
+        sentences.append(
             "In brackets: 95 % confidence intervals by bootstrap over images"
             f" ({draws['resamples']} resamples, seed {draws['seed']})."
         )
     if full := full_spectrum(report):
-        found.append(
+        sentences.append(
             f"Full spectrum: {full['in_distribution']} are all counted as in-distribution, so that"
             " a shift of style or quality alone is to be accepted."
         )
-    found += tie_notes(report)
-    found += report.get("notes", ())
-    return found
+    sentences += tie_notes(report)
+    sentences += report.get("notes", ())
+    return sentences
 
 
 def warnings(report: Mapping[str, Any]) -> list[str]:
@@ -298,15 +300,15 @@ def answer(report: Mapping[str, Any]) -> str:
         sets = f"the {len(members)} {group} sets" if len(members) > 1 else f"{members[0]} ({group})"
         values = f"AUROC {percent(row['auroc'])} %, FPR95 {percent(row['fpr95'])} %"
         best.setdefault(first, []).append(f"on {sets} ({values})")
-    known, count = report["in_distribution"], len(report["results"])
+    id_set, count = report["in_distribution"], len(report["results"])
     if not best:
-        return f"{known} was scored; there is no out-of-distribution set to tell it from."
+        return f"{id_set} was scored; there is no out-of-distribution set to tell it from."
     told = "; ".join(
         f"{name} {'is best' if count > 1 else 'was evaluated'} {' and '.join(places)}"
         for name, places in best.items()
     )
     lead = f"Of {count} detectors, " if count > 1 else ""
-    return f"{lead}{told}. In-distribution is {known}."
+    return f"{lead}{told}. In-distribution is {id_set}."
 
 
 def setting_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:

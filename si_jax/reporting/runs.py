@@ -73,7 +73,7 @@ class Run:
         return list(self.results["results"])
 
     @property
-    def known(self) -> str:
+    def id_set(self) -> str:
         """Name of the in-distribution set."""
         return self.results["in_distribution"]
 
@@ -134,25 +134,25 @@ def load_several(directories: Sequence[str | Path]) -> list[Run]:
     if len(set(paths)) < len(paths):
         twice = next(d for d, p in zip(directories, paths, strict=True) if paths.count(p) > 1)
         raise ValueError(f"{twice} is given twice: a comparison needs runs that differ")
-    found = [load(directory, scores=False) for directory in directories]
+    runs = [load(directory, scores=False) for directory in directories]
     depth = 1
     while len({p.parts[-depth:] for p in paths}) < len(paths):
         depth += 1
     names = ["/".join(path.parts[-depth:]) for path in paths]
-    return [replace(run, name=name) for run, name in zip(found, names, strict=True)]
+    return [replace(one, name=name) for one, name in zip(runs, names, strict=True)]
 
 
 def _arrays(results: Mapping[str, Any], store: Store) -> Arrays:
-    known = results["in_distribution"]
+    id_set = results["in_distribution"]
     arrays = {
         name: {detector: _read(store.path(detector, name)) for detector in results["results"]}
-        for name in (known, *results["groups"])
+        for name in (id_set, *results["groups"])
     }
-    for name, found in arrays.items():
-        for detector, file in list(found.items()):
+    for name, files in arrays.items():
+        for detector, file in list(files.items()):
             other = len(file["score"]) != results["counts"][name]
-            if not other and name != known:
-                pair = arrays[known][detector]["score"], file["score"]
+            if not other and name != id_set:
+                pair = arrays[id_set][detector]["score"], file["score"]
                 try:
                     auroc = metrics.auroc(*pair)
                 except ValueError:
@@ -164,11 +164,11 @@ def _arrays(results: Mapping[str, Any], store: Store) -> Arrays:
                     " evaluate again into the same directory"
                 )
         predicted = store.path(PREDICTION, name)
-        if predicted.is_file() and PREDICTION not in found:
+        if predicted.is_file() and PREDICTION not in files:
             file = _read(predicted)
-            first = next(iter(found.values()))
+            first = next(iter(files.values()))
             if np.array_equal(file["index"], first["index"]):
-                found[PREDICTION] = file
+                files[PREDICTION] = file
     return arrays
 
 
@@ -189,9 +189,9 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 
 
 def _check_picks(picks: extremes.Extremes, arrays: Arrays, directory: Path) -> None:
-    for (name, detector, _), found in picks.items():
+    for (name, detector, _), chosen in picks.items():
         file = arrays.get(name, {}).get(detector)
-        if file is None or not _holds(file, found):
+        if file is None or not _holds(file, chosen):
             raise ValueError(
                 f"{directory / extremes.FILE} is of another computation than the scores: delete it"
                 " for a report without images, or evaluate again"

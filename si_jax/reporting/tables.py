@@ -77,9 +77,9 @@ def mark_best(
     return [
         tuple(
             Cell(c.text, c.detail, v is not None and percent(v) == b)
-            for c, v, b in zip(row, found, best, strict=True)
+            for c, v, b in zip(row, numbers, best, strict=True)
         )
-        for row, found in zip(rows, values, strict=True)
+        for row, numbers in zip(rows, values, strict=True)
     ]
 
 
@@ -96,15 +96,15 @@ def arrow(metric: str) -> str:
 def markdown_table(table: Table) -> str:
     """A table under its title as a heading, if it has one."""
 
-    def shown(found: Cell) -> str:
-        text = escape(found.text)
-        text = f"**{text}**" if found.best else text
-        return f"{text} {escape(found.detail)}" if found.detail else text
+    def shown(one: Cell) -> str:
+        text = escape(one.text)
+        text = f"**{text}**" if one.best else text
+        return f"{text} {escape(one.detail)}" if one.detail else text
 
     names = len(table.header) if table.text else table.stubs
     rule = ["---"] * names + ["---:"] * (len(table.header) - names)
     rows = [[escape(name) for name in table.header], rule]
-    rows += [[shown(found) for found in row] for row in table.rows]
+    rows += [[shown(one) for one in row] for row in table.rows]
     title = f"## {escape(table.title)}\n\n" if table.title else ""
     return title + "\n".join(f"| {' | '.join(row)} |" for row in rows)
 

@@ -203,8 +203,8 @@ def layers(readings: CaseReadings) -> dict[str, Any]:
         taps), the middle 90 % of the in-distribution images; `rejected`: set -> (taps,) share of
         images with p < 0.05, empty where S&I-C cannot be fitted. As lists.
     """
-    sets = {"in-distribution": readings.known, **readings.novel}
-    density = {name: by_tap(found["density"], readings.channels) for name, found in sets.items()}
+    sets = {"in-distribution": readings.id, **readings.ood}
+    density = {name: by_tap(rows["density"], readings.channels) for name, rows in sets.items()}
     band = np.percentile(density["in-distribution"], (5, 95), axis=0)
     rejected = {}
     try:
@@ -212,8 +212,8 @@ def layers(readings: CaseReadings) -> dict[str, Any]:
     except ValueError:
         state = None
     if state is not None:
-        for name, found in sets.items():
-            pvalue = si_c_score.apply(state, cut(found), components=ALL, form="sum")["tap_pvalue"]
+        for name, rows in sets.items():
+            pvalue = si_c_score.apply(state, cut(rows), components=ALL, form="sum")["tap_pvalue"]
             rejected[name] = (pvalue < LEVEL).mean(axis=0).tolist()
     return {
         "taps": list(readings.channels.taps),
@@ -228,7 +228,7 @@ def _scores(readings, state, cut, components, form):
         result = si_c_score.apply(state, cut(some), components=components, form=form)
         return np.asarray(result["score"])
 
-    return one(readings.known), {name: one(some) for name, some in readings.novel.items()}
+    return one(readings.id), {name: one(some) for name, some in readings.ood.items()}
 
 
 def _values(readings, groups, fit: Fit, forms):
@@ -243,8 +243,8 @@ def _values(readings, groups, fit: Fit, forms):
     values: list[tuple[str, dict[str, Any] | str]] = []
     for form in forms:
         try:
-            known, novel = _scores(readings, state, cut, fit.components, form)
-            values.append((form, facts | {"mean": group_means(known, novel, groups)}))
+            id_scores, ood_scores = _scores(readings, state, cut, fit.components, form)
+            values.append((form, facts | {"mean": group_means(id_scores, ood_scores, groups)}))
         except ValueError as error:
             values.append((form, str(error)))
     return values

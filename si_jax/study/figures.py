@@ -7,9 +7,19 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from si_jax.reporting.panels import KNOWN, NOVEL, WIDTH, grid, labels, short, style, tap_map, tidy
+from si_jax.reporting.panels import (
+    ID_COLOUR,
+    OOD_COLOUR,
+    WIDTH,
+    grid,
+    labels,
+    short,
+    style,
+    tap_map,
+    tidy,
+)
 
-KNOWN_NAME = "in-distribution"
+ID_NAME = "in-distribution"
 SHOWN = (("far", "auroc", "far AUROC, %"), ("far", "fpr95", "far FPR95, %"),
          ("near", "auroc", "near AUROC, %"))  # fmt: skip
 """Group, metric and title of each panel of `by_images`."""
@@ -28,8 +38,8 @@ def densities(layers: Mapping[str, Any], groups: Mapping[str, str]) -> Figure:
     places = np.arange(len(layers["taps"]))
     thin = {"linewidth": 1.1, "markersize": 4}
     for axes, name in zip(panels, groups, strict=True):
-        axes.fill_between(places, *layers["band"], color=KNOWN, alpha=0.22, linewidth=0)
-        for which, colour in ((KNOWN_NAME, KNOWN), (name, NOVEL)):
+        axes.fill_between(places, *layers["band"], color=ID_COLOUR, alpha=0.22, linewidth=0)
+        for which, colour in ((ID_NAME, ID_COLOUR), (name, OOD_COLOUR)):
             axes.plot(
                 places, layers["density"][which], ".-", color=colour, label=short(which), **thin
             )
@@ -49,7 +59,7 @@ def abnormal_taps(layers: Mapping[str, Any], groups: Mapping[str, str]) -> Figur
         layers: by `si_jax.study.ablations.layers`, with `rejected`.
         groups: set -> group.
     """
-    taps, sets = layers["taps"], [KNOWN_NAME, *groups]
+    taps, sets = layers["taps"], [ID_NAME, *groups]
     names = 0.3 + 0.057 * max(len(tap) + 3 for tap in taps)  # inches
     height = 0.35 * len(sets)
     total = names + height + 0.4
@@ -82,10 +92,10 @@ def by_images(rows: Sequence[Mapping[str, Any]], yardstick: Mapping[str, Any]) -
     panels_of = [shown for shown in SHOWN if shown[0] in yardstick]
     figure, panels = grid(len(panels_of), height=3.1, head=0.3, foot=0.25)
     for axes, (group, metric, title) in zip(panels, panels_of, strict=True):
-        for number, ((components, form), found) in enumerate(lines.items()):
-            counts = np.array([row["images"] for row in found]) * 1.02 ** (number - 1.5)
+        for number, ((components, form), line) in enumerate(lines.items()):
+            counts = np.array([row["images"] for row in line]) * 1.02 ** (number - 1.5)
             values, spread = (
-                100 * np.array([row.get(k, {}).get(group, {}).get(metric, 0) for row in found])
+                100 * np.array([row.get(k, {}).get(group, {}).get(metric, 0) for row in line])
                 for k in ("mean", "sd")
             )
             axes.errorbar(
@@ -107,7 +117,7 @@ def by_images(rows: Sequence[Mapping[str, Any]], yardstick: Mapping[str, Any]) -
             label="msp",
         )
         axes.set_xscale("log")
-        axes.set_xticks(sorted({row["images"] for found in lines.values() for row in found}))
+        axes.set_xticks(sorted({row["images"] for line in lines.values() for row in line}))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0f}"))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_title(title, fontsize=9)

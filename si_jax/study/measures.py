@@ -7,24 +7,22 @@ import numpy as np
 from jaxtyping import Float
 
 from si_jax.evaluation import benchmark, bootstrap, metrics
+from si_jax.evaluation.bootstrap import Drawn
 from si_jax.evaluation.metrics import IdScores
 
 MEASURED = ("auroc", "fpr95", "fpr95_ood_positive")
-Novel = Mapping[str, Float[np.ndarray, "_"]]
+OodScores = Mapping[str, Float[np.ndarray, "_"]]
 """Set -> scores of its images."""
-
-Drawn = Mapping[str, Mapping[str, Float[np.ndarray, "resamples"]]]
-"""Set or group -> metric -> its values for bootstrap draws."""
 
 
 def group_means(
-    known: IdScores, novel: Novel, groups: Mapping[str, str]
+    id_scores: IdScores, ood_scores: OodScores, groups: Mapping[str, str]
 ) -> dict[str, dict[str, float]]:
     """Group -> metric -> mean over its sets, fractions.
 
     Args:
-        known: (n,) scores of in-distribution images.
-        novel: scores of each out-of-distribution set.
+        id_scores: (n,) scores of in-distribution images.
+        ood_scores: scores of each out-of-distribution set.
         groups: set -> group.
 
     Raises:
@@ -32,17 +30,22 @@ def group_means(
     """
     rows = {
         name: {
-            "auroc": metrics.auroc(known, scores),
-            "fpr95": metrics.fpr95(known, scores),
-            "fpr95_ood_positive": metrics.fpr95_ood_positive(known, scores),
+            "auroc": metrics.auroc(id_scores, scores),
+            "fpr95": metrics.fpr95(id_scores, scores),
+            "fpr95_ood_positive": metrics.fpr95_ood_positive(id_scores, scores),
         }
-        for name, scores in novel.items()
+        for name, scores in ood_scores.items()
     }
     return benchmark.averages(rows, groups)
 
 
 def drawn(
-    known: IdScores, novel: Novel, groups: Mapping[str, str], *, resamples: int, seed: int
+    id_scores: IdScores,
+    ood_scores: OodScores,
+    groups: Mapping[str, str],
+    *,
+    resamples: int,
+    seed: int,
 ) -> Drawn:
     """Bootstrap draws of each set's metrics and of each group's means.
 
@@ -50,29 +53,17 @@ def drawn(
     means and differences of detectors can be taken draw by draw.
     """
     options: dict[str, Any] = {"metrics": MEASURED, "resamples": resamples, "seed": seed}
-    sets = {name: bootstrap.draws(known, s, **options) for name, s in novel.items()}
-    means = {}
-    for group in dict.fromkeys(groups[name] for name in novel):
-        members = [sets[name] for name in novel if groups[name] == group]
-        means[group] = {m: np.mean([one[m] for one in members], axis=0) for m in MEASURED}
-    return sets | means
-
-
-def intervals(found: Drawn) -> dict[str, dict[str, list[float]]]:
-    """Set or group -> metric -> [low, high], the middle 95 %."""
-    return {
-        name: {metric: list(bootstrap.interval(values)) for metric, values in row.items()}
-        for name, row in found.items()
-    }
+    sets = {name: bootstrap.draws(id_scores, s, **options) for name, s in ood_scores.items()}
+    return sets | bootstrap.means(sets, groups)
 
 
 def differences(
-    found: Drawn, other: Drawn, means: Mapping[str, Any], other_means: Mapping[str, Any]
+    one: Drawn, other: Drawn, means: Mapping[str, Any], other_means: Mapping[str, Any]
 ) -> dict[str, dict[str, list[float]]]:
     """Group -> metric -> [difference, low, high], paired over the same draws.
 
     Args:
-        found: of a detector.
+        one: of a detector.
         other: of the one that it is compared with.
         means: group -> metric -> the detector's mean.
         other_means: the other's.
@@ -81,7 +72,7 @@ def differences(
         group: {
             metric: [
                 means[group][metric] - other_means[group][metric],
-                *bootstrap.interval(found[group][metric] - other[group][metric]),
+                *bootstrap.interval(one[group][metric] - other[group][metric]),
             ]
             for metric in MEASURED
         }

@@ -28,15 +28,15 @@ class CaseReadings:
 
     Attributes:
         channels: what the densities are of.
-        known: readings of the in-distribution test images.
-        novel: set -> readings of its images.
+        id: readings of the in-distribution test images.
+        ood: set -> readings of its images.
         draws: readings of each calibration set.
         key: hash of all that determines them.
     """
 
     channels: Channels
-    known: Readings
-    novel: Mapping[str, Readings]
+    id: Readings
+    ood: Mapping[str, Readings]
     draws: tuple[Readings, ...]
     key: str
 
@@ -69,8 +69,8 @@ def read_case(case: Case, directory: Path, *, batch_size: int = 64) -> CaseReadi
         read[image_set.name] = stored
     return CaseReadings(
         channels=channels,
-        known=read[case.id_set.name],
-        novel={name: read[name] for name in case.ood_sets},
+        id=read[case.id_set.name],
+        ood={name: read[name] for name in case.ood_sets},
         draws=tuple(read[image_set.name] for image_set in case.draws),
         key=key_of({"readings": keys}),
     )
@@ -114,7 +114,7 @@ def _read(run: Batched, case: Case, image_set: ImageSet, batch_size: int) -> dic
         with tqdm(total=len(image_set), desc=title, unit="img") as bar:
             for batch in batches(
                 image_set,
-                case.found.preprocessing,
+                case.resolved.preprocessing,
                 batch_size,
                 image_shape=case.model.image_shape,
             ):

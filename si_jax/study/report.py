@@ -182,14 +182,17 @@ def title(case: Mapping[str, Any]) -> str:
 
 def calibrated(case: Mapping[str, Any]) -> str:
     """What was calibrated on, in a line."""
-    found = case["calibration"]
-    draws, own = found["draws"], found["disjoint_draws"]
-    parts = [f"{found['images']:,} images of {found['set']}", f"{draws} draws that share no image"]
+    calibration = case["calibration"]
+    draws, own = calibration["draws"], calibration["disjoint_draws"]
+    parts = [
+        f"{calibration['images']:,} images of {calibration['set']}",
+        f"{draws} draws that share no image",
+    ]
     if own < draws:
         parts[1] = (
             f"{draws} draws, {own} of them on images of its own; the others split the first's anew"
         )
-    return "; ".join([*parts, *filter(None, [found["note"]])])
+    return "; ".join([*parts, *filter(None, [calibration["note"]])])
 
 
 def write(study: Mapping[str, Any], directory: Path) -> list[Path]:

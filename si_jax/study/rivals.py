@@ -8,7 +8,7 @@ import numpy as np
 
 from si_jax.data.image_set import UnreadableImage
 from si_jax.detectors import DETECTORS, Detector, make_detector
-from si_jax.evaluation import benchmark, fitting
+from si_jax.evaluation import benchmark, bootstrap, fitting
 from si_jax.evaluation.store import Store
 from si_jax.model import Model
 from si_jax.study import measures
@@ -89,8 +89,8 @@ def evaluate(
         detectors = {name: d for name, d in detectors.items() if name not in unfit}
         report, arrays = benchmark.evaluate(case.job(detectors), store)
     scores = {
-        image_set: {name: found[name]["score"] for name in detectors}
-        for image_set, found in arrays.items()
+        image_set: {name: by_detector[name]["score"] for name in detectors}
+        for image_set, by_detector in arrays.items()
     }
     return dict(report) | {"failures": failures} | _compare(
         case, scores, report, resamples, seed
@@ -120,7 +120,7 @@ def _fit(case: Case, detectors: Mapping[str, Detector], directory: Path) -> dict
         fitting.fit_detectors(
             some,
             case.draws[0],
-            case.found.preprocessing,
+            case.resolved.preprocessing,
             facts=case.job({}).score_facts,
             directory=directory,
         )
@@ -154,23 +154,23 @@ def _each(detectors: Mapping[str, Detector], run) -> dict[str, str]:
 
 
 def _compare(case: Case, scores: Scores, report, resamples: int, seed: int) -> dict[str, Any]:
-    known, means = scores[case.id_set.name], report["averages"]
-    found = {
+    id_scores, means = scores[case.id_set.name], report["averages"]
+    draws = {
         name: measures.drawn(
-            known[name],
+            id_scores[name],
             {image_set: scores[image_set][name] for image_set in case.ood_sets},
             case.groups,
             resamples=resamples,
             seed=seed,
         )
-        for name in known
+        for name in id_scores
     }
-    rival = found[YARDSTICK], means[YARDSTICK]
+    rival = draws[YARDSTICK], means[YARDSTICK]
     return {
-        "intervals": {name: measures.intervals(rows) for name, rows in found.items()},
+        "intervals": {name: bootstrap.intervals(rows) for name, rows in draws.items()},
         "over_msp": {
             name: measures.differences(rows, rival[0], means[name], rival[1])
-            for name, rows in found.items()
+            for name, rows in draws.items()
         },
         "bootstrap": {"resamples": resamples, "seed": seed, "level": 0.95},
     }

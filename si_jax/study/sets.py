@@ -31,7 +31,7 @@ class Case:
     Attributes:
         network: the classifier.
         model: the same in the protocol's image size.
-        found: the benchmark as it was found.
+        resolved: the benchmark as it was found.
         id_set: in-distribution test images.
         ood_sets: name -> out-of-distribution images.
         draws: calibration sets of equal size that share no image, as many as there are images for;
@@ -41,7 +41,7 @@ class Case:
 
     network: Network
     model: Model
-    found: benchmarks.Resolved
+    resolved: benchmarks.Resolved
     id_set: ImageSet
     ood_sets: Mapping[str, ImageSet]
     draws: tuple[ImageSet, ...]
@@ -50,12 +50,12 @@ class Case:
     @property
     def name(self) -> str:
         """Network and protocol, also as a path."""
-        return f"{self.network.name}/{self.found.protocol}"
+        return f"{self.network.name}/{self.resolved.protocol}"
 
     @property
     def groups(self) -> dict[str, str]:
         """Name of the out-of-distribution set -> `"far"` or `"near"`."""
-        return {o.name: o.group for o in self.found.ood}
+        return {o.name: o.group for o in self.resolved.ood}
 
     def job(self, detectors: Mapping[str, Detector]) -> benchmark.Job:
         """The evaluation of detectors on these sets."""
@@ -65,11 +65,11 @@ class Case:
             id_set=self.id_set,
             ood_sets=self.ood_sets,
             groups=self.groups,
-            transform=self.found.preprocessing,
+            transform=self.resolved.preprocessing,
             facts={
                 "benchmark": self.network.dataset,
-                "protocol": self.found.protocol,
-                "preprocessing": str(self.found.preprocessing),
+                "protocol": self.resolved.protocol,
+                "preprocessing": str(self.resolved.preprocessing),
             },
         )
 
@@ -111,7 +111,7 @@ def load_networks(texts: Sequence[str]) -> list[Network]:
 
 def prepare(
     network: Network,
-    found: benchmarks.Resolved,
+    resolved: benchmarks.Resolved,
     *,
     limit: int | None = None,
     calibration: int = 5000,
@@ -125,19 +125,19 @@ def prepare(
 
     Args:
         network: the classifier.
-        found: its benchmark.
+        resolved: its benchmark.
         limit: most images of a test set; None for all.
         calibration: most calibration images.
         seeds: most calibration sets.
         seed: seed of all draws.
     """
     rng = np.random.default_rng(seed)
-    test, source, note = found.test, found.train, ""
+    test, source, note = resolved.test, resolved.train, ""
     if source is None:
         order, half = rng.permutation(len(test)), len(test) // 2
         note = (
-            f"{found.benchmark.train.name} is absent: half of {test.name} ({half} images, drawn at"
-            f" random) calibrates, and the other {len(test) - half} are the in-distribution test"
+            f"{resolved.benchmark.train.name} is absent: half of {test.name} ({half} images, drawn"
+            f" at random) calibrates, and the other {len(test) - half} are the in-distribution test"
             " set"
         )
         name = test.name
@@ -154,10 +154,10 @@ def prepare(
     return Case(
         network=network,
         # the protocol decides the size; every architecture here pools globally and takes any
-        model=dataclasses.replace(network.model, input_size=found.preprocessing.crop),
-        found=found,
+        model=dataclasses.replace(network.model, input_size=resolved.preprocessing.crop),
+        resolved=resolved,
         id_set=sources.subset(test, limit, seed),
-        ood_sets={o.name: sources.subset(o.images, limit, seed) for o in found.ood},
+        ood_sets={o.name: sources.subset(o.images, limit, seed) for o in resolved.ood},
         draws=draws,
         note=note,
     )

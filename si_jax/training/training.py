@@ -165,9 +165,9 @@ def _checked(model: Model, images: Any, labels: Any) -> tuple[np.ndarray, np.nda
         or not len(labels)
         or not 0 <= labels.min() <= labels.max() < model.num_classes
     ):
-        found = f", values {labels.min()} to {labels.max()}" if labels.size else ""
+        span = f", values {labels.min()} to {labels.max()}" if labels.size else ""
         raise ValueError(
-            f"labels (shape {labels.shape}{found}) must be one class index below"
+            f"labels (shape {labels.shape}{span}) must be one class index below"
             f" {model.num_classes} for each of the {len(images)} images"
         )
     return images, labels.astype(np.int32)

@@ -89,8 +89,8 @@ class TrainingRun:
             return state
         leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, state))
         try:
-            found = self._states.restore(epoch, args=ocp.args.StandardRestore(_named(leaves)))
-            leaves = [np.asarray(found[name]) for name in _named(leaves)]
+            saved = self._states.restore(epoch, args=ocp.args.StandardRestore(_named(leaves)))
+            leaves = [np.asarray(saved[name]) for name in _named(leaves)]
             self.log = _read_log(self.directory, epoch)
         # orbax raises many kinds of error for a damaged checkpoint, tensorstore's own among them
         except Exception as error:

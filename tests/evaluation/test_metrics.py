@@ -81,7 +81,7 @@ def test_the_least_threshold_that_catches_95_percent_of_ood():
 
 def test_a_metric_that_needs_to_know_which_are_correct(monkeypatch):
     def share(counts):
-        return float(counts.correct.sum() / counts.known.sum())
+        return float(counts.correct.sum() / counts.id.sum())
 
     added = metrics.Metric("accuracy", share, True, needs_correct=True)
     monkeypatch.setitem(metrics.METRICS, "accuracy", added)
@@ -89,10 +89,11 @@ def test_a_metric_that_needs_to_know_which_are_correct(monkeypatch):
     assert metrics.evaluate(known, novel, correct)["accuracy"] == 0.75
     assert "accuracy" not in metrics.evaluate(known, novel)
     options = {"metrics": ("accuracy",), "resamples": 50}
-    low, high = bootstrap.intervals(known, novel, correct=correct, **options)["accuracy"]
+    drawn = bootstrap.draws(known, novel, correct=correct, **options)
+    low, high = bootstrap.interval(drawn["accuracy"])
     assert 0 <= low < 0.75 <= high <= 1
     with pytest.raises(ValueError, match="'accuracy' needs `correct`"):
-        bootstrap.intervals(known, novel, **options)
+        bootstrap.draws(known, novel, **options)
 
 
 def test_auroc_counts_ties_half():

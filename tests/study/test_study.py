@@ -159,11 +159,11 @@ def test_fewer_channels_are_those_of_the_detector(case, readings):
 
 def test_layers(readings):
     found = ablations.layers(readings)
-    density = by_tap(readings.known["density"], readings.channels)
+    density = by_tap(readings.id["density"], readings.channels)
     assert density.shape == (40, 9) and density[:, 3].mean() == found["density"][
         "in-distribution"][3]  # fmt: skip
     assert np.shape(found["band"]) == (2, 9)
-    assert set(found["rejected"]) == {"in-distribution", *readings.novel}
+    assert set(found["rejected"]) == {"in-distribution", *readings.ood}
     assert np.mean(found["rejected"]["photos"]) > np.mean(found["rejected"]["in-distribution"])
 
 
@@ -173,7 +173,7 @@ def test_draws_share_no_image(case):
 
 
 def test_half_of_the_test_set_stands_in(case):
-    found = dataclasses.replace(case.found, train=None, train_absent="nowhere")
+    found = dataclasses.replace(case.resolved, train=None, train_absent="nowhere")
     halved = prepare(case.network, found, calibration=5000, seeds=3)
     assert len(found.test) == 597 and len(halved.draws) == 1
     first, second = halved.draws[0], halved.id_set
@@ -247,9 +247,9 @@ def test_measures():
     pair = [metrics.auroc(known, novel[name]) for name in "ab"]
     assert means["far"]["auroc"] == pytest.approx(np.mean(pair))
     found = measures.drawn(known, novel, groups, resamples=30, seed=1)
-    ends = measures.intervals(found)
-    expected = bootstrap.intervals(known, novel["c"], resamples=30, seed=1)
-    assert tuple(ends["c"]["fpr95"]) == expected["fpr95"]
+    ends = bootstrap.intervals(found)
+    draws = bootstrap.draws(known, novel["c"], resamples=30, seed=1)
+    assert tuple(ends["c"]["fpr95"]) == bootstrap.interval(draws["fpr95"])
     assert ends["near"] == ends["c"]
     means_of_draws = (found["a"]["auroc"] + found["b"]["auroc"]) / 2
     np.testing.assert_allclose(found["far"]["auroc"], means_of_draws)
