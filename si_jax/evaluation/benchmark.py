@@ -253,7 +253,7 @@ def evaluate(
 
 
 def _measured(job: Job, arrays: Arrays, id_names: Sequence[str]) -> tuple[dict, Rows]:
-    """Detector -> OOD set -> scores of the in-distribution sets and of that one; and the metrics."""
+    """Detector -> OOD set -> scores of the in-distribution sets and of it; and the metrics."""
     predicted = [_correct(arrays[name][PREDICTION]) for name in id_names]
     correct = None if any(one is None for one in predicted) else np.concatenate(predicted)
     pairs = {}
