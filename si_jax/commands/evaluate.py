@@ -172,7 +172,7 @@ def default_directory(args: argparse.Namespace) -> Path:
     name = f"{args.dataset}-{args.protocol}"
     if is_own(args.dataset):
         id_name, id_path = in_distribution(args)
-        called = id_name or Path(args.dataset or id_path).resolve().name
+        called = id_name or Path(args.dataset or id_path or ".").resolve().name
         name = f"{escaped(called)[:40]}-own"
     usual = vars(parser().parse_args([]))
     changed = {k: v for k, v in vars(args).items() if k not in ASIDE and v != usual[k]}

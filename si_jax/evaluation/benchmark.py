@@ -254,8 +254,9 @@ def evaluate(
 
 def _measured(job: Job, arrays: Arrays, id_names: Sequence[str]) -> tuple[dict, Rows]:
     """Detector -> OOD set -> scores of the in-distribution sets and of it; and the metrics."""
-    predicted = [_correct(arrays[name][PREDICTION]) for name in id_names]
-    correct = None if any(one is None for one in predicted) else np.concatenate(predicted)
+    known = [_correct(arrays[name][PREDICTION]) for name in id_names]
+    labelled = [one for one in known if one is not None]
+    correct = np.concatenate(labelled) if len(labelled) == len(known) else None
     pairs = {}
     for detector in job.detectors:
         scores = np.concatenate([arrays[name][detector]["score"] for name in id_names])

@@ -4,6 +4,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from si_jax.data.benchmarks import BENCHMARKS, Benchmark
 from si_jax.detectors import Detector, si
@@ -31,6 +32,15 @@ def benchmark_table(name: str | os.PathLike) -> Benchmark:
     return BENCHMARKS[str(name)]
 
 
+def own_or_table(benchmark: str | os.PathLike | None) -> Benchmark | None:
+    """A benchmark's table; None for one's own data.
+
+    Raises:
+        ValueError: as `benchmark_table`.
+    """
+    return None if benchmark is None or is_own(benchmark) else benchmark_table(benchmark)
+
+
 def which_checkpoint(
     benchmark: str | os.PathLike | None,
     checkpoint: str | os.PathLike | None = None,
@@ -46,7 +56,7 @@ def which_checkpoint(
     Raises:
         ValueError: if there is none, or `architecture` is missing.
     """
-    table = None if is_own(benchmark) else benchmark_table(benchmark)
+    table = own_or_table(benchmark)
     checkpoint = checkpoint or (None if table is None else CHECKPOINTS.get(table.name))
     if checkpoint is None:
         raise ValueError(
@@ -100,18 +110,23 @@ def benchmark_model(
             another than the checkpoint's, or the network has not as many classes as the benchmark.
     """
     checkpoint = which_checkpoint(benchmark, checkpoint, architecture)
-    table = None if is_own(benchmark) else benchmark_table(benchmark)
+    table = own_or_table(benchmark)
     name, is_file = str(checkpoint), Path(checkpoint).is_file()
-    file_only = {"normalisation": normalisation, "mean": mean, "std": std, "part": part}
+    file_only: dict[str, Any] = {
+        "normalisation": normalisation,
+        "mean": mean,
+        "std": std,
+        "part": part,
+    }
     if given := [key for key, value in file_only.items() if value is not None and not is_file]:
         raise ValueError(
             f"{', '.join(given)}: only a file of another framework needs that; {name} says itself"
             " how it was trained"
         )
-    if name == "random":
+    if name == "random" and architecture and table is not None:
         model = build_model(architecture, table.num_classes, seed=seed)
         name = f"random weights of seed {seed}"
-    elif is_file:
+    elif is_file and architecture:
         model = convert_torch(architecture, Path(checkpoint), **file_only)
     else:
         model = load_model(checkpoint)

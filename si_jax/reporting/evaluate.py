@@ -16,7 +16,7 @@ from si_jax.evaluation import benchmark as evaluation
 from si_jax.evaluation import defaults, fitting
 from si_jax.evaluation.processes import ALONE, Processes
 from si_jax.evaluation.scorer import PREDICTION
-from si_jax.evaluation.sets import find_sets, is_own, order_note, overlap_notes
+from si_jax.evaluation.sets import find_sets, order_note, overlap_notes
 from si_jax.evaluation.store import Store, check_distinct, check_names
 from si_jax.model import Model
 from si_jax.reporting import extremes, files, html, runs
@@ -107,7 +107,7 @@ def evaluate_benchmark(
             not fit the benchmark, an image cannot be read, or a score is not finite.
         OSError: if a file cannot be written.
     """
-    table = None if is_own(benchmark) else defaults.benchmark_table(benchmark)
+    table = defaults.own_or_table(benchmark)
     for name, value in (("limit", limit), ("fit_limit", fit_limit)):
         if value is not None and value < 1:
             raise ValueError(f"{name} (={value}) must be at least 1")
