@@ -246,6 +246,22 @@ def test_progress_is_appended_in_parts(digits_model, tmp_path, monkeypatch):
     assert files(tmp_path) == ["energy/made.npz", "msp/made.npz"]
 
 
+def test_a_part_that_is_deleted_meanwhile(digits_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "MOST_ROWS", 8)
+
+    class Deleting(Images):
+        def load(self, index):
+            if index == 19:
+                (tmp_path / "energy" / "made.partial.0.npz").unlink()
+            return super().load(index)
+
+    with pytest.raises(OSError, match=r"parts of .*made\.npz are gone: run it again"):
+        score(digits_model, tmp_path, Deleting())
+    found, scorer = score(digits_model, tmp_path, Images())
+    assert indices(found) == list(range(20))
+    assert scorer.computed == {"energy": list(range(8)), "msp": []}
+
+
 def test_memory_does_not_grow_with_the_set(digits_model, tmp_path, monkeypatch):
     """But for scores, labels and indices: 32 bytes an image for two detectors, and a copy.
 
