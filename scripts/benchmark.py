@@ -7,6 +7,7 @@ python scripts/benchmark.py engines --quick            # a few of them, in two m
 python scripts/benchmark.py engines --model resnet34 wrn_40_2 --out engines.json
 python scripts/benchmark.py engines --model resnet34 --against torch
 python scripts/benchmark.py memory                     # peak memory against a set's size
+python scripts/benchmark.py overlap                    # decoding beside computing
 """
 
 import argparse
@@ -20,6 +21,7 @@ from si_jax.commands import options
 from si_jax.data import preprocessing
 from si_jax.data.files import write_text
 from si_jax.evaluation import memory as memory_use
+from si_jax.evaluation import overlap as overlapping
 from si_jax.evaluation import speed, speed_torch
 from si_jax.reporting.tables import text_table
 
@@ -53,9 +55,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = memory.add_argument
     add("--images", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="of each set")
     add("--detectors", nargs="+", default=["si-z", "msp"], metavar="NAME")
-    for command in (data, engines):
+    overlap = commands.add_parser("overlap", help="decoding and computing, each alone and together")
+    add = overlap.add_argument
+    add("--images", type=int, nargs=2, default=[4000, 160], help="of 32 and of 256 pixels a side")
+    add("--model", default="resnet8", help="resnet8 by default")
+    add("--workers", type=int, default=4, help="threads that decode")
+    options.add_batch_size(overlap, 32)
+    for command in (data, engines, overlap):
         command.add_argument("--repeats", type=int, default=5, help="the median is over these")
-    for command in (data, engines, memory):
+    for command in (data, engines, memory, overlap):
         command.add_argument("--out", type=Path, help="write the figures as JSON too")
     return parser.parse_args(argv)
 
@@ -65,7 +73,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if getattr(args, "repeats", 1) < 1:
         raise ValueError(f"--repeats {args.repeats}: at least one is needed")
-    figures = {"data": data, "engines": engines, "memory": memory}[args.command](args)
+    commands = {"data": data, "engines": engines, "memory": memory, "overlap": overlap}
+    figures = commands[args.command](args)
     if args.out:
         content = {**figures, "versions": cli.versions()}
         write_text(args.out, json.dumps(content, indent=2))
@@ -184,6 +193,28 @@ def memory(args: argparse.Namespace) -> dict:
     ]
     print(text_table(header, table))
     return {"detectors": args.detectors, "sets": rows}
+
+
+def overlap(args: argparse.Namespace) -> dict:
+    """Print how long decoding and computing take, each alone and together."""
+    given = {name: getattr(args, name) for name in ("images", "batch_size", "workers", "model")}
+    rows = overlapping.measure(repeats=args.repeats, **given)
+    print(
+        f"seconds; {args.model}, batches of {args.batch_size}, {args.workers} threads that decode,"
+        f" on one of {speed.hardware()}, JAX on another\n"
+    )
+    header = ["source", "images", "decode", "compute", "all", "all / greater", "range"]
+    table = [
+        [
+            row["source"],
+            str(row["images"]),
+            *(f"{row[what]:.2f}" for what in ("decode", "compute", "all", "ratio")),
+            f"{row['ratio_low']:.2f} - {row['ratio_high']:.2f}",
+        ]
+        for row in rows
+    ]
+    print(text_table(header, table))
+    return {**given, "repeats": args.repeats, "hardware": speed.hardware(), "sources": rows}
 
 
 if __name__ == "__main__":

@@ -305,16 +305,25 @@ class Detector:
         check_scores(self.name, results["score"], varied)
         return results
 
-    def warm_up(self) -> "Detector":
+    def warm_up(self, *, dtype: Any = None) -> "Detector":
         """Compile all that `score` can need, so that no later call waits for it; returns itself.
 
-        Three programs: for one image, for a small batch and for a full one.
+        Three programs: for one image, for a small batch and for a full one. And three for
+        `predict`, where the detector is calibrated.
+
+        Args:
+            dtype: of the images that will come: uint8, as files have it too, or float32; None for
+                that of the images that the detector was fitted on, or uint8.
 
         Raises:
             ValueError: if the detector is not fitted.
         """
-        for count in sorted({1, min(SMALL, self.batch_size), self.batch_size}):
-            self.score(np.zeros((count, *self.model.image_shape), np.uint8))
+        self.check_fitted()
+        images = np.zeros((1, *self.model.image_shape), dtype or self._fitted_on or np.uint8)
+        images = self.model.check(images)
+        for run in (self._run, self._predict_run)[: 1 if self.threshold is None else 2]:
+            for size in sorted({1, min(SMALL, self.batch_size), self.batch_size}):
+                run(images, batch_size=size)
         return self
 
     def check_fitted(self) -> State:

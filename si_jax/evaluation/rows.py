@@ -11,7 +11,8 @@ from si_jax.evaluation.store import Progress, Store, joined
 class Rows:
     """What is known of one detector on one set.
 
-    A batch is added in one step, so that an interruption at any moment leaves a consistent whole.
+    What is stored is not held in memory. A batch is added in one step, so that an interruption at
+    any moment leaves a consistent whole.
 
     Args:
         store: where the parts are kept.
@@ -28,11 +29,10 @@ class Rows:
         self, store: Store, detector: str, image_set: ImageSet, key: str, progress: Progress
     ):
         self._store, self._place = store, (detector, image_set.name, key)
-        self._rows = [progress.arrays]
         self._fresh: list[tuple[Mapping[str, np.ndarray], np.ndarray]] = []
         self.lacks = np.ones(len(image_set), bool)
-        self.lacks[progress.arrays.get("index", [])] = False
-        self.lacks[progress.left_out] = False
+        self._scored = np.zeros(len(image_set), bool)
+        self._mark(progress.arrays, progress.left_out)
 
     def add(self, arrays: Mapping[str, np.ndarray], left_out: np.ndarray) -> None:
         """Add a batch.
@@ -42,10 +42,14 @@ class Rows:
                 if there is none.
             left_out: indices of the images that cannot be read.
         """
-        if not arrays and not len(left_out):
-            return
-        self._fresh.append((arrays, left_out))
-        self.lacks[arrays.get("index", [])] = False
+        if arrays or len(left_out):
+            self._fresh.append((arrays, left_out))
+            self._mark(arrays, left_out)
+
+    def _mark(self, arrays: Mapping[str, np.ndarray], left_out: np.ndarray) -> None:
+        index = arrays.get("index", [])
+        self._scored[index] = True
+        self.lacks[index] = False
         self.lacks[left_out] = False
 
     def save_part(self) -> None:
@@ -55,17 +59,25 @@ class Rows:
         rows = joined(arrays for arrays, _ in self._fresh)
         left_out = np.concatenate([left_out for _, left_out in self._fresh])
         self._store.save_part(*self._place, Progress(rows, left_out, False))
-        self._rows.append(rows)  # if it ends here, a row is known twice, which does no harm
-        self._fresh = []
+        self._fresh = []  # if it ends before, a row is stored twice, which does no harm
 
     def save(self) -> dict[str, np.ndarray]:
-        """Store all rows as the set's score file, in place of the parts, and return them."""
-        self._rows = [joined([*self._rows, *(arrays for arrays, _ in self._fresh)])]
-        self._store.save(*self._place, self._rows[0], seen=len(self.lacks))
+        """Store all rows as the set's score file, in place of the parts, and return them.
+
+        Raises:
+            OSError: if a part is not there any more.
+        """
+        stored = self._store.load(*self._place).arrays
+        rows = joined([stored, *(arrays for arrays, _ in self._fresh)])
+        rows = {name: array[self._scored[rows["index"]]] for name, array in rows.items()}
+        if len(rows.get("index", ())) != self._scored.sum():
+            path = self._store.path(*self._place[:2])
+            raise OSError(f"parts of {path} are gone: run it again, and let nothing delete them")
+        self._store.save(*self._place, rows, seen=len(self.lacks))
         self._fresh = []
-        return self._rows[0]
+        return rows
 
     @property
     def empty(self) -> bool:
         """Whether there is no row."""
-        return not any(self._rows) and not any(arrays for arrays, _ in self._fresh)
+        return not self._scored.any()

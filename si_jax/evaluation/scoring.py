@@ -262,12 +262,14 @@ def _usable(progress: Progress, image_set: ImageSet, skip_unreadable: bool) -> P
 
 def _unreadable(results, image_set: ImageSet) -> tuple[str, ...]:
     """Names of the images that were left out, by all detectors alike."""
-    first = next(iter(results.values()))["index"]
+    first = next(iter(results.values()))
     for name, arrays in results.items():
-        if not np.array_equal(arrays["index"], first):
+        if not np.array_equal(arrays["index"], first["index"]):
             raise ValueError(
                 f"{image_set.name}: the stored scores of {name!r} and others are of different"
                 " images, a file having changed meanwhile: evaluate into a new directory"
             )
-        arrays["index"] = first  # one array for all of them
-    return tuple(image_set.ident(int(i)) for i in gaps(first, len(image_set)))
+        arrays["index"] = first["index"]  # one array for all of them
+        if np.array_equal(arrays["label"], first["label"]):
+            arrays["label"] = first["label"]
+    return tuple(image_set.ident(int(i)) for i in gaps(first["index"], len(image_set)))

@@ -74,7 +74,7 @@ def image_sets(
         else:
             for kind, side in (("png", 32), ("jpg", 32), ("jpg", 256)):
                 path = Path(scratch, f"{kind}{side}")
-                _make_folder(path, kind, side)
+                make_folder(path, kind, side)
                 sets[f"folder, {kind.upper()} {side}x{side}"] = sources.from_folder(path)
         prepared = {}
         if data_dir is not None:
@@ -329,7 +329,7 @@ def _memory(program: Any) -> int | None:
     return max(needed, int(getattr(analysis, "peak_memory_in_bytes", 0))) or None
 
 
-def _make_folder(path: Path, kind: str, side: int, count: int = 200) -> None:
+def make_folder(path: Path, kind: str, side: int, count: int = 200) -> None:
     """Write smooth random images, which compress as photographs rather than as noise do."""
     path.mkdir(parents=True)
     rng = np.random.default_rng(0)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from si_jax import cli
+from si_jax.data import pipeline
 from si_jax.data.image_set import ImageSet, UnreadableImage
 from si_jax.detectors import make_detector
 from si_jax.evaluation import scoring
@@ -245,6 +246,22 @@ def test_progress_is_appended_in_parts(digits_model, tmp_path, monkeypatch):
     assert files(tmp_path) == ["energy/made.npz", "msp/made.npz"]
 
 
+def test_a_part_that_is_deleted_meanwhile(digits_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "MOST_ROWS", 8)
+
+    class Deleting(Images):
+        def load(self, index):
+            if index == 19:
+                (tmp_path / "energy" / "made.partial.0.npz").unlink()
+            return super().load(index)
+
+    with pytest.raises(OSError, match=r"parts of .*made\.npz are gone: run it again"):
+        score(digits_model, tmp_path, Deleting())
+    found, scorer = score(digits_model, tmp_path, Images())
+    assert indices(found) == list(range(20))
+    assert scorer.computed == {"energy": list(range(8)), "msp": []}
+
+
 def test_memory_does_not_grow_with_the_set(digits_model, tmp_path, monkeypatch):
     """But for scores, labels and indices: 32 bytes an image for two detectors, and a copy.
 
@@ -273,6 +290,40 @@ def test_memory_does_not_grow_with_the_set(digits_model, tmp_path, monkeypatch):
     monkeypatch.setattr(scoring, "MOST_ROWS", 500)
     peak(50)  # makes what is made once
     assert peak(4000) - peak(1500) < 2500 * 150
+
+
+def test_decoding_and_computing_overlap(digits_model, tmp_path):
+    """With a decoder and a device that each need 10 ms a batch, which they sleep through."""
+    device = {"free": 0.0}
+
+    class Device(Counting):
+        def start(self, images, wanted=None, *, few=False):
+            fetch = super().start(images, wanted, few=few)
+            ready = device["free"] = max(device["free"], time.monotonic()) + 0.01
+
+            def wait():
+                time.sleep(max(0.0, ready - time.monotonic()))
+                return fetch()
+
+            return wait
+
+    class Slow(Images):
+        def load(self, index):
+            time.sleep(0.01)
+            return super().load(index)
+
+    scorer, images = Device(digits_model), Slow(160)
+    ratios = []
+    for attempt in range(3):
+        began = time.monotonic()
+        for _ in pipeline.batches(images.set, lambda x: x, 4, workers=4):
+            pass
+        middle = time.monotonic()
+        score(digits_model, tmp_path / str(attempt), images, scorer=scorer, workers=4)
+        decode, together = middle - began, time.monotonic() - middle
+        ratios.append(together / max(decode, 40 * 0.01))
+    print(ratios)
+    assert min(ratios) < 1.25, ratios
 
 
 def test_partial_progress_of_another_computation_is_dropped(digits_model, tmp_path):
