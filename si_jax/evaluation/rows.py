@@ -69,7 +69,8 @@ class Rows:
         """
         stored = self._store.load(*self._place).arrays
         rows = joined([stored, *(arrays for arrays, _ in self._fresh)])
-        rows = {name: array[self._scored[rows["index"]]] for name, array in rows.items()}
+        if not (wanted := self._scored[rows.get("index", [])]).all():
+            rows = {name: array[wanted] for name, array in rows.items()}
         if len(rows.get("index", ())) != self._scored.sum():
             path = self._store.path(*self._place[:2])
             raise OSError(f"parts of {path} are gone: run it again, and let nothing delete them")

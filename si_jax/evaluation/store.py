@@ -113,7 +113,9 @@ def joined(parts: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     parts = [part for part in parts if part]
     if not parts:
         return {}
-    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    arrays = dict(parts[0])
+    if len(parts) > 1:
+        arrays = {name: np.concatenate([part[name] for part in parts]) for name in arrays}
     index = arrays["index"]
     if (np.diff(index) > 0).all():
         return arrays
