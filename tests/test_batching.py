@@ -42,7 +42,7 @@ def test_predictions_wait_for_no_program_after_warming_up(tiny):
     detector.warm_up(dtype=np.float32)
     programs = [run._cache_size() for run in runs]
     assert max(programs) <= 6
-    detector.predict((images[:3] / 255).astype(np.float32))
+    detector.predict((images[:3] / 64 - 2).astype(np.float32))
     assert [run._cache_size() for run in runs] == programs
 
 
