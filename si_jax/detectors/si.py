@@ -201,7 +201,7 @@ def _zero_deflation(model, path, role, engine, taps, variant, tap_chunk) -> Plan
         }
 
     settings = {**asdict(path), "engine": engine, "tap_chunk": tap_chunk, "taps": list(taps)}
-    return Plan(compute, settings, forward_only=False)
+    return Plan(compute, settings, shared_forward=False)
 
 
 def _channel_average(model, path, select, engine, taps, outer, tap_chunk) -> Plan:
@@ -243,7 +243,7 @@ def _channel_average(model, path, select, engine, taps, outer, tap_chunk) -> Pla
         "taps": list(taps),
         "outer": outer_tap,
     }
-    return Plan(compute, settings, forward_only=False)
+    return Plan(compute, settings, shared_forward=False)
 
 
 def selected_features(
