@@ -1,4 +1,4 @@
-"""Gradient-free densities: where the ReLU that follows a tap is on.
+"""Gradient-free densities: where the activation that follows a tap is on.
 
 If a tap reaches the logits only through ReLUs, with nothing but element-wise affine operations
 (a residual sum, a BatchNorm) in between, its gradient is zero where those ReLUs are off, and not
@@ -7,6 +7,10 @@ zero elsewhere. Whether that is so is read off the traced computation, so it hol
 There is one way in which the gradient can differ: a unit that is on while everything behind it is
 off, so that no logit depends on it. Of 186 million positions of trained networks that were compared
 none did (`scripts/compare_engines.py` counts them).
+
+GELU, SiLU and their like (see `si_jax.networks.equations`) switch nothing off, so that no gradient
+is zero. "On" can still mean there what it means for a ReLU, that the activation's input is
+positive: that is what `smooth=True` asks for.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +26,9 @@ from jaxtyping import Array, Bool, Float
 from si_jax import splitting
 from si_jax.integration import AscentPath, cross_entropy, max_logit
 from si_jax.model import Model
-from si_jax.splitting import Linearised, Traced, is_literal
+from si_jax.networks import switching
+from si_jax.networks.equations import Equations, is_literal, is_relu
+from si_jax.splitting import Linearised, Traced
 
 AFFINE = ("add", "sub", "mul", "convert_element_type", "copy", "add_any")
 
@@ -32,15 +38,16 @@ class Gate:
     """What lies between a tap and the ReLUs right behind it.
 
     Attributes:
-        equations: the element-wise equations in between, in order.
-        inputs: what the ReLUs are given; at least one.
+        equations: the element-wise equations and transpositions in between, in order.
+        inputs: what the ReLUs are given; at least one. With the order that the tap's axes have
+            there.
         operands: what else the equations take.
         alone: whether no operand depends on the tap, so that the equations tell how the ReLUs'
             inputs move when the tap does.
     """
 
     equations: tuple[Any, ...]
-    inputs: tuple[Any, ...]
+    inputs: tuple[tuple[Any, tuple[int, ...]], ...]
     operands: tuple[Any, ...]
     alone: bool
 
@@ -54,7 +61,9 @@ class Gate:
         operands = [values[v] for v in self.operands]
 
         def run(z):
-            return splitting.evaluate(jaxpr, self.inputs, [z, *operands], [])
+            inputs = splitting.evaluate(jaxpr, [v for v, _ in self.inputs], [z, *operands], [])
+            orders = [order for _, order in self.inputs]
+            return [x.transpose(np.argsort(o)) for x, o in zip(inputs, orders, strict=True)]
 
         inputs, slopes = jax.jvp(run, (z,), (jnp.ones_like(z),))
         # what is not finite counts as on, lest a broken pass look like a quiet one
@@ -91,12 +100,15 @@ def active(
 
 
 def active_in(
-    traced: Traced, values: Mapping[Any, Any], taps: Sequence[str]
+    traced: Traced, values: Mapping[Any, Any], taps: Sequence[str], *, smooth: bool = False
 ) -> dict[str, Bool[Array, "batch ..."]]:
-    """`active` of a pass that has been run: its equations, and the values of their variables."""
-    _refuse(_missing(traced, taps))
+    """`active` of a pass that has been run: its equations, and the values of their variables.
+
+    With `smooth`, GELU, SiLU and their like count as ReLUs.
+    """
+    _refuse(_missing(traced, taps, smooth))
     results = {}
-    for tap, gate in _gates(traced, taps).items():
+    for tap, gate in _gates(traced, taps, smooth).items():
         var = traced.taps[tap]
         if gate is not None:
             results[tap] = gate.on(traced, var, values, values[var])
@@ -152,9 +164,27 @@ def check(model: Model, taps: Sequence[str]) -> None:
     _refuse(without_relu(model, taps))
 
 
-def without_relu(model: Model, taps: Sequence[str]) -> tuple[str, ...]:
-    """Those taps that no ReLU follows, and that are not the head's input either."""
-    return _missing(_abstract(model, taps), taps)
+def without_relu(model: Model, taps: Sequence[str], *, smooth: bool = False) -> tuple[str, ...]:
+    """Those taps that no ReLU follows, and that are not the head's input either.
+
+    With `smooth`, GELU, SiLU and their like count as ReLUs.
+    """
+    return _missing(_abstract(model, taps), taps, smooth)
+
+
+def followed(model: Model, taps: Sequence[str]) -> tuple[str, ...]:
+    """Those taps that a ReLU follows, or GELU, SiLU or their like; each of the same value once."""
+    traced = _abstract(model, taps)
+    gates = _gates(traced, taps, smooth=True)
+    first = {traced.taps[tap]: tap for tap in reversed(taps)}
+    return tuple(tap for tap in taps if gates[tap] and first[traced.taps[tap]] == tap)
+
+
+def never_off(model: Model, taps: Sequence[str]) -> tuple[str, ...]:
+    """Those taps whose gradient no image switches off, see `si_jax.networks.switching`."""
+    traced = _abstract(model, taps)
+    equations = Equations(traced.closed)
+    return tuple(tap for tap in taps if switching.never_off(equations, traced.taps[tap]))
 
 
 def steppable(model: Model, taps: Sequence[str]) -> tuple[str, ...]:
@@ -177,6 +207,13 @@ def _abstract(model: Model, taps: Sequence[str]) -> Traced:
     return splitting.trace(model, model.variables, image, taps)
 
 
+def listed(taps: Sequence[str]) -> str:
+    """Names of taps for a message; of many, the first and the last."""
+    if not taps:
+        return "any sub-module"
+    return ", ".join(taps) if len(taps) < 6 else f"{taps[0]} to {taps[-1]} ({len(taps)} taps)"
+
+
 def _refuse(missing: Sequence[str]) -> None:
     if missing:
         raise ValueError(
@@ -185,8 +222,8 @@ def _refuse(missing: Sequence[str]) -> None:
         )
 
 
-def _missing(traced: Traced, taps: Sequence[str]) -> tuple[str, ...]:
-    gates = _gates(traced, taps)
+def _missing(traced: Traced, taps: Sequence[str], smooth: bool = False) -> tuple[str, ...]:
+    gates = _gates(traced, taps, smooth)
     return tuple(k for k, gate in gates.items() if gate is None and not _at_head(traced, k))
 
 
@@ -233,51 +270,61 @@ def _head_mask(
     return values[_head_kernel(traced)].T[jnp.argmax(logits, axis=-1)] != 0
 
 
-def _gates(traced: Traced, taps: Sequence[str]) -> dict[str, Gate | None]:
+def _gates(traced: Traced, taps: Sequence[str], smooth: bool = False) -> dict[str, Gate | None]:
     """Path -> what lies between that tap and its ReLUs; None where that is more than a `Gate`."""
     features = _features(traced)
+    equations = Equations(traced.closed)
     return {
-        tap: None if traced.taps[tap] in features else _gate(traced, traced.taps[tap])
+        tap: None if traced.taps[tap] in features else _gate(traced, tap, equations, smooth)
         for tap in taps
     }
 
 
-def _gate(traced: Traced, tap: Any) -> Gate | None:
-    carriers, dependent = {tap}, set()
+def _gate(traced: Traced, tap: str, look: Equations, smooth: bool) -> Gate | None:
+    start = traced.taps[tap]
+    carriers: dict[Any, tuple[int, ...]] = {}  # variable -> the order of the tap's axes in it
+    dependent, skipped = set(), set()
     equations, inputs, operands, alone = [], [], [], True
+
+    def carry(variable, order):
+        carriers[variable] = order
+        if smooth and (activation := look.activation(variable)):
+            inputs.append((variable, order))
+            dependent.update(activation.made)
+            skipped.update(activation.equations)
+
+    carry(start, tuple(range(start.aval.ndim)))
     for eqn in traced.closed.jaxpr.eqns:
         variables = [v for v in eqn.invars if not is_literal(v)]
         carried = [v for v in variables if v in carriers]
+        if id(eqn) in skipped:
+            continue
         if not carried:
             if any(v in dependent for v in variables):
                 dependent.update(eqn.outvars)
-        elif _is_relu(eqn):
-            inputs.append(carried[0])
+            continue
+        out, order = eqn.outvars[0], carriers[carried[0]]
+        if is_relu(eqn):
+            inputs.append((carried[0], order))
             dependent.update(eqn.outvars)
-        elif eqn.primitive.name in AFFINE and len(carried) == 1 and _same_shape(eqn, tap):
+        elif eqn.primitive.name == "transpose":
+            equations.append(eqn)
+            carry(out, tuple(order[axis] for axis in eqn.params["permutation"]))
+        elif (
+            eqn.primitive.name in AFFINE
+            and len(carried) == 1
+            and out.aval.shape == tuple(start.aval.shape[axis] for axis in order)
+        ):
             others = [v for v in variables if v is not carried[0]]
             alone = alone and not any(v in dependent for v in others)
             equations.append(eqn)
             operands += others
-            carriers.add(eqn.outvars[0])
+            carry(out, order)
         else:
             return None
-    if not inputs or (traced.logits in carriers and traced.logits is not tap):
+    if not inputs or (traced.logits in carriers and traced.logits is not start):
         return None
     return Gate(tuple(equations), tuple(inputs), tuple(dict.fromkeys(operands)), alone)
-
-
-def _same_shape(eqn: Any, tap: Any) -> bool:
-    return eqn.outvars[0].aval.shape == tap.aval.shape
-
-
-def _is_relu(eqn: Any) -> bool:
-    """Whether an equation is max(x, 0), however often it is wrapped."""
-    if eqn.primitive.name == "max":
-        return any(is_literal(v) and not np.any(v.val) for v in eqn.invars)
-    inner = eqn.params.get("call_jaxpr") or eqn.params.get("jaxpr")
-    equations: Sequence[Any] = getattr(getattr(inner, "jaxpr", inner), "eqns", ())
-    return len(equations) == 1 and len(eqn.invars) == 1 and _is_relu(equations[0])
 
 
 def _replaced(value: Array, by: Array) -> Array:

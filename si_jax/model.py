@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from si_jax import batching, splitting
 from si_jax.networks import checking
+from si_jax.networks.endings import ending, no_logits
 from si_jax.networks.framework import framework_of
 from si_jax.networks.network import Network, head_of
 
@@ -122,6 +123,21 @@ class Model(Network):
         if jax.tree.leaves(variables):  # else weights are still to come
             object.__setattr__(self, "head", head_of(self, head))
             framework.head(self.module, variables, self.head)  # refuses what is certainly wrong
+            self._check_logits()
+
+    def _check_logits(self) -> None:
+        """Refuse what certainly is no logits."""
+        if self.num_classes < 2:
+            raise ValueError(
+                "the network gives one logit, and detectors need one for each of two classes or"
+                " more: give a network that returns (0, logit) instead"
+            )
+        if self.outline.ends_in_head:
+            return
+        image = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
+        traced = splitting.trace(self, self.variables, image, ())
+        if kind := ending(traced.closed.jaxpr, traced.logits):
+            raise ValueError(no_logits(kind))
 
     def __repr__(self) -> str:
         height, width, channels = self.image_shape

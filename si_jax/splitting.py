@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from si_jax.networks.equations import is_literal
 from si_jax.networks.network import Network, run
 
 FEATURES = "(features)"
@@ -236,11 +237,6 @@ def evaluate(
     """Values of the variables `outputs` of a jaxpr; `jit` computes only what they need."""
     part = jaxpr.replace(outvars=list(outputs), debug_info=jaxpr.debug_info.with_unknown_names())
     return jax.core.eval_jaxpr(part, consts, *inputs)
-
-
-def is_literal(variable: Any) -> bool:
-    """Whether an operand of an equation is a constant rather than a variable."""
-    return hasattr(variable, "val")
 
 
 def _differentiate(run, at, total) -> tuple[Gradients, Any]:

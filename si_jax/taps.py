@@ -2,9 +2,10 @@
 
 Each family in `si_jax.models` names them by role: `si-z` and `gaia-z` are the taps of
 zero-deflation, `inner` and `outer` those of channel-average. `si-c` are those of the calibrated
-form's densities: the norms and the stem, but no pooled tap, whose every density is 1; `si-c-inner`
-are those of its gradient, the norms of the last two stages (of BiT's last block, before which no
-gradient is needed). `si-z:gn` is the variant `gn` of a role.
+form's densities: the norms and the stem, but no pooled tap, whose every density is 1, or what
+enters GELU or its like where that stands in for ReLU; `si-c-inner` are those of its gradient, the
+norms of the last two stages (of BiT's last block, before which no gradient is needed). `si-z:gn` is
+the variant `gn` of a role.
 
 Patterns are globs over module paths (`*` also matches `/`); the order is always that in which the
 network computes them.
@@ -14,6 +15,7 @@ import fnmatch
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from si_jax import activation
 from si_jax.model import Model
 from si_jax.models import family_of
 from si_jax.models.family import IfPresent
@@ -28,7 +30,8 @@ def default_taps(model: Model, role: str, variant: str | None = None) -> tuple[s
     """Paths of a network's taps in order.
 
     For a network that is not in the table of architectures, the output of every normalisation
-    layer, and for the role `outer` the input of the classifier head.
+    layer, and for the role `outer` the input of the classifier head. For the role `si-c`, where
+    nothing switches the gradient at those off, every output that GELU, SiLU or their like follows.
 
     Args:
         model: the network.
@@ -48,6 +51,8 @@ def default_taps(model: Model, role: str, variant: str | None = None) -> tuple[s
             f"variant (={variant!r}) is no variant of the taps of {model.name}: it has {known}"
         )
     if family is None:
+        if role == "si-c":
+            return _density_taps(model)
         return (FEATURES,) if role == "outer" else select(model)
     patterns = table[f"{role}:{variant}" if variant else role]
     if patterns == (FEATURES,):
@@ -56,6 +61,16 @@ def default_taps(model: Model, role: str, variant: str | None = None) -> tuple[s
         model,
         [p for p in patterns if not isinstance(p, IfPresent) or matches(model, p)],
     )
+
+
+def _density_taps(model: Model) -> tuple[str, ...]:
+    norms = select(model)
+    if not activation.without_relu(model, norms, smooth=True):
+        return norms
+    if len(activation.never_off(model, norms)) < len(norms):
+        return norms
+    innermost = [call.path for call in model.calls if call.leaf and call.shape]
+    return activation.followed(model, innermost)
 
 
 def select(model: Network, taps: Taps = None) -> tuple[str, ...]:

@@ -13,8 +13,8 @@ COMMANDS = [name for name in TREES if name.startswith(("si_jax/commands/", "scri
 OTHER_MEANINGS = {"--dataset", "--model", "--normalisation"}
 """Options of `commands/options.py` whose namesakes elsewhere mean something else."""
 
-THEIRS = {"_flatten_layers"}
-"""Private names of libraries that offer no public one: Keras's layers of a layer."""
+THEIRS = {"_flatten_layers", "_trace"}
+"""Private names of libraries that offer no public one: a layer's layers, an array's trace."""
 
 
 def nodes(name: str, kind: type) -> list:

@@ -11,6 +11,7 @@ import numpy as np
 
 import si_jax
 from si_jax import cli
+from si_jax.commands.options import add_file_options
 from si_jax.models import ARCHITECTURES, NORMALISATIONS
 
 
@@ -22,8 +23,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--model", required=True, help=f"one of {', '.join(ARCHITECTURES)}")
     add("--out", required=True, help="checkpoint directory to write")
     add("--normalisation", help=f"what the network was trained with: {', '.join(NORMALISATIONS)}")
-    add("--mean", type=float, nargs="+", help="mean of each channel in [0, 1] units")
-    add("--std", type=float, nargs="+", help="standard deviation of each channel")
+    add_file_options(parser)
     add(
         "--input-size",
         type=int,
@@ -31,7 +31,6 @@ def main(argv: list[str] | None = None) -> None:
         metavar=("HEIGHT", "WIDTH"),
         help="of the images, in pixels",
     )
-    add("--part", help="which of several networks in the file: a key, or a prefix of names")
     args = parser.parse_args(argv)
 
     if Path(args.out).exists():

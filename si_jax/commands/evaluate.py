@@ -3,9 +3,12 @@
 si-jax evaluate                       # the offline default, `digits`
 si-jax evaluate --dataset cifar100 --checkpoint checkpoints/resnet34
 si-jax evaluate --dataset cifar100 --model resnet34 --checkpoint resnet34.pth
+si-jax evaluate --dataset FOLDER --checkpoint CHECKPOINT            # your own classes
+si-jax evaluate --id VAL --train TRAIN --ood cars=CARS --checkpoint CHECKPOINT   # or one by one
 """
 
 import argparse
+import functools
 from pathlib import Path
 
 from si_jax import cli
@@ -37,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     made = cli.parser("evaluate", __doc__)
     add = made.add_argument
     options.add_benchmark(made)
+    made.set_defaults(dataset=None)  # `digits`, unless there is --id
     options.add_network(made)
     add("--detectors", nargs="+", action="extend", metavar="NAME", help="default:"
         f" {' '.join(defaults.DETECTORS)}; without training images, those of them that need"
@@ -59,9 +63,14 @@ def parser() -> argparse.ArgumentParser:
         " to its name where an option differs from its default")  # fmt: skip
     options.add_places(made)
     add("--id", metavar="[NAME=]PATH", help="where the in-distribution images are: a folder with a"
-        " folder a class, .npz or list (.txt); default: looked for")  # fmt: skip
+        " folder a class, .npz or list (.txt); without --dataset, they are those of classes of your"
+        " own; default: looked for")  # fmt: skip
     add("--train", metavar="PATH", help="where the images to fit on are, likewise")
     options.add_ood(made, "a folder of images, .npz or .mat file; may be given several times")
+    add("--full-spectrum", action="store_true", help="measure a second time with"
+        " covariate-shifted sets (CIFAR-10-C, ImageNet-R, ...) as in-distribution")  # fmt: skip
+    add("--shifted", nargs="+", action="extend", default=[], metavar="NAME=PATH", help="the same"
+        " with shifted in-distribution images of your own")  # fmt: skip
     add("--download", action="store_true", help="download the public sets that are absent, as"
         " si-jax prepare-data does")  # fmt: skip
     options.add_allow_missing(made)
@@ -84,6 +93,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     if args.list_detectors:
         return list_detectors()
+    if args.dataset is None and args.id is None:
+        args.dataset = "digits"
     if args.out and Path(args.out).exists():
         checked_directory(args.out)
     with started(args) as processes:
@@ -92,24 +103,29 @@ def main(argv: list[str] | None = None) -> None:
 
 def evaluate(args: argparse.Namespace, command: str, processes: Processes) -> None:
     """Evaluate; process 0 prints."""
-    model, checkpoint = options.network(args)
+    options.check_network(args)
+    id_name, id_path = in_distribution(args)
     common = {k: value for k in COMMON if (value := getattr(args, k)) is not None}
     own = options.detector_options(args.options)
     if args.list_taps:
-        names = args.detectors or defaults.DETECTORS
+        model, _ = options.network(args)
+        names = args.detectors or defaults.serving(model, own)
         return list_taps(benchmark.make_detectors(names, model, common=common, options=own))
     run = evaluate_benchmark(
         args.dataset,
-        model,
+        functools.partial(options.network, args),
         detectors=args.detectors,
         options=own,
         common=common,
         protocol=args.protocol,
         data_dir=args.data_dir,
         ood_root=args.ood_root,
-        id_set=in_distribution(args),
+        id_set=id_path,
+        id_name=id_name,
         train_set=args.train,
         ood=options.pairs(args.ood, "--ood"),
+        shifted=options.pairs(args.shifted, "--shifted"),
+        full_spectrum=args.full_spectrum,
         download=args.download,
         limit=args.limit,
         fit_limit=args.fit_limit,
@@ -118,7 +134,6 @@ def evaluate(args: argparse.Namespace, command: str, processes: Processes) -> No
         allow_missing=args.allow_missing,
         skip_unreadable=args.skip_unreadable,
         out=args.out or default_directory(args),
-        checkpoint=checkpoint,
         command=command,
         processes=processes,
     )
@@ -140,22 +155,24 @@ def started(args: argparse.Namespace) -> Processes:
     return ALONE
 
 
-def in_distribution(args: argparse.Namespace) -> str | None:
-    """The path that `--id` gives; its name must be the benchmark's, if there is one."""
+def in_distribution(args: argparse.Namespace) -> tuple[str, str | None]:
+    """The name ('' for none) and the path of `--id`; a benchmark's set has a name already."""
     if args.id is None:
-        return None
+        return "", None
     name, equals, path = args.id.partition("=") if "=" in args.id else ("", "", args.id)
     table = BENCHMARKS.get(args.dataset)
     if equals and table is not None and name != table.test.name:
         raise ValueError(f"--id {args.id}: {args.dataset}'s set is called {table.test.name}")
-    return path
+    return ("" if table is not None else name), path
 
 
 def default_directory(args: argparse.Namespace) -> Path:
     """Where results go unless told: another directory for other options, the same for the same."""
     name = f"{args.dataset}-{args.protocol}"
     if is_own(args.dataset):
-        name = f"{escaped(Path(args.dataset).resolve().name)[:40]}-own"
+        id_name, id_path = in_distribution(args)
+        called = id_name or Path(args.dataset or id_path).resolve().name
+        name = f"{escaped(called)[:40]}-own"
     usual = vars(parser().parse_args([]))
     changed = {k: v for k, v in vars(args).items() if k not in ASIDE and v != usual[k]}
     changed = {k: v for k, v in changed.items() if k not in ("dataset", "protocol")}

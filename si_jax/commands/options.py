@@ -24,7 +24,7 @@ def add_protocol(parser: argparse.ArgumentParser) -> None:
 
 
 def add_network(parser: argparse.ArgumentParser) -> None:
-    """`--checkpoint`, `--model`, `--normalisation` and `--precision`; see `network`."""
+    """`--checkpoint`, `--model`, `--precision` and what a file needs; see `network`."""
     add = parser.add_argument
     add("--checkpoint", help="bundled name, checkpoint directory, or (with --model) a file of"
         " another framework; 'random' for fresh weights; default: the bundled one that was"
@@ -32,6 +32,7 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     add("--model", help="architecture, for --checkpoint FILE or --checkpoint random")
     add("--normalisation", help="of a FILE's network: cifar10, cifar100, imagenet or half;"
         " default: the architecture's")  # fmt: skip
+    add_file_options(parser)
     add_precision(parser)
 
 
@@ -39,6 +40,15 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
     """`--precision`."""
     parser.add_argument("--precision", default="highest", help="of matrix products: highest"
         " (default), high or default")  # fmt: skip
+
+
+def add_file_options(parser: argparse.ArgumentParser) -> None:
+    """`--mean`, `--std` and `--part`, of a file of another framework."""
+    add = parser.add_argument
+    add("--mean", type=float, nargs="+", help="mean of each channel in [0, 1] units, in place of"
+        " --normalisation")  # fmt: skip
+    add("--std", type=float, nargs="+", help="standard deviation of each channel, likewise")
+    add("--part", help="which of several networks in a FILE: a key, or a prefix of names")
 
 
 def add_places(parser: argparse.ArgumentParser) -> None:
@@ -95,15 +105,24 @@ def add_batch_size(
     )
 
 
-def network(args: argparse.Namespace) -> tuple[Model, str]:
-    """The network that `add_network`'s options name, and what a report calls its checkpoint."""
+def check_network(args: argparse.Namespace) -> None:
+    """Refuse what can be seen of `add_network`'s options before the network is loaded."""
     if not args.model and args.checkpoint == "random":
         raise ValueError("--checkpoint random needs --model NAME")
+    defaults.which_checkpoint(args.dataset, args.checkpoint, args.model)
+
+
+def network(args: argparse.Namespace) -> tuple[Model, str]:
+    """The network that `add_network`'s options name, and what a report calls its checkpoint."""
+    check_network(args)
     return defaults.benchmark_model(
         args.dataset,
         args.checkpoint,
         architecture=args.model,
         normalisation=args.normalisation,
+        mean=args.mean,
+        std=args.std,
+        part=args.part,
         seed=args.seed,
         precision=args.precision,
     )

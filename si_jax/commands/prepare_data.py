@@ -25,6 +25,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--dataset", help=f"benchmark: {', '.join(BENCHMARKS)}")
     options.add_protocol(parser)
     options.add_data_dir(parser)
+    add("--full-spectrum", action="store_true", help="its covariate-shifted sets as well")
     add("--order", metavar="FOLDER", help="ImageNet's flat validation folder: bring it into"
         " imagenet/val of the data folder, a folder a class, by links")  # fmt: skip
     add("--labels", metavar="FILE", help=f"the labels of --order: {', '.join(LABEL_FILES)}")
@@ -44,12 +45,15 @@ def main(argv: list[str] | None = None) -> None:
     root = roots.folders_root(args.data_dir)
     print(f"data folder: {root}\n")
     outcomes = []
-    for outcome in downloads.prepare(args.dataset, args.protocol, args.data_dir):
+    for outcome in downloads.prepare(
+        args.dataset, args.protocol, args.data_dir, full_spectrum=args.full_spectrum
+    ):
         outcomes.append(outcome)
         count = f"{outcome.images:6d} images" if outcome.images else " " * 13
         print(f"{outcome.name:22} {outcome.state:8} {count}  {outcome.detail}", flush=True)
     print()
     option = f" --data-dir {args.data_dir}" if args.data_dir else ""
+    option = " --full-spectrum" * args.full_spectrum + option
     command = f"si-jax evaluate --dataset {args.dataset} --protocol {args.protocol}{option}"
     if lacking := [outcome.name for outcome in outcomes if outcome.state in ("failed", "by hand")]:
         raise ValueError(
@@ -80,7 +84,7 @@ def list_downloads() -> None:
         print(f"    from {source}")
         print(f"    to   {download.folder}; MD5 {download.md5 or 'recorded at the first download'}")
     others = (
-        'CIFAR-10, CIFAR-100 and MNIST come by TensorFlow Datasets (pip install "si-jax[tfds]");'
-        " ImageNet has to be fetched by hand from https://image-net.org, after signing in."
+        "Sets that TensorFlow Datasets has prepared are taken as they are. ImageNet has to be"
+        " fetched by hand from https://image-net.org, after signing in."
     )
     print(textwrap.fill(others, 100))

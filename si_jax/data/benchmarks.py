@@ -41,7 +41,8 @@ class Resolved:
     `train` is None where the training split is absent, and `train_absent` then says what to do.
     `absent` holds everything else that is missing, `unlisted` the sets that were taken otherwise
     than OpenOOD lists them, and `incomplete` the groups whose averages must not go by the
-    benchmark's name for either reason. `notes` are sentences to tell beside the results.
+    benchmark's name for either reason. `notes` are sentences to tell beside the results. `shifted`
+    are in-distribution images that look otherwise, for the full spectrum.
     """
 
     benchmark: Benchmark
@@ -54,6 +55,7 @@ class Resolved:
     train_absent: str = ""
     test_stand_in_for: str = ""
     unlisted: tuple[str, ...] = ()
+    shifted: tuple[ImageSet, ...] = ()
 
     @property
     def incomplete(self) -> tuple[str, ...]:
@@ -68,7 +70,7 @@ class Resolved:
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences to tell beside the results."""
-        sets = [self.test, *(item.images for item in self.ood)]
+        sets = [self.test, *(item.images for item in self.ood), *self.shifted]
         notes = [f"{images.name}: {note}" for images in sets for note in images.notes]
         if self.unlisted:
             notes.append(
@@ -88,6 +90,7 @@ def resolve(
     extra: Mapping[str, Any] | None = None,
     allow_missing: bool = False,
     fetch: bool = False,
+    full_spectrum: bool = False,
 ) -> Resolved:
     """Find the sets of a benchmark.
 
@@ -103,6 +106,7 @@ def resolve(
         allow_missing: whether absent sets are left out (or represented by their stand-in, under its
             own name) rather than an error. The in-distribution set can't be left out.
         fetch: whether TFDS sets that aren't prepared may be downloaded.
+        full_spectrum: whether the benchmark's covariate-shifted sets are looked for too.
 
     Returns:
         The sets found and the absent ones.
@@ -113,6 +117,9 @@ def resolve(
     """
     table = _choose("benchmark", benchmark, BENCHMARKS)
     entries = _choose("protocol", protocol, table.ood)
+    if full_spectrum and not table.shifted:
+        having = ", ".join(name for name, entry in BENCHMARKS.items() if entry.shifted)
+        raise ValueError(f"full_spectrum: {benchmark} has no shifted sets; these have: {having}.")
     options = ("ood_root",) if extra is None else ("ood_root", "ood")
     where = finding.Where(data_dir, ood_root, dict(extra or {}), fetch, options)
     absent: list[Absent] = []
@@ -128,7 +135,12 @@ def resolve(
             ood.append(
                 OodSet(entry.stand_in if replaced else entry.name, entry.group, images, replaced)
             )
-    own = {table.test.name, table.train.name, *(entry.name for entry in entries)}
+    shifted = []
+    for entry in table.shifted if full_spectrum else ():
+        images, _ = _find_or_stand_in(entry, where, absent, unlisted)
+        if images is not None:
+            shifted.append(images)
+    own = {table.test.name, table.train.name, *(e.name for e in (*entries, *table.shifted))}
     added = {name: path for name, path in where.extra.items() if name not in own}
     ood = [item for item in ood if item.name not in added]
     ood += [OodSet(name, "extra", as_image_set(data, name)) for name, data in added.items()]
@@ -152,6 +164,7 @@ def resolve(
         train_absent=train_absent,
         test_stand_in_for=stand_in_for,
         unlisted=tuple(unlisted),
+        shifted=tuple(shifted),
     )
 
 

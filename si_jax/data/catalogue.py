@@ -6,6 +6,7 @@ To let a set be found in one more place, add that place to its line.
 import dataclasses
 
 GROUPS = ("far", "near", "extra")  # 'extra' sets are in no average and never missed
+SHIFTED = "shifted"  # the group of in-distribution images that look otherwise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,15 @@ class Listing:
     num_classes: int | None = None
 
 
-Place = Tfds | Folder | Digits | Listing
+@dataclasses.dataclass(frozen=True)
+class CifarBinary:
+    """Files of CIFAR's binary version below `ood_root`, as its archive unpacks."""
+
+    paths: tuple[str, ...]
+    num_classes: int
+
+
+Place = Tfds | Folder | Digits | Listing | CifarBinary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,5 +182,40 @@ NINCO = SetEntry("ninco", _folders("images_largescale/ninco", "ninco", "NINCO/NI
 OPENIMAGE_O = SetEntry(
     "openimage_o", _folders("images_largescale/openimage_o", "openimage_o", "OpenImage-O")
 )
-CIFAR10_TEST = SetEntry("cifar10", (Tfds("cifar10", "test"), Folder("cifar10/test", 10)))
-CIFAR100_TEST = SetEntry("cifar100", (Tfds("cifar100", "test"), Folder("cifar100/test", 100)))
+
+
+def _cifar(name: str, split: str, num_classes: int, *binary: str) -> SetEntry:
+    places = (
+        Tfds(name, split),
+        CifarBinary(binary, num_classes),
+        Folder(f"{name}/{split}", num_classes),
+    )
+    hint = f"run si-jax prepare-data --dataset {name}"
+    return SetEntry(name if split == "test" else f"{name}_{split}", places, hint=hint)
+
+
+CIFAR10_TEST = _cifar("cifar10", "test", 10, "cifar-10-batches-bin/test_batch.bin")
+CIFAR10_TRAIN = _cifar(
+    *("cifar10", "train", 10), *(f"cifar-10-batches-bin/data_batch_{k}.bin" for k in range(1, 6))
+)
+CIFAR100_TEST = _cifar("cifar100", "test", 100, "cifar-100-binary/test.bin")
+CIFAR100_TRAIN = _cifar("cifar100", "train", 100, "cifar-100-binary/train.bin")
+
+
+def _shifted(name: str, hint: str, *folders: Folder) -> SetEntry:
+    return SetEntry(name, folders, SHIFTED, hint=hint)
+
+
+_BRING = "run si-jax prepare-data --full-spectrum --dataset"
+CIFAR10_C = _shifted("cifar10_c", f"{_BRING} cifar10", Folder("CIFAR-10-C", 10))
+CIFAR100_C = _shifted("cifar100_c", f"{_BRING} cifar100", Folder("CIFAR-100-C", 100))
+IMAGENET_V2 = _shifted(
+    "imagenet_v2",
+    f"{_BRING} imagenet",
+    Folder("images_largescale/imagenet_v2", 1000),
+    Folder("imagenetv2-matched-frequency-format-val", 1000),
+)
+IMAGENET_C = _shifted("imagenet_c", f"{_BRING} imagenet", Folder("images_largescale/imagenet_c"))
+IMAGENET_R = _shifted(
+    "imagenet_r", f"{_BRING} imagenet", *_folders("images_largescale/imagenet_r", "imagenet-r")
+)

@@ -1,7 +1,7 @@
-"""Where the public sets come from, and `prepare`, which brings those of a benchmark.
+"""`prepare`, which brings the public sets of a benchmark; `download_table` says whence.
 
-Addresses and MD5 sums are data, here. Sets that TFDS prepares come by TFDS; archives on Google
-Drive by gdown (the extra `download`); the rest over HTTP.
+Archives on Google Drive come by gdown (the extra `download`), what TFDS alone prepares by TFDS, the
+rest over HTTP.
 """
 
 import dataclasses
@@ -13,158 +13,12 @@ from pathlib import Path
 
 from si_jax.data import files, finding, sources
 from si_jax.data.catalogue import Listing, SetEntry, Tfds
+from si_jax.data.download_table import BRINGS, DOWNLOADS, DRIVE
 from si_jax.data.fetching import FailedDownload, fetch, fetch_from_drive
 from si_jax.data.image_set import MissingSet
 from si_jax.data.preprocessing import PROTOCOLS
 from si_jax.data.tables import BENCHMARKS
 from si_jax.data.unpacking import unpack
-
-DRIVE = "drive:"  # begins an address that is an identifier of Google Drive
-
-
-@dataclasses.dataclass(frozen=True)
-class Download:
-    """A file that holds a set.
-
-    Attributes:
-        address: of the file; an identifier of Google Drive behind 'drive:'.
-        folder: where it is unpacked, below the data root; or a file's own place.
-        holds: what is in it, in words.
-        images: number of images in it, 0 where that is not known.
-        md5: its sum, '' where none is known; the first download's is then recorded.
-        counted: the folder in which the images are counted, below `folder`.
-        terms: a note on its terms of use.
-    """
-
-    address: str
-    folder: str
-    holds: str
-    images: int = 0
-    md5: str = ""
-    counted: str = "."
-    terms: str = "none given"
-
-
-_OTHERS = "of the photographs' sources"
-
-
-def _openood(identifier: str, folder: str, holds: str = "", images: int = 0) -> Download:
-    return Download(DRIVE + identifier, folder, holds or f"{images} images", images, terms=_OTHERS)
-
-
-DOWNLOADS = {
-    "svhn": Download(
-        "http://ufldl.stanford.edu/housenumbers/test_32x32.mat",
-        "svhn/test_32x32.mat",
-        "26032 test images 32x32, 64 MB",
-        26032,
-        "eb5a983be6a315427106f1b164d9cef3",
-        terms="non-commercial",
-    ),
-    "lsun": Download(
-        "https://www.dropbox.com/s/raw/fhtsw1m3qxlwj6h/LSUN.tar.gz",
-        "LSUN",
-        "10000 crops 36x36",
-        10000,
-        "458a0a0ab8e5f1cb4516d7400568e460",
-    ),
-    "lsun_resize": Download(
-        "https://www.dropbox.com/s/raw/moqh2wh8696c3yl/LSUN_resize.tar.gz",
-        "LSUN_resize",
-        "10000 images 32x32",
-        10000,
-        "278b7b31c8cb7e804a1465a8ce03a2dc",
-    ),
-    "tiny_imagenet_crop": Download(
-        "https://www.dropbox.com/s/raw/avgm2u562itwpkl/Imagenet.tar.gz",
-        "Imagenet",
-        "10000 crops 36x36",
-        10000,
-        "7c0827e4246c3718a5ee076e999e52e5",
-    ),
-    "tiny_imagenet_resize": Download(
-        "https://www.dropbox.com/s/raw/kp3my3412u5k9rl/Imagenet_resize.tar.gz",
-        "Imagenet_resize",
-        "10000 images 32x32",
-        10000,
-        "0f9ff11d45babf2eff5fe12281d1ac31",
-    ),
-    "isun": Download(
-        "https://www.dropbox.com/s/ssz7qxfqae0cca5/iSUN.tar.gz?dl=1",
-        "iSUN",
-        "8925 images 32x32",
-        8925,
-    ),
-    "textures": Download(
-        "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz",
-        "dtd",
-        "5640 photographs, 600 MB",
-        5640,
-        "fff73e5086ae6bdbea199a49dfb8a4c1",
-        counted="images",
-        terms="research only",
-    ),
-    "openood_lists": _openood(
-        "1lI1j0_fDDvjIt9JlWAw09X8ks-yrR_H1", "benchmark_imglist", "lists of images"
-    ),
-    "openood_cifar10": _openood(
-        "1Co32RiiWe16lTaiOU6JMMnyUYS41IlO1", "images_classic/cifar10", "CIFAR-10 as PNG files"
-    ),
-    "openood_cifar100": _openood(
-        "1PGKheHUsf29leJPPGuXqzLBMwl8qMF8_", "images_classic/cifar100", "CIFAR-100 as PNG files"
-    ),
-    "openood_tin": _openood(
-        "1PZ-ixyx52U989IKsMA2OT-24fToTrelC", "images_classic/tin", "Tiny ImageNet"
-    ),
-    "openood_mnist": _openood(
-        "1CCHAGWqA1KJTFFswuF9cbhmB-j98Y1Sb", "images_classic/mnist", "70000 digits", 70000
-    ),
-    "openood_svhn": _openood(
-        "1DQfc11HOtB1nEwqS4pWUFp8vtQ3DczvI", "images_classic/svhn", "SVHN as PNG files"
-    ),
-    "openood_texture": _openood(
-        "1OSz1m3hHfVWbRdmMwKbUzoU8Hg9UKcam", "images_classic/texture", images=5640
-    ),
-    "openood_places365": _openood(
-        "1Ec-LRSTf6u5vEctKX9vRp9OA6tqnJ0Ay", "images_classic/places365", "Places365, test part"
-    ),
-    "openood_ssb_hard": _openood(
-        "1PzkA-WGG8Z18h0ooL_pDdz9cO-DCIouE", "images_largescale/ssb_hard", images=49000
-    ),
-    "openood_ninco": _openood(
-        "1Z82cmvIB0eghTehxOGP5VTdLt7OD3nk6", "images_largescale/ninco", images=5879
-    ),
-    "openood_inaturalist": _openood(
-        "1zfLfMvoUD0CUlKNnkk7LgxZZBnTBipdj", "images_largescale/inaturalist", images=10000
-    ),
-    "openood_places": _openood(
-        "1fZ8TbPC4JGqUCm-VtvrmkYxqRNp2PoB3", "images_largescale/places", images=10000
-    ),
-    "openood_sun": _openood(
-        "1ISK0STxWzWmg-_uUr4RQ8GSLFW7TZiKp", "images_largescale/sun", images=10000
-    ),
-    "openood_openimage_o": _openood(
-        "1VUFXnB_z70uHfdgJG2E_pjYOcEgqM7tE", "images_largescale/openimage_o", "OpenImage-O"
-    ),
-}
-"""Name -> download."""
-
-_SAME = ("places365", "inaturalist", "sun", "places", "ssb_hard", "ninco", "openimage_o")
-BRINGS = {
-    "published": {
-        "tiny_imagenet": "tiny_imagenet_crop",
-        **{name: name for name in ("svhn", "lsun", "lsun_resize", "isun", "textures")},
-        "tiny_imagenet_resize": "tiny_imagenet_resize",
-        **{name: f"openood_{name}" for name in _SAME},
-    },
-    "openood": {
-        **{name: f"openood_{name}" for name in ("cifar10", "cifar100", "svhn", "mnist", *_SAME)},
-        **{f"{name}_train": f"openood_{name}" for name in ("cifar10", "cifar100")},
-        "textures": "openood_texture",
-        "tiny_imagenet": "openood_tin",
-    },
-}
-"""Protocol -> set -> download."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,6 +36,8 @@ def prepare(
     protocol: str = "published",
     data_dir: str | os.PathLike | None = None,
     ood_root: str | os.PathLike | None = None,
+    *,
+    full_spectrum: bool = False,
 ) -> Iterator[Outcome]:
     """Bring every public set of a benchmark that is not on this machine.
 
@@ -190,6 +46,7 @@ def prepare(
         protocol: 'published' or 'openood'.
         data_dir: the folder of all data; `sources.default_data_dir()` by default.
         ood_root: the folder for folders of images; `data_dir` by default.
+        full_spectrum: whether the benchmark's covariate-shifted sets are brought too.
 
     Returns:
         An iterator that brings one set after the other and tells what became of it. A set that
@@ -205,7 +62,8 @@ def prepare(
     table = BENCHMARKS[benchmark]
     where = finding.Where(data_dir, ood_root, fetch=False)
     entries = [table.id_entry("test", protocol), table.id_entry("train", protocol)]
-    return _prepare([*entries, *table.ood[protocol]], protocol, where)
+    entries += [*table.ood[protocol], *(table.shifted if full_spectrum else ())]
+    return _prepare(entries, protocol, where)
 
 
 def bring(name: str, root: Path) -> Path:

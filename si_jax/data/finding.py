@@ -7,7 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from si_jax.data import digits, sources
-from si_jax.data.catalogue import STAND_INS, Digits, Folder, Listing, Place, SetEntry, Tfds
+from si_jax.data.catalogue import (
+    SHIFTED,
+    STAND_INS,
+    CifarBinary,
+    Digits,
+    Folder,
+    Listing,
+    Place,
+    SetEntry,
+    Tfds,
+)
+from si_jax.data.cifar import from_cifar_binary
 from si_jax.data.image_set import ImageSet, MissingSet
 from si_jax.data.roots import folders_root, tfds_dirs
 from si_jax.data.sequences import as_image_set
@@ -69,7 +80,7 @@ def locate(entry: SetEntry, where: Where) -> tuple[ImageSet, Place | None]:
             if fetch and not (isinstance(place, Tfds) and place.fetch):
                 continue
             try:
-                return _open(place, entry.name, where, fetch), place
+                return _open(place, entry.name, where, fetch, entry.group == SHIFTED), place
             except MissingSet as error:
                 if fetch or _is_there(place, where):
                     reasons.append(str(error).rstrip("."))
@@ -87,7 +98,7 @@ def find_stand_in(entry: SetEntry, where: Where) -> ImageSet | None:
         return None
 
 
-def _open(place: Place, name: str, where: Where, fetch: bool) -> ImageSet:
+def _open(place: Place, name: str, where: Where, fetch: bool, shifted: bool) -> ImageSet:
     match place:
         case Digits(part):
             if part in digits.OOD_SETS:
@@ -98,7 +109,10 @@ def _open(place: Place, name: str, where: Where, fetch: bool) -> ImageSet:
                 sources.from_tfds(tfds_name, split, where.data_dir, fetch=fetch), name=name
             )
         case Folder(path, num_classes):
-            return sources.from_path(where.root / path, name=name, num_classes=num_classes)
+            images = sources.from_path(where.root / path, name=name, num_classes=num_classes)
+            return images if num_classes or not shifted else sources.unlabelled(images)
+        case CifarBinary(paths, num_classes):
+            return from_cifar_binary([where.root / p for p in paths], num_classes, name=name)
         case Listing(paths, roots, num_classes):
             listing = next((where.root / p for p in paths if (where.root / p).exists()), None)
             return sources.from_list(
@@ -116,6 +130,8 @@ def describe(place: Place | None, where: Where) -> str:
             return f"{find_prepared(name, where.data_dir)}, {split}"
         case Folder(path, _):
             return str(where.root / path)
+        case CifarBinary(paths, _):
+            return str((where.root / paths[0]).parent)
         case Listing(paths, _, _):
             return str(next(where.root / p for p in paths if (where.root / p).exists()))
         case Digits():
@@ -130,6 +146,8 @@ def _is_there(place: Place, where: Where) -> bool:
             return find_prepared(name, where.data_dir) is not None
         case Folder(path, _):
             return (where.root / path).exists()
+        case CifarBinary(paths, _):
+            return (where.root / paths[0]).exists()
         case Listing():
             return False  # what it lists may be elsewhere; that it's unused is told apart
     return True

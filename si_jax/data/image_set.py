@@ -149,6 +149,16 @@ def take(image_set: ImageSet, indices: Iterable[int] | Int[np.ndarray, " n"]) ->
     )
 
 
+def unlabelled(image_set: ImageSet) -> ImageSet:
+    """Give the same images without labels, where these are no classes of the classifier's."""
+    return dataclasses.replace(
+        image_set,
+        structure=fingerprint_of("unlabelled", image_set.structure),
+        load_fn=lambda index: (image_set.load(index)[0], NO_LABEL),
+        other_labels=(),
+    )
+
+
 def overlap(images: ImageSet, others: ImageSet) -> int:
     """Count the images whose content is, byte for byte, that of one of the others."""
     known = {row.tobytes() for row in others.digests[:, :16]}

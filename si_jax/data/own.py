@@ -43,7 +43,7 @@ def resolve_own(
             class folders are matched as above.
         train: likewise the images that detectors are fitted on.
         ood: further out-of-distribution sets by name, as `as_image_set` takes.
-        name: what to call the in-distribution set; the folder's name by default.
+        name: what to call the in-distribution set; its folder's or file's name by default.
         seed: of the made-up sets.
 
     Returns:
@@ -65,6 +65,8 @@ def resolve_own(
         )
     if train is None and folder is not None and (folder / "train").is_dir():
         train = folder / "train"
+    if not name and folder is None and isinstance(test, (str, os.PathLike)):
+        name = Path(test).expanduser().resolve().stem
     name = name or (folder.resolve().name if folder is not None else "in-distribution")
     tested = _labelled(test, name, num_classes, classes)
     given = dict(ood or {})

@@ -43,7 +43,7 @@ def as_image_set(data: Any, name: str) -> ImageSet:
         return data
     if isinstance(data, (str, os.PathLike)):
         return sources.from_path(data, name=name)
-    if hasattr(data, "shape"):
+    if hasattr(data, "shape") and hasattr(data, "dtype"):
         return sources.from_arrays(name, _array(data, f"images of {name}"))
     if isinstance(data, Mapping) or _is_pair_of_arrays(data):
         images, labels = _parts(data, name)

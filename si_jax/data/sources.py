@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from si_jax.data.arrays import from_arrays, from_npz, from_svhn_mat
+from si_jax.data.cifar import LABELS, from_corruptions
 from si_jax.data.folders import from_folder
 from si_jax.data.image_set import (
     NO_LABEL,
@@ -13,6 +14,7 @@ from si_jax.data.image_set import (
     overlap,
     subset,
     take,
+    unlabelled,
 )
 from si_jax.data.lists import from_list
 from si_jax.data.roots import default_data_dir
@@ -35,6 +37,7 @@ __all__ = [
     "prepared_directory",
     "subset",
     "take",
+    "unlabelled",
 ]
 
 
@@ -47,7 +50,8 @@ def from_path(
 ) -> ImageSet:
     """Open a folder, a `.npz` file, a list (`.txt`) or one of SVHN's `.mat` files.
 
-    Where `<folder>.wnid_to_index.json` lies beside a folder, it gives the labels.
+    A folder with `labels.npy` holds CIFAR's corrupted copies, see `cifar.from_corruptions`. Where
+    `<folder>.wnid_to_index.json` lies beside a folder, it gives the labels.
 
     Args:
         path: the folder or file.
@@ -69,6 +73,8 @@ def from_path(
         return from_svhn_mat(path, name=name)
     if path.suffix.lower() == ".txt":
         return from_list(path, name=name, num_classes=num_classes)
+    if (path / LABELS).is_file():
+        return from_corruptions(path, name=name)
     table = path.resolve().with_name(path.resolve().name + ".wnid_to_index.json")
     return from_folder(
         path,

@@ -24,7 +24,8 @@ class Benchmark:
     """In-distribution splits and, for each protocol, out-of-distribution sets.
 
     `size` is the key of `PREPROCESSING` next to the protocol; `train` is what detectors are
-    fitted on; `lists` is OpenOOD's name for the benchmark, '' where it has none.
+    fitted on; `lists` is OpenOOD's name for the benchmark, '' where it has none. `shifted` are
+    in-distribution images that look otherwise, of the full spectrum.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Benchmark:
     train: SetEntry
     ood: Mapping[str, tuple[SetEntry, ...]]
     lists: str = ""
+    shifted: tuple[SetEntry, ...] = ()
 
     def id_entry(self, split: str, protocol: str) -> SetEntry:
         """Give the in-distribution set of a split, 'test' or 'train', under a protocol."""
@@ -48,7 +50,10 @@ def _group(group: str, *entries: SetEntry) -> tuple[SetEntry, ...]:
     return tuple(entry.within(group) for entry in entries)
 
 
-def _cifar(name: str, num_classes: int, test: SetEntry, other: SetEntry) -> Benchmark:
+def _cifar(
+    num_classes: int, test: SetEntry, train: SetEntry, *, other: SetEntry, corrupted: SetEntry
+) -> Benchmark:
+    name = test.name
     far = _group("far", cat.SVHN, cat.LSUN, cat.TINY_IMAGENET, cat.PLACES365, cat.TEXTURES)
     extra = _group("extra", cat.LSUN_RESIZE, cat.ISUN, cat.TINY_IMAGENET_RESIZE)
     return Benchmark(
@@ -56,9 +61,7 @@ def _cifar(name: str, num_classes: int, test: SetEntry, other: SetEntry) -> Benc
         num_classes=num_classes,
         size="small",
         test=test,
-        train=SetEntry(
-            f"{name}_train", (Tfds(name, "train"), Folder(f"{name}/train", num_classes))
-        ),
+        train=train,
         ood={
             "published": far + _group("near", other) + extra,
             "openood": _group(
@@ -75,6 +78,7 @@ def _cifar(name: str, num_classes: int, test: SetEntry, other: SetEntry) -> Benc
             ),
         },
         lists=name,
+        shifted=(corrupted,),
     )
 
 
@@ -103,6 +107,16 @@ def _imagenet_openood(*folders: str) -> tuple[SetEntry, ...]:
     ) + _group("near", listed(cat.SSB_HARD), listed(cat.NINCO))
 
 
+_IMAGENET_SHIFTED = tuple(
+    entry.listed(f"imagenet/test_{entry.name}", num_classes=1000)
+    for entry in (cat.IMAGENET_V2, cat.IMAGENET_C, cat.IMAGENET_R)
+)
+_IMAGENET200_SHIFTED = tuple(  # which of their images are of the 200 classes, the lists alone say
+    dataclasses.replace(entry, places=()).listed(f"imagenet200/test_{entry.name}", num_classes=200)
+    for entry in (cat.IMAGENET_V2, cat.IMAGENET_C, cat.IMAGENET_R)
+)
+
+
 _IMAGENET200_HINT = (
     "put OpenOOD's lists into benchmark_imglist/ and ImageNet's images into"
     " images_largescale/imagenet_1k/ below the data folder"
@@ -116,8 +130,16 @@ BENCHMARKS = {
         train=SetEntry("digits_train", (Digits("train"),)),
         ood=dict.fromkeys(PROTOCOLS, _DIGITS_OOD),
     ),
-    "cifar10": _cifar("cifar10", 10, test=cat.CIFAR10_TEST, other=cat.CIFAR100_TEST),
-    "cifar100": _cifar("cifar100", 100, test=cat.CIFAR100_TEST, other=cat.CIFAR10_TEST),
+    "cifar10": _cifar(
+        *(10, cat.CIFAR10_TEST, cat.CIFAR10_TRAIN),
+        other=cat.CIFAR100_TEST,
+        corrupted=cat.CIFAR10_C,
+    ),
+    "cifar100": _cifar(
+        *(100, cat.CIFAR100_TEST, cat.CIFAR100_TRAIN),
+        other=cat.CIFAR10_TEST,
+        corrupted=cat.CIFAR100_C,
+    ),
     "imagenet": Benchmark(
         name="imagenet",
         num_classes=1000,
@@ -146,6 +168,7 @@ BENCHMARKS = {
             "openood": _imagenet_openood("imagenet"),
         },
         lists="imagenet",
+        shifted=_IMAGENET_SHIFTED,
     ),
     # OpenOOD's choice of 200 classes, which its lists alone define, whatever the protocol
     "imagenet200": Benchmark(
@@ -159,5 +182,6 @@ BENCHMARKS = {
             "imagenet200/train_imagenet200", num_classes=200
         ),
         ood=dict.fromkeys(PROTOCOLS, _imagenet_openood("imagenet200", "imagenet")),
+        shifted=_IMAGENET200_SHIFTED,
     ),
 }

@@ -1,21 +1,29 @@
 """A detector as one file that runs without this library.
 
-By `jax.export`, for JAX on CPU, CUDA or TPU. The network, the fit and the threshold are constants
-in it.
+By `jax.export`, for JAX on CPU, CUDA or TPU; or as ONNX, for any runtime of that, where `jax2onnx`
+has what the detector needs. The network, the fit and the threshold are constants in it.
 """
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 import jax.export
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Shaped, UInt8
 
 from si_jax.data.files import write_atomically
 from si_jax.detectors import Detector, Inputs
+
+ONNX = ".onnx"
+"""The ending of the files that `export` writes as ONNX."""
+
+CHECKED = 5
+"""Random images on which a file of ONNX is compared with the library before it is written."""
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -33,6 +41,21 @@ def load(path):
 # load("detector.jaxexport")(uint8 images) -> score, label, probability, is_ood, p_value
 """
 """All that is needed to run an exported detector, with `jax`, `numpy` and `flatbuffers`."""
+
+
+ONNX_LOADER = """\
+import onnxruntime
+
+
+def load(path):
+    session = onnxruntime.InferenceSession(path)
+    names = [output.name for output in session.get_outputs()]
+    return lambda images: dict(zip(names, session.run(names, {"images": images})))
+
+
+# load("detector.onnx")(uint8 images) -> score, label, probability, is_ood, p_value
+"""
+"""All that is needed to run a detector in ONNX, with `onnxruntime`."""
 
 
 def export_jax(
@@ -54,10 +77,7 @@ def export_jax(
     Raises:
         ValueError: if the detector is not fitted, or the package `flatbuffers` is missing.
     """
-    path = Path(path)
-    shape = jax.export.symbolic_shape("batch, height, width, channels")
-    shape = (shape[0], *detector.model.image_shape)
-    images = jax.ShapeDtypeStruct(shape, jnp.uint8)
+    path, images = Path(path), _any_number(detector)
     program = jax.export.export(jax.jit(program_of(detector)), platforms=tuple(platforms))(images)
     try:
         data = program.serialize()
@@ -67,6 +87,72 @@ def export_jax(
         ) from None
     write_atomically(path, lambda file: file.write(data))
     return path
+
+
+def export_onnx(detector: Detector, path: str | os.PathLike) -> Path:
+    """Write a detector as ONNX, which `ONNX_LOADER` runs.
+
+    Input and outputs are those of `export_jax`. Before it is written, it is run by onnxruntime, and
+    its scores of random images are compared with this library's.
+
+    Args:
+        detector: fitted, and calibrated where it is to decide.
+        path: the file, written whole or not at all.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: if the detector is not fitted, the package `jax2onnx` is missing, it has no
+            conversion for what the detector computes, or the scores are others.
+    """
+    run, images = program_of(detector), _any_number(detector)
+    try:
+        import onnxruntime
+        from jax2onnx import to_onnx
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f'an export to ONNX needs the package {error.name!r}: pip install "si-jax[onnx]"'
+        ) from None
+    closed, results = jax.make_jaxpr(run, return_shape=True)(images)  # before Flax is patched
+    logging.disable(logging.WARNING)  # that it does not know the shape of an inner value
+    try:
+        data = to_onnx(
+            jax.extend.core.jaxpr_as_fun(closed),
+            [images],
+            model_name=detector.name,
+            input_names=["images"],
+            output_names=sorted(results),
+        ).SerializeToString()
+    except Exception as error:  # what it raises for a missing conversion is of any kind
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(
+            f"detector {detector.name!r} cannot be written as ONNX, for which jax2onnx lacks a"
+            f" conversion ({reason}): write it for JAX, or take a detector without a gradient"
+        ) from error
+    finally:
+        logging.disable(logging.NOTSET)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    session = onnxruntime.InferenceSession(data, options)
+    checked = np.random.default_rng(0).integers(
+        0, 256, (CHECKED, *detector.model.image_shape), np.uint8
+    )
+    (scores,), expected = session.run(["score"], {"images": checked}), detector.score(checked)
+    if not np.allclose(scores, expected, rtol=1e-4, atol=1e-5 * np.ptp(expected)):
+        raise ValueError(
+            f"detector {detector.name!r} gives other scores once written as ONNX, up to"
+            f" {np.abs(scores - expected).max():.3g} away: write it for JAX"
+        )
+    path = Path(path)
+    write_atomically(path, lambda file: file.write(data))
+    return path
+
+
+def _any_number(detector: Detector) -> jax.ShapeDtypeStruct:
+    """Images of the model's input size, in a batch of any size."""
+    (batch,) = jax.export.symbolic_shape("batch")
+    return jax.ShapeDtypeStruct((batch, *detector.model.image_shape), jnp.uint8)
 
 
 def program_of(

@@ -13,6 +13,7 @@ from scipy.special import logsumexp
 
 from si_jax import splitting
 from si_jax.model import Model
+from si_jax.networks.endings import no_logits
 
 
 def head_logits(
@@ -63,16 +64,13 @@ def feature_size(model: Model) -> int:
 
 
 def check_logits(model: Model) -> None:
-    """Refuse a network whose outputs are no logits: probabilities, their logarithms, or just one.
+    """Refuse a network whose outputs are no logits: probabilities, or their logarithms.
+
+    Most are refused by `Model` already, which sees how a network ends; this sees what it returns.
 
     Raises:
         ValueError: with what to do.
     """
-    if model.num_classes < 2:
-        raise ValueError(
-            "the network gives one logit, and detectors need one for each of two classes or more:"
-            " give a network that returns (0, logit) instead"
-        )
     if fault := _look(model).logits_fault:
         raise ValueError(fault)
 
@@ -125,12 +123,11 @@ def _probe(model: Model) -> _Look:
     images = np.random.default_rng(0).integers(0, 256, (PROBES, *model.image_shape), np.uint8)
     out = model.run(images, batch_size=PROBES)
     logits, features = (out[name].astype(np.float64) for name in ("logits", "features"))
-    told = ": give one that returns the logits themselves, what enters the softmax"
     total = logits.sum(axis=-1)
     if (logits >= 0).all() and np.allclose(total, 1, atol=1e-3):
-        return _Look(f"the network returns probabilities (a softmax), not logits{told}")
+        return _Look(no_logits("softmax"))
     if np.allclose(logsumexp(logits, axis=-1), 0, atol=1e-3):
-        return _Look(f"the network returns log-probabilities (a log-softmax), not logits{told}")
+        return _Look(no_logits("log-softmax"))
     try:
         weights = np.asarray(model.head_weights(model.variables), np.float64)
     except ValueError:

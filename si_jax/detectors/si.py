@@ -164,6 +164,13 @@ def _zero_deflation(model, path, role, engine, taps, variant, tap_chunk) -> Plan
     if taps is not None and variant is not None:
         raise ValueError("taps and variant exclude each other: give one of them")
     taps = default_taps(model, role, variant) if taps is None else select(model, taps)
+    if constant(model, role, taps):
+        raise ValueError(
+            f"{role} counts where gradients vanish, but no ReLU lies behind"
+            f" {activation.listed(taps)}: every image would have the same score; use si-c, which"
+            " reads the inputs of GELU and SiLU as well, gaia-a, or a detector of logits or"
+            " features, such as energy or knn"
+        )
     steppable: tuple[str, ...] = ()
     if path.steps == 1 or path.combine == "add":
         if engine == "activation":
@@ -204,7 +211,19 @@ def _zero_deflation(model, path, role, engine, taps, variant, tap_chunk) -> Plan
     return Plan(compute, settings, shared_forward=False)
 
 
-def _channel_average(model, path, select, engine, taps, outer, tap_chunk) -> Plan:
+def constant(model: Model, role: str, taps: Sequence[str] | None = None) -> bool:
+    """Whether zero-deflation gives every image one score: no ReLU lies behind any of its taps.
+
+    Args:
+        model: the network.
+        role: `"si-z"` or `"gaia-z"`, whose own taps it is about unless others are given.
+        taps: paths of others.
+    """
+    taps = default_taps(model, role) if taps is None else taps
+    return len(activation.never_off(model, taps)) == len(taps)
+
+
+def _channel_average(model, path, share, engine, taps, outer, tap_chunk) -> Plan:
     taps = default_taps(model, "inner") if taps is None else select(model, taps)
     if outer is None:
         (outer_tap,) = default_taps(model, "outer")
@@ -218,7 +237,7 @@ def _channel_average(model, path, select, engine, taps, outer, tap_chunk) -> Pla
 
     def compute(inputs: Inputs, state: State):
         args = (inputs.model, inputs.variables, inputs.images)
-        selected = selected_features(model.head_weights(inputs.variables), select)
+        selected = selected_features(model.head_weights(inputs.variables), share)
 
         def feature_sum(out):
             return jnp.sum(out.features * selected, axis=-1)
@@ -237,7 +256,7 @@ def _channel_average(model, path, select, engine, taps, outer, tap_chunk) -> Pla
 
     settings = {
         **asdict(path),
-        "select": select,
+        "select": share,
         "engine": engine,
         "tap_chunk": tap_chunk,
         "taps": list(taps),

@@ -17,7 +17,7 @@ from si_jax.evaluation.calibration import PROBABILITIES, calibration_error
 from si_jax.evaluation.keys import model_facts
 from si_jax.evaluation.metrics import METRICS
 from si_jax.evaluation.processes import Processes
-from si_jax.evaluation.results import Results
+from si_jax.evaluation.results import Results, Rows
 from si_jax.evaluation.scorer import PREDICTION, Scorer, prediction
 from si_jax.evaluation.scoring import score_set, score_share
 from si_jax.evaluation.store import Store, check_distinct, check_names
@@ -43,6 +43,8 @@ class Job:
         transform: a decoded image -> an image in the model's input size.
         facts: what else names this evaluation: `benchmark`, `protocol` and `preprocessing`, each a
             text.
+        shifted_sets: name -> in-distribution images that look otherwise. Where there are some, all
+            is measured a second time with them counted as in-distribution: the full spectrum.
     """
 
     model: Model
@@ -52,11 +54,29 @@ class Job:
     groups: Mapping[str, str]
     transform: Callable[[np.ndarray], np.ndarray]
     facts: Mapping[str, str] = field(default_factory=dict)
+    shifted_sets: Mapping[str, ImageSet] = field(default_factory=dict)
+
+    @property
+    def sets(self) -> tuple[ImageSet, ...]:
+        """All sets: in-distribution, out-of-distribution, shifted."""
+        return (self.id_set, *self.ood_sets.values(), *self.shifted_sets.values())
 
     @functools.cached_property
     def score_facts(self) -> dict[str, Any]:
         """What determines the scores beside detector and images, for the keys of stored files."""
         return {**self.facts, "transform": str(self.transform), **model_facts(self.model)}
+
+
+def check_detectors(names: Sequence[str]) -> None:
+    """Refuse names that are not in `si_jax.DETECTORS`.
+
+    Raises:
+        ValueError: naming them.
+    """
+    if unknown := [name for name in names if name not in DETECTORS]:
+        raise ValueError(
+            f"unknown detector {', '.join(map(repr, unknown))}: choose among {', '.join(DETECTORS)}"
+        )
 
 
 def make_detectors(
@@ -81,10 +101,7 @@ def make_detectors(
             taken by none.
     """
     common, options = common or {}, options or {}
-    if unknown := [name for name in names if name not in DETECTORS]:
-        raise ValueError(
-            f"unknown detector {', '.join(map(repr, unknown))}: choose among {', '.join(DETECTORS)}"
-        )
+    check_detectors(names)
     if stray := [name for name in options if name not in names]:
         raise ValueError(f"an option is set for {', '.join(stray)}, which is not evaluated")
     for key in common:
@@ -130,7 +147,7 @@ def score_shares(
             processes=processes,
             **options,
         )
-        for image_set in (job.id_set, *job.ood_sets.values())
+        for image_set in job.sets
     }
     shares = processes.gather("scored", done)
     return {
@@ -174,7 +191,7 @@ def evaluate(
     model, scorer = job.model, _scorer(job)
     began = time.monotonic()
     scored = {}
-    for image_set in (job.id_set, *job.ood_sets.values()):
+    for image_set in job.sets:
         scored[image_set.name] = score_set(
             scorer,
             image_set,
@@ -185,20 +202,12 @@ def evaluate(
             workers=workers,
             skip_unreadable=skip_unreadable,
         )
+        if image_set is job.id_set or image_set.name in job.shifted_sets:
+            _check_labels(image_set.name, scored[image_set.name].arrays[PREDICTION], model)
     arrays = {name: one.arrays for name, one in scored.items()}
     id_arrays = arrays[job.id_set.name]
-    pairs = {
-        detector: {
-            s.name: (id_arrays[detector]["score"], arrays[s.name][detector]["score"])
-            for s in job.ood_sets.values()
-        }
-        for detector in job.detectors
-    }
     correct = _correct(id_arrays[PREDICTION])
-    rows = {
-        detector: {name: metrics.evaluate(*pair, correct) for name, pair in sets.items()}
-        for detector, sets in pairs.items()
-    }
+    pairs, rows = _measured(job, arrays, [job.id_set.name])
     computed = {name: one.computed for name, one in scored.items()}
     seconds = {name: one.seconds for name, one in scored.items()}
     for name, (images, duration) in (shared or {}).items():
@@ -238,8 +247,39 @@ def evaluate(
         computed=computed,
         seconds={**seconds, "total": time.monotonic() - began},
         versions=cli.versions(),
+        **_full_spectrum(job, arrays),
     )
     return results, arrays
+
+
+def _measured(job: Job, arrays: Arrays, id_names: Sequence[str]) -> tuple[dict, Rows]:
+    """Detector -> OOD set -> scores of the in-distribution sets and of it; and the metrics."""
+    predicted = [_correct(arrays[name][PREDICTION]) for name in id_names]
+    correct = None if any(one is None for one in predicted) else np.concatenate(predicted)
+    pairs = {}
+    for detector in job.detectors:
+        scores = np.concatenate([arrays[name][detector]["score"] for name in id_names])
+        pairs[detector] = {
+            s.name: (scores, arrays[s.name][detector]["score"]) for s in job.ood_sets.values()
+        }
+    rows = {
+        detector: {name: metrics.evaluate(*pair, correct) for name, pair in sets.items()}
+        for detector, sets in pairs.items()
+    }
+    return pairs, rows
+
+
+def _full_spectrum(job: Job, arrays: Arrays) -> dict[str, Any]:
+    """What is measured with shifted sets as in-distribution (Yang et al., IJCV 2023)."""
+    shifted = [s.name for s in job.shifted_sets.values()]
+    if not shifted:
+        return {}
+    _, rows = _measured(job, arrays, [job.id_set.name, *shifted])
+    means = {detector: averages(row, job.groups) for detector, row in rows.items()}
+    return {
+        "shifted": {name: _accuracy(arrays[name][PREDICTION]) for name in shifted},
+        "full_spectrum": {"results": rows, "averages": means},
+    }
 
 
 def check_job(job: Job) -> None:
@@ -248,7 +288,7 @@ def check_job(job: Job) -> None:
     Raises:
         ValueError: naming it.
     """
-    names = [job.id_set.name, *(image_set.name for image_set in job.ood_sets.values())]
+    names = [image_set.name for image_set in job.sets]
     check_distinct(names)
     check_names(names)
     if PREDICTION in job.detectors:
@@ -331,6 +371,16 @@ def _ties(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, int]:
     """Set -> how many of its scores tie at the threshold of FPR95, where they are many."""
     tied = {name: metrics.tied_at_threshold(*pair) for name, pair in pairs.items()}
     return {name: n for name, n in tied.items() if n > TOLD_TIES * len(pairs[name][1])}
+
+
+def _check_labels(name: str, predicted: Mapping[str, np.ndarray], model: Model) -> None:
+    """Refuse in-distribution labels that are no class of the network's."""
+    most = int(predicted["label"].max(initial=-1))
+    if most >= model.num_classes:
+        raise ValueError(
+            f"{name} has the label {most}, but {model.name} has the classes 0 to"
+            f" {model.num_classes - 1}: give the labels that it was trained with"
+        )
 
 
 def _correct(predicted: Mapping[str, np.ndarray]) -> np.ndarray | None:

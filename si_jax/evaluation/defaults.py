@@ -2,14 +2,14 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from si_jax.data.benchmarks import BENCHMARKS, Benchmark
-from si_jax.detectors import Detector
+from si_jax.detectors import Detector, si
 from si_jax.evaluation.sets import is_own
 from si_jax.model import Model
-from si_jax.weights.checkpoint import build_model, load_model
+from si_jax.weights.checkpoint import build_model, find_checkpoint, load_model
 from si_jax.weights.convert import convert_torch
 
 DETECTORS = ("si-c", "si-z", "gaia-z", "msp", "max-logit", "energy")
@@ -31,23 +31,67 @@ def benchmark_table(name: str | os.PathLike) -> Benchmark:
     return BENCHMARKS[str(name)]
 
 
+def which_checkpoint(
+    benchmark: str | os.PathLike | None,
+    checkpoint: str | os.PathLike | None = None,
+    architecture: str | None = None,
+) -> str | os.PathLike:
+    """The checkpoint to load, of which no more is seen here than that it is there.
+
+    Args:
+        benchmark: as for `benchmark_model`.
+        checkpoint: likewise.
+        architecture: likewise.
+
+    Raises:
+        ValueError: if there is none, or `architecture` is missing.
+    """
+    table = None if is_own(benchmark) else benchmark_table(benchmark)
+    checkpoint = checkpoint or (None if table is None else CHECKPOINTS.get(table.name))
+    if checkpoint is None:
+        raise ValueError(
+            f"no checkpoint for {benchmark or 'data of your own'} comes with the package: give the"
+            " directory of a checkpoint, a PyTorch file together with its architecture, or train"
+            " one with si-jax train"
+        )
+    if checkpoint == "random":
+        if not architecture:
+            raise ValueError("checkpoint (='random') needs an architecture")
+        if table is None:
+            raise ValueError("checkpoint (='random') is for benchmarks, which say how many classes")
+    elif not Path(checkpoint).is_file():
+        find_checkpoint(checkpoint)
+    elif not architecture:
+        raise ValueError(
+            f"checkpoint (={str(checkpoint)!r}) is a file, so it needs an architecture"
+        )
+    return checkpoint
+
+
 def benchmark_model(
-    benchmark: str | os.PathLike,
+    benchmark: str | os.PathLike | None,
     checkpoint: str | os.PathLike | None = None,
     *,
     architecture: str | None = None,
     normalisation: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    part: str | None = None,
     seed: int = 0,
     precision: str = "highest",
 ) -> tuple[Model, str]:
     """A network for a benchmark, and what a report calls its checkpoint.
 
     Args:
-        benchmark: a key of `si_jax.data.benchmarks.BENCHMARKS`, or a folder of one's own data.
+        benchmark: a key of `si_jax.data.benchmarks.BENCHMARKS`; or a folder of one's own data, or
+            None for that.
         checkpoint: a bundled name or a checkpoint directory; a file of another framework or
             `"random"` for fresh weights, both with `architecture`; None for the bundled one.
         architecture: a key of `si_jax.models.ARCHITECTURES`.
         normalisation: of a file's network, as for `si_jax.convert_torch`.
+        mean: likewise.
+        std: likewise.
+        part: likewise.
         seed: seed of fresh weights.
         precision: matrix precision, see `Model`.
 
@@ -55,26 +99,20 @@ def benchmark_model(
         ValueError: if there is no such checkpoint, none is bundled, `architecture` is missing or
             another than the checkpoint's, or the network has not as many classes as the benchmark.
     """
+    checkpoint = which_checkpoint(benchmark, checkpoint, architecture)
     table = None if is_own(benchmark) else benchmark_table(benchmark)
-    checkpoint = checkpoint or (None if table is None else CHECKPOINTS.get(table.name))
-    if checkpoint is None:
+    name, is_file = str(checkpoint), Path(checkpoint).is_file()
+    file_only = {"normalisation": normalisation, "mean": mean, "std": std, "part": part}
+    if given := [key for key, value in file_only.items() if value is not None and not is_file]:
         raise ValueError(
-            f"no checkpoint for {benchmark} comes with the package: give the directory of a"
-            " checkpoint, a PyTorch file together with its architecture, or train one with"
-            " si-jax train"
+            f"{', '.join(given)}: only a file of another framework needs that; {name} says itself"
+            " how it was trained"
         )
-    name = str(checkpoint)
     if name == "random":
-        if not architecture:
-            raise ValueError("checkpoint (='random') needs an architecture")
-        if table is None:
-            raise ValueError("checkpoint (='random') is for benchmarks, which say how many classes")
         model = build_model(architecture, table.num_classes, seed=seed)
         name = f"random weights of seed {seed}"
-    elif Path(checkpoint).is_file():
-        if not architecture:
-            raise ValueError(f"checkpoint (={name!r}) is a file, so it needs an architecture")
-        model = convert_torch(architecture, Path(checkpoint), normalisation=normalisation)
+    elif is_file:
+        model = convert_torch(architecture, Path(checkpoint), **file_only)
     else:
         model = load_model(checkpoint)
         if architecture not in (None, model.name):
@@ -95,6 +133,20 @@ def check_classes(model: Model, table: Benchmark, checkpoint: str) -> None:
             f"checkpoint {checkpoint} has {model.num_classes} classes, but {table.name} has"
             f" {table.num_classes}: choose a checkpoint that was trained on {table.name}"
         )
+
+
+def serving(model: Model, kept: Mapping[str, object]) -> list[str]:
+    """`DETECTORS`, less zero-deflation where it would give every image the same score.
+
+    Args:
+        model: the network.
+        kept: names of those that stay all the same.
+    """
+    return [
+        name
+        for name in DETECTORS
+        if name not in ("si-z", "gaia-z") or name in kept or not si.constant(model, name)
+    ]
 
 
 def without_fits(

@@ -45,6 +45,10 @@ class Results(Mapping[str, Any]):
             where that is more than a hundredth of them.
         calibration_error: detector whose score is a probability -> its expected calibration
             error on the in-distribution set, where all of its images have labels.
+        shifted: in-distribution set that looks otherwise -> the classifier's accuracy on it, None
+            without labels; empty where there is none.
+        full_spectrum: `results` and `averages` once more, with the shifted sets counted as
+            in-distribution; empty where there is none.
         fit: what detectors were fitted on: `set`, `images`, `detectors`.
         absent: set of the benchmark that is absent -> its stand-in or ''.
         incomplete: groups that lack a set.
@@ -78,6 +82,8 @@ class Results(Mapping[str, Any]):
     bootstrap: dict[str, Number] = field(default_factory=dict)
     ties: dict[str, dict[str, int]] = field(default_factory=dict)
     calibration_error: dict[str, Number] = field(default_factory=dict)
+    shifted: dict[str, Number | None] = field(default_factory=dict)
+    full_spectrum: dict[str, Rows] = field(default_factory=dict)
     fit: dict[str, Any] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
     incomplete: list[str] = field(default_factory=list)
@@ -138,7 +144,7 @@ def _mismatch(results: Results) -> str:
     """How the parts of a record contradict each other; '' if they do not."""
     if not results.results:
         return "it holds no detector"
-    for name in (results.in_distribution, *results.groups):
+    for name in (results.in_distribution, *results.groups, *results.shifted):
         if results.counts.get(name, 0) < 1:
             return f"'counts' lacks the set {name!r}"
     for key, kind in (("name", str), ("parameters", int)):
@@ -147,20 +153,33 @@ def _mismatch(results: Results) -> str:
     for key in ("input_size", "mean", "std"):
         if not isinstance(results.model.get(key, []), list):
             return f"{key!r} of 'model' must be a list"
-    groups = set(results.groups.values())
-    for detector, rows in results.results.items():
-        if set(rows) != set(results.groups):
-            return f"the sets of detector {detector!r} are not those of 'groups'"
-        averages = results.averages.get(detector, {})
-        if set(averages) != groups:
-            return f"the averages of detector {detector!r} are not those of 'groups'"
-        for name, row in (rows | averages).items():
-            if "auroc" not in row or not all(0 <= value <= 1 for value in row.values()):
-                return f"not all metrics of {detector!r} on {name!r} are numbers from 0 to 1"
+    if found := _rows_problem(results.groups, results.results, results.averages):
+        return found
+    if full := results.full_spectrum:
+        if set(full) != {"results", "averages"} or not results.shifted:
+            return "'full_spectrum' must hold 'results' and 'averages', beside 'shifted'"
+        if set(full["results"]) != set(results.results):
+            return "the detectors of 'full_spectrum' are others"
+        if found := _rows_problem(results.groups, full["results"], full["averages"]):
+            return f"in 'full_spectrum', {found}"
     for measured in (*results.intervals.values(), *results.average_intervals.values()):
         for intervals in measured.values():
             if any(len(ends) != 2 for ends in intervals.values()):
                 return "'intervals' must be pairs of numbers"
     if results.bootstrap and not {"resamples", "seed"} <= set(results.bootstrap):
         return "'bootstrap' lacks 'resamples' or 'seed'"
+    return ""
+
+
+def _rows_problem(groups: Mapping[str, str], results: Rows, averages: Rows) -> str:
+    """What is wrong with metrics by set and by group; '' if nothing."""
+    for detector, rows in results.items():
+        if set(rows) != set(groups):
+            return f"the sets of detector {detector!r} are not those of 'groups'"
+        means = averages.get(detector, {})
+        if set(means) != set(groups.values()):
+            return f"the averages of detector {detector!r} are not those of 'groups'"
+        for name, row in (rows | means).items():
+            if "auroc" not in row or not all(0 <= value <= 1 for value in row.values()):
+                return f"not all metrics of {detector!r} on {name!r} are numbers from 0 to 1"
     return ""

@@ -116,7 +116,7 @@ def layer_norm(*, dtype: Any, name: str) -> nn.LayerNorm:
 
 
 def _taps(module: VisionTransformer) -> Mapping[str, Sequence[str]]:
-    """Every LayerNorm of the encoder; there is no ReLU, so no unit is ever off."""
+    """Every LayerNorm of the encoder, and what enters its GELUs; there is no ReLU."""
     norms = ("layer_*/ln_?", "ln")
     half = (*(f"layer_{i:02d}/ln_?" for i in range(module.layers // 2, module.layers)),)
     return {
@@ -124,7 +124,7 @@ def _taps(module: VisionTransformer) -> Mapping[str, Sequence[str]]:
         "gaia-z": norms,
         "inner": half,
         "outer": ("(features)",),
-        "si-c": norms,
+        "si-c": ("layer_*/mlp_1",),
         "si-c-inner": half,
     }
 

@@ -69,6 +69,7 @@ class Outline(NamedTuple):
         inputs: path -> shape of the first input of each call, without the batch axis; None where
             it is no array.
         heads: paths of the linear layers that may have given the logits.
+        ends_in_head: whether the logits are what one of these returned, and nothing came after it.
         hidden: paths of calls inside a transformation, such as `nn.scan`: no value of theirs can be
             recorded or replaced, so they are no taps.
         inline: whether `jax.jit` and `nn.remat` inside the network are left out, so that what they
@@ -79,6 +80,7 @@ class Outline(NamedTuple):
     logits: tuple[int, ...]
     inputs: Mapping[str, tuple[int, ...] | None]
     heads: tuple[str, ...]
+    ends_in_head: bool
     hidden: frozenset[str]
     inline: bool
 
@@ -123,7 +125,8 @@ class Network:
         if not plain.hidden:
             return plain
         inlined = outline(self, inline=True)
-        return plain if inlined.hidden else inlined
+        more = len(inlined.calls) > len(plain.calls)
+        return inlined if more and not inlined.hidden else plain
 
     @property
     def calls(self) -> tuple[Call, ...]:
@@ -175,7 +178,7 @@ def outline(network: Network, *, inline: bool) -> Outline:
     result: list[Any] = []
 
     def visit(path, module, call, args):
-        if any(_trace(x) not in (None, *outer) for x in jax.tree.leaves(args)):
+        if any(trace_of(x) not in (None, *outer) for x in jax.tree.leaves(args)):
             hidden.append(path)
             return call(*args)
         before = len(ended)
@@ -187,7 +190,7 @@ def outline(network: Network, *, inline: bool) -> Outline:
         return out
 
     def trace(variables, images):
-        outer.append(_trace(images))
+        outer.append(trace_of(images))
         try:
             out = _run(network, variables, images, visit, inline)
         except Exception as error:
@@ -207,6 +210,7 @@ def outline(network: Network, *, inline: bool) -> Outline:
                 logits=_shape(logits) or (),
                 inputs=inputs,
                 heads=tuple(same or alike),
+                ends_in_head=bool(same),
                 hidden=frozenset(hidden),
                 inline=inline,
             )
@@ -282,7 +286,7 @@ def _logits(network, out):
         ) from None
 
 
-def _trace(x: Any) -> Any:
+def trace_of(x: Any) -> Any:
     """The trace that an array belongs to; None outside of all."""
     return x._trace if isinstance(x, jax.core.Tracer) else None
 

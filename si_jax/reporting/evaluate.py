@@ -2,11 +2,12 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ IDENTITY = ("benchmark", "protocol", "limit", "seed", "checkpoint", "settings", 
 
 
 def evaluate_benchmark(
-    benchmark: str | os.PathLike = "digits",
-    model: Model | str | os.PathLike | None = None,
+    benchmark: str | os.PathLike | None = "digits",
+    model: Model | str | os.PathLike | Callable[[], tuple[Model, str]] | None = None,
     *,
     detectors: Sequence[str] | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
@@ -37,8 +38,11 @@ def evaluate_benchmark(
     data_dir: str | os.PathLike | None = None,
     ood_root: str | os.PathLike | None = None,
     id_set: Any = None,
+    id_name: str = "",
     train_set: Any = None,
     ood: Mapping[str, Any] | None = None,
+    shifted: Mapping[str, Any] | None = None,
+    full_spectrum: bool = False,
     download: bool = False,
     limit: int | None = None,
     fit_limit: int | None = 10_000,
@@ -61,8 +65,10 @@ def evaluate_benchmark(
             `val`, `train` if detectors are to be fitted (in both a folder a class) and `ood/NAME`.
             Images are then brought to the network's own size; class folders are matched by name
             where the checkpoint's card names its classes; and without `ood`, sets are made up.
-        model: the network, or the name or directory of its checkpoint; None for the one that
-            comes with the package.
+            None for one's own data without such a folder, which `id_set` and the others hold.
+        model: the network; or the name or directory of its checkpoint; or a function that gives
+            it and its checkpoint's name, called once a benchmark's sets were found; None for the
+            one that comes with the package.
         detectors: keys of `si_jax.DETECTORS`; None for `si_jax.evaluation.defaults.DETECTORS`,
             without those that must be fitted where there are no training images.
         options: detector -> its options, such as `{"knn": {"k": 10}}`.
@@ -73,9 +79,13 @@ def evaluate_benchmark(
         ood_root: folder that holds folders of images; None for `data_dir`.
         id_set: in-distribution images in place of the benchmark's or the folder's: a path, arrays,
             a sequence or a loader, as `si_jax.data.sequences.as_image_set` takes.
+        id_name: what to call them, where they are one's own.
         train_set: likewise the images that detectors are fitted on.
         ood: name -> further images, likewise; the name of one of the benchmark's sets says where
             that set is.
+        shifted: name -> in-distribution images that look otherwise, likewise. With some, all is
+            measured a second time with them counted as in-distribution: the full spectrum.
+        full_spectrum: whether the benchmark's own sets of such images are taken.
         download: whether a benchmark's public sets that are absent are downloaded.
         limit: random subset of this many images of each set; None for all.
         fit_limit: training images to fit on at most; None for all.
@@ -101,37 +111,54 @@ def evaluate_benchmark(
     table = None if is_own(benchmark) else defaults.benchmark_table(benchmark)
     check_least(1, limit=limit, fit_limit=fit_limit)
     ood, options = dict(ood or {}), dict(options or {})
-    check_names(ood)
+    check_names([*ood, *(shifted or {})])
     check_distinct(detectors or (), "detector")
     directory = None if out is None else checked_directory(out)
     if directory is None and processes.count > 1:
         raise ValueError("out must be given where several processes share an evaluation")
-    if model is None or not isinstance(model, Model):
-        model, checkpoint = defaults.benchmark_model(benchmark, model)
-    checkpoint = checkpoint or f"{model.name}, given as a model"
-    if table is not None:
-        defaults.check_classes(model, table, checkpoint)
+    if model is None or isinstance(model, (str, os.PathLike)):
+        defaults.which_checkpoint(benchmark, model)
+    elif table is not None and isinstance(model, Model):
+        defaults.check_classes(model, table, checkpoint or model.name)
+    evaluation.check_detectors(defaults.DETECTORS if detectors is None else detectors)
 
-    def make(network: Model) -> dict:
-        names = defaults.DETECTORS if detectors is None else detectors
-        return evaluation.make_detectors(
-            names, network, common=common, options=options, batch_size=batch_size
-        )
-
-    make(model)  # refuses what it must before any image is read
-    sets = find_sets(
+    find = functools.partial(
+        find_sets,
         benchmark,
-        model,
-        protocol,
+        protocol=protocol,
         data_dir=data_dir,
         ood_root=ood_root,
         id_set=id_set,
+        id_name=id_name,
         train_set=train_set,
         ood=ood,
+        shifted=shifted,
+        full_spectrum=full_spectrum,
         allow_missing=allow_missing,
         download=download,
         seed=seed,
     )
+
+    def make(network: Model) -> dict:
+        return evaluation.make_detectors(
+            names, network, common=common, options=options, batch_size=batch_size
+        )
+
+    # a benchmark's sets are looked for before any weights are loaded
+    sets = None if table is None else find(None)
+    if callable(model) and not isinstance(model, Model):
+        model, checkpoint = model()
+    elif not isinstance(model, Model):
+        model, checkpoint = defaults.benchmark_model(benchmark, model)
+    checkpoint = checkpoint or f"{model.name}, given as a model"
+    if table is not None:
+        defaults.check_classes(model, table, checkpoint)
+    names = defaults.serving(model, options) if detectors is None else detectors
+    if detectors is None:
+        for name in (n for n in defaults.DETECTORS if n not in names):
+            print(f"{name} is left out: no ReLU lies behind its taps", file=sys.stderr)
+    make(model)  # refuses what it must before any image is read
+    sets = find(model) if sets is None else sets
     # the protocol decides the size; every architecture here pools globally and takes any
     model = dataclasses.replace(model, input_size=sets.preprocessing.crop)
     made = make(model)
@@ -152,6 +179,7 @@ def evaluate_benchmark(
             "protocol": sets.protocol,
             "preprocessing": str(sets.preprocessing),
         },
+        shifted_sets={s.name: sources.subset(s, limit, seed) for s in sets.shifted},
     )
     evaluation.check_job(job)
     with contextlib.ExitStack() as stack:
@@ -171,7 +199,6 @@ def evaluate_benchmark(
         results, arrays = evaluation.evaluate(
             job, store, skip_unreadable=skip_unreadable, shared=shared
         )
-        notes = [*sets.notes, *notes]
         absent = {a.name: a.stand_in or "" for a in sets.absent}
         results = dataclasses.replace(
             results,
@@ -254,5 +281,5 @@ def _fit(job, sets: benchmarks.Resolved, out: Path, limit, seed: int, skip_unrea
         directory=out / "fits",
         skip_unreadable=skip_unreadable,
     )
-    notes = overlap_notes(train, (job.id_set, *job.ood_sets.values()))
+    notes = overlap_notes(train, job.sets)
     return {"set": train.name, "images": len(train), "detectors": needy}, notes

@@ -14,12 +14,20 @@ from si_jax.reporting import report
 
 
 def csv_rows(results: Mapping[str, Any]) -> list[list[Any]]:
-    """The header and a row for each detector and set, with fractions; None where there is none."""
-    rows: list[list[Any]] = [["detector", "set", "group", "images", *METRICS]]
+    """The header and a row for each detector and set, with fractions; None where there is none.
+
+    Metrics of the full spectrum have columns of their own, where they were measured.
+    """
+    full = results.get("full_spectrum") or {}
+    header = ["detector", "set", "group", "images", *METRICS]
+    rows: list[list[Any]] = [header + [f"full_spectrum_{metric}" for metric in METRICS if full]]
     for detector, sets in results["results"].items():
         for name, values in sets.items():
-            facts = [detector, name, results["groups"][name], results["counts"][name]]
-            rows.append([*facts, *(values.get(metric) for metric in METRICS)])
+            row = [detector, name, results["groups"][name], results["counts"][name]]
+            row += [values.get(metric) for metric in METRICS]
+            if full:
+                row += [full["results"][detector][name].get(metric) for metric in METRICS]
+            rows.append(row)
     return rows
 
 

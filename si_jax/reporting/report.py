@@ -1,5 +1,6 @@
 """Results as text tables and Markdown."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -64,8 +65,20 @@ def text(report: Mapping[str, Any]) -> str:
     lines = [heading(report)]
     if warning := report.get("warning"):
         lines.append(f"WARNING: {warning}")
+    lines += ["", tables(report)]
+    if full := full_spectrum(report):
+        lines += ["", f"full spectrum: in-distribution {full['in_distribution']}", tables(full)]
     notes = "\n".join(tie_notes(report))
-    return "\n".join(lines) + f"\n\n{tables(report)}" + (f"\n\n{notes}" if notes else "")
+    return "\n".join(lines) + (f"\n\n{notes}" if notes else "")
+
+
+def full_spectrum(report: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The same run with shifted sets counted as in-distribution; None where there are none."""
+    if not report.get("full_spectrum"):
+        return None
+    id_sets = [report["in_distribution"], *report["shifted"]]
+    changed = {"in_distribution": ", ".join(id_sets), "intervals": {}, "average_intervals": {}}
+    return {**report, **changed, **report["full_spectrum"], "full_spectrum": {}}
 
 
 def tie_notes(report: Mapping[str, Any]) -> list[str]:
@@ -130,6 +143,9 @@ def heading(report: Mapping[str, Any]) -> str:
         f"in-distribution {id_set}: {counts[id_set]} images, accuracy "
         + ("unknown (no labels)" if accuracy is None else f"{accuracy:.2%}"),
     ]
+    for name, share in report.get("shifted", {}).items():
+        told = "unknown (no labels)" if share is None else f"{share:.2%}"
+        lines.append(f"shifted {name}: {counts[name]} images, accuracy {told}")
     if errors := report.get("calibration_error"):
         told = ", ".join(f"{name} {error:.2%}" for name, error in errors.items())
         lines.append(f"expected calibration error: {told}")
@@ -169,6 +185,11 @@ def metric_tables(
         marked = zip(report["results"], mark_best(rows, values, metric), strict=True)
         cells = tuple((Cell(name), *row) for name, row in marked)
         shown.append(Table(f"{title}, % ({arrow(metric)})", header, cells))
+    if full := full_spectrum(report):
+        shown += [
+            dataclasses.replace(table, title=f"Full spectrum: {table.title}")
+            for table in metric_tables(full, titles)
+        ]
     return shown
 
 
@@ -193,7 +214,7 @@ def fact_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(name, value) of what a reader must know of a run, in order."""
     model, counts, accuracy = report["model"], report["counts"], report["accuracy"]
     size = " x ".join(map(str, model.get("input_size", ())))
-    names = (report["in_distribution"], *report["groups"])
+    names = (report["in_distribution"], *report["groups"], *report.get("shifted", ()))
     images = ", ".join(f"{name} {counts[name]:,}" for name in names)
     seconds = report.get("seconds", {}).get("total")
     versions = report.get("versions", {})
@@ -201,6 +222,10 @@ def fact_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         "benchmark": f"{report['benchmark']}, protocol {report['protocol']}",
         "in-distribution set": report["in_distribution"],
         "accuracy there": "unknown (no labels)" if accuracy is None else f"{accuracy:.2%}",
+        "accuracy on shifted images": ", ".join(
+            f"{name} {'unknown' if share is None else format(share, '.2%')}"
+            for name, share in report.get("shifted", {}).items()
+        ),
         "expected calibration error": ", ".join(
             f"{name} {error:.2%}" for name, error in report.get("calibration_error", {}).items()
         ),
@@ -236,6 +261,11 @@ def notes(report: Mapping[str, Any]) -> list[str]:
         sentences.append(
             "In brackets: 95 % confidence intervals by bootstrap over images"
             f" ({draws['resamples']} resamples, seed {draws['seed']})."
+        )
+    if full := full_spectrum(report):
+        sentences.append(
+            f"Full spectrum: {full['in_distribution']} are all counted as in-distribution, so that"
+            " a shift of style or quality alone is to be accepted."
         )
     sentences += tie_notes(report)
     sentences += report.get("notes", ())

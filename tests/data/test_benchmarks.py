@@ -139,6 +139,44 @@ def test_imagenet200_is_what_the_lists_say(tmp_path):
     assert [len(item.images) for item in found.ood if item.name == "ninco"] == [1]
 
 
+def test_the_full_spectrum_of_cifar(ood_root):
+    assert resolve("cifar10", ood_root=ood_root).shifted == ()
+    with pytest.raises(sources.MissingSet, match="prepare-data --full-spectrum --dataset cifar10"):
+        resolve("cifar10", ood_root=ood_root, full_spectrum=True)
+    without = resolve("cifar10", ood_root=ood_root, full_spectrum=True, allow_missing=True)
+    assert without.shifted == () and [item.name for item in without.absent] == ["cifar10_c"]
+    (ood_root / "CIFAR-10-C").mkdir()
+    np.save(ood_root / "CIFAR-10-C/fog.npy", np.zeros((20, 32, 32, 3), np.uint8))
+    np.save(ood_root / "CIFAR-10-C/labels.npy", np.arange(20) % 10)
+    for protocol in PROTOCOLS:
+        found = resolve("cifar10", protocol, ood_root, full_spectrum=True, allow_missing=True)
+        (images,) = found.shifted
+        assert (images.name, len(images), images.load(13)[1]) == ("cifar10_c", 20, 3)
+        assert "cifar10_c" not in {item.name for item in found.ood}
+    with pytest.raises(ValueError, match="digits has no shifted sets; these have: cifar10, "):
+        resolve("digits", full_spectrum=True)
+
+
+def test_the_full_spectrum_of_imagenet(tmp_path):
+    put(tmp_path, "images_largescale/imagenet_1k/val/n01443537", 2)
+    for name in ("imagenet", "imagenet200"):
+        write_list(tmp_path, f"{name}/test_{name}", ["imagenet_1k/val/n01443537/1.png 1"])
+    for name in ("imagenet_c", "imagenet_r"):
+        put(tmp_path, f"images_largescale/{name}/n01443537", 3)
+    write_list(tmp_path, "imagenet/test_imagenet_r", ["imagenet_r/n01443537/2.png 1"])
+    write_list(tmp_path, "imagenet200/test_imagenet_r", ["imagenet_r/n01443537/0.png 0"])
+    options = {"allow_missing": True, "full_spectrum": True}
+    found = resolve("imagenet", "openood", tmp_path, **options)
+    assert [(s.name, len(s), s.load(0)[1]) for s in found.shifted] == [
+        ("imagenet_c", 3, -1),  # which class its one folder is cannot be told
+        ("imagenet_r", 1, 1),
+    ]
+    assert "imagenet_v2" in {item.name for item in found.absent}
+    assert "imagenet_c" in found.unlisted
+    found = resolve("imagenet200", "openood", tmp_path, **options)
+    assert [(s.name, len(s), s.load(0)[1]) for s in found.shifted] == [("imagenet_r", 1, 0)]
+
+
 def test_openood_does_not_take_the_crops_of_the_published_results(ood_root):
     put(ood_root, "mnist")
     put(ood_root, "Imagenet/test", 3)

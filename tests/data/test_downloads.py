@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shutil
 import threading
 
 import numpy as np
@@ -17,9 +18,9 @@ from PIL import Image
 from scipy.io import savemat
 
 from si_jax.commands import prepare_data as command
-from si_jax.data import catalogue, downloads, fetching, tfds_sets
+from si_jax.data import catalogue, downloads, fetching, tfds_sets, training_sets
 from si_jax.data.benchmarks import resolve
-from si_jax.data.catalogue import Digits, Folder, SetEntry, Tfds
+from si_jax.data.catalogue import CifarBinary, Digits, Folder, SetEntry, Tfds
 from si_jax.data.fetching import FailedDownload, fetch
 from si_jax.data.preprocessing import PROTOCOLS
 from si_jax.data.tables import BENCHMARKS
@@ -202,8 +203,10 @@ def test_google_drive(tmp_path, monkeypatch):
 
 
 def test_the_tables_agree():
-    places = {place.path for entry in vars(catalogue).values() if isinstance(entry, SetEntry)
-              for place in entry.places if isinstance(place, Folder)}  # fmt: skip
+    all_places = [place for entry in vars(catalogue).values() if isinstance(entry, SetEntry)
+                  for place in entry.places]  # fmt: skip
+    places = {place.path for place in all_places if isinstance(place, Folder)}
+    places |= {p for place in all_places if isinstance(place, CifarBinary) for p in place.paths}
     for protocol, brings in downloads.BRINGS.items():
         assert protocol in PROTOCOLS
         for key in brings.values():
@@ -226,6 +229,18 @@ def png(value):
     return file.getvalue()
 
 
+def binary_version(name):
+    """An archive of CIFAR's binary version with an image a class in each file, of its own value."""
+    classes = 10 if name == "cifar10" else 100
+    folder = downloads.DOWNLOADS[name].folder
+    files = [f"data_batch_{k}" for k in range(1, 6)] + ["test_batch"]
+    for file in files if classes == 10 else ["train", "test"]:
+        labels = bytes([7]) if classes == 100 else b""  # the coarse one
+        rows = [labels + bytes([k]) + bytes([k] * 3072) for k in range(classes)]
+        yield f"{folder}/{file}.bin", b"".join(rows)
+    yield f"{folder}/batches.meta.txt", b"names"
+
+
 @pytest.fixture
 def public(server, tmp_path, monkeypatch):
     """A small world: every set of CIFAR-10, published, on the server; CIFAR itself on this disk."""
@@ -246,6 +261,9 @@ def public(server, tmp_path, monkeypatch):
             images = np.zeros((32, 32, 3, 3), np.uint8)
             savemat(content, {"X": images, "y": np.array([[1], [2], [10]], np.uint8)})
             data = content.getvalue()
+        elif key in ("cifar10", "cifar100"):
+            members = binary_version(key)
+            data = make_tar(tmp_path / "made", members).read_bytes()
         else:
             members = [(f"{prefix}/{k}.png", png(k)) for k in range(3)]
             data = make_tar(tmp_path / "made", members).read_bytes()
@@ -284,6 +302,27 @@ def test_one_command_brings_a_benchmark(public, server, capsys):
     command.main(["--dataset", "cifar10", "--data-dir", str(public)])
     assert len(server.asked) == asked
     assert "fetched" not in capsys.readouterr().out
+
+
+def test_cifar_comes_without_tensorflow(public, server):
+    for folder in ("cifar10", "cifar100"):
+        shutil.rmtree(public / folder)
+    with pytest.raises(
+        ValueError, match="run si-jax prepare-data --dataset cifar100; or prepare TFDS"
+    ):
+        training_sets.find("cifar100", public)
+    command.main(["--dataset", "cifar10", "--data-dir", str(public)])
+    found = resolve("cifar10", data_dir=public)
+    assert [len(found.test), len(found.train)] == [10, 50]
+    near = next(item.images for item in found.ood if item.name == "cifar100")
+    for image_set in (found.test, near):
+        for index in (0, 9):
+            image, label = image_set.load(index)
+            assert label == index and (image == index).all() and image.shape == (32, 32, 3)
+    assert len(training_sets.find("cifar100", public).train) == 100
+    asked = len(server.asked)
+    command.main(["--dataset", "cifar100", "--data-dir", str(public)])
+    assert len(server.asked) == asked
 
 
 def test_a_set_that_fails_keeps_no_other_from_coming(public, server, capsys):

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -8,6 +10,7 @@ from si_jax.data.preprocessing import Preprocessing
 from si_jax.data.sequences import as_image_set
 from si_jax.data.synthetic import sets_of
 
+SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
 RNG = np.random.default_rng(0)
 SMALL = Preprocessing(resize=8, crop=(8, 8))
 IMAGES = RNG.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
@@ -170,6 +173,54 @@ def test_torch_loaders():
         found = as_image_set(source, "torch")
         np.testing.assert_array_equal(found.load(5)[0], IMAGES[5])
         assert labels(found) == list(range(6))
+
+
+def check(source):
+    found = as_image_set(source, "mine")
+    assert labels(found) == list(range(6))
+    for index in (0, 5):
+        np.testing.assert_array_equal(found.load(index)[0], IMAGES[index])
+
+
+def test_data_sets_of_hugging_face():
+    datasets = pytest.importorskip("datasets", reason="needs Hugging Face's datasets")
+    features = datasets.Features(
+        {"img": datasets.Image(), "fine_label": datasets.ClassLabel(num_classes=6)}
+    )
+    rows = {"img": [Image.fromarray(image) for image in IMAGES], "fine_label": list(range(6))}
+    data = datasets.Dataset.from_dict(rows, features=features)
+    check(data)
+    check(data.to_iterable_dataset())
+    with pytest.raises(ValueError, match=r"none of the keys image, img.* but test"):
+        as_image_set(datasets.DatasetDict({"test": data}), "x")
+
+
+def test_data_sets_and_loaders_of_grain():
+    grain = pytest.importorskip("grain", reason="needs grain")
+    pairs = Sequence([{"image": image, "label": k} for k, image in enumerate(IMAGES)])
+    data = grain.MapDataset.source(pairs)
+    check(data)
+    check(data.to_iter_dataset())
+    check(data.to_iter_dataset().batch(4))
+    sampler = grain.samplers.SequentialSampler(
+        num_records=6, shard_options=grain.sharding.NoSharding()
+    )
+    check(grain.DataLoader(data_source=pairs, sampler=sampler, worker_count=0))
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} isn't there: no TFDS set to read")
+def test_data_sources_of_tfds():
+    import tensorflow_datasets as tfds
+
+    source = tfds.data_source("cifar100", split="test[:20]", data_dir=SHARED / "tfds")
+    found, expected = (
+        as_image_set(source, "x"),
+        sources.from_tfds("cifar100", "test", SHARED / "tfds"),
+    )
+    for index in (0, 19):
+        image, label = found.load(index)
+        np.testing.assert_array_equal(image, expected.load(index)[0])
+        assert label == expected.load(index)[1]
 
 
 def test_grey_and_wrong_items():

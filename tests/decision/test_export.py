@@ -4,11 +4,16 @@ import subprocess
 import sys
 import textwrap
 
+import jax
+import jax.export
 import numpy as np
 import pytest
 
 import si_jax
-from si_jax.decision.export import LOADER, export_jax
+from si_jax import testing
+from si_jax.decision.export import LOADER, ONNX_LOADER, export_jax, export_onnx
+from si_jax.detectors import DETECTORS, default_options
+from si_jax.evaluation.scoring import Scorer
 
 FITTED = np.random.default_rng(3).integers(0, 256, (60, 8, 8, 3), np.uint8)
 IMAGES = np.random.default_rng(4).integers(0, 256, (5, 8, 8, 3), np.uint8)
@@ -27,8 +32,37 @@ def agrees(results, detector, images, rtol=1e-5):
         np.testing.assert_allclose(results[key], values, rtol=rtol, atol=2e-5, err_msg=key)
 
 
-@pytest.mark.parametrize("name", ["energy", "i-odin", "knn", "si-c"])
-def test_a_detector_of_each_kind_is_equal_once_exported(name, tiny, tmp_path):
+@pytest.fixture(scope="module", autouse=True)
+def quick_to_compile():
+    """Compile with little optimisation, which most of the time here would go into."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.slow
+def test_every_detector_is_equal_once_exported(tmp_path):
+    """All of them in one program, as compiling each alone takes a minute."""
+    model = testing.small_model("plain")
+    detectors, programs = {}, {}
+    for name in DETECTORS:
+        options = {"knn": {"k": 3}, "lts": {"percentile": 60}}.get(name, {})
+        options |= {"steps": 2} if "steps" in default_options(name) else {}
+        detector = si_jax.make_detector(name, model, **options)
+        detectors[name] = detector.fit(FITTED, np.arange(60) % model.num_classes)
+        path = export_jax(detectors[name], tmp_path / name, platforms=["cpu"])
+        programs[name] = jax.export.deserialize(bytearray(path.read_bytes()))
+    run = jax.jit(lambda images: {name: p.call(images)["score"] for name, p in programs.items()})
+    results, expected = run(IMAGES), Scorer(detectors)(IMAGES)
+    assert len(results) == len(DETECTORS)
+    for name, found in expected.items():
+        scores = found["score"]
+        rounding = 1e-5 * np.abs(scores).max() + 2e-7  # of the terms of near-zero divergences
+        np.testing.assert_allclose(results[name], scores, 0, rounding, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["energy", "knn"])
+def test_a_decision_is_equal_once_exported(name, tiny, tmp_path):
     options = {"k": 3} if name == "knn" else {}
     detector = calibrated(name, tiny, **options)
     space: dict = {}
@@ -59,3 +93,31 @@ def test_without_a_threshold_there_is_no_verdict(tiny, tmp_path):
     assert space["load"](path)(IMAGES).keys() == {"score", "label", "probability"}
     with pytest.raises(ValueError, match="must be fitted first"):
         export_jax(si_jax.make_detector("knn", tiny), tmp_path / "e")
+
+
+@pytest.mark.parametrize("name", ["energy", "si-c-forward"])
+def test_a_detector_in_onnx(name, tiny, tmp_path):
+    pytest.importorskip("jax2onnx", reason="ONNX needs jax2onnx")
+    detector = calibrated(name, tiny)
+    space: dict = {}
+    exec(ONNX_LOADER, space)
+    run = space["load"](export_onnx(detector, tmp_path / "d.onnx"))
+    for count in (1, 5):
+        agrees(run(IMAGES[:count]), detector, IMAGES[:count])
+
+
+def test_what_onnx_lacks_is_told(tiny, tmp_path, monkeypatch):
+    pytest.importorskip("jax2onnx", reason="ONNX needs jax2onnx")
+    with pytest.raises(ValueError, match=r"'odin' cannot be written as ONNX.*\(scatter pattern"):
+        export_onnx(si_jax.make_detector("odin", tiny), tmp_path / "d.onnx")
+    detector = si_jax.make_detector("msp", tiny)
+    monkeypatch.setattr(detector, "score", lambda images: np.full(len(images), 0.5, np.float32))
+    with pytest.raises(ValueError, match="gives other scores once written as ONNX, up to 0"):
+        export_onnx(detector, tmp_path / "d.onnx")
+    assert not (tmp_path / "d.onnx").exists()
+
+
+def test_onnx_needs_a_package(tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    with pytest.raises(ValueError, match=r'needs the package .*: pip install "si-jax\[onnx\]"'):
+        export_onnx(si_jax.make_detector("msp", tiny), tmp_path / "d.onnx")

@@ -90,10 +90,6 @@ def test_scores_on_other_networks_are_finite_float32_and_vary(kind, models):
     separate = [n for n in SEPARATE if not (kind == "no ReLU" and n == "gaia-z")]
     if kind in ("no bias", "two classes"):
         separate = ["si-c"]
-    if kind == "no ReLU":  # densities are all 1 there
-        separate.remove("si-c")
-        with pytest.raises(ValueError, match=r"no density varies .* as in a network without ReLU"):
-            fitted(model, ["si-c"])
     names = forward_only(model) if kind == "bfloat16" else FEW
     detectors = fitted(model, [*names, *separate])
     results = Scorer(detectors)(random_images(model, 13, seed=1))
@@ -239,11 +235,20 @@ def test_what_comes_of_a_broken_forward_pass_is_never_a_score(name, models):
             again.fit(random_images(broken, 60, seed=2))
 
 
+@pytest.mark.parametrize("name", ["gaia-z", "si-z"])
+def test_zero_deflation_without_relu_is_refused_at_once(name, models):
+    model = models["no ReLU"]
+    told = rf"{name} counts where .* no ReLU lies behind block1/norm, block2/norm: .* use si-c"
+    with pytest.raises(ValueError, match=told):
+        si_jax.make_detector(name, model)
+
+
 def test_the_same_score_for_all_images_is_told(models):
     model = models["no ReLU"]
     images = random_images(model, 12, seed=1)
-    detector = si_jax.make_detector("gaia-z", model)
-    with pytest.warns(UserWarning, match="'gaia-z' gives all of 12 different images the same"):
+    plan = Plan(lambda inputs, state: {"score": 0 * inputs.forward.logits[:, 0]})
+    detector = si_jax.Detector("constant", model, plan, 64)
+    with pytest.warns(UserWarning, match="'constant' gives all of 12 different images the same"):
         detector.score(images)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

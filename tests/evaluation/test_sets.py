@@ -1,17 +1,23 @@
 """What an evaluation runs on: one's own folder, and what it tells of the sets."""
 
+import csv
 import dataclasses
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import si_jax
 from si_jax.commands import evaluate as command
 from si_jax.data import benchmarks, downloads
 from si_jax.data.sequences import as_image_set
-from si_jax.evaluation import sets
-from si_jax.reporting import report
+from si_jax.evaluation import benchmark as evaluation
+from si_jax.evaluation import defaults, metrics, sets
+from si_jax.reporting import html, report, runs
 from si_jax.reporting.evaluate import evaluate_benchmark
+from si_jax.testing import small_model
 
 RNG = np.random.default_rng(0)
 OOD = RNG.integers(0, 256, (5, 8, 8, 3), np.uint8)
@@ -65,6 +71,121 @@ def test_a_folder_of_ones_own(root, tiny):
     assert given.results["notes"] == []
 
 
+def test_ones_own_classes_without_a_folder_of_all(root, tiny, tmp_path, monkeypatch, capsys):
+    checkpoint = si_jax.save_checkpoint(tmp_path / "checkpoint", tiny)
+    monkeypatch.setattr(evaluation, "intervals", lambda job, arrays: {})
+    monkeypatch.setattr(html, "write", lambda run, directory: directory / "report.html")
+    monkeypatch.chdir(tmp_path)
+    np.savez(tmp_path / "cars.npz", images=OOD)
+    train = ["--train", str(root / "train"), "--detectors", "msp", "knn", "--set", "knn.k=2"]
+    ood = ["--ood", f"cars={tmp_path / 'cars.npz'}", "--checkpoint", str(checkpoint)]
+    command.main(["--id", f"pets={root / 'val'}", *train, *ood])
+    (directory,) = Path("results").iterdir()
+    assert directory.name.startswith("pets-own-checkpoint")
+    found = json.loads((directory / "results.json").read_text())
+    assert (found["benchmark"], found["protocol"]) == ("pets", "own")
+    assert found["counts"] == {"pets": 10, "cars": 5}
+    assert found["fit"] == {"set": "pets_train", "images": 10, "detectors": ["knn"]}
+    assert "cars" in capsys.readouterr().out
+    run = evaluate_benchmark(None, tiny, detectors=["msp"], id_set=root / "val", ood={"x": OOD})
+    assert run.results["counts"] == {"val": 10, "x": 5}
+
+    for given, message in (
+        ({}, "the data set has no folder val or test"),
+        ({"id_set": (OOD, np.arange(5) + 1)}, "has the label 5, but resnet8 has the classes 0 to"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate_benchmark(None, tiny, detectors=["msp"], **given)
+    with pytest.raises(ValueError, match="no checkpoint for data of your own comes with"):
+        command.main(["--id", str(root / "val")])
+
+
+def test_the_full_spectrum_beside_the_usual_result(root, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "intervals", lambda job, arrays: {})
+    monkeypatch.setattr(html, "write", lambda run, directory: directory / "report.html")
+    dark = (OOD // 2, np.array([0, 1, 2, 3, 4]))
+    run = evaluate_benchmark(
+        root,
+        tiny,
+        detectors=["msp", "energy"],
+        ood={"cars": OOD, "noise": 255 - OOD},
+        shifted={"dark": dark, "photos": root / "train"},
+        out=tmp_path,
+    )
+    found = run.results
+    assert list(found["groups"]) == ["cars", "noise"]
+    assert found["counts"] == {"pets": 10, "cars": 5, "noise": 5, "dark": 5, "photos": 10}
+    assert found["shifted"]["photos"] is None and 0 <= found["shifted"]["dark"] <= 1
+    known = [run.scores(name, "energy") for name in ("pets", "dark", "photos")]
+    for name in ("cars", "noise"):
+        scores = run.scores(name, "energy")
+        usual, full = found["results"], found["full_spectrum"]["results"]
+        assert usual["energy"][name]["auroc"] == metrics.auroc(known[0], scores)
+        assert full["energy"][name]["auroc"] == metrics.auroc(np.concatenate(known), scores)
+        assert "oscr" in usual["energy"][name] and "oscr" not in full["energy"][name]
+    means = found["full_spectrum"]["averages"]["energy"]["ood"]["auroc"]
+    assert means == pytest.approx(np.mean([full["energy"][n]["auroc"] for n in found["groups"]]))
+    printed = str(run)
+    assert "full spectrum: in-distribution pets, dark, photos" in printed
+    assert "shifted photos: 10 images, accuracy unknown (no labels)" in printed
+    assert printed.count("published convention") == 2
+    with (tmp_path / "results.csv").open(newline="") as file:
+        line = next(csv.DictReader(file))
+    assert float(line["full_spectrum_auroc"]) == pytest.approx(full["msp"]["cars"]["auroc"])
+    again = runs.load(tmp_path)
+    assert again.results == run.results and str(again) == printed
+    titles = [table.title for table in report.metric_tables(found)]
+    assert sum(title.startswith("Full spectrum: AUROC") for title in titles) == 1
+    broken = json.loads((tmp_path / "results.json").read_text())
+    del broken["full_spectrum"]["results"]["msp"]["cars"]
+    (tmp_path / "results.json").write_text(json.dumps(broken))
+    with pytest.raises(ValueError, match="in 'full_spectrum', the sets of detector 'msp'"):
+        runs.load(tmp_path)
+    with pytest.raises(ValueError, match="give sets of your own as shifted"):
+        evaluate_benchmark(root, tiny, full_spectrum=True)
+
+
+def test_data_is_looked_for_before_weights_are_loaded(tmp_path, monkeypatch):
+    def load(*args, **options):
+        pytest.fail("the weights were loaded")
+
+    monkeypatch.setattr(defaults, "load_model", load)
+    monkeypatch.setattr(defaults, "convert_torch", load)
+    (tmp_path / "resnet50.pth").touch()
+    places = ["--dataset", "imagenet", "--data-dir", str(tmp_path / "data")]
+    file = ["--checkpoint", str(tmp_path / "resnet50.pth"), "--model", "imagenet_resnet50"]
+    for given, message in (
+        ([*places, *file], "imagenet: sort the validation images into one folder a class"),
+        ([*places, "--checkpoint", "digits"], "imagenet: sort the validation images"),
+        ([*places, *file, "--id", f"imagenet={tmp_path}"], "holds no images but 1 other files"),
+        ([*places, *file[:2]], "is a file, so it needs an architecture"),
+        ([*places, "--checkpoint", "nowhere"], "unknown checkpoint 'nowhere'"),
+        ([*places, *file, "--detectors", "enrgy"], "unknown detector 'enrgy'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            command.main([*given, "--out", str(tmp_path / "out")])
+    with pytest.raises(ValueError, match="has 4 classes, but imagenet has 1000"):
+        evaluate_benchmark("imagenet", small_model("plain"), data_dir=tmp_path / "data")
+
+
+def test_mean_and_deviation_by_number(monkeypatch):
+    network, converted = small_model("plain"), []
+    monkeypatch.setattr(command, "evaluate_benchmark", lambda dataset, load, **options: load())
+    monkeypatch.setattr(defaults, "convert_torch", lambda *a, **o: converted.append(o) or network)
+    given = ["--mean", "0.1", "0.2", "0.3", "--std", "0.5", "--part", "ema"]
+    with pytest.raises(ValueError, match=r"mean, std, part: only a file .*; digits says itself"):
+        command.main(["--checkpoint", "digits", *given])
+    with pytest.raises(ValueError, match="has 4 classes, but digits has 10"):
+        command.main(["--checkpoint", __file__, "--model", "resnet8", *given])
+    (options,) = converted
+    assert options == {
+        "normalisation": None,
+        "mean": [0.1, 0.2, 0.3],
+        "std": [0.5],
+        "part": "ema",
+    }
+
+
 def test_classes_of_the_card_decide_the_order(root, tiny):
     named = dataclasses.replace(tiny, card={"classes": ["10", "3", "2", "1", "0"]})
     found = sets.find_sets(root, named, "published")
@@ -92,7 +213,9 @@ def test_nothing_is_downloaded_unless_asked_for(tiny, monkeypatch, capsys, unche
 
     monkeypatch.setattr(benchmarks, "resolve", resolve)
     monkeypatch.setattr(
-        downloads, "prepare", lambda *a: iter([downloads.Outcome("svhn", "fetched", 3, "there")])
+        downloads,
+        "prepare",
+        lambda *a, **o: iter([downloads.Outcome("svhn", "fetched", 3, "there")]),
     )
     sets.find_sets("cifar10", tiny, "published")
     sets.find_sets("cifar10", tiny, "published", download=True)
@@ -103,8 +226,9 @@ def test_nothing_is_downloaded_unless_asked_for(tiny, monkeypatch, capsys, unche
 def test_the_in_distribution_set_on_the_command_line():
     parse = command.parser().parse_args
     named = ["--dataset", "imagenet", "--id", "imagenet=/a=b"]
-    assert command.in_distribution(parse(named)) == "/a=b"
-    assert command.in_distribution(parse(["--dataset", "imagenet", "--id", "/a"])) == "/a"
-    assert command.in_distribution(parse([])) is None
+    assert command.in_distribution(parse(named)) == ("", "/a=b")
+    assert command.in_distribution(parse(["--dataset", "imagenet", "--id", "/a"])) == ("", "/a")
+    assert command.in_distribution(parse(["--id", "pets=/a"])) == ("pets", "/a")
+    assert command.in_distribution(parse([])) == ("", None)
     with pytest.raises(ValueError, match="imagenet's set is called imagenet"):
         command.in_distribution(parse(["--dataset", "imagenet", "--id", "val=/a"]))

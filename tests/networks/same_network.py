@@ -117,6 +117,59 @@ def keras_model():
     return si_jax.Model(net, **IMAGE)
 
 
+def equinox_model():
+    import equinox as eqx
+
+    class Block(eqx.Module):
+        conv: eqx.nn.Conv2d
+        bn: eqx.nn.BatchNorm
+
+        def __init__(self, key):
+            self.conv = eqx.nn.Conv2d(WIDTH, WIDTH, 3, padding=1, use_bias=False, key=key)
+            self.bn = eqx.nn.BatchNorm(WIDTH, "batch", EPSILON, mode="ema")
+
+        def __call__(self, x, state):
+            y, state = self.bn(self.conv(x), state)
+            return jax.nn.relu(x + y), state
+
+    class Net(eqx.Module):
+        stem: eqx.nn.Conv2d
+        bn: eqx.nn.BatchNorm
+        block: Block
+        dropout: eqx.nn.Dropout
+        head: eqx.nn.Linear
+
+        def __init__(self, key):
+            self.stem = eqx.nn.Conv2d(3, WIDTH, 3, padding=1, use_bias=False, key=key)
+            self.bn = eqx.nn.BatchNorm(WIDTH, "batch", EPSILON, mode="ema")
+            self.block = Block(key)
+            self.dropout = eqx.nn.Dropout(0.5)
+            self.head = eqx.nn.Linear(WIDTH, CLASSES, key=key)
+
+        def __call__(self, x, state, key=None):
+            x, state = self.bn(self.stem(x), state)
+            x, state = self.block(jax.nn.relu(x), state)
+            return self.head(self.dropout(x.mean((1, 2)), key=key)), state
+
+    net, state = eqx.nn.make_with_state(Net)(jax.random.key(0))
+    params, stats = variables()["params"], variables()["batch_stats"]
+    weights = {
+        lambda n: n.stem.weight: params["stem"]["kernel"].transpose(3, 2, 0, 1),
+        lambda n: n.bn.weight: params["bn"]["scale"],
+        lambda n: n.bn.bias: params["bn"]["bias"],
+        lambda n: n.block.conv.weight: params["block"]["conv"]["kernel"].transpose(3, 2, 0, 1),
+        lambda n: n.block.bn.weight: params["block"]["bn"]["scale"],
+        lambda n: n.block.bn.bias: params["block"]["bn"]["bias"],
+        lambda n: n.head.weight: params["head"]["kernel"].T,
+        lambda n: n.head.bias: params["head"]["bias"],
+    }
+    for where, value in weights.items():
+        net = eqx.tree_at(where, net, jnp.asarray(value))
+    for bn, s in ((net.bn, stats["bn"]), (net.block.bn, stats["block"]["bn"])):
+        state = state.set(bn.ema_state_index, (s["mean"], s["var"]))
+    return si_jax.Model(net, state, **IMAGE)
+
+
 def function_model():
     def conv(x, kernel):
         return jax.lax.conv_general_dilated(
@@ -138,4 +191,9 @@ def function_model():
     return si_jax.Model(net, variables(), head="params/head", **IMAGE)
 
 
-OTHERS = {"nnx": nnx_model, "keras": keras_model, "function": function_model}
+OTHERS = {
+    "nnx": nnx_model,
+    "keras": keras_model,
+    "equinox": equinox_model,
+    "function": function_model,
+}

@@ -41,8 +41,8 @@ def linen_model():
 
 @pytest.fixture(scope="module", params=same.OTHERS)
 def other(request):
-    if request.param == "keras":
-        pytest.importorskip("keras")
+    if request.param in ("keras", "equinox"):
+        pytest.importorskip(request.param)
     return same.OTHERS[request.param]()
 
 

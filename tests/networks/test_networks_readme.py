@@ -12,12 +12,20 @@ EXAMPLES = re.findall(
 
 
 def test_there_is_one_for_each_framework():
-    assert [title for title, _ in EXAMPLES] == ["Flax Linen", "Flax NNX", "Keras 3", "A function"]
+    assert [title for title, _ in EXAMPLES] == [
+        "Flax Linen",
+        "Flax NNX",
+        "Keras 3",
+        "Keras applications, from images to verdicts",
+        "Equinox",
+        "A function",
+    ]
 
 
 @pytest.mark.parametrize("example", [pytest.param(code, id=title) for title, code in EXAMPLES])
 def test_the_example_runs(example, capsys):
-    if "keras" in example:
-        pytest.importorskip("keras")
+    for extra in ("keras", "equinox"):
+        if f"import {extra}" in example:
+            pytest.importorskip(extra)
     exec(compile(example, str(PAGE), "exec"), {"__name__": "example"})
     assert capsys.readouterr().out.startswith("[")

@@ -54,7 +54,9 @@ EXTRA = {  # small networks of other shapes than those of the table
 }
 
 
-STATES = {  # torchvision 0.29's own: SHA-256 of the sorted lines "name shape", its first 16 digits
+# torchvision 0.29's own, and for ResNets also timm 1.0's: SHA-256 of the sorted lines "name shape",
+# its first 16 digits
+STATES = {
     "resnet18": "5191d63ec3989592",
     "resnet34": "f8de2a1812ef85e4",
     "resnet50": "a87e91cd6bd1f939",

@@ -220,9 +220,8 @@ def _densities(
     varying = variance > 0
     if not varying.any():
         raise ValueError(
-            "zero-deflation: no density varies among the fitting images, as in a network without"
-            " ReLU, or of images that are all alike: leave it out by components, such as"
-            " 'energy,channel-average'"
+            "zero-deflation: no density varies among the fitting images, as of images that are all"
+            " alike: give others, or leave it out by components, such as 'energy,channel-average'"
         )
     sigma = np.maximum(np.sqrt(np.where(varying, variance, 1)), 0.5 / channels.positions)
     scale = np.where(varying, 1 / sigma, 0)

@@ -66,9 +66,11 @@ def si_c(
     five networks and four of twelve sets were left out of the choice and agree with it. Other
     networks and data may differ.
 
-    Densities are read off the ReLUs behind the taps (engine `activation`), or, where there is a
-    tap that no ReLU follows, off the gradient of the largest logit (engine `gradient`, one
-    backward pass more). Where all gradients vanish, the logarithm is that of 1e-30.
+    The density is the share of the positions at which the input of the activation behind the tap is
+    positive, of a ReLU as of GELU, SiLU and their like; tokens count as positions (engine
+    `activation`). At a tap that none of these follows, it is the share at which the gradient of the
+    largest logit is not zero (engine `gradient`, one backward pass more). Where all gradients
+    vanish, the logarithm is that of 1e-30.
 
     Args:
         model: the network, with a linear head.
@@ -105,13 +107,18 @@ def si_c_forward(
     """S&I-C without a gradient: energy and zero-deflation, one forward pass; see `si_c`.
 
     Raises:
-        ValueError: as `si_c`; if channel-average is asked for, or no ReLU follows some tap.
+        ValueError: as `si_c`; if channel-average is asked for, or no activation follows some tap.
     """
     components = canonical_components(components, FORWARD)
     options = {"components": components, "taps": taps, "inner": None}
     plan = _plan(model, options, form, shrinkage, max_channels, max_calibration, seed)
-    if plan.settings.get("engine") == "gradient":
-        activation.check(model, plan.settings["taps"])  # says which tap lacks its ReLU
+    missing = activation.without_relu(model, plan.settings.get("taps", ()), smooth=True)
+    if missing:
+        raise ValueError(
+            "si-c-forward needs a ReLU, GELU, SiLU or their like behind every tap; there is none"
+            f" behind {activation.listed(missing)}: name others by taps, or use si-c, which reads"
+            " the gradient there"
+        )
     return plan
 
 

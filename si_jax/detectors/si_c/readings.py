@@ -23,8 +23,6 @@ from si_jax.integration import max_logit
 from si_jax.model import Model
 from si_jax.taps import Taps, default_taps, select
 
-ENGINES = ("gradient", "activation")
-
 
 @dataclass(frozen=True)
 class Reader:
@@ -83,10 +81,12 @@ def reader(
     num_features(model)  # refuses a head that is not linear
     channels, engine, positions = None, None, 1
     inner_paths: tuple[str, ...] = ()
+    by_gradient: tuple[str, ...] = ()
     if "zero-deflation" in components:
         paths = default_taps(model, "si-c") if taps is None else select(model, taps)
+        by_gradient = _by_gradient(model, paths)
         channels = select_channels(_shapes(model, paths), max_channels, seed)
-        engine = _engine(model, paths)
+        engine = "gradient" if by_gradient else "activation"
     if "channel-average" in components:
         inner_paths = default_taps(model, "si-c-inner") if inner is None else select(model, inner)
         (outer,) = default_taps(model, "outer")
@@ -95,7 +95,9 @@ def reader(
 
     def read(variables, images):
         tapped = channels.taps if channels else ()
-        logits, gradients, active = _passes(model, variables, images, tapped, engine, inner_paths)
+        logits, gradients, active = _passes(
+            model, variables, images, tapped, by_gradient, inner_paths
+        )
         energy = jax.nn.logsumexp(logits, axis=-1)
         readings = {"confidence": log_odds(logits), "energy": energy}
         if inner_paths:
@@ -164,31 +166,37 @@ def batched(found: Reader, model: Model) -> Batched:
     return Batched(lambda v, x: found.read(v, model.normalise(x)), model.placed)
 
 
-def _passes(model, variables, images, taps, engine, inner):
+def _passes(model, variables, images, taps, by_gradient, inner):
     """Logits; gradient of the features' sum at each inner tap; where each tap is active.
 
     One forward pass, whose linearisation serves every gradient.
     """
-    by_gradient, by_activation = (taps if engine == name else () for name in ENGINES)
+    by_activation = [k for k in taps if k not in by_gradient]
     linear = splitting.linearise(
         model, variables, images, (*inner, *by_gradient), watch=by_activation
     )
     gradients = linear.gradient(lambda out: jnp.sum(out.features, axis=-1)) if inner else {}
-    active = None
+    active = activation.active_in(linear.traced, linear.values, by_activation, smooth=True)
     if by_gradient:
         by_logit = linear.gradient(max_logit)
-        active = {k: by_logit[k] != 0 for k in taps}
-    elif by_activation:
-        active = activation.active_in(linear.traced, linear.values, taps)
+        active |= {k: by_logit[k] != 0 for k in by_gradient}
     return linear.out.logits, gradients, active
 
 
-def _engine(model: Model, taps: Sequence[str]) -> str:
-    try:
-        activation.check(model, taps)
-    except ValueError:
-        return "gradient"
-    return "activation"
+def _by_gradient(model: Model, taps: Sequence[str]) -> tuple[str, ...]:
+    """Those taps that no activation follows, whose densities are therefore read off the gradient.
+
+    Raises:
+        ValueError: if there is nothing to be read off any tap.
+    """
+    missing = activation.without_relu(model, taps, smooth=True)
+    if len(activation.never_off(model, missing)) == len(taps):
+        raise ValueError(
+            "zero-deflation reads where the activation behind a tap is on, but neither a ReLU nor"
+            f" GELU, SiLU or their like follows {activation.listed(taps)}: name others by taps, or"
+            " leave it out by components='energy,channel-average'"
+        )
+    return missing
 
 
 def _shapes(model: Model, paths: Sequence[str]) -> dict[str, tuple[int, ...]]:

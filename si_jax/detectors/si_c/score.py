@@ -134,7 +134,7 @@ def pvalues(
         pairs = zip(calibration.T, abnormality.T, strict=True)
         below: Array | np.ndarray = np.stack([np.searchsorted(*pair) for pair in pairs], axis=-1)
     else:
-        below = jax.vmap(jnp.searchsorted, (1, 1), 1)(calibration, abnormality)
+        below = count - (calibration[None] >= abnormality[:, None]).sum(axis=1)
     return ((1 + count - below) / (1 + count)).astype(abnormality.dtype)
 
 

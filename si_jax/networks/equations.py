@@ -1,0 +1,238 @@
+"""What the equations of a traced computation (a jaxpr) do: which of them are activations.
+
+An activation counts as *like a ReLU* if it is element-wise, vanishes far below zero and is
+proportional to its input far above: ReLU, GELU in both its forms, SiLU, Mish, softplus. Whether it
+is so is told by its values, so it does not matter how JAX spells it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from scipy import special
+
+FAR = np.array([-80.0, -40.0, -20.0, -3.5, 20.0, 40.0, 80.0])
+"""Where an activation is looked at; at -3.5 smooth ones are not zero, while a ReLU is."""
+
+TOLERANCE = 1e-3
+
+
+def _same(x, **params):
+    return x
+
+
+ELEMENTWISE: dict[str, Callable[..., Any]] = {
+    "abs": np.abs,
+    "add": np.add,
+    "convert_element_type": _same,
+    "copy": _same,
+    "div": np.divide,
+    "erf": special.erf,
+    "erfc": special.erfc,
+    "exp": np.exp,
+    "expm1": np.expm1,
+    "ge": np.greater_equal,
+    "gt": np.greater,
+    "integer_pow": lambda x, y: x**y,
+    "le": np.less_equal,
+    "log1p": np.log1p,
+    "logistic": special.expit,
+    "lt": np.less,
+    "max": np.maximum,
+    "min": np.minimum,
+    "mul": np.multiply,
+    "ne": np.not_equal,
+    "neg": np.negative,
+    "pow": np.power,
+    "select_n": lambda which, *cases: np.choose(which, cases),
+    "sqrt": np.sqrt,
+    "square": np.square,
+    "sub": np.subtract,
+    "tanh": np.tanh,
+}
+"""Primitive -> what it does to NumPy arrays."""
+
+BROADCAST = ("broadcast_in_dim", "reshape", "squeeze")
+"""Primitives that leave a constant scalar what it is."""
+
+
+class Activation(NamedTuple):
+    """An activation that is like a ReLU.
+
+    Attributes:
+        equations: the `id` of each of its equations.
+        made: the variables that they make.
+        output: the last of these.
+        switches: whether it is zero, and not only small, below zero.
+    """
+
+    equations: frozenset[int]
+    made: frozenset[Any]
+    output: Any
+    switches: bool
+
+
+def is_literal(variable: Any) -> bool:
+    """Whether an operand of an equation is a constant rather than a variable."""
+    return hasattr(variable, "val")
+
+
+def is_relu(eqn: Any) -> bool:
+    """Whether an equation is max(x, 0), however often it is wrapped."""
+    if eqn.primitive.name == "max":
+        return any(is_literal(v) and not np.any(v.val) for v in eqn.invars)
+    called = inner(eqn)
+    equations = called.jaxpr.eqns if called else []
+    return len(equations) == 1 and len(eqn.invars) == 1 and is_relu(equations[0])
+
+
+class Inner(NamedTuple):
+    """The equations that an equation calls, and their constants."""
+
+    jaxpr: Any
+    consts: Sequence[Any]
+
+
+CALLS = ("jit", "pjit", "closed_call", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call")
+
+
+def inner(eqn: Any) -> Inner | None:
+    """What an equation calls, as those of `jax.jit` and `jax.custom_jvp` do; else None."""
+    if eqn.primitive.name not in CALLS:
+        return None
+    called = eqn.params.get("call_jaxpr") or eqn.params["jaxpr"]
+    return Inner(getattr(called, "jaxpr", called), getattr(called, "consts", ()))
+
+
+class Equations:
+    """The equations of a closed jaxpr, looked at from one variable on."""
+
+    def __init__(self, closed: Any):
+        self.jaxpr = closed.jaxpr
+        self._consts = _scalars(closed)
+
+    @cached_property
+    def _order(self) -> dict[int, int]:
+        return {id(eqn): place for place, eqn in enumerate(self.jaxpr.eqns)}
+
+    @cached_property
+    def users(self) -> dict[Any, list[Any]]:
+        """Variable -> the equations that it enters."""
+        users: dict[Any, list[Any]] = {}
+        for eqn in self.jaxpr.eqns:
+            for variable in dict.fromkeys(v for v in eqn.invars if not is_literal(v)):
+                users.setdefault(variable, []).append(eqn)
+        return users
+
+    @cached_property
+    def _constants(self) -> dict[Any, Any]:
+        """Variables that hold one number, whatever the images are -> the number."""
+        known = dict(self._consts)
+        for eqn in self.jaxpr.eqns:
+            if len(eqn.outvars) != 1 or any(
+                not is_literal(v) and v not in known for v in eqn.invars
+            ):
+                continue
+            value = _apply(eqn, known)
+            if value is not None and np.ndim(value) == 0:
+                known[eqn.outvars[0]] = value
+        return known
+
+    def activation(self, x: Any) -> Activation | None:
+        """The activation like a ReLU whose input is the variable `x`; None if there is none.
+
+        Other equations may use `x` too, but none may use what lies inside the activation.
+        """
+        values, made = {x: FAR, **self._constants}, {}
+        for eqn in self._behind(x, values):
+            if len(eqn.outvars) != 1 or eqn.outvars[0].aval.shape != x.aval.shape:
+                continue
+            value = _apply(eqn, values)
+            if value is not None:
+                values[eqn.outvars[0]] = value
+                made[eqn.outvars[0]] = eqn
+        for output in reversed(made):
+            if _like_relu(values[output]) and (inside := self._inside(output, made)):
+                switches = not abs(values[output][FAR == -3.5]).item() > 1e-6
+                ids = frozenset(id(made[v]) for v in inside)
+                return Activation(ids, frozenset(inside), output, switches)
+        return None
+
+    def _behind(self, x: Any, values: Mapping[Any, Any]) -> Iterator[Any]:
+        """The equations whose operands are all in `values`, which may grow, in order."""
+        seen, waiting = set(), list(self.users.get(x, ()))
+        while waiting:
+            eqn = min(waiting, key=lambda e: self._order[id(e)])
+            waiting.remove(eqn)
+            if id(eqn) in seen or any(not is_literal(v) and v not in values for v in eqn.invars):
+                continue
+            seen.add(id(eqn))
+            yield eqn
+            if eqn.outvars[0] in values:
+                waiting += self.users.get(eqn.outvars[0], ())
+
+    def _inside(self, output: Any, made: Mapping[Any, Any]) -> set[Any]:
+        """What is made on the way to an output; nothing if anything else uses it."""
+        inside, waiting = set(), [output]
+        while waiting:
+            variable = waiting.pop()
+            if variable in made and variable not in inside:
+                inside.add(variable)
+                waiting += [v for v in made[variable].invars if not is_literal(v)]
+        ids = {id(made[v]) for v in inside}
+        inner = inside - {output}
+        closed = all(id(eqn) in ids for v in inner for eqn in self.users.get(v, ()))
+        return inside if closed and not inner & outputs(self.jaxpr) else set()
+
+
+def _scalars(closed: Any) -> dict[Any, Any]:
+    """Those of the constants of a closed jaxpr that are one number."""
+    pairs = zip(closed.jaxpr.constvars, closed.consts, strict=True)
+    return {v: x for v, x in pairs if np.ndim(x) == 0 and not isinstance(x, jax.core.Tracer)}
+
+
+def outputs(jaxpr: Any) -> set[Any]:
+    """The variables that a computation returns."""
+    return {v for v in jaxpr.outvars if not is_literal(v)}
+
+
+def _like_relu(y: Any) -> bool:
+    """Whether values at `FAR` are nothing far below zero, and proportional to `FAR` far above."""
+    if np.shape(y) != FAR.shape:
+        return False
+    low, high = y[FAR <= -20], y[FAR >= 20]
+    slope = high / FAR[FAR >= 20]
+    with np.errstate(all="ignore"):
+        return bool(
+            slope[0] > 0
+            and (abs(low) <= TOLERANCE * slope[0]).all()
+            and (abs(slope / slope[0] - 1) <= TOLERANCE).all()
+        )
+
+
+def _apply(eqn: Any, values: Mapping[Any, Any]) -> Any:
+    """The value of an equation's output; None if it does anything but element-wise arithmetic."""
+    operands = [v.val if is_literal(v) else values[v] for v in eqn.invars]
+    if any(np.ndim(x) and np.shape(x) != FAR.shape for x in operands):
+        return None
+    if called := inner(eqn):
+        known = {**_scalars(called), **dict(zip(called.jaxpr.invars, operands, strict=True))}
+        for step in called.jaxpr.eqns:
+            if any(not is_literal(v) and v not in known for v in step.invars):
+                return None
+            if len(step.outvars) != 1 or (value := _apply(step, known)) is None:
+                return None
+            known[step.outvars[0]] = value
+        out = called.jaxpr.outvars[0]
+        return out.val if is_literal(out) else known.get(out)
+    name = eqn.primitive.name
+    if name in BROADCAST:
+        constant = len(operands) == 1 and np.ndim(operands[0]) == 0
+        return operands[0] if constant else None
+    if name not in ELEMENTWISE:
+        return None
+    params = {"y": eqn.params["y"]} if name == "integer_pow" else {}
+    with np.errstate(all="ignore"):
+        return ELEMENTWISE[name](*operands, **params)

@@ -1,0 +1,194 @@
+"""Other people's networks: one is trained on the digits, and the others are made of its weights."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+import si_jax
+from si_jax import activation
+from si_jax.data import digits
+from si_jax.networks import framework
+from si_jax.study import without_relu
+from si_jax.taps import default_taps
+from si_jax.training.fine_tuning import fine_tune
+
+GREY = {"input_size": 28, "mean": 0.5, "std": 0.5, "call_kwargs": {"train": False}}
+"""Grey images of 28x28 pixels."""
+
+
+class Pooling(nn.Module):
+    """A head that pools over the positions itself."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(digits.CLASSES, name="dense")(x.mean((1, 2)))
+
+
+class Net(nn.Module):
+    """BatchNorm and Dropout with `train`, a module called twice, and several kinds of outputs."""
+
+    returns: str = "logits"
+    classes: int = digits.CLASSES
+    bias: bool = True
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Conv(16, (4, 4), strides=4, name="stem")(x)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train, name="norm")(x))
+        twice = nn.Conv(16, (3, 3), name="twice")
+        x = nn.relu(twice(nn.relu(twice(x))))
+        x = nn.Dropout(0.5, deterministic=not train)(x)
+        if self.returns == "pooled":
+            return Pooling(name="head")(x)
+        x = x.mean((1, 2))
+        logits = nn.Dense(self.classes, use_bias=self.bias, name="head")(x)
+        outputs = {"dict": {"x": x, "logits": logits}, "tuple": (x, logits)}
+        return outputs.get(self.returns, logits)
+
+
+def grey(images):
+    return images[:, 2:30, 2:30, :1]
+
+
+@pytest.fixture(scope="module")
+def images():
+    return grey(digits.load("test")[0][:200])
+
+
+@pytest.fixture(scope="module")
+def trained(images):
+    module = Net()
+    variables = module.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)), train=False)
+    pictures, labels = digits.load("train")
+    model = si_jax.Model(module, variables, **GREY)
+    model = fine_tune(model, grey(pictures), labels, steps=500, learning_rate=1e-2)
+    assert np.mean(model.logits(images).argmax(-1) == digits.load("test")[1][:200]) > 0.85
+    return model
+
+
+def head(model, change):
+    """The trained variables with another head."""
+    params = dict(model.variables["params"])
+    params["head"] = change(params["head"])
+    return {**model.variables, "params": params}
+
+
+def thousand(kernel):
+    rest = np.random.default_rng(0).normal(0, 0.1, (16, 990)).astype(np.float32)
+    return np.concatenate([kernel, rest], axis=1)
+
+
+VARIANTS = {
+    "plain": (Net(), lambda h: h, None),
+    "a dict": (Net("dict"), lambda h: h, "logits"),
+    "a tuple": (Net("tuple"), lambda h: h, 1),
+    "pooled in the head": (Net("pooled"), lambda h: {"dense": h}, None),
+    "no bias": (Net(bias=False), lambda h: {"kernel": h["kernel"]}, None),
+    "two classes": (Net(classes=2), lambda h: {k: v[..., :2] for k, v in h.items()}, None),
+    "1000 classes": (
+        Net(classes=1000),
+        lambda h: {"kernel": thousand(h["kernel"]), "bias": np.resize(h["bias"], 1000)},
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_shape_of_network_is_served(name, trained, images):
+    module, change, output = VARIANTS[name]
+    model = si_jax.Model(module, head(trained, change), output=output, **GREY)
+    kernel = model.head_weights(model.variables)
+    assert model.head == ("head/dense" if name == "pooled in the head" else "head")
+    assert model.num_classes == kernel.shape[1] == VARIANTS[name][0].classes
+    out = model.outputs(images)
+    expected = trained.logits(images)[:, :2] if name == "two classes" else trained.logits(images)
+    if name == "no bias":
+        expected = expected - trained.head_bias(trained.variables)
+    classes = min(model.num_classes, 10)
+    np.testing.assert_allclose(out["logits"][:, :classes], expected, rtol=1e-4, atol=1e-4)
+    assert np.ptp(si_jax.make_detector("vim", model, dim=4).fit(images).score(images)) > 0
+    detector = si_jax.make_detector("knn", model, k=5).fit(images[:150])
+    noise = grey(digits.noise(50))
+    assert np.median(detector.score(images[150:])) > np.median(detector.score(noise))
+
+
+def test_a_module_called_twice_is_two_taps(trained, images):
+    taps = ["twice", "twice#1"]
+    detector = si_jax.make_detector("si-z", trained, taps="twice*")
+    assert detector.settings["taps"] == taps
+    density = detector.details(images)["tap_density"]
+    assert (np.ptp(density, axis=0) > 0).all() and (density[:, 0] != density[:, 1]).any()
+
+
+def test_two_paths_to_one_nnx_module():
+    class Shared(nnx.Module):
+        def __init__(self, rngs):
+            self.first = nnx.Linear(3, 3, rngs=rngs)
+            self.second = self.first
+            self.head = nnx.Linear(3, 4, rngs=rngs)
+
+        def __call__(self, x):
+            x = nnx.relu(self.second(nnx.relu(self.first(x))))
+            return self.head(x.mean((1, 2)))
+
+    net = Shared(nnx.Rngs(0))
+    model = si_jax.Model(net, input_size=4, mean=(0.5,) * 3, std=(0.25,) * 3)
+    assert [call.path for call in model.calls] == ["first", "first#1", "head"]
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), np.uint8)
+    np.testing.assert_allclose(
+        model.logits(pixels), net(model.normalise(jnp.asarray(pixels))), rtol=1e-5
+    )
+    assert si_jax.make_detector("si-z", model, taps="first*").score(pixels).shape == (5,)
+
+
+@pytest.mark.parametrize(
+    ("name", "densities"),
+    [
+        ("ViT, GELU", ("up0", "up1")),
+        ("ConvNeXt, GELU", ("up0", "up1")),
+        ("convolutions, SiLU", ("norm0", "norm1", "norm2")),
+    ],
+)
+def test_networks_without_relu(name, densities):
+    module = without_relu.NETWORKS[name]()
+    shape = (1, digits.SIZE, digits.SIZE, 3)
+    variables = module.init(jax.random.key(0), jnp.zeros(shape))
+    model = si_jax.Model(module, variables, digits.SIZE, (0.5,) * 3, (0.5,) * 3)
+    assert default_taps(model, "si-c") == densities
+    assert not activation.without_relu(model, densities, smooth=True)
+    for detector in ("si-z", "gaia-z"):
+        with pytest.raises(ValueError, match=rf"{detector} .* no ReLU .*norm.*: .* use si-c"):
+            si_jax.make_detector(detector, model)
+
+
+def test_the_table_of_networks_without_relu(monkeypatch):
+    rows = {row: without_relu.DETECTORS[row] for row in ("msp", "si-c-forward")}
+    monkeypatch.setattr(without_relu, "DETECTORS", rows)
+    name = "convolutions, SiLU"
+    measured = {name: without_relu.measure(name, [0], steps=200, count=60)}
+    accuracy, results = measured[name]
+    assert accuracy > 0.7 and results["si-c-forward"]["noise"] > 0.7
+    lines = without_relu.table(measured).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| msp", "| si-c-forward"]
+
+
+def test_another_backend_of_keras(monkeypatch):
+    keras = pytest.importorskip("keras")
+    net = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Flatten(), keras.layers.Dense(3)])
+    monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
+    with pytest.raises(ValueError, match=r"backend 'torch', .* KERAS_BACKEND=jax before"):
+        si_jax.Model(net, input_size=4, mean=(0.5,) * 3, std=(0.25,) * 3)
+
+
+def test_a_framework_of_which_nothing_is_imported_serves_nothing(monkeypatch):
+    """No framework is imported to look whether a network is of it."""
+    imported = []
+    monkeypatch.setattr(framework.importlib, "import_module", imported.append)
+    with warnings.catch_warnings(), pytest.raises(ValueError, match="an Equinox module"):
+        framework.framework_of(object())
+    assert not imported
