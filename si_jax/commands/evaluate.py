@@ -9,12 +9,11 @@ si-jax evaluate --id VAL --train TRAIN --ood cars=CARS --checkpoint CHECKPOINT  
 
 import argparse
 import functools
-import hashlib
-import json
 from pathlib import Path
 
 from si_jax import cli
 from si_jax.commands import options
+from si_jax.data.json_files import json_hash
 from si_jax.data.tables import BENCHMARKS
 from si_jax.detectors import DETECTORS, describe
 from si_jax.evaluation import benchmark, defaults
@@ -179,7 +178,7 @@ def default_directory(args: argparse.Namespace) -> Path:
     changed = {k: v for k, v in changed.items() if k not in ("dataset", "protocol")}
     if not changed:
         return Path("results", name)
-    digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()
+    digest = json_hash(changed)
     if args.checkpoint:
         name += f"-{escaped(Path(args.checkpoint).name)[:40]}"
     if args.limit is not None:

@@ -152,4 +152,4 @@ def _plan(model, options, form, shrinkage, max_channels, max_calibration, seed) 
         settings |= {"engine": found.engine, "taps": list(found.channels.taps)}
     if found.inner:
         settings["inner"] = list(found.inner)
-    return Plan(compute, settings, forward_only=False, fit=fit)
+    return Plan(compute, settings, shared_forward=False, fit=fit)
