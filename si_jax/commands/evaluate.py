@@ -93,8 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     if args.list_detectors:
         return list_detectors()
-    if args.dataset is None and args.id is None:
-        args.dataset = "digits"
+    args.dataset = dataset_of(args)
     if args.out and Path(args.out).exists():
         checked_directory(args.out)
     with started(args) as processes:
@@ -166,12 +165,18 @@ def in_distribution(args: argparse.Namespace) -> tuple[str, str | None]:
     return ("" if table is not None else name), path
 
 
+def dataset_of(args: argparse.Namespace) -> str | None:
+    """The benchmark asked for; `digits` by default, unless `--id` gives classes of one's own."""
+    return "digits" if args.dataset is None and args.id is None else args.dataset
+
+
 def default_directory(args: argparse.Namespace) -> Path:
     """Where results go unless told: another directory for other options, the same for the same."""
-    name = f"{args.dataset}-{args.protocol}"
-    if is_own(args.dataset):
+    dataset = dataset_of(args)
+    name = f"{dataset}-{args.protocol}"
+    if is_own(dataset):
         id_name, id_path = in_distribution(args)
-        called = id_name or Path(args.dataset or id_path or ".").resolve().name
+        called = id_name or Path(dataset or id_path or ".").resolve().name
         name = f"{escaped(called)[:40]}-own"
     usual = vars(parser().parse_args([]))
     changed = {k: v for k, v in vars(args).items() if k not in ASIDE and v != usual[k]}
