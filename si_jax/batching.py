@@ -10,6 +10,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
+from si_jax.data.checks import check_least
+
 DELAY = 2  # seconds after which a progress bar shows
 
 
@@ -76,8 +78,7 @@ class Batched:
         Raises:
             ValueError: if `batch_size` is not positive or there are no images.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size (={batch_size}) must be at least 1")
+        check_least(1, batch_size=batch_size)
         if not len(images):
             raise ValueError("images is empty: there is nothing to compute")
         if shrink:

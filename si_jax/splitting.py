@@ -122,8 +122,8 @@ class Traced:
         leaves = jax.tree.leaves((*self.arguments, dict(offsets or {})))
         return evaluate(self.closed.jaxpr, self.variables, leaves, self.closed.consts)
 
-    def forward(self, values: Mapping[Any, Any]) -> Forward:
-        """The forward pass whose values these are, with all taps as outputs."""
+    def outputs(self, values: Mapping[Any, Any]) -> Forward:
+        """What a forward pass with these values gives, with all taps as outputs."""
         outputs = {path: values[var] for path, var in self.taps.items()}
         return Forward(values[self.logits], values[self.features], outputs)
 
@@ -228,7 +228,7 @@ def linearise(
 
     gradient, values = _differentiate(run, offsets, total)
     values = dict(zip(traced.variables, values, strict=True))
-    return Linearised(traced, values, traced.forward(values), gradient)
+    return Linearised(traced, values, traced.outputs(values), gradient)
 
 
 def evaluate(

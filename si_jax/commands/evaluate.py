@@ -9,12 +9,11 @@ si-jax evaluate --id VAL --train TRAIN --ood cars=CARS --checkpoint CHECKPOINT  
 
 import argparse
 import functools
-import hashlib
-import json
 from pathlib import Path
 
 from si_jax import cli
 from si_jax.commands import options
+from si_jax.data.json_files import json_hash
 from si_jax.data.tables import BENCHMARKS
 from si_jax.detectors import DETECTORS, describe
 from si_jax.evaluation import benchmark, defaults
@@ -94,8 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     if args.list_detectors:
         return list_detectors()
-    if args.dataset is None and args.id is None:
-        args.dataset = "digits"
+    args.dataset = dataset_of(args)
     if args.out and Path(args.out).exists():
         checked_directory(args.out)
     with started(args) as processes:
@@ -167,19 +165,25 @@ def in_distribution(args: argparse.Namespace) -> tuple[str, str | None]:
     return ("" if table is not None else name), path
 
 
+def dataset_of(args: argparse.Namespace) -> str | None:
+    """The benchmark asked for; `digits` by default, unless `--id` gives classes of one's own."""
+    return "digits" if args.dataset is None and args.id is None else args.dataset
+
+
 def default_directory(args: argparse.Namespace) -> Path:
     """Where results go unless told: another directory for other options, the same for the same."""
-    name = f"{args.dataset}-{args.protocol}"
-    if is_own(args.dataset):
+    dataset = dataset_of(args)
+    name = f"{dataset}-{args.protocol}"
+    if is_own(dataset):
         id_name, id_path = in_distribution(args)
-        called = id_name or Path(args.dataset or id_path or ".").resolve().name
+        called = id_name or Path(dataset or id_path or ".").resolve().name
         name = f"{escaped(called)[:40]}-own"
     usual = vars(parser().parse_args([]))
     changed = {k: v for k, v in vars(args).items() if k not in ASIDE and v != usual[k]}
     changed = {k: v for k, v in changed.items() if k not in ("dataset", "protocol")}
     if not changed:
         return Path("results", name)
-    digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()
+    digest = json_hash(changed)
     if args.checkpoint:
         name += f"-{escaped(Path(args.checkpoint).name)[:40]}"
     if args.limit is not None:

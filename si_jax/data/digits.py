@@ -16,6 +16,8 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from si_jax.data.synthetic import shuffled as shuffled_patches
+
 SIZE = 32  # side of an image, pixels
 CLASSES = 10
 TRAIN_COUNT, TEST_COUNT = 1200, 597
@@ -39,7 +41,6 @@ FONTS = (
 
 _COUNTS = 8  # side of the grid of ink counts
 _MAX_COUNT = 16  # ink counts run from 0 to this
-_BLOCK = 8  # side of the blocks that `shuffled` moves about, pixels
 _LEAST_CONTRAST = 10  # standard deviation below which a photograph's patch is empty sky
 _SPLIT_SEED = 0
 
@@ -152,7 +153,7 @@ def shuffled(count: int = OOD_COUNT, seed: int = 0) -> UInt8[np.ndarray, "n 32 3
     for image, index in zip(images, order[:count], strict=True):
         image[:] = digits[index]
         while np.array_equal(image, digits[index]):  # an identity, or only black blocks moved
-            image[:] = _shuffle_blocks(digits[index], rng)
+            image[:] = shuffled_patches(digits[index], rng)
     return images
 
 
@@ -234,13 +235,6 @@ def _draw_letter(letter: str, font: str, *, stroke: int, angle: float, height: i
     scale = min(height / canvas.height, SIZE / canvas.width)
     size = (max(1, int(canvas.width * scale)), max(1, int(canvas.height * scale)))
     return (np.asarray(canvas.resize(size, Image.Resampling.BOX)) > 127).astype(np.int64)
-
-
-def _shuffle_blocks(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    side = SIZE // _BLOCK
-    blocks = image.reshape(side, _BLOCK, side, _BLOCK, 3).swapaxes(1, 2)
-    blocks = blocks.reshape(side * side, _BLOCK, _BLOCK, 3)[rng.permutation(side * side)]
-    return blocks.reshape(side, side, _BLOCK, _BLOCK, 3).swapaxes(1, 2).reshape(image.shape)
 
 
 def _to_rgb(grey: list[np.ndarray]) -> np.ndarray:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from si_jax.data.checks import check_least
+
 NO_LABEL = -1  # the label of an image without one
 
 
@@ -106,8 +108,7 @@ def subset(image_set: ImageSet, limit: int | None, seed: int = 0) -> ImageSet:
     Raises:
         ValueError: if `limit` is not positive.
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit (={limit}) must be at least 1, or None for all images.")
+    check_least(1, limit=limit)
     if limit is None or limit >= len(image_set):
         return image_set
     rng = np.random.default_rng(seed)

@@ -1,6 +1,7 @@
-"""JSON from elsewhere: read within bounds, and checked against a type annotation."""
+"""JSON: read within bounds, checked against a type annotation, and hashed."""
 
 import dataclasses
+import hashlib
 import json
 import math
 import types
@@ -103,3 +104,8 @@ def _deeper(content: Any, depth: int) -> bool:
         return False
     inner = content.values() if isinstance(content, dict) else content
     return depth == 0 or any(_deeper(one, depth - 1) for one in inner)
+
+
+def json_hash(content: Any) -> str:
+    """Hex SHA-256 of content as JSON, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 from tqdm import tqdm
 
+from si_jax.data.checks import check_least
 from si_jax.data.image_set import NO_LABEL, ImageSet, UnreadableImage
 
 NO_INDEX = -1  # the index of a padded row
@@ -72,14 +73,8 @@ def batches(
             `transform` (or from `image_shape`), or (as UnreadableImage) if an image can't be
             decoded.
     """
-    for name, value, least in (
-        ("batch_size", batch_size, 1),
-        ("workers", workers, 1),
-        ("start", start, 0),
-        ("prefetch", prefetch, 0),
-    ):
-        if value < least:
-            raise ValueError(f"{name} (={value}) must be at least {least}.")
+    check_least(1, batch_size=batch_size, workers=workers)
+    check_least(0, start=start, prefetch=prefetch)
     if start > len(image_set):
         raise ValueError(
             f"start (={start}) must be at most {len(image_set)}, the size of {image_set.name}."

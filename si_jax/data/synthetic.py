@@ -6,7 +6,7 @@ They are easy next to real ones, and say little of near OOD; but there is always
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageFilter
 
 from si_jax.data.fingerprints import digest_of
@@ -26,8 +26,8 @@ def noise(
 
 
 def shuffled(
-    image: UInt8[np.ndarray, "height width 3"], rng: np.random.Generator
-) -> UInt8[np.ndarray, "height width 3"]:
+    image: Shaped[np.ndarray, "height width channels"], rng: np.random.Generator
+) -> Shaped[np.ndarray, "height width channels"]:
     """Shuffle the image's patches, four a side; pixels beyond a multiple of four stay."""
     height, width = (length // PATCHES for length in image.shape[:2])
     result = image.copy()

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from si_jax.data.checks import check_least
 from si_jax.data.files import write_atomically, write_text
 from si_jax.data.opening import chunks
 from si_jax.decision.predictor import COLUMNS, Predictor
@@ -44,8 +45,7 @@ def plan(
     Raises:
         ValueError: if there is no image, or `out` holds another plan's results.
     """
-    if part_size < 1:
-        raise ValueError(f"part_size (={part_size}) must be at least 1")
+    check_least(1, part_size=part_size)
     tables = [os.fspath(path) for path in paths if os.fspath(path).endswith(".parquet")]
     if tables and len(tables) < len(paths):
         raise ValueError("paths must be all Parquet files or none")

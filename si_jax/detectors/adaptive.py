@@ -123,7 +123,7 @@ def _adascale(model: Model, options: dict, logits: Callable) -> Plan:
         scaled = logits(inputs.variables, out, ratio)
         return {"score": jax.nn.logsumexp(scaled, axis=-1)}
 
-    return Plan(compute, options, forward_only=False, fit=fit)
+    return Plan(compute, options, shared_forward=False, fit=fit)
 
 
 def ranks(x: Float[Array, "batch n"]) -> Array:

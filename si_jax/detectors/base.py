@@ -76,11 +76,12 @@ class Plan:
     Attributes:
         compute: the function of a batch.
         settings: the options after presets and defaults, as they go into a report.
-        forward_only: whether one shared forward pass is all that `compute` needs.
+        shared_forward: whether `compute` runs the network by nothing but `Inputs.forward`, the one
+            forward pass that such detectors share.
         fit: what is learnt from in-distribution images before scoring; None if nothing is.
     """
 
     compute: Compute
     settings: Mapping[str, Any] = field(default_factory=dict)
-    forward_only: bool = True
+    shared_forward: bool = True
     fit: Fit | None = None

@@ -30,7 +30,7 @@ class Detector:
         model: the network.
         settings: every option's value, after presets and defaults.
         batch_size: images per batch; bounds the memory, and no score depends on it.
-        forward_only: whether one forward pass is all that it needs.
+        shared_forward: whether it needs nothing but the one forward pass that such detectors share.
         needs_fit: whether it must be fitted before it can score.
         state: what it has learnt, name -> array; None before it is fitted.
         options: the options that it was made with, as given.
@@ -47,7 +47,7 @@ class Detector:
         self.model = model
         self.settings = dict(plan.settings)
         self.batch_size = convert(Count, "batch_size", batch_size)
-        self.forward_only = plan.forward_only
+        self.shared_forward = plan.shared_forward
         self.needs_fit = plan.fit is not None
         self.options: dict[str, Any] = {}
         self.version: int | None = None

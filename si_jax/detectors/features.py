@@ -124,7 +124,7 @@ def rankfeat(model: Model, *, stages: Count = 2, taps: Taps = None) -> Plan:
         logits = [splitting.forward(*args, edit={tap: without_rank_one}).logits for tap in taps]
         return {"score": jax.nn.logsumexp(sum(logits) / len(logits), axis=-1)}
 
-    return Plan(compute, {"stages": stages, "taps": list(taps)}, forward_only=False)
+    return Plan(compute, {"stages": stages, "taps": list(taps)}, shared_forward=False)
 
 
 def without_rank_one(

@@ -1,5 +1,6 @@
 """What the detectors that learn from images share: streams, samples, and checks of labels."""
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -74,12 +75,12 @@ class Batches:
             ValueError: as `each`, or if an output of the network is not finite.
         """
         if not self._keep:
-            return self._forward()
+            return self._outputs()
         if self._kept is None:
-            self._kept = list(self._forward())
+            self._kept = list(self._outputs())
         return self._kept
 
-    def _forward(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def _outputs(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         for out, labels in self.each(self.model.run):
             logits, features = out["logits"], out["features"]
             if not (np.isfinite(logits).all() and np.isfinite(features).all()):
@@ -94,16 +95,23 @@ def reservoir(
     parts: Iterable[Float[np.ndarray, "rows columns"]], capacity: int, seed: int = 0
 ) -> Float[np.ndarray, "kept columns"]:
     """All rows of the parts, or `capacity` of them drawn evenly; not by how they are parted."""
-    rng = np.random.default_rng(seed)
-    kept, seen = [], 0
-    for part in parts:
-        for row in part:
-            if seen < capacity:
-                kept.append(np.array(row))
-            elif (slot := int(rng.random() * (seen + 1))) < capacity:
-                kept[slot] = np.array(row)
-            seen += 1
+    kept: list[np.ndarray] = []
+    rows = (row for part in parts for row in part)
+    for slot, row in zip(reservoir_slots(capacity, seed), rows, strict=False):
+        if slot is not None:
+            kept[slot : slot + 1] = [np.array(row)]
     return np.stack(kept)
+
+
+def reservoir_slots(capacity: int, seed: int = 0) -> Iterator[int | None]:
+    """For each item of a stream its place among `capacity` kept ones; None where it is passed over.
+
+    At any time all items until then are equally likely to be kept (Vitter, 1985, algorithm R).
+    """
+    rng = np.random.default_rng(seed)
+    for seen in itertools.count():
+        slot = seen if seen < capacity else int(rng.random() * (seen + 1))
+        yield slot if slot < capacity else None
 
 
 def unit(h: Float[Kind, "n features"]) -> Float[Kind, "n features"]:

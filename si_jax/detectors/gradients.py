@@ -89,7 +89,7 @@ def gradnorm(
 
     whole = parameters == "all"
     settings = {"temperature": temperature, "parameters": parameters}
-    return Plan(whole_norm if whole else head_norm, settings, forward_only=not whole)
+    return Plan(whole_norm if whole else head_norm, settings, shared_forward=not whole)
 
 
 def _moved(model: Model, temperature: float, step: float, chosen) -> Plan:
@@ -112,4 +112,4 @@ def _moved(model: Model, temperature: float, step: float, chosen) -> Plan:
             images = images - step / jnp.asarray(model.std, images.dtype) * sign
         return {"score": jnp.max(jax.nn.softmax(logits_of(images)), axis=-1)}
 
-    return Plan(compute, {"temperature": temperature, "step": step}, forward_only=False)
+    return Plan(compute, {"temperature": temperature, "step": step}, shared_forward=False)

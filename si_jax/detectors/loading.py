@@ -14,7 +14,7 @@ from si_jax.data.directories import check_files
 from si_jax.data.preprocessing import preprocessing_for
 from si_jax.detectors import DETECTORS, make_detector, saved_network
 from si_jax.detectors.detector import Detector
-from si_jax.detectors.saving import CARD, FORMAT, json_hash, plain
+from si_jax.detectors.saving import CARD, FORMAT, card_hash, plain
 from si_jax.detectors.threshold import Threshold
 from si_jax.model import Model
 from si_jax.weights.checkpoint import bundled_directory
@@ -106,7 +106,7 @@ def _read_card(path: Path) -> dict[str, Any]:
             f"{path} is of format {number!r}, and this version of si_jax reads {FORMAT}: it was"
             " written by another version, update the older of the two"
         )
-    if written != json_hash(content):
+    if written != card_hash(content):
         raise ValueError(
             f"{path} was edited: it does not have its own hash. Load the detector, change it by the"
             " library and save it again"

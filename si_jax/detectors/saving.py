@@ -5,7 +5,6 @@ belong together and are saved together, with hashes of all. Nothing is pickled.
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ import orbax.checkpoint as ocp
 
 from si_jax.cli import versions
 from si_jax.data.directories import written_whole
+from si_jax.data.json_files import json_hash
 from si_jax.detectors import saved_network
 from si_jax.detectors.threshold import Threshold
 from si_jax.weights.variables import weights_hash
@@ -73,7 +73,7 @@ def save_detector(
         "sha256": {part: weights_hash(tree) for part, tree in arrays.items()},
     }
     content = json.loads(json.dumps(content, default=plain))
-    content["sha256"]["json"] = json_hash(content)
+    content["sha256"]["json"] = card_hash(content)
     with written_whole(directory) as temporary:
         with ocp.PyTreeCheckpointer() as checkpointer:
             filled = {part: tree for part, tree in arrays.items() if tree}
@@ -108,8 +108,7 @@ def plain(value: Any) -> Any:
     raise ValueError(f"an option of the detector (={value!r}) cannot be saved: give it as a name")
 
 
-def json_hash(content: Mapping[str, Any]) -> str:
+def card_hash(content: Mapping[str, Any]) -> str:
     """Hex SHA-256 of a card's content, its own hash left out."""
     hashes = {part: digest for part, digest in content["sha256"].items() if part != "json"}
-    text = json.dumps({**content, "sha256": hashes}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return json_hash({**content, "sha256": hashes})

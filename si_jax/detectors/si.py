@@ -208,7 +208,7 @@ def _zero_deflation(model, path, role, engine, taps, variant, tap_chunk) -> Plan
         }
 
     settings = {**asdict(path), "engine": engine, "tap_chunk": tap_chunk, "taps": list(taps)}
-    return Plan(compute, settings, forward_only=False)
+    return Plan(compute, settings, shared_forward=False)
 
 
 def constant(model: Model, role: str, taps: Sequence[str] | None = None) -> bool:
@@ -262,7 +262,7 @@ def _channel_average(model, path, share, engine, taps, outer, tap_chunk) -> Plan
         "taps": list(taps),
         "outer": outer_tap,
     }
-    return Plan(compute, settings, forward_only=False)
+    return Plan(compute, settings, shared_forward=False)
 
 
 def selected_features(

@@ -18,6 +18,7 @@ from PIL import Image
 from scipy.stats import beta
 
 from si_jax.data.opening import batches_of
+from si_jax.detectors.fitting import reservoir_slots
 
 THUMBNAIL = 96  # longest side of a kept calibration image, pixels
 
@@ -152,20 +153,17 @@ def p_values(
 def calibrated(detector: Any, images: Any, *, tpr: float = 0.95, keep_images: int = 0) -> Threshold:
     """The threshold of a detector by held-out in-distribution images; see `Detector.calibrate`."""
     detector.check_fitted()
-    scores, layers, count = [], [], 0
+    scores, layers = [], []
     examples: list[tuple[np.ndarray, np.ndarray]] = []
     opened_any = False
-    rng = np.random.default_rng(0)
+    slots = reservoir_slots(keep_images)
     for batch, rows, opened in _rows(detector, images):
         opened_any |= opened
         scores.append(rows["score"])
         layers.append({name: rows[name] for name in rows if name.startswith("tap_")})
-        for index in range(len(batch) if keep_images else 0):  # a reservoir: each equally likely
-            slot = len(examples) if len(examples) < keep_images else int(rng.integers(count + 1))
-            if slot < keep_images:
-                example = (_thumbnail(detector, batch[index]), rows["features"][index])
-                examples[slot : slot + 1] = [example]
-            count += 1
+        for image, unit in zip(batch, rows["features"], strict=True):
+            if (slot := next(slots)) is not None:
+                examples[slot : slot + 1] = [(_thumbnail(detector, image), unit)]
     if not scores:
         raise ValueError("images is empty: there is nothing to calibrate on")
     kept = {}

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
+from si_jax.data.checks import check_least
 from si_jax.evaluation.metrics import METRICS, Correct, IdScores, OodScores, counts_at, places
 
 ENDS = (2.5, 97.5)
@@ -49,8 +50,7 @@ def draws(
         raise ValueError(f"metrics: {unknown[0]!r} is not one of {', '.join(METRICS)}")
     if correct is None and (needy := [name for name in metrics if METRICS[name].needs_correct]):
         raise ValueError(f"metrics: {needy[0]!r} needs `correct`, which images are classified so")
-    if resamples < 2:
-        raise ValueError(f"resamples (={resamples}) must be at least 2")
+    check_least(2, resamples=resamples)
     rngs = [np.random.default_rng([seed, which]) for which in (0, 1)]
     drawn = {name: np.empty(resamples) for name in metrics}
     for draw in range(resamples):

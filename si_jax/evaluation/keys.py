@@ -8,7 +8,6 @@ makes nothing stale, and a change of a method's scores is told by the method's v
 
 import hashlib
 import importlib.metadata
-import json
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from si_jax import splitting
+from si_jax.data.json_files import json_hash
 from si_jax.detectors import Detector
 from si_jax.model import Model
 from si_jax.weights.variables import weights_hash
@@ -32,8 +32,7 @@ def key_of(facts: Mapping[str, Any]) -> str:
         facts: as JSON; the versions of jax and flax are added.
     """
     versions = {name: importlib.metadata.version(name) for name in ("jax", "flax")}
-    text = json.dumps({**facts, "versions": versions, "format": FORMAT}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return json_hash({**facts, "versions": versions, "format": FORMAT})
 
 
 def detector_facts(detector: Detector) -> dict[str, Any]:

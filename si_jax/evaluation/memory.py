@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from si_jax.data.checks import check_least
 from si_jax.data.image_set import ImageSet
 from si_jax.detectors import make_detector
 from si_jax.evaluation.scorer import Scorer
@@ -42,8 +43,7 @@ def measure(counts: Sequence[int], names: Sequence[str]) -> list[dict[str, Any]]
         OSError: if this system does not tell what a process holds (Linux does).
     """
     for count in counts:
-        if count < 1:
-            raise ValueError(f"images (={count}) must be at least 1")
+        check_least(1, images=count)
     _resident()
     rows = []
     for count in tqdm(counts, desc="memory", unit="set"):

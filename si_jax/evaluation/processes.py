@@ -167,7 +167,9 @@ class Processes:
                         why = f"is not to be seen in {self.directory}, which all must share"
                     self._lost = self._lost or f"process {index} of {self.count} {why}"
             if self._lost:
-                signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+                main = threading.main_thread().ident
+                assert main is not None  # it has been started
+                signal.pthread_kill(main, signal.SIGUSR1)
                 return
 
     def _raise(self, number: int, frame: Any) -> None:

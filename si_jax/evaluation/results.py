@@ -153,15 +153,15 @@ def _mismatch(results: Results) -> str:
     for key in ("input_size", "mean", "std"):
         if not isinstance(results.model.get(key, []), list):
             return f"{key!r} of 'model' must be a list"
-    if found := _rows_problem(results.groups, results.results, results.averages):
-        return found
+    if problem := _rows_problem(results.groups, results.results, results.averages):
+        return problem
     if full := results.full_spectrum:
         if set(full) != {"results", "averages"} or not results.shifted:
             return "'full_spectrum' must hold 'results' and 'averages', beside 'shifted'"
         if set(full["results"]) != set(results.results):
             return "the detectors of 'full_spectrum' are others"
-        if found := _rows_problem(results.groups, full["results"], full["averages"]):
-            return f"in 'full_spectrum', {found}"
+        if problem := _rows_problem(results.groups, full["results"], full["averages"]):
+            return f"in 'full_spectrum', {problem}"
     for measured in (*results.intervals.values(), *results.average_intervals.values()):
         for intervals in measured.values():
             if any(len(ends) != 2 for ends in intervals.values()):

@@ -47,7 +47,7 @@ class Rows:
             self._mark(arrays, left_out)
 
     def _mark(self, arrays: Mapping[str, np.ndarray], left_out: np.ndarray) -> None:
-        index = arrays.get("index", [])
+        index = arrays.get("index", np.array([], int))
         self._scored[index] = True
         self.lacks[index] = False
         self.lacks[left_out] = False

@@ -34,8 +34,8 @@ class Scorer:
 
     def __init__(self, detectors: Mapping[str, Detector]):
         self.detectors = dict(detectors)
-        shared = {k: d for k, d in detectors.items() if d.forward_only}
-        groups = [{k: d} for k, d in detectors.items() if not d.forward_only]
+        shared = {k: d for k, d in detectors.items() if d.shared_forward}
+        groups = [{k: d} for k, d in detectors.items() if not d.shared_forward]
         self._groups = [shared, *groups] if shared else groups
         self._run = [_batched(group) for group in self._groups]
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from si_jax import models, splitting
 from si_jax.data import digits, sources
+from si_jax.data.checks import check_least
 from si_jax.data.image_set import ImageSet
 from si_jax.data.pipeline import batches
 from si_jax.detectors import DETECTORS, Inputs, make_detector
@@ -208,10 +209,9 @@ def time_detectors(
     Raises:
         ValueError: if `batch_size` is not positive.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size (={batch_size}) must be at least 1")
+    check_least(1, batch_size=batch_size)
 
-    def forward(variables, images, state):
+    def logits(variables, images, state):
         return splitting.forward(model, variables, model.normalise(images)).logits
 
     def program(detector):
@@ -224,7 +224,7 @@ def time_detectors(
     count = max(FIT_IMAGES, 2 * model.num_classes)
     training = rng.integers(0, 256, (count, *model.image_shape), np.uint8)
     labels = np.arange(count) % model.num_classes
-    functions: dict[str, Callable[..., Any]] = {"forward pass": forward}
+    functions: dict[str, Callable[..., Any]] = {"forward pass": logits}
     states: dict[str, State] = {"forward pass": {}}
     chosen = TIMED if names is None else {name: TIMED[name] for name in names}
     for title, (name, options) in tqdm(chosen.items(), desc="fitting", leave=False):

@@ -39,13 +39,13 @@ def programs(name: str, input_size: tuple[int, int], batch_size: int) -> dict[st
         parameter.requires_grad_(False)
     images = torch.randn(batch_size, 3, *input_size)
     return {
-        "PyTorch: forward pass": lambda: _forward(torch, network, images),
+        "PyTorch: forward pass": lambda: _logits(torch, network, images),
         "PyTorch: gaia-z by hooks": lambda: gaia_z(torch, network, taps, images),
         "PyTorch: si-z, multiply, tap by tap": lambda: si_z(torch, network, taps, images),
     }
 
 
-def _forward(torch: Any, network: Any, images: Any) -> np.ndarray:
+def _logits(torch: Any, network: Any, images: Any) -> np.ndarray:
     with torch.inference_mode():
         return network(images).numpy()
 

@@ -174,8 +174,8 @@ class Store:
         read = (read_keyed(path, key) for path in self._parts(detector, image_set))
         parts = [part for arrays in read if arrays is not None and (part := _part(arrays))]
         rows = joined(part.arrays for part in parts)
-        left_out = [part.left_out for part in parts] or [NOTHING.left_out]
-        left_out = np.setdiff1d(np.concatenate(left_out), rows.get("index", []))
+        without = [part.left_out for part in parts] or [NOTHING.left_out]
+        left_out = np.setdiff1d(np.concatenate(without), rows.get("index", []))
         return Progress(rows, left_out, False)
 
     def save(

@@ -15,6 +15,7 @@ from jaxtyping import Shaped
 from tqdm import tqdm
 
 from si_jax.data.image_set import ImageSet, UnreadableImage
+from si_jax.data.synthetic import PATCHES, shuffled
 from si_jax.detectors import DETECTORS, Detector, default_options, make_detector
 from si_jax.detectors.options import convert_all
 from si_jax.evaluation import metrics
@@ -53,8 +54,6 @@ GRIDS: dict[str, dict[str, tuple]] = {
     "residual": {"dim": (256, 1000)},
 }
 """Detector -> option -> values, mostly those of OpenOOD v1.5 (Zhang et al., 2023)."""
-
-PATCHES = 4  # shuffled images are cut into this many patches a side
 
 
 @dataclass(frozen=True)
@@ -219,15 +218,7 @@ def validation_ood(
     pixels = images.reshape(-1, channels)
     noise = pixels[rng.integers(len(pixels), size=(n, height, width))]
 
-    h, w = height // PATCHES, width // PATCHES
-    shuffled = images.copy()
-    for image in shuffled:
-        part = image[: PATCHES * h, : PATCHES * w]  # a view
-        patches = part.reshape(PATCHES, h, PATCHES, w, channels).swapaxes(1, 2)
-        patches = patches.reshape(PATCHES**2, h, w, channels)[rng.permutation(PATCHES**2)]
-        patches = patches.reshape(PATCHES, PATCHES, h, w, channels).swapaxes(1, 2)
-        part[:] = patches.reshape(part.shape)
-    return {"noise": noise, "shuffled": shuffled}
+    return {"noise": noise, "shuffled": np.stack([shuffled(image, rng) for image in images])}
 
 
 def describe(name: str, options: Mapping[str, Any]) -> str:

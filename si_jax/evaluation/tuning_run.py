@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from si_jax.data import benchmarks, finding, pipeline, preprocessing, sources
+from si_jax.data.checks import check_least
 from si_jax.data.image_set import ImageSet
 from si_jax.evaluation import defaults, tuning
 from si_jax.evaluation.store import check_names
@@ -81,9 +82,7 @@ def tune_on_benchmark(
         ValueError: if an argument makes no sense, the training split is absent (`MissingSet`), an
             image of `ood` is also in a test set, or nothing can be tried.
     """
-    for name, value in (("limit", limit), ("fit_limit", fit_limit)):
-        if value < 1:
-            raise ValueError(f"{name} (={value}) must be at least 1")
+    check_least(1, limit=limit, fit_limit=fit_limit)
     check_names(ood or {})
     next(tuning.candidates(detector, grid))  # refuses before anything is loaded
     table = defaults.benchmark_table(benchmark)

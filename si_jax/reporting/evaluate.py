@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from si_jax.data import benchmarks, sources
+from si_jax.data.checks import check_least
 from si_jax.evaluation import benchmark as evaluation
 from si_jax.evaluation import defaults, fitting
 from si_jax.evaluation.processes import ALONE, Processes
@@ -108,9 +109,7 @@ def evaluate_benchmark(
         OSError: if a file cannot be written.
     """
     table = defaults.own_or_table(benchmark)
-    for name, value in (("limit", limit), ("fit_limit", fit_limit)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} (={value}) must be at least 1")
+    check_least(1, limit=limit, fit_limit=fit_limit)
     ood, options = dict(ood or {}), dict(options or {})
     check_names([*ood, *(shifted or {})])
     check_distinct(detectors or (), "detector")

@@ -18,7 +18,7 @@ FORMS = ("hinge", "sum")
 CALIBRATED = ("si-c", "si-c-forward")
 """The detectors that are evaluated in each of `FORMS`, as `<name>-<form>`; one fit serves all."""
 
-VARIANTS = {
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     **{name: {f"{name}-{form}": {"form": form} for form in FORMS} for name in CALIBRATED},
     "lts": {"lts": {}, "lts-85": {"percentile": 85.0}},
     "nci": {"nci": {}, "nci-0.01": {"alpha": 0.01}},
@@ -103,7 +103,8 @@ def make(
     """The detectors in each of their `VARIANTS`; and for those that cannot be made, the reason."""
     detectors, failures = {}, {}
     for name in names:
-        for label, options in VARIANTS.get(name, {name: {}}).items():
+        variants: dict[str, dict[str, Any]] = VARIANTS.get(name, {name: {}})
+        for label, options in variants.items():
             try:
                 detectors[label] = make_detector(name, model, batch_size=batch_size, **options)
             except ValueError as error:

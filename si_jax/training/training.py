@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, UInt8
 from tqdm import tqdm
 
+from si_jax.data.checks import check_least
 from si_jax.model import Model
 from si_jax.training.augmentation import augment
 from si_jax.training.training_run import TrainingRun
@@ -63,9 +64,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} (={getattr(self, name)}) must be at least 1")
+        check_least(1, epochs=self.epochs, batch_size=self.batch_size)
         for name in ("warmup", "momentum", "label_smoothing", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} (={getattr(self, name)}) must be in [0, 1)")

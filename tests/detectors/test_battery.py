@@ -43,7 +43,7 @@ def build(name, model, **options):
 @pytest.mark.parametrize("name", DETECTORS)
 @pytest.mark.usefixtures("unchecked")
 def test_battery(name, models):
-    alone = not build(name, models["plain"]).forward_only
+    alone = not build(name, models["plain"]).shared_forward
     testing.check_detector(
         lambda model, **options: build(name, model, **options), models["plain"], invariance=alone
     )
@@ -56,7 +56,7 @@ def fitted(model, names):
 
 
 def forward_only(model):
-    return [name for name in DETECTORS if build(name, model).forward_only]
+    return [name for name in DETECTORS if build(name, model).shared_forward]
 
 
 def test_forward_only_detectors_alike_in_any_batches_order_and_devices(models, one_device_later):

@@ -71,11 +71,11 @@ def edit(directory, **changes):
 
 def rehash(directory):
     """Give an edited card the hash that it should have."""
-    from si_jax.detectors.saving import json_hash
+    from si_jax.detectors.saving import card_hash
 
     path = directory / "detector.json"
     content = json.loads(path.read_text())
-    content["sha256"]["json"] = json_hash(content)
+    content["sha256"]["json"] = card_hash(content)
     path.write_text(json.dumps(content))
 
 

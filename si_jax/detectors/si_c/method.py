@@ -123,33 +123,33 @@ def si_c_forward(
 
 
 def _plan(model, options, form, shrinkage, max_channels, max_calibration, seed) -> Plan:
-    found = reader(model, max_channels=max_channels, seed=seed, **options)
-    score_options = {"components": found.components, "form": form}
+    reading = reader(model, max_channels=max_channels, seed=seed, **options)
+    score_options = {"components": reading.components, "form": form}
 
     def fit(batches: Batches) -> State:
-        run = batched(found, model)
+        run = batched(reading, model)
         return si_c_fit.fit(
             (readings for readings, _ in batches.each(run.batch)),
-            found.channels,
-            components=found.components,
+            reading.channels,
+            components=reading.components,
             shrinkage=shrinkage,
             max_calibration=max_calibration,
             seed=seed,
         )
 
     def compute(inputs: Inputs, state: State):
-        return apply(state, found.read(inputs.variables, inputs.images), **score_options)
+        return apply(state, reading.read(inputs.variables, inputs.images), **score_options)
 
     settings = {
-        "components": list(found.components),
+        "components": list(reading.components),
         "form": form,
         "shrinkage": shrinkage,
         "max_channels": max_channels,
         "max_calibration": max_calibration,
         "seed": seed,
     }
-    if found.channels:
-        settings |= {"engine": found.engine, "taps": list(found.channels.taps)}
-    if found.inner:
-        settings["inner"] = list(found.inner)
-    return Plan(compute, settings, forward_only=False, fit=fit)
+    if reading.channels:
+        settings |= {"engine": reading.engine, "taps": list(reading.channels.taps)}
+    if reading.inner:
+        settings["inner"] = list(reading.inner)
+    return Plan(compute, settings, shared_forward=False, fit=fit)

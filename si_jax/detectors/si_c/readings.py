@@ -116,12 +116,12 @@ def reader(
 
 
 def readings(
-    found: Reader, model: Model, images: np.ndarray, *, batch_size: int = 64
+    reading: Reader, model: Model, images: np.ndarray, *, batch_size: int = 64
 ) -> dict[str, np.ndarray]:
     """The readings of images, to be fitted and scored without the network.
 
     Args:
-        found: what to read, by `reader` of the same model.
+        reading: what to read, by `reader` of the same model.
         model: the network.
         images: as for `si_jax.detectors.Detector.score`.
         batch_size: images per batch.
@@ -133,7 +133,7 @@ def readings(
     Raises:
         ValueError: if the images do not fit the model.
     """
-    return batched(found, model)(model.check(images), batch_size=batch_size, shrink=True)
+    return batched(reading, model)(model.check(images), batch_size=batch_size, shrink=True)
 
 
 def log_odds(logits: Float[Array, "batch classes"]) -> Float[Array, "batch"]:
@@ -161,9 +161,9 @@ def outer_squared(
     return jnp.mean(jnp.abs(gradient), axis=-1) / positions
 
 
-def batched(found: Reader, model: Model) -> Batched:
+def batched(reading: Reader, model: Model) -> Batched:
     """`readings` batch by batch."""
-    return Batched(lambda v, x: found.read(v, model.normalise(x)), model.placed)
+    return Batched(lambda v, x: reading.read(v, model.normalise(x)), model.placed)
 
 
 def _passes(model, variables, images, taps, by_gradient, inner):

@@ -67,7 +67,7 @@ def test_the_fit_does_not_depend_on_the_batches(make, model, images, train, name
 
 
 def test_what_a_forward_pass_does_not_do(make):
-    assert {n for n in PEERS if not make(n).forward_only} == SEVERAL
+    assert {n for n in PEERS if not make(n).shared_forward} == SEVERAL
 
 
 def test_one_forward_pass_serves_all_forward_only_detectors(make, model, images, monkeypatch):

@@ -42,7 +42,7 @@ def test_gen_by_hand():
         def __call__(self, x):
             return nn.Dense(3, name="head")(x.mean(axis=(1, 2)))
 
-    variables = {"params": {"head": {"kernel": np.zeros((3, 3)), "bias": np.log([2.0, 1.0, 1.0])}}}
+    variables = {"params": {"head": {"kernel": np.eye(3), "bias": np.log([2.0, 1.0, 1.0])}}}
     net = si_jax.Model(Net(), variables, (2, 2), (0.0,) * 3, (1.0,) * 3, head="head")
     detector = si_jax.make_detector("gen", net, gamma=1)
     close(detector.score(np.zeros((1, 2, 2, 3), np.uint8)), [-10 / 16])
