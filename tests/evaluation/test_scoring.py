@@ -262,7 +262,7 @@ def test_a_part_that_is_deleted_meanwhile(digits_model, tmp_path, monkeypatch):
     assert scorer.computed == {"energy": list(range(8)), "msp": []}
 
 
-def test_memory_does_not_grow_with_the_set(digits_model, tmp_path, monkeypatch):
+def test_memory_grows_by_less_than_an_image_s_arrays(digits_model, tmp_path, monkeypatch):
     """But for scores, labels and indices: 32 bytes an image for two detectors, and a copy.
 
     An image has 768 bytes.
