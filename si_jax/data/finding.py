@@ -84,7 +84,8 @@ def locate(entry: SetEntry, where: Where) -> tuple[ImageSet, Place | None]:
             except MissingSet as error:
                 if fetch or _is_there(place, where):
                     reasons.append(str(error).rstrip("."))
-    raise MissingSet("; or ".join([*dict.fromkeys(reasons), *_advice(entry, where)]) + ".")
+    advice = ", or ".join(_advice(entry, where))
+    raise MissingSet("; or ".join(filter(None, [*dict.fromkeys(reasons), advice])) + ".")
 
 
 def find_stand_in(entry: SetEntry, where: Where) -> ImageSet | None:

@@ -308,7 +308,7 @@ def test_cifar_comes_without_tensorflow(public, server):
     for folder in ("cifar10", "cifar100"):
         shutil.rmtree(public / folder)
     with pytest.raises(
-        ValueError, match="run si-jax prepare-data --dataset cifar100; or prepare TFDS"
+        ValueError, match="run si-jax prepare-data --dataset cifar100, or prepare TFDS"
     ):
         training_sets.find("cifar100", public)
     command.main(["--dataset", "cifar10", "--data-dir", str(public)])

@@ -1,6 +1,5 @@
 import importlib.util
 import json
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -10,7 +9,7 @@ from PIL import Image
 
 from si_jax import splitting
 from si_jax.detectors import Inputs, make_detector
-from si_jax.evaluation import memory, speed, speed_torch
+from si_jax.evaluation import speed, speed_torch
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark.py"
 spec = importlib.util.spec_from_file_location("benchmark_script", SCRIPT)
@@ -76,8 +75,7 @@ def test_engines(monkeypatch, tmp_path, capsys):
     assert "a forward pass takes" in capsys.readouterr().out
 
 
-def test_memory(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(memory, "ProcessPoolExecutor", lambda n, **_: ThreadPoolExecutor(n))
+def test_memory(tmp_path, capsys):
     out = tmp_path / "figures.json"
     given = ["--images", "300", "--detectors", "msp", "--out", str(out)]
     benchmark.main(["memory", *given])
