@@ -16,7 +16,8 @@ from si_jax.commands import options
 from si_jax.data.json_files import json_hash
 from si_jax.data.tables import BENCHMARKS
 from si_jax.detectors import DETECTORS, describe
-from si_jax.evaluation import benchmark, defaults
+from si_jax.evaluation import defaults
+from si_jax.evaluation.job import make_detectors
 from si_jax.evaluation.processes import ALONE, Processes, start
 from si_jax.evaluation.sets import is_own
 from si_jax.evaluation.store import escaped
@@ -109,7 +110,7 @@ def evaluate(args: argparse.Namespace, command: str, processes: Processes) -> No
     if args.list_taps:
         model, _ = options.network(args)
         names = args.detectors or defaults.serving(model, own)
-        return list_taps(benchmark.make_detectors(names, model, common=common, options=own))
+        return list_taps(make_detectors(names, model, common=common, options=own))
     run = evaluate_benchmark(
         args.dataset,
         functools.partial(options.network, args),

@@ -1,122 +1,21 @@
 """A whole evaluation: every detector on a benchmark's sets, as one record of results."""
 
-import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from si_jax import cli
-from si_jax.data.image_set import ImageSet
-from si_jax.detectors import DETECTORS, Detector, default_options, make_detector
-from si_jax.evaluation import bootstrap, metrics
-from si_jax.evaluation.calibration import PROBABILITIES, calibration_error
-from si_jax.evaluation.keys import model_facts
-from si_jax.evaluation.metrics import METRICS
+from si_jax.evaluation.job import Job, check_job
+from si_jax.evaluation.measuring import Arrays, measure
 from si_jax.evaluation.processes import Processes
-from si_jax.evaluation.results import Results, Rows
+from si_jax.evaluation.results import Results
 from si_jax.evaluation.scorer import PREDICTION, Scorer, prediction
 from si_jax.evaluation.scoring import score_set, score_share
-from si_jax.evaluation.store import Store, check_distinct, check_names
+from si_jax.evaluation.store import Store
 from si_jax.model import Model
-
-Arrays = dict[str, dict[str, dict[str, np.ndarray]]]
-"""Set -> detector -> name -> array with a row for each image."""
-
-TOLD_TIES = 0.01
-"""Share of a set's scores that may tie at the threshold of FPR95 without being told."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is evaluated on what.
-
-    Attributes:
-        model: the classifier.
-        detectors: name -> detector of that model.
-        id_set: in-distribution images, with labels where the accuracy is to be known.
-        ood_sets: name -> out-of-distribution images.
-        groups: name of the OOD set -> the group it is averaged in, such as `"far"`.
-        transform: a decoded image -> an image in the model's input size.
-        facts: what else names this evaluation: `benchmark`, `protocol` and `preprocessing`, each a
-            text.
-        shifted_sets: name -> in-distribution images that look otherwise. Where there are some, all
-            is measured a second time with them counted as in-distribution: the full spectrum.
-    """
-
-    model: Model
-    detectors: Mapping[str, Detector]
-    id_set: ImageSet
-    ood_sets: Mapping[str, ImageSet]
-    groups: Mapping[str, str]
-    transform: Callable[[np.ndarray], np.ndarray]
-    facts: Mapping[str, str] = field(default_factory=dict)
-    shifted_sets: Mapping[str, ImageSet] = field(default_factory=dict)
-
-    @property
-    def sets(self) -> tuple[ImageSet, ...]:
-        """All sets: in-distribution, out-of-distribution, shifted."""
-        return (self.id_set, *self.ood_sets.values(), *self.shifted_sets.values())
-
-    @functools.cached_property
-    def score_facts(self) -> dict[str, Any]:
-        """What determines the scores beside detector and images, for the keys of stored files."""
-        return {**self.facts, "transform": str(self.transform), **model_facts(self.model)}
-
-
-def check_detectors(names: Sequence[str]) -> None:
-    """Refuse names that are not in `si_jax.DETECTORS`.
-
-    Raises:
-        ValueError: naming them.
-    """
-    if unknown := [name for name in names if name not in DETECTORS]:
-        raise ValueError(
-            f"unknown detector {', '.join(map(repr, unknown))}: choose among {', '.join(DETECTORS)}"
-        )
-
-
-def make_detectors(
-    names: Sequence[str],
-    model: Model,
-    *,
-    common: Mapping[str, Any] | None = None,
-    options: Mapping[str, Mapping[str, Any]] | None = None,
-    batch_size: int | None = None,
-) -> dict[str, Detector]:
-    """Name -> detector.
-
-    Args:
-        names: keys of `si_jax.DETECTORS`.
-        model: the network.
-        common: options for those detectors that take them.
-        options: detector's name -> options for it alone.
-        batch_size: images per batch; None for each detector's default.
-
-    Raises:
-        ValueError: as `make_detector`; or if an option is meant for a detector not in `names`, or
-            taken by none.
-    """
-    common, options = common or {}, options or {}
-    check_detectors(names)
-    if stray := [name for name in options if name not in names]:
-        raise ValueError(f"an option is set for {', '.join(stray)}, which is not evaluated")
-    for key in common:
-        if not any(key in default_options(name) for name in names):
-            raise ValueError(f"none of {', '.join(names)} takes the option {key.replace('_', '-')}")
-    return {
-        name: make_detector(
-            name,
-            model,
-            batch_size=batch_size,
-            **{k: v for k, v in common.items() if k in default_options(name)},
-            **options.get(name, {}),
-        )
-        for name in dict.fromkeys(names)
-    }
 
 
 def score_shares(
@@ -205,17 +104,13 @@ def evaluate(
         if image_set is job.id_set or image_set.name in job.shifted_sets:
             _check_labels(image_set.name, scored[image_set.name].arrays[PREDICTION], model)
     arrays = {name: one.arrays for name, one in scored.items()}
-    id_arrays = arrays[job.id_set.name]
-    correct = _correct(id_arrays[PREDICTION])
-    pairs, rows = _measured(job, arrays, [job.id_set.name])
     computed = {name: one.computed for name, one in scored.items()}
     seconds = {name: one.seconds for name, one in scored.items()}
     for name, (images, duration) in (shared or {}).items():
         computed[name] += images
         seconds[name] += duration
     results = Results(
-        results=rows,
-        averages={detector: averages(row, job.groups) for detector, row in rows.items()},
+        **measure(job, arrays),
         groups=dict(job.groups),
         counts={name: len(sets[PREDICTION]["score"]) for name, sets in arrays.items()},
         model={
@@ -235,127 +130,13 @@ def evaluate(
         preprocessing=job.facts.get("preprocessing", str(job.transform)),
         checkpoint="",
         seed=0,
-        accuracy=_accuracy(id_arrays[PREDICTION]),
-        calibration_error={
-            name: calibration_error(id_arrays[name]["score"], correct)
-            for name, d in job.detectors.items()
-            if d.name in PROBABILITIES and correct is not None
-        },
-        ties={detector: told for detector, sets in pairs.items() if (told := _ties(sets))},
         device=f"{jax.local_device_count()} x {jax.devices()[0].device_kind}",
         unreadable={name: list(s.unreadable) for name, s in scored.items() if s.unreadable},
         computed=computed,
         seconds={**seconds, "total": time.monotonic() - began},
         versions=cli.versions(),
-        **_full_spectrum(job, arrays),
     )
     return results, arrays
-
-
-def _measured(job: Job, arrays: Arrays, id_names: Sequence[str]) -> tuple[dict, Rows]:
-    """Detector -> OOD set -> scores of the in-distribution sets and of it; and the metrics."""
-    known = [_correct(arrays[name][PREDICTION]) for name in id_names]
-    labelled = [one for one in known if one is not None]
-    correct = np.concatenate(labelled) if len(labelled) == len(known) else None
-    pairs = {}
-    for detector in job.detectors:
-        scores = np.concatenate([arrays[name][detector]["score"] for name in id_names])
-        pairs[detector] = {
-            s.name: (scores, arrays[s.name][detector]["score"]) for s in job.ood_sets.values()
-        }
-    rows = {
-        detector: {name: metrics.evaluate(*pair, correct) for name, pair in sets.items()}
-        for detector, sets in pairs.items()
-    }
-    return pairs, rows
-
-
-def _full_spectrum(job: Job, arrays: Arrays) -> dict[str, Any]:
-    """What is measured with shifted sets as in-distribution (Yang et al., IJCV 2023)."""
-    shifted = [s.name for s in job.shifted_sets.values()]
-    if not shifted:
-        return {}
-    _, rows = _measured(job, arrays, [job.id_set.name, *shifted])
-    means = {detector: averages(row, job.groups) for detector, row in rows.items()}
-    return {
-        "shifted": {name: _accuracy(arrays[name][PREDICTION]) for name in shifted},
-        "full_spectrum": {"results": rows, "averages": means},
-    }
-
-
-def check_job(job: Job) -> None:
-    """Refuse sets and detectors that would share a name, or whose names cannot be used.
-
-    Raises:
-        ValueError: naming it.
-    """
-    names = [image_set.name for image_set in job.sets]
-    check_distinct(names)
-    check_names(names)
-    if PREDICTION in job.detectors:
-        raise ValueError(f"no detector may be called {PREDICTION!r}: choose another name")
-
-
-def averages(
-    rows: Mapping[str, Mapping[str, float]], groups: Mapping[str, str]
-) -> dict[str, dict[str, float]]:
-    """Group -> metric -> mean over the group's sets."""
-    means: dict[str, dict[str, float]] = {}
-    for group in dict.fromkeys(groups[name] for name in rows):
-        members = [row for name, row in rows.items() if groups[name] == group]
-        means[group] = {m: float(np.mean([row[m] for row in members])) for m in members[0]}
-    return means
-
-
-def intervals(
-    job: Job,
-    arrays: Arrays,
-    *,
-    resamples: int = 200,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Bootstrap confidence intervals of what `evaluate` measured.
-
-    Args:
-        job: what was evaluated.
-        arrays: the second result of `evaluate`.
-        resamples: number of draws.
-        seed: seed of the draws.
-
-    Returns:
-        `{"intervals": {detector: {ood_set: {metric: [low, high]}}}, "average_intervals": the same
-        by group, "bootstrap": ...}`, JSON to go beside the results.
-    """
-    id_arrays = arrays[job.id_set.name]
-    correct = _correct(id_arrays[PREDICTION])
-    chosen = [
-        name
-        for name, metric in METRICS.items()
-        if metric.report and (correct is not None or not metric.needs_correct)
-    ]
-    options: dict[str, Any] = {
-        "metrics": chosen,
-        "resamples": resamples,
-        "seed": seed,
-        "correct": correct,
-    }
-    measured: dict[str, dict[str, Any]] = {}
-    means: dict[str, dict[str, Any]] = {}
-    for detector in job.detectors:
-        # one seed for all sets, so that the same in-distribution images are drawn for each of them
-        drawn = {
-            s.name: bootstrap.draws(
-                id_arrays[detector]["score"], arrays[s.name][detector]["score"], **options
-            )
-            for s in job.ood_sets.values()
-        }
-        measured[detector] = bootstrap.intervals(drawn)
-        means[detector] = bootstrap.intervals(bootstrap.means(drawn, job.groups))
-    return {
-        "intervals": measured,
-        "average_intervals": means,
-        "bootstrap": {"resamples": resamples, "seed": seed, "level": 0.95},
-    }
 
 
 def chance_warning(accuracy: float | None, classes: int) -> str | None:
@@ -368,12 +149,6 @@ def chance_warning(accuracy: float | None, classes: int) -> str | None:
     )
 
 
-def _ties(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, int]:
-    """Set -> how many of its scores tie at the threshold of FPR95, where they are many."""
-    tied = {name: metrics.tied_at_threshold(*pair) for name, pair in pairs.items()}
-    return {name: n for name, n in tied.items() if n > TOLD_TIES * len(pairs[name][1])}
-
-
 def _check_labels(name: str, predicted: Mapping[str, np.ndarray], model: Model) -> None:
     """Refuse in-distribution labels that are no class of the network's."""
     most = int(predicted["label"].max(initial=-1))
@@ -382,17 +157,3 @@ def _check_labels(name: str, predicted: Mapping[str, np.ndarray], model: Model) 
             f"{name} has the label {most}, but {model.name} has the classes 0 to"
             f" {model.num_classes - 1}: give the labels that it was trained with"
         )
-
-
-def _correct(predicted: Mapping[str, np.ndarray]) -> np.ndarray | None:
-    """Which images are classified correctly; None where not all have a label."""
-    if not (predicted["label"] >= 0).all():
-        return None
-    return predicted["score"] == predicted["label"]
-
-
-def _accuracy(predicted: Mapping[str, np.ndarray]) -> float | None:
-    labelled = predicted["label"] >= 0
-    if not labelled.any():
-        return None
-    return float(np.mean(predicted["score"][labelled] == predicted["label"][labelled]))

@@ -13,8 +13,9 @@ from typing import Any
 
 from si_jax.data import benchmarks, sources
 from si_jax.data.checks import check_least
-from si_jax.evaluation import benchmark as evaluation
-from si_jax.evaluation import defaults, fitting
+from si_jax.evaluation import defaults, fitting, measuring
+from si_jax.evaluation.benchmark import chance_warning, evaluate, score_shares
+from si_jax.evaluation.job import Job, check_detectors, check_job, make_detectors
 from si_jax.evaluation.processes import ALONE, Processes
 from si_jax.evaluation.scorer import PREDICTION
 from si_jax.evaluation.sets import find_sets, order_note, overlap_notes
@@ -120,7 +121,7 @@ def evaluate_benchmark(
         defaults.which_checkpoint(benchmark, model)
     elif table is not None and isinstance(model, Model):
         defaults.check_classes(model, table, checkpoint or model.name)
-    evaluation.check_detectors(defaults.DETECTORS if detectors is None else detectors)
+    check_detectors(defaults.DETECTORS if detectors is None else detectors)
 
     find = functools.partial(
         find_sets,
@@ -140,9 +141,7 @@ def evaluate_benchmark(
     )
 
     def make(network: Model) -> dict:
-        return evaluation.make_detectors(
-            names, network, common=common, options=options, batch_size=batch_size
-        )
+        return make_detectors(names, network, common=common, options=options, batch_size=batch_size)
 
     # a benchmark's sets are looked for before any weights are loaded
     sets = None if table is None else find(None)
@@ -167,7 +166,7 @@ def evaluate_benchmark(
         for name in left_out:
             why = f"it must be fitted on training images, which are absent: {sets.train_absent}"
             print(f"{name} is left out: {why}", file=sys.stderr)
-    job = evaluation.Job(
+    job = Job(
         model=model,
         detectors=made,
         id_set=sources.subset(sets.test, limit, seed),
@@ -181,7 +180,7 @@ def evaluate_benchmark(
         },
         shifted_sets={s.name: sources.subset(s, limit, seed) for s in sets.shifted},
     )
-    evaluation.check_job(job)
+    check_job(job)
     with contextlib.ExitStack() as stack:
         where = directory or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         where.mkdir(parents=True, exist_ok=True)
@@ -192,13 +191,11 @@ def evaluate_benchmark(
             fit, notes = _fit(job, sets, where, fit_limit, seed, skip_unreadable)
         store, shared = Store(where / "scores"), None
         if processes.count > 1:
-            shared = evaluation.score_shares(job, store, processes, skip_unreadable=skip_unreadable)
+            shared = score_shares(job, store, processes, skip_unreadable=skip_unreadable)
         stack.enter_context(processes.first("written"))
         if processes.index:
             return runs.load(where)
-        results, arrays = evaluation.evaluate(
-            job, store, skip_unreadable=skip_unreadable, shared=shared
-        )
+        results, arrays = evaluate(job, store, skip_unreadable=skip_unreadable, shared=shared)
         absent = {a.name: a.stand_in or "" for a in sets.absent}
         results = dataclasses.replace(
             results,
@@ -211,9 +208,9 @@ def evaluate_benchmark(
                 *notes,
                 *order_note(job.id_set, arrays[job.id_set.name][PREDICTION]),
             ],
-            warning=evaluation.chance_warning(results.accuracy, model.num_classes),
+            warning=chance_warning(results.accuracy, model.num_classes),
             command=command,
-            **evaluation.intervals(job, arrays),
+            **measuring.intervals(job, arrays),
         )
         image_sets = (job.id_set, *job.ood_sets.values())
         extremes.save(where, arrays, image_sets, job.transform, list(made))
@@ -238,7 +235,7 @@ def checked_directory(out: str | os.PathLike) -> Path:
     return path
 
 
-def _tell_of_other_run(directory: Path, job: evaluation.Job, about: Mapping[str, Any]) -> None:
+def _tell_of_other_run(directory: Path, job: Job, about: Mapping[str, Any]) -> None:
     """Say on stderr that another run's results will be replaced, and in what it differs."""
     if not (directory / RESULTS).is_file():
         return

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from si_jax.evaluation import benchmark, bootstrap, metrics
+from si_jax.evaluation import bootstrap, measuring, metrics
 from si_jax.evaluation.bootstrap import Drawn
 from si_jax.evaluation.metrics import IdScores
 
@@ -36,7 +36,7 @@ def group_means(
         }
         for name, scores in ood_scores.items()
     }
-    return benchmark.averages(rows, groups)
+    return measuring.averages(rows, groups)
 
 
 def drawn(

@@ -9,7 +9,7 @@ import numpy as np
 from si_jax.data import benchmarks, sources
 from si_jax.data.image_set import ImageSet
 from si_jax.detectors import Detector
-from si_jax.evaluation import benchmark
+from si_jax.evaluation.job import Job
 from si_jax.model import Model
 from si_jax.weights.checkpoint import load_model
 
@@ -57,9 +57,9 @@ class Case:
         """Name of the out-of-distribution set -> `"far"` or `"near"`."""
         return {o.name: o.group for o in self.resolved.ood}
 
-    def job(self, detectors: Mapping[str, Detector]) -> benchmark.Job:
+    def job(self, detectors: Mapping[str, Detector]) -> Job:
         """The evaluation of detectors on these sets."""
-        return benchmark.Job(
+        return Job(
             model=self.model,
             detectors=detectors,
             id_set=self.id_set,

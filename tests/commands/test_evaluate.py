@@ -21,7 +21,7 @@ from PIL import Image
 from si_jax import cli
 from si_jax.commands import evaluate
 from si_jax.data import benchmarks, digits
-from si_jax.evaluation import benchmark, defaults, scoring
+from si_jax.evaluation import defaults, measuring, scoring
 from si_jax.evaluation.metrics import METRICS
 from si_jax.evaluation.store import Store
 from si_jax.reporting import html
@@ -138,7 +138,7 @@ def script(monkeypatch, digits_model):
     """Runs `main` with cheap parts; gives the results and (detector, set) -> images computed."""
     cached = {name: functools.cache(make) for name, make in digits.OOD_SETS.items()}
     monkeypatch.setattr(digits, "OOD_SETS", cached)
-    monkeypatch.setattr(benchmark, "intervals", lambda job, arrays: {})
+    monkeypatch.setattr(measuring, "intervals", lambda job, arrays: {})
     monkeypatch.setattr(html, "write", lambda run, directory: directory / "report.html")
     load_model = defaults.load_model
     monkeypatch.setattr(
@@ -211,11 +211,11 @@ def test_a_change_recomputes_what_it_must(script, tmp_path):
 DRIVER = """
 import json, sys, time
 from si_jax.commands import evaluate
-from si_jax.evaluation import benchmark, scoring
+from si_jax.evaluation import measuring, scoring
 from si_jax.reporting import html
 
 html.write = lambda run, directory: directory  # not looked at
-benchmark.intervals = lambda job, arrays: {}
+measuring.intervals = lambda job, arrays: {}
 stall_at, log, *arguments = sys.argv[1:]
 scoring.SAVE_EVERY = 0.0
 batches, start = scoring.batches, scoring.Scorer.start

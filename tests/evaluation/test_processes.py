@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from si_jax.commands import evaluate
-from si_jax.evaluation import benchmark, processes
+from si_jax.evaluation import measuring, processes
 from si_jax.evaluation.processes import Processes
 from si_jax.reporting import html
 
@@ -25,11 +25,11 @@ DRIVER = """
 import os, signal, sys, time
 from si_jax import cli
 from si_jax.commands import evaluate
-from si_jax.evaluation import benchmark, processes, scoring
+from si_jax.evaluation import benchmark, measuring, processes, scoring
 from si_jax.reporting import html
 
 html.write = lambda run, directory: directory  # not looked at
-benchmark.intervals = lambda job, arrays: {}
+measuring.intervals = lambda job, arrays: {}
 processes.BEAT, processes.PATIENCE = 0.3, 4.0
 dies, *arguments = sys.argv[1:]
 score_share = scoring.score_share
@@ -74,7 +74,7 @@ def content(directory: Path) -> dict:
 def test_two_processes_of_which_one_dies_at_first(tmp_path, monkeypatch, capsys):
     """The other one ends with a message; both, started again, give what one process gives."""
     monkeypatch.setattr(html, "write", lambda run, directory: directory)
-    monkeypatch.setattr(benchmark, "intervals", lambda job, arrays: {})
+    monkeypatch.setattr(measuring, "intervals", lambda job, arrays: {})
     driver, out, alone = tmp_path / "driver.py", tmp_path / "out", tmp_path / "alone"
     driver.write_text(DRIVER)
 

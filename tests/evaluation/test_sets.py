@@ -13,8 +13,7 @@ import si_jax
 from si_jax.commands import evaluate as command
 from si_jax.data import benchmarks, downloads
 from si_jax.data.sequences import as_image_set
-from si_jax.evaluation import benchmark as evaluation
-from si_jax.evaluation import defaults, metrics, sets
+from si_jax.evaluation import defaults, measuring, metrics, sets
 from si_jax.reporting import html, report, runs
 from si_jax.reporting.evaluate import evaluate_benchmark
 from si_jax.testing import small_model
@@ -73,7 +72,7 @@ def test_a_folder_of_ones_own(root, tiny):
 
 def test_ones_own_classes_without_a_folder_of_all(root, tiny, tmp_path, monkeypatch, capsys):
     checkpoint = si_jax.save_checkpoint(tmp_path / "checkpoint", tiny)
-    monkeypatch.setattr(evaluation, "intervals", lambda job, arrays: {})
+    monkeypatch.setattr(measuring, "intervals", lambda job, arrays: {})
     monkeypatch.setattr(html, "write", lambda run, directory: directory / "report.html")
     monkeypatch.chdir(tmp_path)
     np.savez(tmp_path / "cars.npz", images=OOD)
@@ -101,7 +100,7 @@ def test_ones_own_classes_without_a_folder_of_all(root, tiny, tmp_path, monkeypa
 
 
 def test_the_full_spectrum_beside_the_usual_result(root, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluation, "intervals", lambda job, arrays: {})
+    monkeypatch.setattr(measuring, "intervals", lambda job, arrays: {})
     monkeypatch.setattr(html, "write", lambda run, directory: directory / "report.html")
     dark = (OOD // 2, np.array([0, 1, 2, 3, 4]))
     run = evaluate_benchmark(

@@ -22,6 +22,7 @@ from si_jax.data import sources
 from si_jax.data.preprocessing import Preprocessing
 from si_jax.detectors.loading import load_detector
 from si_jax.evaluation import benchmark, fitting
+from si_jax.evaluation.job import Job, make_detectors
 from si_jax.evaluation.store import Store
 from si_jax.reporting import runs
 from si_jax.weights import convert_files
@@ -140,9 +141,9 @@ class Readers:
             for name, path in (("known", "val"), ("one", "ood/one"), ("train", "train"))
         }
         self.transform = Preprocessing(resize=8, crop=(8, 8))
-        self.job = benchmark.Job(
+        self.job = Job(
             self.model,
-            benchmark.make_detectors(["msp"], self.model, batch_size=8),
+            make_detectors(["msp"], self.model, batch_size=8),
             self.sets["known"],
             {"one": self.sets["one"]},
             {"one": "far"},
@@ -156,7 +157,7 @@ class Readers:
 
     def fit(self, root: Path) -> str:
         """Fit what is not stored."""
-        made = benchmark.make_detectors([FITTED], self.model, batch_size=8)
+        made = make_detectors([FITTED], self.model, batch_size=8)
         where = {"facts": {}, "directory": root / "fits"}
         fitting.fit_detectors(made, self.sets["train"], self.transform, **where)
         return digest(*(v for _, v in sorted(made[FITTED].state.items())))

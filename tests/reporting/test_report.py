@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from si_jax.data.image_set import ImageSet
-from si_jax.evaluation import benchmark, metrics
+from si_jax.evaluation import measuring, metrics
 from si_jax.evaluation.results import Results
 from si_jax.evaluation.store import Store
 from si_jax.reporting import comparison, extremes, figures, files, html, panels, report, runs
@@ -54,7 +54,7 @@ def make_run(directory, *, seed=0, shift=0.0, **changes):
     intervals = {d: {n: {"auroc": [0.25, 0.75]} for n in GROUPS} for d in SETTINGS}
     content = {
         "results": results,
-        "averages": {d: benchmark.averages(rows, GROUPS) for d, rows in results.items()},
+        "averages": {d: measuring.averages(rows, GROUPS) for d, rows in results.items()},
         "intervals": intervals,
         "bootstrap": {"resamples": 200, "seed": 0, "level": 0.95},
         "groups": GROUPS,
