@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from si_jax.weights.checkpoint import save_checkpoint as save_checkpoint
     from si_jax.weights.checkpoint import with_new_head as with_new_head
     from si_jax.weights.convert import convert_torch as convert_torch
+    from si_jax.weights.convert_checkpoint import convert_checkpoint as convert_checkpoint
 
 __version__ = "0.1.0"
 
@@ -35,6 +36,7 @@ _PUBLIC = {
     "Model": "si_jax.model",
     "Predictor": "si_jax.decision.predictor",
     "build_model": "si_jax.weights.checkpoint",
+    "convert_checkpoint": "si_jax.weights.convert_checkpoint",
     "convert_torch": "si_jax.weights.convert",
     "evaluate_benchmark": "si_jax.reporting.evaluate",
     "load_detector": "si_jax.detectors.loading",
@@ -59,7 +61,7 @@ def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(_PUBLIC[name])
-    value = module if module.__name__.endswith(f".{name}") else getattr(module, name)
+    value = getattr(module, name, module)
     globals()[name] = value
     return value
 

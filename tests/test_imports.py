@@ -1,9 +1,13 @@
 """Imports run one way: a module imports from its own package or from those further down."""
 
 import ast
+import importlib
+import inspect
 from pathlib import Path
 
 import pytest
+
+import si_jax
 
 ROOT = Path(__file__).parents[1]
 
@@ -92,3 +96,17 @@ def test_every_package_says_what_flows():
     for path in (ROOT / "si_jax").glob("*/__init__.py"):
         text = ast.get_docstring(ast.parse(path.read_text())) or ""
         assert len(text) > 100, f"{path.parent.name}: say what flows in and out"
+
+
+def test_public_names_are_what_type_checkers_are_told():
+    told = {}
+    for node in ast.walk(ast.parse(MODULES["si_jax"].read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("si_jax"):
+            told |= {alias.asname: (node.module, alias.name) for alias in node.names}
+    assert told.keys() == set(si_jax.__all__)
+    for name, (module, inner) in told.items():
+        value = getattr(si_jax, name)
+        if inspect.ismodule(value):
+            assert value.__name__ == f"{module}.{inner}", name
+        else:
+            assert value is getattr(importlib.import_module(module), inner), name

@@ -21,8 +21,8 @@ from si_jax.data import digits, sources
 from si_jax.data.image_set import ImageSet
 from si_jax.data.pipeline import batches as image_batches
 from si_jax.detectors import Detector, make_detector
+from si_jax.detectors.decisions import check_calibrated
 from si_jax.detectors.fitting import Batches
-from si_jax.detectors.threshold import check_calibrated
 from si_jax.weights.checkpoint import load_model
 
 

@@ -17,7 +17,8 @@ from scipy.stats import beta
 
 from si_jax.data.opening import batches_of, is_encoded
 from si_jax.detectors import Detector
-from si_jax.detectors.threshold import Threshold, check_calibrated, check_preprocessing
+from si_jax.detectors.decisions import check_calibrated, check_preprocessing
+from si_jax.detectors.threshold import Threshold
 
 BETS = 16
 """Shares that are bet on, even in the log-odds from just above the calibrated share to 99 %."""

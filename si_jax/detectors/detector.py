@@ -11,11 +11,12 @@ from jaxtyping import Array, Float, Float32
 from si_jax.batching import SMALL, Batched, Placed, progress_bar
 from si_jax.data.opening import batches_of
 from si_jax.data.preprocessing import Preprocessing, preprocessing_for
-from si_jax.detectors import threshold as thresholds
+from si_jax.detectors import decisions
 from si_jax.detectors.base import Inputs, Plan, State
 from si_jax.detectors.checks import check_dtype, check_scores, check_state
 from si_jax.detectors.fitting import Batches
 from si_jax.detectors.options import Count, convert
+from si_jax.detectors.threshold import Threshold
 from si_jax.model import Model
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Detector:
         self.needs_fit = plan.fit is not None
         self.options: dict[str, Any] = {}
         self.version: int | None = None
-        self.threshold: thresholds.Threshold | None = None
+        self.threshold: Threshold | None = None
         self.card: dict[str, Any] = {}
         self.preprocessing: Preprocessing = preprocessing_for(model.input_size, model.card)
         self._compute = plan.compute
@@ -86,12 +87,12 @@ class Detector:
 
     def _prediction_rows(self, variables, state, images):
         inputs = Inputs(self.model, variables, images)
-        return thresholds.prediction_rows(inputs, self.compute(inputs, state))
+        return decisions.prediction_rows(inputs, self.compute(inputs, state))
 
     def prediction_rows(
         self, images: np.ndarray, *, batch_size: int, shrink: bool = False
     ) -> dict[str, np.ndarray]:
-        """What decisions and explanations are made of, `threshold.prediction_rows` of all images.
+        """What decisions and explanations are made of, `decisions.prediction_rows` of all images.
 
         Args:
             images: as `Model.check` returns them.
@@ -188,10 +189,10 @@ class Detector:
             ValueError: if the images do not fit the model, a score is NaN, or there are too few
                 images for the rate.
         """
-        self.threshold = thresholds.calibrated(self, images, tpr=tpr, keep_images=keep_images)
+        self.threshold = decisions.calibrated(self, images, tpr=tpr, keep_images=keep_images)
         return self
 
-    def predict(self, images: Any) -> thresholds.Predictions:
+    def predict(self, images: Any) -> decisions.Predictions:
         """The predicted classes, and whether to believe them.
 
         Args:
@@ -204,7 +205,7 @@ class Detector:
         Raises:
             ValueError: if the detector is not calibrated, or the images do not fit the model.
         """
-        return thresholds.predict(self, images)
+        return decisions.predict(self, images)
 
     def explain(self, image: Any, *, title: str = "") -> "Figure":
         """A picture of why one image is trusted, or not.

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from si_jax.reporting import report
+from si_jax.reporting.facts import listed
 from si_jax.reporting.runs import Run
 from si_jax.reporting.tables import Cell, Table, arrow, escape, mark_best, markdown_table, percent
 
@@ -211,4 +212,4 @@ def _flat(results: Mapping[str, Any]) -> dict[str, str]:
         for k, v in results["settings"].get(detector, {}).items()
     }
     facts |= {f"version of {k}": v for k, v in results.get("versions", {}).items()}
-    return {name: report.listed(value) for name, value in facts.items()}
+    return {name: listed(value) for name, value in facts.items()}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from si_jax.data.files import write_atomically, write_text
-from si_jax.reporting import comparison, report
+from si_jax.reporting import comparison, facts, report
 from si_jax.reporting.pages import PAGES
 from si_jax.reporting.runs import Run
 from si_jax.reporting.tables import Table
@@ -101,18 +101,18 @@ def run_page(run: Run) -> str:
     if run.ood_sets:
         text = f"AUROC of {', '.join(run.detectors)} on {', '.join(run.ood_sets)}"
         overview = _picture(figures.overview(run), text, CAPTIONS["overview"])
-    tables = Section("results", "Results", report.notes(results), report.metric_tables(results))
-    settings = report.setting_rows(results)
+    tables = Section("results", "Results", facts.notes(results), report.metric_tables(results))
+    settings = facts.setting_rows(results)
     return PAGES.get_template("run.html").render(
-        title=report.title(results),
-        warnings=report.warnings(results),
-        answer=report.answer(results),
+        title=facts.title(results),
+        warnings=facts.warnings(results),
+        answer=facts.answer(results),
         overview=overview,
         sections=[
             tables,
             *_pictures(run),
             Section("settings", "Settings", facts=[("", settings)]),
-            Section("facts", "Facts", facts=[("", report.fact_rows(results))]),
+            Section("facts", "Facts", facts=[("", facts.fact_rows(results))]),
         ],
     )
 
@@ -136,6 +136,7 @@ def comparison_page(entries: Sequence[comparison.Entry]) -> str:
 
 def _pictures(run: Run) -> Iterator[Section]:
     from si_jax.reporting import figures  # here, as matplotlib takes a while to import
+    from si_jax.reporting.gallery import gallery
 
     names = ", ".join(run.ood_sets)
     if run.ood_sets:
@@ -160,7 +161,7 @@ def _pictures(run: Run) -> Iterator[Section]:
         # a PNG of small images is the smaller file, of large ones a JPEG
         form = "jpeg" if max(pick.image.shape[0] for pick in picks) > 48 else "png"
         text = f"Most and least in-distribution-looking images of {name}"
-        pictures.append((name, _picture(figures.gallery(run, name), text, form=form)))
+        pictures.append((name, _picture(gallery(run, name), text, form=form)))
     note = CAPTIONS["gallery"] if sets else "No images were kept with this run."
     yield Section("images", "Images", [note], figures=pictures)
 

@@ -15,7 +15,7 @@ from si_jax.evaluation import metrics
 from si_jax.evaluation.results import Results
 from si_jax.evaluation.scorer import PREDICTION
 from si_jax.evaluation.store import META, Store
-from si_jax.reporting import extremes, report
+from si_jax.reporting import extremes, facts, report
 from si_jax.reporting.files import csv_rows
 from si_jax.reporting.pages import html_table
 
@@ -47,7 +47,7 @@ class Run:
 
     def _repr_html_(self) -> str:
         shown = report.metric_tables(self.results, {m: t for t, m in report.MAIN.items()})
-        notes = [*report.heading(self.results).splitlines(), *report.tie_notes(self.results)]
+        notes = [*facts.heading(self.results).splitlines(), *facts.tie_notes(self.results)]
         return "".join([*map(html_table, shown), *(f"<p>{escape(note)}</p>" for note in notes)])
 
     def to_pandas(self) -> Any:

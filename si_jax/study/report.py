@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from si_jax.data.files import write_text
-from si_jax.reporting import report
+from si_jax.reporting import facts, report
 from si_jax.reporting.tables import (
     Cell,
     Table,
@@ -134,9 +134,9 @@ def ablation_table(case: Mapping[str, Any], name: str) -> Table:
     return Table(f"{ABLATIONS[name]}, %", tuple(header), tuple(rows), stubs=2)
 
 
-def facts(case: Mapping[str, Any]) -> list[tuple[str, str]]:
+def case_facts(case: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(name, value) of what a reader must know of a case."""
-    shown = report.fact_rows(case)
+    shown = facts.fact_rows(case)
     shown = [(name, value) for name, value in shown if name not in ("command", "versions")]
     return [*shown, ("calibration", calibrated(case))]
 
@@ -145,9 +145,7 @@ def text(study: Mapping[str, Any]) -> str:
     """What the command prints."""
     parts = []
     for case in study["cases"]:
-        parts.append(
-            f"== {title(case)} ==\n{report.heading(case)}\ncalibration: {calibrated(case)}"
-        )
+        parts.append(f"== {title(case)} ==\n{facts.heading(case)}\ncalibration: {calibrated(case)}")
         parts += [f"{table.title}\n{plain(table)}" for table in case_tables(case)]
     table = summary(study["cases"])
     return "\n\n".join([*parts, f"{table.title}\n{plain(table)}"])
@@ -165,11 +163,11 @@ def markdown(study: Mapping[str, Any]) -> str:
         parts.append(f"**Unfinished:** {escape(', '.join(study['unfinished']))}.")
     parts.append(markdown_table(summary(study["cases"])))
     for case in study["cases"]:
-        parts += [f"# {escape(title(case))}", markdown_facts(facts(case))]
+        parts += [f"# {escape(title(case))}", markdown_facts(case_facts(case))]
         if case["warning"]:
             parts.append(f"**Warning:** {escape(case['warning'])}.")
         if case["incomplete"]:
-            parts.append(escape(report.notes(case)[-1]))
+            parts.append(escape(facts.notes(case)[-1]))
         parts += map(markdown_table, case_tables(case))
         parts += [f"![{escape(name)}]({path})" for name, path in case["figures"].items()]
     return "\n\n".join(parts) + "\n"

@@ -14,7 +14,7 @@ from si_jax.commands import evaluate as command
 from si_jax.data import benchmarks, downloads
 from si_jax.data.sequences import as_image_set
 from si_jax.evaluation import defaults, measuring, metrics, sets
-from si_jax.reporting import html, report, runs
+from si_jax.reporting import facts, html, report, runs
 from si_jax.reporting.evaluate import evaluate_benchmark
 from si_jax.testing import small_model
 
@@ -54,7 +54,7 @@ def test_a_folder_of_ones_own(root, tiny):
     )
     printed = str(run)
     assert overlap in printed and order in printed
-    assert overlap in report.notes(found)
+    assert overlap in facts.notes(found)
     labels = run.arrays["pets"]["prediction"]["label"]
     np.testing.assert_array_equal(labels, [0, 0, 1, 1, 4, 4, 2, 2, 3, 3])
 

@@ -10,7 +10,7 @@ import si_jax
 from si_jax.commands import evaluate as command
 from si_jax.detectors import DETECTORS, Method, Plan, register_detector
 from si_jax.evaluation.metrics import METRICS
-from si_jax.reporting import report, runs
+from si_jax.reporting import facts, runs
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_a_constant_score_is_told():
         run = si_jax.evaluate_benchmark("digits", detectors=[name, "msp"], limit=20)
     finally:
         del DETECTORS[name]
-    told = [note for note in report.notes(run.results) if "the same score" in note]
+    told = [note for note in facts.notes(run.results) if "the same score" in note]
     assert told == [
         f"{name} gives every image of every set the same score: it tells nothing on this network,"
         " and its FPR95 means nothing. Use another detector."

@@ -15,6 +15,7 @@ from checkpoint_states import NARROW, TEXT, assert_same, draw, resnet8, run
 
 import si_jax
 from si_jax.models import NORMALISATIONS
+from si_jax.weights import convert_checkpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,6 +56,19 @@ def test_the_script_writes_a_checkpoint_with_a_card(tmp_path, capsys):
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
 
 
+def test_in_python_it_is_one_call(tmp_path):
+    np.savez(tmp_path / "r8.npz", **resnet8())
+    converted = si_jax.convert_checkpoint("resnet8", tmp_path / "r8.npz", tmp_path / "r8")
+    assert converted.path == (tmp_path / "r8").resolve()
+    assert_same(si_jax.load_model(converted.path), converted.model)
+    images = np.random.default_rng(0).normal(size=(2, *converted.model.image_shape))
+    logits = converted.model.logits(images.astype(np.float32))
+    np.testing.assert_allclose(converted.logits, (logits.min(), logits.max()), rtol=1e-5)
+    assert converted.difference <= 1e-4 * np.abs(logits).max()
+    with pytest.raises(ValueError, match="exists already"):
+        si_jax.convert_checkpoint("resnet8", tmp_path / "r8.npz", tmp_path / "r8")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -89,7 +103,7 @@ def test_faults_are_all_printed_and_nothing_is_written(tmp_path, capsys):
 def test_what_does_not_read_back_is_removed(tmp_path, capsys, monkeypatch):
     np.savez(tmp_path / "a.npz", **resnet8())
     other = si_jax.convert_torch("resnet8", draw(recipe.resnet34_shapes(10, (1, 1, 1), NARROW), 1))
-    monkeypatch.setattr(si_jax, "load_model", lambda path: other)
+    monkeypatch.setattr(convert_checkpoint, "load_model", lambda path: other)
     status, out, err = run(
         capsys, tmp_path / "a.npz", "--model", "resnet8", "--out", tmp_path / "b"
     )

@@ -1,0 +1,197 @@
+"""What a detector makes of images: its threshold by held-out ones, and decisions on others."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from PIL import Image
+
+from si_jax.data.opening import batches_of
+from si_jax.detectors.fitting import reservoir_slots
+from si_jax.detectors.threshold import LAYER_QUANTILES, Threshold, p_values
+
+THUMBNAIL = 96  # longest side of a kept calibration image, pixels
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What is predicted of N images, and whether to believe it.
+
+    Attributes:
+        label: (N,) predicted class.
+        probability: (N,) its softmax probability.
+        score: (N,) the detector's score; higher is more in-distribution.
+        is_ood: (N,) whether the score is below the threshold.
+        p_value: (N,) conformal p-value, see `p_values`.
+        preprocessing: how files were brought to the network's input size, in words; empty for
+            images that came in that size.
+    """
+
+    label: Int[np.ndarray, "images"]
+    probability: Float[np.ndarray, "images"]
+    score: Float[np.ndarray, "images"]
+    is_ood: Bool[np.ndarray, "images"]
+    p_value: Float[np.ndarray, "images"]
+    preprocessing: str = ""
+
+    def __len__(self) -> int:
+        return len(self.score)
+
+    def __repr__(self) -> str:
+        return f"Predictions({len(self)} images, {int(self.is_ood.sum())} out-of-distribution)"
+
+    def as_dict(self) -> dict[str, np.ndarray]:
+        """The arrays by name: a table's columns."""
+        names = ("label", "probability", "score", "is_ood", "p_value")
+        return {name: getattr(self, name) for name in names}
+
+
+def calibrated(detector: Any, images: Any, *, tpr: float = 0.95, keep_images: int = 0) -> Threshold:
+    """The threshold of a detector by held-out in-distribution images; see `Detector.calibrate`."""
+    detector.check_fitted()
+    scores, layers = [], []
+    examples: list[tuple[np.ndarray, np.ndarray]] = []
+    opened_any = False
+    slots = reservoir_slots(keep_images)
+    for batch, rows, opened in _rows(detector, images):
+        opened_any |= opened
+        scores.append(rows["score"])
+        layers.append({name: rows[name] for name in rows if name.startswith("tap_")})
+        for image, unit in zip(batch, rows["features"], strict=True):
+            if (slot := next(slots)) is not None:
+                examples[slot : slot + 1] = [(_thumbnail(detector, image), unit)]
+    if not scores:
+        raise ValueError("images is empty: there is nothing to calibrate on")
+    kept = {}
+    if examples:
+        features = np.stack([unit for _, unit in examples])
+        kept = {"examples": np.stack([e for e, _ in examples]), "example_features": features}
+    return Threshold(
+        np.sort(np.concatenate(scores)),
+        tpr,
+        str(detector.preprocessing) if opened_any else "",
+        {
+            name: np.percentile(
+                np.concatenate([part[name] for part in layers]), LAYER_QUANTILES, axis=0
+            ).astype(np.float32)
+            for name in layers[0]
+        },
+        **kept,
+    )
+
+
+def predict(detector: Any, images: Any) -> Predictions:
+    """Predictions, and whether to believe them; see `Detector.predict`.
+
+    Raises:
+        ValueError: if the detector has no threshold, or it was calibrated on files that were
+            brought to size in another way; or if a score is NaN, which is no ground for a decision.
+    """
+    threshold = check_calibrated(detector)
+    parts, opened_any = [], False
+    for _, rows, opened in _rows(detector, images):
+        if opened:
+            check_preprocessing(detector)
+        opened_any |= opened
+        parts.append(rows)
+    if not parts:
+        raise ValueError("images is empty: there is nothing to predict")
+    columns = ("label", "probability", "score")
+    table = {name: np.concatenate([rows[name] for rows in parts]) for name in columns}
+    scores = table["score"]
+    if (bad := np.flatnonzero(np.isnan(scores))).size:
+        raise ValueError(
+            f"the score of image {bad[0]} is NaN: the network's weights are broken, or the image"
+            " holds values that are too large"
+        )
+    return Predictions(
+        **table,
+        is_ood=scores < np.float32(threshold.value),
+        p_value=p_values(threshold.scores, scores),
+        preprocessing=str(detector.preprocessing) if opened_any else "",
+    )
+
+
+def check_calibrated(detector: Any) -> Threshold:
+    """The detector's threshold.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    detector.check_fitted()
+    if detector.threshold is None:
+        raise ValueError(
+            f"detector {detector.name!r} has no threshold: call calibrate(images) with"
+            " in-distribution images that neither the network nor the detector has learnt from"
+        )
+    return detector.threshold
+
+
+def check_preprocessing(detector: Any) -> None:
+    """Raise a ValueError unless files are prepared as at the calibration; see `check_calibrated`.
+
+    Calibration images that came in the input size may have been prepared in any way.
+    """
+    calibrated_on = check_calibrated(detector).preprocessing
+    if calibrated_on not in ("", str(detector.preprocessing)):
+        raise ValueError(
+            f"the threshold was calibrated on images prepared by {calibrated_on!r}, but these are"
+            f" prepared by {str(detector.preprocessing)!r}: calibrate again"
+        )
+
+
+def prediction_rows(inputs: Any, details: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """A detector's details of a batch beside the network's prediction.
+
+    Args:
+        inputs: one batch, as a detector sees it.
+        details: what the detector computed of it.
+
+    Returns:
+        `"score"` and what there is of each layer (`"tap_..."`) of the details; `"label"`,
+        `"probability"`; and `"features"`, scaled to length 1. The batch is the first axis of each.
+    """
+    logits = inputs.forward.logits
+    features = inputs.forward.features.reshape(logits.shape[0], -1)
+    norm = jnp.linalg.norm(features, axis=-1, keepdims=True)
+    kept = {k: v for k, v in details.items() if k == "score" or k.startswith("tap_")}
+    return kept | {
+        "label": jnp.argmax(logits, axis=-1),
+        "probability": jnp.max(jax.nn.softmax(logits), axis=-1),
+        "features": features / jnp.maximum(norm, 1e-10),
+    }
+
+
+def _rows(detector, images) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray], bool]]:
+    """(images, their `prediction_rows`, whether they were opened from files), part by part."""
+    model, size = detector.model, detector.batch_size
+    for part, opened in batches_of(images, detector.preprocessing, model.image_shape[-1], size):
+        part = model.check(part)
+        yield part, detector.prediction_rows(part, batch_size=size, shrink=True), opened
+
+
+def _thumbnail(detector, image) -> np.ndarray:
+    """An image as uint8, at most `THUMBNAIL` pixels wide and high."""
+    pixels = as_uint8(detector, image)
+    height, width, channels = pixels.shape
+    scale = THUMBNAIL / max(height, width)
+    if scale >= 1:
+        return pixels
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    planes = [
+        Image.fromarray(pixels[..., c]).resize(size, Image.Resampling.BOX) for c in range(channels)
+    ]
+    return np.stack([np.asarray(plane) for plane in planes], axis=-1)
+
+
+def as_uint8(detector: Any, image: Any) -> np.ndarray:
+    """One image as it looks: a normalised one brought back to 0 to 255."""
+    image = np.asarray(image)
+    if image.dtype == np.uint8:
+        return image
+    pixels = image * np.float32(detector.model.std) + np.float32(detector.model.mean)
+    return np.clip(np.round(255 * pixels), 0, 255).astype(np.uint8)

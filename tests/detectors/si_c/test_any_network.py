@@ -1,0 +1,119 @@
+"""What S&I-C reads of networks of all kinds."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from si_c_networks import CLASSES, Net, Pooled, build, smooth
+
+import si_jax
+from si_jax.detectors.si_c import channels
+from si_jax.detectors.si_c import readings as si_c_readings
+from si_jax.taps import default_taps
+
+
+def resnet():
+    return si_jax.load_model("digits")
+
+
+def wide_resnet():
+    return si_jax.build_model("wrn_16_4", CLASSES, seed=1, input_size=(8, 8), depth=10, widen=1)
+
+
+def bit():
+    return si_jax.build_model("bit_r50x1", CLASSES, seed=2, input_size=(32, 32), units=(1, 1, 1, 1))
+
+
+SLOW = [pytest.param(make, marks=pytest.mark.slow) for make in (wide_resnet, bit)]
+
+
+@pytest.mark.parametrize("make", [lambda: build(Net()), resnet, *SLOW])
+def test_channel_average_is_the_logarithm_of_gaia_a(make):
+    """With `outer` in closed form and one pass for all."""
+    model = make()
+    images = smooth(4, 5, model.input_size[0])
+    reader = si_c_readings.reader(model, components="channel-average")
+    found = si_c_readings.readings(reader, model, images)["channel_average"]
+    gaia = si_jax.make_detector("gaia-a", model, taps=list(reader.inner))
+    np.testing.assert_allclose(found, -np.log(-gaia.score(images)), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("make", [lambda: build(Net()), resnet])
+def test_the_outer_part_in_closed_form_is_the_gradient(make):
+    model = make()
+    images = smooth(5, 5, model.input_size[0])
+    (outer,) = default_taps(model, "outer")
+    shape = {call.path: call.shape for call in model.calls}.get(outer, (1,))
+    found = si_c_readings.outer_squared(
+        jnp.asarray(model.logits(images)), model.head_weights(model.variables), 1
+    )
+    expected = si_jax.make_detector("gaia-a", model).details(images)["outer"]
+    np.testing.assert_allclose(np.sqrt(found / np.prod(shape[:-1])), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("make", [resnet, SLOW[0]])
+def test_densities_are_those_of_si_z(make):
+    model = make()
+    images = smooth(4, 5, model.input_size[0])
+    reader = si_c_readings.reader(model, components="zero-deflation")
+    taps = reader.channels.taps
+    si_z = si_jax.make_detector("si-z", model, taps=list(taps), engine="activation")
+    found = si_c_readings.readings(reader, model, images)["density"]
+    means = [found[:, reader.channels.tap == k].mean(-1) for k in range(len(taps))]
+    np.testing.assert_allclose(np.stack(means, -1), si_z.details(images)["tap_density"], atol=1e-4)
+
+
+@pytest.mark.parametrize("make", SLOW)
+def test_the_forward_form_of_other_networks(make):
+    model = make()
+    images = smooth(40, 5, model.input_size[0])
+    detector = si_jax.make_detector("si-c-forward", model, max_channels=64).fit(images[:30])
+    assert detector.state["whiten"].shape[0] <= 64
+    assert np.isfinite(detector.score(images)).all()
+
+
+def test_taps_of_the_networks():
+    taps = {
+        "resnet34": (36, "conv1", "layer4_2/bn2", 20),
+        "wrn_40_2": (37, "block1_0/bn1", "bn1", 25),
+        "bit_r101x1": (10, "block4_unit01/gn1", "before_head/gn", 9),
+    }
+    from si_jax.evaluation import speed
+
+    for name, (count, first, last, inner) in taps.items():
+        model = speed.random_model(name)
+        reader = si_c_readings.reader(model)
+        assert reader.engine == "activation"
+        found = reader.channels.taps
+        assert (len(found), found[0], found[-1], len(reader.inner)) == (count, first, last, inner)
+        assert len(reader.channels.index) <= 4096
+
+
+def test_the_gradient_engine():
+    model = build(Pooled())
+    settings = si_jax.make_detector("si-c", model).settings
+    assert (settings["engine"], settings["taps"]) == ("gradient", ["norm"])
+    images = smooth(60, 6)
+    found = si_c_readings.readings(si_c_readings.reader(model), model, images)
+    si_z = si_jax.make_detector("si-z", model, engine="gradient").details(images)
+    np.testing.assert_allclose(found["density"].mean(-1), si_z["tap_density"][:, 0], atol=1e-6)
+    gaia = si_jax.make_detector("gaia-a", model).score(images)
+    np.testing.assert_allclose(found["channel_average"], -np.log(-gaia), rtol=1e-4)
+    assert np.isfinite(si_jax.make_detector("si-c", model).fit(images).score(images)).all()
+    with pytest.raises(ValueError, match="there is none behind norm"):
+        si_jax.make_detector("si-c-forward", model)
+
+
+def test_max_channels():
+    taps = {"a": (4, 4, 30), "b": (2, 2, 2), "c": (10,)}
+    whole = channels.select_channels(taps, 42)
+    np.testing.assert_array_equal(whole.index, np.arange(42))
+    np.testing.assert_array_equal(whole.positions, [16] * 30 + [4] * 2 + [1] * 10)
+    some = channels.select_channels(taps, 10)
+    np.testing.assert_array_equal(np.bincount(some.tap), [7, 1, 2])
+    assert len(set(some.index)) == 10
+    np.testing.assert_array_equal(whole.tap[some.index], some.tap)
+    np.testing.assert_array_equal(channels.select_channels(taps, 10).index, some.index)
+    assert not np.array_equal(channels.select_channels(taps, 10, seed=1).index, some.index)
+    np.testing.assert_array_equal(np.bincount(channels.select_channels(taps, 3).tap), [1, 1, 1])
+    with pytest.raises(ValueError, match=r"max_channels \(=2\) must be at least 3"):
+        channels.select_channels(taps, 2)

@@ -1,0 +1,129 @@
+"""The pictures of a report, and the images that are kept for them."""
+
+import numpy as np
+import pytest
+from made_runs import GROUPS, SETS, SETTINGS
+
+from si_jax.data.image_set import ImageSet
+from si_jax.evaluation import metrics
+from si_jax.reporting import extremes, figures, panels, runs
+from si_jax.reporting.gallery import gallery
+
+
+def test_figures_leave_matplotlib_alone(run):
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    png = panels.encode(figures.histograms(run, "msp"), dpi=50)
+    assert png.startswith(b"\x89PNG")
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_figures_of_constant_scores_of_one_image_each(tmp_path):
+    one = {"score": np.ones(1, np.float32), "index": np.arange(1)}
+    row = metrics.evaluate(one["score"], one["score"])
+    results = {"results": {"msp": {"b": row}}, "groups": {"b": "far"}, "in_distribution": "a",
+               "settings": {}}  # fmt: skip
+    run = runs.Run("x", results, {"a": {"msp": one}, "b": {"msp": one}})
+    for figure in (figures.histograms(run, "msp"), figures.roc_curves(run)):
+        assert panels.encode(figure, dpi=40)
+    assert figures.tap_kind(run, "msp") is None
+
+
+def test_roc_curve_is_thinned_but_true():
+    rng = np.random.default_rng(0)
+    known, novel = rng.normal(1, 1, 2000), np.round(rng.normal(0, 1, 1500), 1)
+    fpr, tpr = figures._roc(known, novel)
+    assert len(fpr) <= figures.POINTS
+    assert (fpr[0], tpr[0], fpr[-1], tpr[-1]) == (0, 0, 1, 1)
+    assert np.trapezoid(tpr, fpr) == pytest.approx(metrics.auroc(known, novel), abs=2e-3)
+    thresholds = [*known, *novel, np.inf]
+    near = np.array([(np.mean(novel >= t), np.mean(known >= t)) for t in thresholds])
+    for point in zip(fpr, tpr, strict=True):
+        assert np.abs(near - point).sum(axis=1).min() < 1e-9
+
+
+def test_auroc_of_a_tap():
+    rng = np.random.default_rng(0)
+    known, novel = rng.integers(0, 9, 50) * 1.0, rng.integers(2, 12, 40) * 1.0
+    assert figures._auroc(np.sort(known), novel) == pytest.approx(metrics.auroc(-known, -novel))
+
+
+def test_thumbnails_are_the_extremes(run):
+    for name in SETS:
+        for detector in SETTINGS:
+            scores = run.scores(name, detector)
+            order = np.argsort(scores)
+            for end, expected in (("most", order[::-1][:6]), ("least", order[:6])):
+                picks = run.picks[name, detector, end]
+                assert [pick.index for pick in picks] == list(expected)
+                assert [pick.score for pick in picks] == list(scores[expected])
+                assert {pick.image.shape for pick in picks} == {(96, 96, 3)}
+                shade = sum(name.encode()) % 97
+                assert [int(pick.image[5, 5, 0]) for pick in picks] == [shade + i for i in expected]
+                assert picks[0].ident == f"{name}/{expected[0]}.png"
+
+
+def test_thumbnails_are_kept_once_and_small_images_not_enlarged(tmp_path):
+    score = np.arange(4, dtype=np.float32)
+    arrays = {"s": {d: {"score": score, "index": np.arange(4)} for d in ("a", "b")}}
+    loaded = []
+
+    def load(index):
+        loaded.append(index)
+        return np.zeros((8, 9, 3), np.uint8), -1
+
+    images = ImageSet("s", 4, "s", load, str)
+    path = extremes.save(tmp_path, arrays, [images], lambda image: image, ["a", "b"])
+    assert sorted(loaded) == [0, 1, 2, 3]
+    with np.load(path, allow_pickle=False) as file:
+        assert file["image"].shape == (4, 8, 9, 3)
+    assert len(extremes.load(tmp_path)["s", "b", "most"]) == 4
+
+
+def test_overview_shows_every_detector_on_every_set(run):
+    figure = figures.overview(run)
+    assert len(figure.axes) == len(GROUPS)
+    for axes, name in zip(figure.axes, GROUPS, strict=True):
+        (points,) = axes.lines[:1]
+        shown = sorted(points.get_xdata())
+        assert shown == pytest.approx(
+            sorted(100 * run.results["results"][d][name]["auroc"] for d in run.detectors)
+        )
+
+
+def test_curves_that_coincide_are_named(run):
+    assert figures.coincidences(run) == []
+    arrays = {name: {**found, "gaia-a": found["si-z"]} for name, found in run.arrays.items()}
+    (sentence,) = figures.coincidences(runs.Run("x", run.results, arrays, {}))
+    assert "si-z and gaia-a coincide" in sentence
+
+
+def test_msp_has_an_axis_of_log_odds():
+    p = np.array([0.5, 0.9, 1.0], np.float32)
+    assert figures.log_odds(p) == pytest.approx([0, np.log(9), np.log(2.0**24 - 1)], rel=1e-5)
+
+
+def test_gallery_says_class_and_verdict(run):
+    arrays = {}
+    for name, size in SETS.items():
+        labels = np.arange(size) % 7 if name == "known" else np.full(size, -1)
+        predicted = {"score": np.full(size, 3), "label": labels, "index": np.arange(size)}
+        arrays[name] = {**run.arrays[name], "prediction": predicted}
+    shown = runs.Run("x", run.results, arrays, run.picks)
+    texts = [text.get_text() for text in gallery(shown, "known").axes[0].texts]
+    assert any("accepted\nclass 3, true" in text for text in texts)
+    assert any("rejected" in text for text in texts)
+    texts = [text.get_text() for text in gallery(shown, "svhn").axes[0].texts]
+    assert any(text.endswith("class 3") for text in texts)
+
+
+def test_names_that_matplotlib_would_take_for_mathematics():
+    figure, (axes,) = panels.grid(1, height=2.0)
+    name = r"$\frac{$ and \udc80"
+    axes.set_title(name)
+    axes.set_xlabel(name)
+    axes.plot([0, 1], label=name)
+    axes.legend()
+    figure.suptitle(name)
+    assert panels.encode(figure).startswith(b"\x89PNG")

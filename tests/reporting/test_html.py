@@ -1,0 +1,71 @@
+"""A run as a page."""
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+from made_runs import ENVIRONMENT, SETS, SETTINGS
+
+from si_jax.reporting import html, runs
+
+
+def test_page_is_whole_and_loads_nothing(page):
+    class Reader(HTMLParser):
+        open_tags, sources, links = [], [], []
+
+        def handle_starttag(self, tag, attributes):
+            if tag not in ("meta", "img", "br"):
+                self.open_tags.append(tag)
+            found = dict(attributes)
+            self.sources += [found[key] for key in ("src",) if key in found]
+            self.links += [found[key] for key in ("href",) if key in found]
+
+        def handle_endtag(self, tag):
+            assert self.open_tags.pop() == tag
+
+    reader = Reader()
+    reader.feed(page)
+    assert reader.open_tags == []
+    assert len(reader.sources) == 2 + len(SETTINGS) + 2 + len(SETS)
+    assert all(source.startswith("data:image/") for source in reader.sources)
+    assert reader.links
+    assert all(f'id="{link[1:]}"' in page for link in reader.links)
+    assert not re.search(r"https?://|@import|url\(|<link|<script", page)
+
+
+def test_page_escapes_what_users_named(page):
+    assert "near&lt;b&gt;|*" in page
+    assert "<b>" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert "a&amp;b" in page
+
+
+def test_page_tells_the_facts(page):
+    for text in ("resnet8, 78,042 parameters", "made-up, protocol published", "90.00%", "no resize",
+                 "known 60", "lsun (places stands in)", "python 3.11", "steps=2"):  # fmt: skip
+        assert text in page
+    warnings = re.findall(r'<p class="warning">(.*?)</p>', page)
+    assert len(warnings) == 1
+    assert "lsun (places stands in)" in warnings[0]
+
+
+def test_page_warns_and_does_without_images(run):
+    results = {**run.results, "warning": "near chance"}
+    page = html.run_page(runs.Run("x", results, run.arrays, {}))
+    assert "near chance" in page
+    assert "No images were kept" in page
+
+
+def test_matplotlib_is_imported_only_when_it_draws():
+    code = (
+        "import sys, si_jax.reporting.html; assert 'matplotlib' not in sys.modules;"
+        "import si_jax.reporting.figures; assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=ENVIRONMENT)
+
+
+def test_the_page_answers_first_and_tells_facts_last(page, run):
+    answer = page.index('class="answer"')
+    assert answer < page.index("<figure>") < page.index('id="results"') < page.index('id="facts"')
+    assert page.index('id="settings"') < page.index('id="facts"')

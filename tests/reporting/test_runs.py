@@ -1,0 +1,150 @@
+"""Runs read again, joined and compared, and what is told of broken ones."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from made_runs import make_run, script
+
+from si_jax.reporting import comparison, extremes, runs
+
+
+def test_rebuilt_report_is_the_same(directory, page, tmp_path):
+    done = script(directory, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "report.md").read_bytes() == (directory / "report.md").read_bytes()
+    assert "saved" in done.stdout
+    assert (tmp_path / "report.html").read_bytes() == page.encode()
+
+
+def test_seeds_are_joined(tmp_path):
+    paths = [make_run(tmp_path / f"run-seed{seed}", seed=seed) for seed in (0, 1, 2)]
+    paths.append(make_run(tmp_path / "other", seed=0, shift=2.0, preprocessing="resize 32"))
+    entries = comparison.join(runs.load_several(paths))
+    assert [(e.name, len(e.runs)) for e in entries] == [("run (3 seeds)", 3), ("other", 1)]
+    auroc = comparison.metric_tables(entries)[0]
+    assert [(row[0].text, row[1].text) for row in auroc.rows[:2]] == [
+        ("si-z", "run (3 seeds)"), ("si-z", "other"),
+    ]  # fmt: skip
+    values = [
+        runs.load(p, scores=False).results["results"]["gaia-a"]["svhn"]["auroc"] for p in paths
+    ]
+    (cell,) = (r[2] for r in auroc.rows if (r[0].text, r[1].text) == ("gaia-a", "run (3 seeds)"))
+    assert cell.text == f"{100 * np.mean(values[:3]):.2f}"
+    assert cell.detail == f"± {100 * np.std(values[:3], ddof=1):.2f}"
+    (row,) = comparison.differences(entries).rows
+    assert [cell.text for cell in row] == ["preprocessing", "no resize", "resize 32"]
+    done = script(*paths, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "run (3 seeds)" in (tmp_path / "out" / "report.md").read_text()
+    assert "run (3 seeds)" in (tmp_path / "out" / "report.html").read_text()
+    assert "gaia-a" in done.stdout
+
+
+def fake(name, **changes):
+    base = {
+        "results": {"msp": {}}, "settings": {"msp": {"seed": changes.get("seed", 0)}},
+        "model": {"name": "resnet8", "weights_sha256": "0"}, "checkpoint": "c", "seed": 0,
+    }  # fmt: skip
+    return runs.Run(name, base | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "joined"),
+    [
+        ({"seed": 1}, True),
+        ({}, False),
+        ({"seed": 1, "limit": 5}, False),
+        ({"seed": 1, "model": {"name": "resnet8", "weights_sha256": "1"}}, False),
+        ({"seed": 1, "results": {"energy": {}}}, False),
+    ],
+)
+def test_what_counts_as_another_seed(changes, joined):
+    assert len(comparison.join([fake("a"), fake("b", **changes)])) == (1 if joined else 2)
+
+
+def test_seeds_in_the_names_of_checkpoints():
+    made = [
+        fake(f"r{i}", checkpoint=f"wrn_seed{i}",
+             model={"name": "wrn", "weights_sha256": str(i)}) for i in range(3)
+    ]  # fmt: skip
+    (entry,) = comparison.join(made)
+    assert entry.name == "r (3 seeds)"
+
+
+def test_runs_of_different_benchmarks_are_kept_apart(directory, tmp_path):
+    other = make_run(tmp_path / "one", benchmark="another")
+    entries = comparison.join(runs.load_several([directory, other]))
+    assert [len(members) for members in comparison.sections(entries).values()] == [1, 1]
+    assert len({entry.name for entry in entries}) == 2
+    assert all("/one" in entry.name for entry in entries)
+
+
+def edit(directory, change):
+    path = directory / "results.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+WRONG = {
+    "gone": (lambda d: (d / "results.json").rename(d / "x"), "no run directory"),
+    "cut": (lambda d: (d / "results.json").write_text("{"), "results.json is broken"),
+    "binary": (lambda d: (d / "results.json").write_bytes(b"\xff\xfe\x00"), "is broken"),
+    "list": (lambda d: (d / "results.json").write_text("[]"), "holds no object"),
+    "key": (lambda d: edit(d, lambda c: c.pop("groups")), "lacks 'groups'"),
+    "type": (lambda d: edit(d, lambda c: c.update(counts=3)), "'counts' is of the wrong type"),
+    "empty": (lambda d: edit(d, lambda c: c.update(results={})), "no detector"),
+    "sets": (lambda d: edit(d, lambda c: c["results"]["msp"].pop("svhn")), "detector 'msp'"),
+    "number": (
+        lambda d: edit(d, lambda c: c["results"]["msp"]["svhn"].update(auroc="x")),
+        "'msp' on 'svhn'",
+    ),
+    "average": (lambda d: edit(d, lambda c: c["averages"].pop("msp")), "averages of detector"),
+    "missing": (lambda d: (d / "scores/msp/svhn.npz").unlink(), "svhn.npz is missing"),
+    "broken": (lambda d: (d / "scores/msp/svhn.npz").write_bytes(b"PK"), "is no score file"),
+    "swapped": (
+        lambda d: (d / "scores/msp/svhn.npz").write_bytes(
+            (d / "scores/si-z/svhn.npz").read_bytes()
+        ),
+        "another computation",
+    ),
+    "shorter": (
+        lambda d: (d / "scores/msp/known.npz").write_bytes(
+            (d / "scores/msp/svhn.npz").read_bytes()
+        ),
+        "another computation",
+    ),
+    "images": (lambda d: (d / "thumbnails.npz").write_bytes(b"x"), "thumbnails.npz is broken"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_run_is_told_in_one_sentence(case, tmp_path):
+    damage, message = WRONG[case]
+    damage(make_run(tmp_path / "run"))
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        runs.load(tmp_path / "run")
+    assert "\n" not in str(caught.value)
+
+
+def test_thumbnails_of_other_scores_are_refused(tmp_path):
+    make_run(tmp_path / "a", seed=0)
+    make_run(tmp_path / "b", seed=1)
+    (tmp_path / "a" / extremes.FILE).write_bytes((tmp_path / "b" / extremes.FILE).read_bytes())
+    with pytest.raises(ValueError, match=r"thumbnails\.npz is of another computation"):
+        runs.load(tmp_path / "a")
+
+
+def test_script_ends_with_status_2(tmp_path):
+    done = script(tmp_path / "nothing")
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: {tmp_path / 'nothing'} is no run directory: there is no such directory\n"
+    )
+
+
+def test_the_same_run_twice(directory):
+    with pytest.raises(ValueError, match="given twice"):
+        runs.load_several([directory, f"{directory}/"])
