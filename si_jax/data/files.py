@@ -102,21 +102,38 @@ def read_arrays(
         try:
             return _read_arrays(file, names)
         except BROKEN as error:
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise BrokenArchive(f"{path} can't be read as a .npz file ({reason}).") from error
+            raise _broken(path, error) from error
+
+
+def array_shapes(path: str | os.PathLike) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Shape and dtype of each array of a `.npz` file, which is read through to find any damage.
+
+    Raises:
+        OSError: as `read_arrays`.
+        BrokenArchive: as `read_arrays`.
+    """
+    with open_regular(path) as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                found = {}
+                for name, info in _members(file, archive, None):
+                    with archive.open(info) as member:
+                        found[name] = _check_header(name, member, info.file_size)
+                        while member.read(2**20):  # the check sum is compared at its end
+                            pass
+                return found
+        except BROKEN as error:
+            raise _broken(path, error) from error
+
+
+def _broken(path: str | os.PathLike, error: BaseException) -> BrokenArchive:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return BrokenArchive(f"{path} can't be read as a .npz file ({reason}).")
 
 
 def _read_arrays(file: BinaryIO, names: Collection[str] | None) -> dict[str, np.ndarray]:
-    limit = max(LEAST_UNPACKED, UNPACKED_SHARE * os.fstat(file.fileno()).st_size)
     with zipfile.ZipFile(file) as archive:
-        check_members(file, archive)
-        members = [(info.filename.removesuffix(".npy"), info) for info in archive.infolist()]
-        chosen = [(name, info) for name, info in members if names is None or name in names]
-        if len({name for name, _ in chosen}) != len(chosen):
-            raise ValueError("it holds two arrays of one name")
-        size = sum(info.file_size for _, info in chosen)
-        if size > limit:
-            raise ValueError(f"it claims {size / 2**30:.1f} GiB of arrays, more than is credible")
+        chosen = _members(file, archive, names)
         for name, info in chosen:
             with archive.open(info) as member:
                 _check_header(name, member, info.file_size)
@@ -125,6 +142,21 @@ def _read_arrays(file: BinaryIO, names: Collection[str] | None) -> dict[str, np.
             with archive.open(info) as member:
                 arrays[name] = np.lib.format.read_array(member, allow_pickle=False)
         return arrays
+
+
+def _members(
+    file: BinaryIO, archive: zipfile.ZipFile, names: Collection[str] | None
+) -> list[tuple[str, zipfile.ZipInfo]]:
+    """Names of the arrays in an archive that are to be read, and where they are."""
+    check_members(file, archive)
+    members = [(info.filename.removesuffix(".npy"), info) for info in archive.infolist()]
+    chosen = [(name, info) for name, info in members if names is None or name in names]
+    if len({name for name, _ in chosen}) != len(chosen):
+        raise ValueError("it holds two arrays of one name")
+    size = sum(info.file_size for _, info in chosen)
+    if size > max(LEAST_UNPACKED, UNPACKED_SHARE * os.fstat(file.fileno()).st_size):
+        raise ValueError(f"it claims {size / 2**30:.1f} GiB of arrays, more than is credible")
+    return chosen
 
 
 def check_members(file: BinaryIO, archive: zipfile.ZipFile) -> None:
@@ -142,8 +174,12 @@ def check_members(file: BinaryIO, archive: zipfile.ZipFile) -> None:
         raise zipfile.BadZipFile(f"it lists {len(archive.infolist())} of {count} members")
 
 
-def _check_header(name: str, member: Any, size: int) -> None:
-    """Compare the shape that a `.npy` member claims with the bytes that it has."""
+def _check_header(name: str, member: Any, size: int) -> tuple[tuple[int, ...], np.dtype]:
+    """Compare the shape that a `.npy` member claims with the bytes that it has.
+
+    Returns:
+        That shape, and the dtype.
+    """
     version = np.lib.format.read_magic(member)
     readers = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -159,6 +195,7 @@ def _check_header(name: str, member: Any, size: int) -> None:
         count *= max(length, 0)
     if count * dtype.itemsize != size - member.tell() or (count > 1 and not dtype.itemsize):
         raise ValueError(f"{name} claims the shape {shape}, which it has not the bytes for")
+    return shape, dtype
 
 
 def write_atomically(path: Path, write: Any) -> None:

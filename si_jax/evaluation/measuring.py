@@ -12,7 +12,7 @@ from si_jax.evaluation.metrics import METRICS
 from si_jax.evaluation.results import Rows
 from si_jax.evaluation.scorer import PREDICTION
 
-Arrays = dict[str, dict[str, dict[str, np.ndarray]]]
+Arrays = Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
 """Set -> detector -> name -> array with a row for each image."""
 
 TOLD_TIES = 0.01

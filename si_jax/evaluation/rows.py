@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from si_jax.data.image_set import ImageSet
-from si_jax.evaluation.store import Progress, Store, joined
+from si_jax.evaluation.keyed_files import Gathered, Stored
+from si_jax.evaluation.store import HELD, Progress, Store
 
 
 class Rows:
@@ -56,27 +57,26 @@ class Rows:
         """Store what was added since the last time, as one part."""
         if not self._fresh:
             return
-        rows = joined(arrays for arrays, _ in self._fresh)
+        rows = Gathered(arrays for arrays, _ in self._fresh)
         left_out = np.concatenate([left_out for _, left_out in self._fresh])
         self._store.save_part(*self._place, Progress(rows, left_out, False))
         self._fresh = []  # if it ends before, a row is stored twice, which does no harm
 
-    def save(self) -> dict[str, np.ndarray]:
+    def save(self) -> Stored:
         """Store all rows as the set's score file, in place of the parts, and return them.
 
         Raises:
             OSError: if a part is not there any more.
         """
         stored = self._store.load(*self._place).arrays
-        rows = joined([stored, *(arrays for arrays, _ in self._fresh)])
-        if not (wanted := self._scored[rows.get("index", [])]).all():
-            rows = {name: array[wanted] for name, array in rows.items()}
-        if len(rows.get("index", ())) != self._scored.sum():
-            path = self._store.path(*self._place[:2])
+        rows = Gathered([stored, *(arrays for arrays, _ in self._fresh)], wanted=self._scored)
+        path = self._store.path(*self._place[:2])
+        if len(rows["index"]) != self._scored.sum():
             raise OSError(f"parts of {path} are gone: run it again, and let nothing delete them")
+        held = {name: rows[name] for name in HELD}
         self._store.save(*self._place, rows, seen=len(self.lacks))
         self._fresh = []
-        return rows
+        return Stored(path, self._place[-1], held, [name for name in rows if name not in held])
 
     @property
     def empty(self) -> bool:

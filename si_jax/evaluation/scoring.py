@@ -13,6 +13,7 @@ from tqdm import tqdm
 from si_jax.batching import AHEAD
 from si_jax.data.image_set import ImageSet, UnreadableImage, take
 from si_jax.data.pipeline import Batch, batches, tell_unreadable
+from si_jax.evaluation.keyed_files import Stored
 from si_jax.evaluation.keys import detector_facts, fit_hash, key_of
 from si_jax.evaluation.processes import ALONE, Processes
 from si_jax.evaluation.rows import Rows
@@ -32,13 +33,13 @@ class Scored:
 
     Attributes:
         arrays: detector's name -> its arrays (`"score"`, `"label"`, `"index"` and more), with a
-            row for each image that can be read.
+            row for each image that can be read. Those three are in memory, the others in the file.
         unreadable: names of the images that cannot, and are left out.
         computed: number of images gone through now, by the detector with the least stored.
         seconds: what that took, compilation included; 0 where everything was stored.
     """
 
-    arrays: dict[str, dict[str, np.ndarray]]
+    arrays: dict[str, Stored]
     unreadable: tuple[str, ...]
     computed: int
     seconds: float
@@ -86,6 +87,7 @@ def score_set(
             if rows.empty:
                 raise UnreadableImage(f"{image_set.name}: not one image can be read")
             results[name] = rows.save()
+            _share(results)
     seconds = time.monotonic() - began if computed else 0.0
     results = {name: results[name] for name in scorer.detectors}
     unreadable = _unreadable(results, image_set)
@@ -131,6 +133,7 @@ def _open(scorer, image_set, facts, store, skip_unreadable):
         progress = _usable(store.load(name, image_set.name, key), image_set, skip_unreadable)
         if progress.done:
             results[name] = progress.arrays
+            _share(results)
             store.drop_parts(name, image_set.name)  # what another, unfinished computation left
         else:
             open_rows[name] = Rows(store, name, image_set, key, progress)
@@ -166,8 +169,8 @@ def _score(
     lacking[: first * batch_size] = lacking[last * batch_size :] = False
     if not lacking.any():
         return 0
-    positions = _whole_batches(lacking, batch_size)
-    remaining = image_set if len(positions) == len(image_set) else take(image_set, positions)
+    positions = None if lacking.all() else _whole_batches(lacking, batch_size)
+    remaining = image_set if positions is None else take(image_set, positions)
     few = len(image_set) < batch_size  # also where a run is resumed, so that it gives the same
     model = next(iter(scorer.detectors.values())).model
     options["image_shape"] = model.image_shape
@@ -181,10 +184,11 @@ def _score(
         pending.popleft()  # only now, so that after an error none is left out
         bar.update(len(indices))
 
-    with tqdm(total=size, initial=size - len(positions), desc=image_set.name, unit="img") as bar:
+    with tqdm(total=size, initial=size - len(remaining), desc=image_set.name, unit="img") as bar:
         try:
             for batch in batches(remaining, transform, batch_size, **options):
-                indices = positions[batch.indices[batch.indices >= 0]]
+                indices = batch.indices[batch.indices >= 0]
+                indices = indices if positions is None else positions[indices]
                 wanted = [k for k, rows in open_rows.items() if rows.lacks[indices].any()]
                 fetch = dict
                 if wanted and batch.mask.any():
@@ -260,6 +264,13 @@ def _usable(progress: Progress, image_set: ImageSet, skip_unreadable: bool) -> P
     return progress
 
 
+def _share(results: Mapping[str, Stored]) -> None:
+    """Hold the indices and labels, which all detectors have alike, once."""
+    first, *others = results.values()
+    for other in others[-1:]:
+        other.share(first, ("index", "label"))
+
+
 def _unreadable(results, image_set: ImageSet) -> tuple[str, ...]:
     """Names of the images that were left out, by all detectors alike."""
     first = next(iter(results.values()))
@@ -269,7 +280,4 @@ def _unreadable(results, image_set: ImageSet) -> tuple[str, ...]:
                 f"{image_set.name}: the stored scores of {name!r} and others are of different"
                 " images, a file having changed meanwhile: evaluate into a new directory"
             )
-        arrays["index"] = first["index"]  # one array for all of them
-        if np.array_equal(arrays["label"], first["label"]):
-            arrays["label"] = first["label"]
     return tuple(image_set.ident(int(i)) for i in gaps(first["index"], len(image_set)))

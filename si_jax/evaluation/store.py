@@ -7,20 +7,23 @@ files, each with the rows of some of its images.
 """
 
 import glob
-import io
 import os
 import urllib.parse
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from si_jax.data.files import BrokenArchive, read_arrays, write_atomically
+from si_jax.data.files import BrokenArchive, array_shapes
+from si_jax.evaluation.keyed_files import Gathered, Stored, read_keyed, write_keyed
 
 META = ("key", "seen")
 """What a score file holds beside its arrays."""
+
+HELD = ("score", "index", "label")
+"""What every score file has, with one number an image; these alone are held in memory."""
 
 PARTIAL = ".partial"
 LONGEST = 150
@@ -91,7 +94,7 @@ class Progress:
         done: whether that is the whole set.
     """
 
-    arrays: dict[str, np.ndarray]
+    arrays: Mapping[str, Any]
     left_out: np.ndarray
     done: bool
 
@@ -104,50 +107,11 @@ class Progress:
 NOTHING = Progress({}, np.zeros(0, np.int64), False)
 
 
-def joined(parts: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The rows of several parts, in the order of `"index"`, each image once.
-
-    Returns:
-        Name -> array; empty if there is no row.
-    """
-    parts = [part for part in parts if part]
-    if not parts:
-        return {}
-    arrays = dict(parts[0])
-    if len(parts) > 1:
-        arrays = {name: np.concatenate([part[name] for part in parts]) for name in arrays}
-    index = arrays["index"]
-    if (np.diff(index) > 0).all():
-        return arrays
-    _, order = np.unique(index, return_index=True)
-    return {name: array[order] for name, array in arrays.items()}
-
-
 def gaps(index: np.ndarray, size: int) -> np.ndarray:
     """The indices below `size` that are not in `index`."""
     absent = np.ones(size, bool)
     absent[index] = False
     return np.flatnonzero(absent)
-
-
-def read_keyed(path: Path, key: str) -> dict[str, np.ndarray] | None:
-    """The arrays that `write_keyed` wrote under that key; None for anything else."""
-    try:
-        arrays = read_arrays(path)
-    except (OSError, BrokenArchive):
-        return None
-    return arrays if str(arrays.pop("key", "")) == key else None
-
-
-def write_keyed(path: Path, key: str, arrays: Mapping[str, Any]) -> None:
-    """Write arrays, compressed, beside the key of what determines them.
-
-    Raises:
-        OSError: naming the file, if it cannot be written.
-    """
-    content = io.BytesIO()
-    np.savez_compressed(content, key=np.array(key), **arrays)
-    write_atomically(path, lambda file: file.write(content.getbuffer()))
 
 
 class Store:
@@ -166,16 +130,19 @@ class Store:
         return self.directory / escaped(detector) / (escaped(image_set) + ending)
 
     def load(self, detector: str, image_set: str, key: str) -> Progress:
-        """What is stored under that key; nothing where the files are of another computation."""
-        arrays = read_keyed(self.path(detector, image_set), key)
-        whole = None if arrays is None else _whole(arrays)
+        """What is stored under that key; nothing where the files are of another computation.
+
+        Files are read through, to find any damage; of their arrays, `HELD` alone is held.
+        """
+        whole = _whole(self.path(detector, image_set), key)
         if whole is not None:
             return whole
-        read = (read_keyed(path, key) for path in self._parts(detector, image_set))
-        parts = [part for arrays in read if arrays is not None and (part := _part(arrays))]
-        rows = joined(part.arrays for part in parts)
+        paths = self._parts(detector, image_set)
+        parts = [part for path in paths if (part := _part(path, key)) is not None]
+        rows = Gathered(part.arrays for part in parts)
         without = [part.left_out for part in parts] or [NOTHING.left_out]
-        left_out = np.setdiff1d(np.concatenate(without), rows.get("index", []))
+        left_out = np.unique(np.concatenate(without))
+        left_out = left_out[~_within(rows["index"], left_out)]
         return Progress(rows, left_out, False)
 
     def save(
@@ -183,7 +150,7 @@ class Store:
         detector: str,
         image_set: str,
         key: str,
-        arrays: Mapping[str, np.ndarray],
+        arrays: Mapping[str, Any],
         *,
         seen: int | None = None,
     ) -> Path:
@@ -201,7 +168,7 @@ class Store:
         """
         path = self.path(detector, image_set)
         seen = len(arrays["score"]) if seen is None else seen
-        write_keyed(path, key, {"seen": np.array(seen), **arrays})
+        write_keyed(path, key, {"seen": np.array(seen)}, arrays)
         self.drop_parts(detector, image_set)
         return path
 
@@ -212,7 +179,7 @@ class Store:
         """
         indices = [progress.left_out, progress.arrays.get("index", NOTHING.left_out)]
         path = self.path(detector, image_set, part=int(np.concatenate(indices).min()))
-        write_keyed(path, key, {"left_out": progress.left_out, **progress.arrays})
+        write_keyed(path, key, {"left_out": progress.left_out}, progress.arrays)
         return path
 
     def drop_parts(self, detector: str, image_set: str) -> None:
@@ -225,34 +192,72 @@ class Store:
         return sorted(whole.parent.glob(glob.escape(whole.stem) + f"{PARTIAL}*.npz"))
 
 
-def _whole(arrays: dict[str, np.ndarray]) -> Progress | None:
-    """A score file's content; None where the arrays are not as `save` writes them."""
-    seen = arrays.pop("seen", None)
-    if seen is None or seen.ndim or seen.dtype.kind != "i" or not _are_rows(arrays):
+def _within(ascending: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Which values are among others, of which no copy is made."""
+    if not len(ascending):
+        return np.zeros(len(values), bool)
+    place = np.searchsorted(ascending, values).clip(max=len(ascending) - 1)
+    return ascending[place] == values
+
+
+def _whole(path: Path, key: str) -> Progress | None:
+    """A score file's content; None where it is damaged, or not as `Store.save` writes it."""
+    opened = _open(path, key, HELD, "seen")
+    if opened is None:
         return None
-    index = arrays["index"]
-    if not len(index) <= seen or index.max() >= seen:
+    arrays, seen = opened
+    if seen.ndim or seen.dtype.kind != "i" or not len(arrays["index"]) <= seen:
         return None
-    return Progress(arrays, gaps(index, int(seen)), True)
-
-
-def _part(arrays: dict[str, np.ndarray]) -> Progress | None:
-    """A part's content; None where the arrays are not as `save_part` writes them."""
-    left_out = arrays.pop("left_out", None)
-    if left_out is None or left_out.ndim != 1 or left_out.dtype.kind != "i":
+    if arrays["index"].max() >= seen:
         return None
-    return Progress(arrays, left_out, False) if not arrays or _are_rows(arrays) else None
+    return Progress(arrays, gaps(arrays["index"], int(seen)), True)
 
 
-def _are_rows(arrays: Mapping[str, np.ndarray]) -> bool:
+def _part(path: Path, key: str) -> Progress | None:
+    """A part's content; None where it is damaged, or not as `Store.save_part` writes it."""
+    opened = _open(path, key, (), "left_out")
+    if opened is None:
+        return None
+    arrays, left_out = opened
+    if left_out.ndim != 1 or left_out.dtype.kind != "i":
+        return None
+    return Progress(arrays, left_out, False)
+
+
+def _open(
+    path: Path, key: str, held: Collection[str], fact: str
+) -> tuple[Mapping[str, np.ndarray], np.ndarray] | None:
+    """The rows in a file (of a part they may lack), and its one array beside them."""
+    try:
+        shapes = array_shapes(path)
+    except (OSError, BrokenArchive):
+        return None
+    arrays = read_keyed(path, key, {*held, fact, "index"})
+    if arrays is None or fact not in arrays:
+        return None
+    names = [name for name in shapes if name not in ("key", fact)]
+    alone = arrays.pop(fact)
+    if not names and not held:
+        return {}, alone
+    rows = {name: shapes[name] for name in names}
+    if not _are_rows(rows, arrays.get("index")):
+        return None
+    kept = {name: arrays[name] for name in names if name in held}
+    return Stored(path, key, kept, [name for name in names if name not in held]), alone
+
+
+def _are_rows(
+    shapes: Mapping[str, tuple[tuple[int, ...], np.dtype]], index: np.ndarray | None
+) -> bool:
     """Whether these are a score, an index and a label for each image, and what more there is."""
-    score, index, label = (arrays.get(name) for name in ("score", "index", "label"))
-    if score is None or index is None or label is None:
+    if index is None or any(name not in shapes for name in HELD):
         return False
-    if any(a.ndim == 0 or len(a) != len(score) for a in arrays.values()):
+    (count, *more), kind = shapes["score"][0] or (0,), shapes["score"][1].kind
+    if more or kind != "f" or not count:
         return False
-    if score.ndim != 1 or score.dtype.kind != "f" or not len(score):
+    if any(shape[:1] != (count,) for shape, _ in shapes.values()):
         return False
     if index.ndim != 1 or index.dtype.kind != "i" or index.min() < 0:
         return False
-    return label.ndim == 1 and label.dtype.kind in "iu"
+    shape, dtype = shapes["label"]
+    return len(shape) == 1 and dtype.kind in "iu"

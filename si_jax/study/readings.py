@@ -14,8 +14,9 @@ from si_jax.data.pipeline import batches
 from si_jax.detectors import DETECTORS, default_options
 from si_jax.detectors.si_c.channels import Channels, select_channels
 from si_jax.detectors.si_c.readings import Reader, batched, reader
+from si_jax.evaluation.keyed_files import read_keyed, write_keyed
 from si_jax.evaluation.keys import key_of
-from si_jax.evaluation.store import escaped, read_keyed, write_keyed
+from si_jax.evaluation.store import escaped
 from si_jax.study.sets import Case
 
 Readings = Mapping[str, np.ndarray]

@@ -118,6 +118,42 @@ def test_memory_grows_by_less_than_an_image_s_arrays(digits_model, tmp_path, mon
     assert peak(4000) - peak(1500) < 2500 * 150
 
 
+def test_what_is_known_of_the_layers_is_not_held_in_memory(digits_model, tmp_path, monkeypatch):
+    """It is written part by part, and read from the file when it is asked for."""
+
+    class Layered(Counting):
+        def start(self, images, wanted=None, *, few=False):
+            means = images.mean(axis=(1, 2, 3)).astype(np.float32)
+            layers = np.arange(128, dtype=np.float32) + means[:, None]
+            return lambda: {"energy": {"score": means, "tap_density": layers}}
+
+    def peak(count):
+        images = Images(name=f"made{count}")
+        images.set = ImageSet(images.set.name, count, "", made, str)
+        scorer = Layered(digits_model, ("energy",))
+        tracemalloc.start()
+        found, _ = score(digits_model, tmp_path, images, scorer=scorer, batch_size=50)
+        held = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found.arrays["energy"], held
+
+    def made(index):
+        return np.full((16, 16, 3), index % 256, np.uint8), 0
+
+    digits_model = dataclasses.replace(digits_model, input_size=(16, 16))
+    monkeypatch.setattr(scoring, "MOST_ROWS", 500)
+    peak(50)
+    few, many = peak(1200), peak(3000)
+    assert many[1] - few[1] < 1800 * 128  # a quarter of what the layers' shares take
+    arrays = many[0]
+    assert set(arrays) == {"score", "index", "label", "tap_density"} and len(arrays) == 4
+    assert arrays["tap_density"].shape == (3000, 128)
+    np.testing.assert_array_equal(arrays["tap_density"][:, 0], arrays["score"])
+    (tmp_path / "energy" / "made3000.npz").unlink()
+    with pytest.raises(OSError, match=r"made3000\.npz was deleted or changed meanwhile"):
+        arrays["tap_density"]
+
+
 def test_decoding_and_computing_overlap(digits_model, tmp_path):
     """With a decoder and a device that each need 10 ms a batch, which they sleep through."""
     device = {"free": 0.0}

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
+from si_jax.evaluation.keyed_files import write_keyed
 from si_jax.evaluation.store import (
     Progress,
     Store,
     check_distinct,
     check_names,
     escaped,
-    write_keyed,
 )
 
 
