@@ -215,8 +215,12 @@ def evaluate_benchmark(
         image_sets = (job.id_set, *job.ood_sets.values())
         extremes.save(where, arrays, image_sets, job.transform, list(made))
         run = Run(where.resolve().name, results, arrays, extremes.load(where))
-        if not directory:
-            return dataclasses.replace(run, name=sets.benchmark.name)
+        if not directory:  # the files are about to go
+            whole = {
+                name: {detector: dict(one) for detector, one in files.items()}
+                for name, files in arrays.items()
+            }
+            return dataclasses.replace(run, name=sets.benchmark.name, arrays=whole)
         saved = [*files.write(results, directory), html.write(run, directory)]
         return dataclasses.replace(run, saved=tuple(saved))
 

@@ -66,9 +66,12 @@ def test_ties_are_told(kept):
 
 def test_a_constant_score_is_told():
     name = "constant-for-a-test"
-    constant = Method(
-        lambda model: Plan(lambda i, s: {"score": 0 * i.forward.logits[:, 0] - 1}), "", "", 1
-    )
+
+    def compute(inputs, state):
+        logits = inputs.forward.logits
+        return {"score": 0 * logits[:, 0] - 1, "more": 2 * logits}
+
+    constant = Method(lambda model: Plan(compute), "", "", 1)
     register_detector(name, constant)
     try:
         run = si_jax.evaluate_benchmark("digits", detectors=[name, "msp"], limit=20)
@@ -80,6 +83,8 @@ def test_a_constant_score_is_told():
         " and its FPR95 means nothing. Use another detector."
     ]
     assert told[0] in str(run)
+    # what else the detector gave is there, although no files are kept
+    assert run.arrays["letters"][name]["more"].shape == (20, 10)
 
 
 @pytest.mark.parametrize(
