@@ -131,16 +131,32 @@ def integrate_from(
     target: Target,
     path: AscentPath,
     tap_chunk: int = 12,
+    reduce: Callable[[Array], Array] = lambda gradient: gradient,
 ) -> dict[str, Float[Array, "batch ..."]]:
-    """`integrate` from a linearisation at `taps`, which may serve other targets and taps too."""
+    """`integrate` from a linearisation at `taps`, which may serve other targets and taps too.
+
+    Args:
+        linear: the linearisation.
+        taps: paths, in the network's order.
+        target: attribution target.
+        path: the adversarial path.
+        tap_chunk: taps that are perturbed at the same time.
+        reduce: what is made of each integrated gradient, such as a mean over its positions, so that
+            none is held for longer than its chunk needs; by default nothing is.
+
+    Returns:
+        Path of the tap -> the reduced integrated gradient.
+    """
     first = _select(linear.gradient(target), taps)
     if path.steps == 1:
-        return first
+        return {tap: reduce(gradient) for tap, gradient in first.items()}
     combine = COMBINE[path.combine]
     direction = _direction(linear, target, path)
     ascent = _select(linear.gradient(direction), taps)
     results: dict[str, Array] = {}
-    for chunk in _chunks(taps, tap_chunk):
+    previous: list[Array] = []
+    # from the network's end on: when the long passes come, least is left to be held
+    for chunk in reversed(_chunks(taps, tap_chunk)):
 
         def step(carry, _):
             z, up, combined = carry
@@ -149,14 +165,17 @@ def integrate_from(
             combined = jax.tree.map(combine, combined, gradient(target))
             return (z, gradient(direction), combined), None
 
-        start = (_select(linear.out.outputs, chunk), _select(ascent, chunk), _select(first, chunk))
+        z = _after(previous, _select(linear.out.outputs, chunk))
+        start = (z, _select(ascent, chunk), _select(first, chunk))
         # the last step's direction is never used, so that step is taken outside the scan
         (z, up, combined) = start
         if path.steps > 2:
             (z, up, combined), _ = jax.lax.scan(step, start, length=path.steps - 2)
         last = linear.split(_moved(z, up, path))(target)
-        results |= jax.tree.map(combine, combined, last)
-    return results
+        integrated = jax.tree.map(combine, combined, last)
+        results |= {tap: reduce(gradient) for tap, gradient in integrated.items()}
+        previous = [results[tap] for tap in chunk]
+    return _select(results, taps)
 
 
 def gradients_along_path(
@@ -212,6 +231,23 @@ def _direction(linear: splitting.Linearised, target: Target, path: AscentPath) -
 def _moved(z: dict[str, Array], ascent: dict[str, Array], path: AscentPath) -> dict[str, Array]:
     """Activations after the adversarial step."""
     return {tap: z[tap] + path.step_size * jnp.sign(ascent[tap]) for tap in z}
+
+
+def _after(previous: Sequence[Array], z: dict[str, Array]) -> dict[str, Array]:
+    """The same activations, to be used only once `previous` is known.
+
+    Otherwise XLA may run the passes of all chunks side by side, and hold what all of them need; an
+    optimisation barrier is gone before it chooses the order. So they are made to depend on whether
+    that is NaN: an image that is NaN in one chunk is so in the next ones.
+    """
+    if not previous:
+        return z
+    flags = [jnp.isnan(x).any(axis=tuple(range(1, x.ndim))) for x in previous]
+    broken = jnp.stack(flags).any(axis=0)
+    return {
+        tap: jnp.where(broken.reshape(-1, *[1] * (array.ndim - 1)), jnp.nan, array)
+        for tap, array in z.items()
+    }
 
 
 def _chunks(taps: Sequence[str], size: int) -> list[Sequence[str]]:

@@ -184,27 +184,29 @@ def _zero_deflation(model, path, role, engine, taps, variant, tap_chunk) -> Plan
             fitting.insert(0, "closed")
     engine = _engine(engine, fitting, f"{role} with combine={path.combine!r}, steps={path.steps}")
 
-    def nonzero(args):
+    def density(on):
+        return over_positions(on.astype(jnp.float32))
+
+    def densities(args):
         if engine == "activation":
-            return activation.active(*args, taps)
+            return {k: density(on) for k, on in activation.active(*args, taps).items()}
         linear = splitting.linearise(*args, taps)
         if engine == "gradient":
-            return {k: g != 0 for k, g in linear.gradient(max_logit).items()}
+            return {k: density(g != 0) for k, g in linear.gradient(max_logit).items()}
         masks = {}
         if engine == "closed":
             masks = activation.active_after_step(args[0], linear, steppable, path)
         others = [k for k in taps if k not in masks]
-        integrated = integrate_from(
-            linear, others, target=max_logit, path=path, tap_chunk=tap_chunk
-        )
-        return masks | {k: a != 0 for k, a in integrated.items()}
+        options = {"path": path, "tap_chunk": tap_chunk, "reduce": lambda a: density(a != 0)}
+        integrated = integrate_from(linear, others, target=max_logit, **options)
+        return {k: density(on) for k, on in masks.items()} | integrated
 
     def compute(inputs: Inputs, state: State):
-        on = nonzero((inputs.model, inputs.variables, inputs.images))
-        densities = [over_positions(on[k].astype(jnp.float32)) for k in taps]
+        found = densities((inputs.model, inputs.variables, inputs.images))
+        channels = jnp.concatenate([found[k] for k in taps], axis=-1)
         return {
-            "score": -jnp.mean(jnp.concatenate(densities, axis=-1) ** 2, axis=-1),
-            "tap_density": jnp.stack([jnp.mean(d, axis=-1) for d in densities], axis=-1),
+            "score": -jnp.mean(channels**2, axis=-1),
+            "tap_density": jnp.stack([jnp.mean(found[k], axis=-1) for k in taps], axis=-1),
         }
 
     settings = {**asdict(path), "engine": engine, "tap_chunk": tap_chunk, "taps": list(taps)}
@@ -243,11 +245,11 @@ def _channel_average(model, path, share, engine, taps, outer, tap_chunk) -> Plan
             return jnp.sum(out.features * selected, axis=-1)
 
         linear = splitting.linearise(*args, (*taps, outer_tap))
-        options = {"path": path, "tap_chunk": tap_chunk}
+        options = {"path": path, "tap_chunk": tap_chunk, "reduce": over_positions}
         inner = integrate_from(linear, taps, target=feature_sum, **options)
         end = integrate_from(linear, [outer_tap], target=log_softmax_sum, **options)
-        scale = jnp.mean(jnp.abs(over_positions(end[outer_tap])), axis=-1)  # outer^2
-        v2 = [over_positions(inner[k]) ** 2 for k in taps]
+        scale = jnp.mean(jnp.abs(end[outer_tap]), axis=-1)  # outer^2
+        v2 = [inner[k] ** 2 for k in taps]
         return {
             "score": -jnp.mean(jnp.concatenate(v2, axis=-1), axis=-1) / scale,
             "tap_average": jnp.stack([jnp.mean(v, axis=-1) for v in v2], axis=-1),
