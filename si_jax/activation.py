@@ -10,7 +10,8 @@ none did (`scripts/compare_engines.py` counts them).
 
 GELU, SiLU and their like (see `si_jax.networks.equations`) switch nothing off, so that no gradient
 is zero. "On" can still mean there what it means for a ReLU, that the activation's input is
-positive: that is what `smooth=True` asks for.
+positive: that is what `smooth=True` asks for. There a tap may also be the activation's output, as
+that of a layer of Keras is to which `activation="gelu"` was given.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,17 +45,21 @@ class Gate:
         operands: what else the equations take.
         alone: whether no operand depends on the tap, so that the equations tell how the ReLUs'
             inputs move when the tap does.
+        before: whether the tap is the output of GELU, SiLU or their like, and `inputs` its input.
     """
 
     equations: tuple[Any, ...]
     inputs: tuple[tuple[Any, tuple[int, ...]], ...]
     operands: tuple[Any, ...]
     alone: bool
+    before: bool = False
 
     def on(
         self, traced: Traced, tap: Any, values: Mapping[Any, Any], z: Array
     ) -> Bool[Array, "batch *tap"]:
         """Where any of the ReLUs is on, and depends on the tap, if the tap's value is `z`."""
+        if self.before:
+            return _on(values[self.inputs[0][0]])
         jaxpr = traced.closed.jaxpr.replace(
             constvars=[], invars=[tap, *self.operands], eqns=list(self.equations)
         )
@@ -66,12 +71,13 @@ class Gate:
             return [x.transpose(np.argsort(o)) for x, o in zip(inputs, orders, strict=True)]
 
         inputs, slopes = jax.jvp(run, (z,), (jnp.ones_like(z),))
-        # what is not finite counts as on, lest a broken pass look like a quiet one
-        masks = [
-            ((x > 0) | ~jnp.isfinite(x)) & (slope != 0)
-            for x, slope in zip(inputs, slopes, strict=True)
-        ]
+        masks = [_on(x) & (slope != 0) for x, slope in zip(inputs, slopes, strict=True)]
         return jnp.any(jnp.stack(masks), axis=0)
+
+
+def _on(x: Array) -> Array:
+    """Where a ReLU's input is positive, or not finite, lest a broken pass look like a quiet one."""
+    return (x > 0) | ~jnp.isfinite(x)
 
 
 def active(
@@ -104,7 +110,7 @@ def active_in(
 ) -> dict[str, Bool[Array, "batch ..."]]:
     """`active` of a pass that has been run: its equations, and the values of their variables.
 
-    With `smooth`, GELU, SiLU and their like count as ReLUs.
+    With `smooth`, GELU, SiLU and their like count as ReLUs, also where a tap is their output.
     """
     _refuse(_missing(traced, taps, smooth))
     results = {}
@@ -167,17 +173,19 @@ def check(model: Model, taps: Sequence[str]) -> None:
 def without_relu(model: Model, taps: Sequence[str], *, smooth: bool = False) -> tuple[str, ...]:
     """Those taps that no ReLU follows, and that are not the head's input either.
 
-    With `smooth`, GELU, SiLU and their like count as ReLUs.
+    With `smooth`, GELU, SiLU and their like count as ReLUs, also where a tap is their output.
     """
     return _missing(_abstract(model, taps), taps, smooth)
 
 
 def followed(model: Model, taps: Sequence[str]) -> tuple[str, ...]:
-    """Those taps that a ReLU follows, or GELU, SiLU or their like; each of the same value once."""
-    traced = _abstract(model, taps)
-    gates = _gates(traced, taps, smooth=True)
-    first = {traced.taps[tap]: tap for tap in reversed(taps)}
-    return tuple(tap for tap in taps if gates[tap] and first[traced.taps[tap]] == tap)
+    """Those taps that a ReLU follows, or GELU, SiLU or their like, or that these make.
+
+    Of those with the same activations, the first.
+    """
+    gates = _gates(_abstract(model, taps), taps, smooth=True)
+    first = {gate.inputs: tap for tap, gate in reversed(gates.items()) if gate}
+    return tuple(tap for tap, gate in gates.items() if gate and first[gate.inputs] == tap)
 
 
 def never_off(model: Model, taps: Sequence[str]) -> tuple[str, ...]:
@@ -321,10 +329,13 @@ def _gate(traced: Traced, tap: str, look: Equations, smooth: bool) -> Gate | Non
             operands += others
             carry(out, order)
         else:
-            return None
-    if not inputs or (traced.logits in carriers and traced.logits is not start):
-        return None
-    return Gate(tuple(equations), tuple(inputs), tuple(dict.fromkeys(operands)), alone)
+            break
+    else:
+        if inputs and (traced.logits is start or traced.logits not in carriers):
+            return Gate(tuple(equations), tuple(inputs), tuple(dict.fromkeys(operands)), alone)
+    if smooth and (x := look.input_of(start)) is not None:
+        return Gate((), ((x, tuple(range(start.aval.ndim))),), (), alone=False, before=True)
+    return None
 
 
 def _replaced(value: Array, by: Array) -> Array:

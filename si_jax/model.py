@@ -15,7 +15,8 @@ from si_jax import batching, splitting
 from si_jax.networks import checking
 from si_jax.networks.endings import ending, no_logits
 from si_jax.networks.framework import framework_of
-from si_jax.networks.network import Network, head_of
+from si_jax.networks.heads import head_of
+from si_jax.networks.network import Network
 
 PRECISIONS = ("highest", "high", "default")
 DEFAULT_BATCH_SIZE = 64
@@ -142,7 +143,7 @@ class Model(Network):
     def __repr__(self) -> str:
         height, width, channels = self.image_shape
         return (
-            f"Model({self.name!r}, {self.framework.name} {type(self.module).__name__},"
+            f"Model({self.name!r}, {self.framework.name} {self.framework.title(self.module)},"
             f" {self.num_parameters:,} parameters, images {height}x{width}x{channels},"
             f" head={self.head!r})"
         )
@@ -176,7 +177,8 @@ class Model(Network):
         if head is None:
             raise ValueError(
                 f"head (={self.head!r}) must be the path of a linear layer"
-                f" ({self.framework.linear_layer})"
+                f" ({self.framework.linear_layer}) for this detector; those that need the logits"
+                " alone, such as 'energy', serve a network without one"
             )
         return head
 

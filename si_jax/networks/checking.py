@@ -99,12 +99,13 @@ def as_images(
         ValueError: if the shape, the dtype or the scale does not fit, or a value is not finite.
     """
     check_scale(scale)
+    name = "images" if hasattr(images, "shape") else "np.asarray(images)"
     images = _array(images)
     if images.ndim != 4 or tuple(images.shape[1:]) != tuple(shape):
         expected = "x".join(map(str, shape))
         raise ValueError(
             f"images (shape {tuple(images.shape)}) must have shape (N, {expected}): the model's"
-            f" height, width and channels, channels last{_hint(images.shape, shape)}"
+            f" height, width and channels, channels last{_hint(name, images.shape, shape)}"
         )
     _check_dtype(images, scale)
     if images.dtype == np.uint8 or not len(images):
@@ -129,7 +130,14 @@ def as_images(
 
 
 def _array(images: Any) -> np.ndarray:
-    if isinstance(images, list | tuple):
+    several = isinstance(images, list | tuple)
+    modes = {getattr(image, "mode", "RGB") for image in (images if several else [images])}
+    if modes - {"RGB", "L"}:  # Pillow's; an array of a palette's holds no colours
+        raise ValueError(
+            f"images (of mode {', '.join(sorted(modes))}) must be RGB or grey: give"
+            " image.convert('RGB') of each"
+        )
+    if several:
         shapes = sorted({tuple(np.shape(image)) for image in images}, key=str)
         if len(shapes) > 1:
             raise ValueError(
@@ -145,15 +153,29 @@ def _array(images: Any) -> np.ndarray:
     return array
 
 
-def _hint(given: tuple[int, ...], shape: tuple[int, int, int]) -> str:
-    """What is probably wrong with a shape."""
-    height, width, channels = shape
-    if tuple(given) == tuple(shape):
-        return "; this is one image without a batch axis: give images[None]"
-    if tuple(given[1:]) == (channels, height, width):
-        return "; these are channels first: give images.transpose(0, 2, 3, 1)"
-    if channels == 1 and tuple(given[1:]) == (height, width):
-        return "; the axis of the one channel is missing: give images[..., None]"
+def _hint(name: str, given: tuple[int, ...], shape: tuple[int, int, int]) -> str:
+    """What is probably wrong with a shape, and what to give instead of what is called `name`."""
+    size, channels = tuple(shape[:2]), shape[2]
+    one = f"; this is one image without a batch axis: give {name}"
+    known = {
+        tuple(shape): f"{one}[None]",
+        (channels, *size): f"{one}.transpose(1, 2, 0)[None]",
+        size: f"{one}[None, ..., None]" if channels == 1 else "",
+    }
+    if given in known:
+        return known[given]
+    many = {
+        (channels, *size): f"these are channels first: give {name}.transpose(0, 2, 3, 1)",
+        size: f"the axis of the one channel is missing: give {name}[..., None]"
+        if channels == 1
+        else f"these are grey: give np.repeat({name}[..., None], {channels}, axis=-1)",
+        (*size, 1): f"these are grey: give np.repeat({name}, {channels}, axis=-1)",
+        (*size, channels + 1): f"leave out the last channel: give {name}[..., :{channels}]",
+    }
+    if given[1:] in many:
+        return f"; {many[given[1:]]}"
+    if len(given) == 4 and given[3] == channels:
+        return "; bring them to the model's input size first"
     return ""
 
 

@@ -5,6 +5,7 @@ proportional to its input far above: ReLU, GELU in both its forms, SiLU, Mish, s
 is so is told by its values, so it does not matter how JAX spells it.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -17,6 +18,8 @@ FAR = np.array([-80.0, -40.0, -20.0, -3.5, 20.0, 40.0, 80.0])
 """Where an activation is looked at; at -3.5 smooth ones are not zero, while a ReLU is."""
 
 TOLERANCE = 1e-3
+LONGEST = 32
+"""Most equations of an activation, as far as one is looked for from its output."""
 
 
 def _same(x, **params):
@@ -140,10 +143,11 @@ class Equations:
                 known[eqn.outvars[0]] = value
         return known
 
-    def activation(self, x: Any) -> Activation | None:
+    def activation(self, x: Any, made_of_it: Any = None) -> Activation | None:
         """The activation like a ReLU whose input is the variable `x`; None if there is none.
 
-        Other equations may use `x` too, but none may use what lies inside the activation.
+        Other equations may use `x` too, but none may use what lies inside the activation. Its
+        output is the last possible one, or the variable `made_of_it`.
         """
         values, made = {x: FAR, **self._constants}, {}
         for eqn in self._behind(x, values):
@@ -153,11 +157,31 @@ class Equations:
             if value is not None:
                 values[eqn.outvars[0]] = value
                 made[eqn.outvars[0]] = eqn
-        for output in reversed(made):
+        for output in reversed(made) if made_of_it is None else {made_of_it} & made.keys():
             if _like_relu(values[output]) and (inside := self._inside(output, made)):
                 switches = not abs(values[output][FAR == -3.5]).item() > 1e-6
                 ids = frozenset(id(made[v]) for v in inside)
                 return Activation(ids, frozenset(inside), output, switches)
+        return None
+
+    def input_of(self, y: Any) -> Any:
+        """The variable of which `y` is GELU, SiLU or their like, which switch nothing off.
+
+        None if there is none: the search goes back through a few equations that are element-wise.
+        """
+        makers = {v: eqn for eqn in self.jaxpr.eqns for v in eqn.outvars}
+        waiting = [y]
+        for variable in itertools.islice(waiting, LONGEST):
+            eqn = makers.get(variable)
+            if eqn is None or not (eqn.primitive.name in ELEMENTWISE or inner(eqn)):
+                continue
+            for x in eqn.invars:
+                if is_literal(x) or x in waiting or x.aval.shape != y.aval.shape:
+                    continue
+                activation = self.activation(x, y)
+                if activation and not activation.switches:
+                    return x
+                waiting.append(x)
         return None
 
     def _behind(self, x: Any, values: Mapping[Any, Any]) -> Iterator[Any]:

@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from si_jax.networks.framework import Framework, Head, Visit
+from si_jax.networks.framework import Framework, Head, Named, Visit, is_a
 from si_jax.networks.interception import intercepted
 from si_jax.networks.network import trace_of
 from si_jax.networks.one_image import at, foreign, see, seen, stateless, with_arrays
@@ -23,7 +23,7 @@ class Inference(eqx.Module):
     state: eqx.nn.State | None
 
 
-def prepare(network: eqx.Module, variables: Any) -> tuple[Inference, Mapping[str, Any]]:
+def prepare(network: eqx.Module, variables: Any) -> tuple[Inference, Named]:
     """A copy in inference mode, and its arrays by their paths; `variables` is the state."""
     if isinstance(network, Inference) and isinstance(variables, Mapping):
         return network, variables
@@ -41,13 +41,7 @@ def prepare(network: eqx.Module, variables: Any) -> tuple[Inference, Mapping[str
     return network, named
 
 
-def run(
-    network: Inference,
-    variables: Mapping[str, Any],
-    images: Any,
-    kwargs: Mapping[str, Any],
-    visit: Visit,
-) -> Any:
+def run(network: Inference, variables: Named, images: Any, kwargs: Named, visit: Visit) -> Any:
     """Call the module on every image, with `visit` around each sub-module's call on all of them."""
 
     def fill(path, leaf):
@@ -102,7 +96,7 @@ def _identity(module: eqx.Module) -> Any:
     return (type(module), arrays) if arrays else id(module)
 
 
-def head(network: Inference, variables: Mapping[str, Any], path: str) -> Head | None:
+def head(network: Inference, variables: Named, path: str) -> Head | None:
     """The weights of the `Linear` at a path."""
     layer = dict(_modules(network.module)).get(path)
     if not isinstance(layer, eqx.nn.Linear):
@@ -112,11 +106,6 @@ def head(network: Inference, variables: Mapping[str, Any], path: str) -> Head | 
 
 
 FRAMEWORK = Framework(
-    name="Equinox",
-    prepare=prepare,
-    run=run,
-    is_norm=lambda module: isinstance(module, NORMS),
-    is_linear=lambda module: isinstance(module, eqx.nn.Linear),
-    head=head,
-    linear_layer="equinox.nn.Linear",
-)
+    "Equinox", prepare, run, head, is_a(NORMS), is_a(eqx.nn.Linear), "equinox.nn.Linear",
+    title=lambda network: type(network.module).__name__,
+)  # fmt: skip

@@ -14,6 +14,9 @@ Visit = Callable[[str, Any, Callable[..., Any], tuple[Any, ...]], Any]
 `call(*args)` is the call itself, `args[0]` its input, and arrays have the batch axis first.
 """
 
+Named = Mapping[str, Any]
+"""What has names: variables by their paths, or keywords of a call."""
+
 Head = tuple[Any, Any]
 """Weights (features, classes) and bias (classes,), or None for no bias, of a linear layer."""
 
@@ -28,21 +31,23 @@ class Framework:
             user's own object is never changed. Trainable weights stand under `"params"` where
             there is such a key. Raises a ValueError if the network cannot be used.
         run: (network, variables, images, keywords of the call, visit) -> the network's output.
+        head: (network, variables, path) -> `Head` of the linear layer there; None if it is none.
         is_norm: whether a module normalises: these are the default taps.
         is_linear: whether a module is a linear layer.
-        head: (network, variables, path) -> `Head` of the linear layer there; None if it is none.
         linear_layer: what a linear layer is called, for messages.
         inline: context in which the framework's own rematerialisation is left out.
+        title: what a network is called: its class, as the user named it.
     """
 
     name: str
-    prepare: Callable[[Any, Any], tuple[Any, Mapping[str, Any]]]
-    run: Callable[[Any, Mapping[str, Any], Any, Mapping[str, Any], Visit], Any]
+    prepare: Callable[[Any, Any], tuple[Any, Named]]
+    run: Callable[[Any, Named, Any, Named, Visit], Any]
+    head: Callable[[Any, Named, str], Head | None]
     is_norm: Callable[[Any], bool]
     is_linear: Callable[[Any], bool]
-    head: Callable[[Any, Mapping[str, Any], str], Head | None]
     linear_layer: str
     inline: Callable[[], AbstractContextManager[Any]] = nullcontext
+    title: Callable[[Any], str] = lambda network: type(network).__name__
 
 
 FRAMEWORKS: dict[tuple[str, str], str] = {
@@ -111,8 +116,24 @@ def _refuse_class(network: Any, base: type) -> None:
         )
 
 
+class Refusal(ValueError):
+    """What the library itself says of a network that it runs, as a sentence that needs no other."""
+
+
+DRAWS = (
+    "the network draws random numbers (rng) although it is in evaluation mode, so that scores would"
+    " depend on chance: leave that out, or switch it off, as Dropout is at inference"
+)
+"""What to say of a network whose outputs depend on chance."""
+
+
+def is_a(classes: type | tuple[type, ...]) -> Callable[[Any], bool]:
+    """Whether a module is an instance of a class, or of one of several."""
+    return lambda module: isinstance(module, classes)
+
+
 def first_positional(
-    call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    call: Callable[..., Any], args: tuple[Any, ...], kwargs: Named
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """A call and its arguments such that the input is `args[0]`, however it was passed."""
     if args or not kwargs:

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from si_jax.networks.framework import Framework, Head, Visit, at
+from si_jax.networks.framework import Framework, Head, Named, Visit, at
 
 _visit: ContextVar[Visit | None] = ContextVar("visit", default=None)
 
@@ -27,7 +27,7 @@ def tap(x: jax.Array, name: str) -> jax.Array:
     return x if visit is None else visit(name, tap, lambda x: x, (x,))
 
 
-def prepare(network: Callable, variables: Any) -> tuple[Callable, Mapping[str, Any]]:
+def prepare(network: Callable, variables: Any) -> tuple[Callable, Named]:
     """The function as it is."""
     if not isinstance(variables, Mapping):
         raise ValueError(
@@ -37,13 +37,7 @@ def prepare(network: Callable, variables: Any) -> tuple[Callable, Mapping[str, A
     return network, variables
 
 
-def run(
-    network: Callable,
-    variables: Mapping[str, Any],
-    images: Any,
-    kwargs: Mapping[str, Any],
-    visit: Visit,
-) -> Any:
+def run(network: Callable, variables: Named, images: Any, kwargs: Named, visit: Visit) -> Any:
     """Call the function with `visit` at each `tap`."""
     with _visited(visit):
         return network(variables, images, **kwargs)
@@ -58,7 +52,7 @@ def _visited(visit: Visit) -> Iterator[None]:
         _visit.reset(token)
 
 
-def head(network: Callable, variables: Mapping[str, Any], path: str) -> Head | None:
+def head(network: Callable, variables: Named, path: str) -> Head | None:
     """`"kernel"` or `"w"`, and `"bias"` or `"b"`, of the mapping at a path of the variables."""
     node = variables.get(path, at(variables, path))
     if not isinstance(node, Mapping):
@@ -70,11 +64,7 @@ def head(network: Callable, variables: Mapping[str, Any], path: str) -> Head | N
 
 
 FRAMEWORK = Framework(
-    name="function",
-    prepare=prepare,
-    run=run,
-    is_norm=lambda module: True,
-    is_linear=lambda module: False,
-    head=head,
-    linear_layer='a mapping with "kernel" and "bias" in the variables',
-)
+    "function", prepare, run, head, lambda tap: True, lambda tap: False,
+    'a mapping with "kernel" and "bias" in the variables, whose path names a tap',
+    title=lambda network: getattr(network, "__name__", "without a name"),
+)  # fmt: skip

@@ -1,12 +1,20 @@
 """Keras 3 on the JAX backend: `stateless_call`, with the calls of layers intercepted."""
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
 
-from si_jax.networks.framework import Framework, Head, Visit, first_positional
+from si_jax.networks.framework import (
+    DRAWS,
+    Framework,
+    Head,
+    Named,
+    Refusal,
+    Visit,
+    first_positional,
+    is_a,
+)
 from si_jax.networks.interception import intercepted
 
 NORMS = (
@@ -16,7 +24,7 @@ NORMS = (
 )
 
 
-def prepare(network: keras.Model, variables: Any) -> tuple[keras.Model, Mapping[str, Any]]:
+def prepare(network: keras.Model, variables: Any) -> tuple[keras.Model, Named]:
     """The model as it is, and its variables by their paths."""
     if keras.backend.backend() != "jax":
         raise ValueError(
@@ -29,21 +37,15 @@ def prepare(network: keras.Model, variables: Any) -> tuple[keras.Model, Mapping[
         )
     if variables is None:
         variables = {
-            "params": {k: v.value for k, v in _named(network.trainable_variables)},
-            "state": {k: v.value for k, v in _named(network.non_trainable_variables)},
+            kind: {path: variable.value for path, variable in owned.items()}
+            for kind, owned in _owned(network).items()
         }
     if not isinstance(variables, Mapping) or "params" not in variables:
         raise ValueError("variables must be left out for a Keras model, which holds them itself")
     return network, variables
 
 
-def run(
-    network: keras.Model,
-    variables: Mapping[str, Any],
-    images: Any,
-    kwargs: Mapping[str, Any],
-    visit: Visit,
-) -> Any:
+def run(network: keras.Model, variables: Named, images: Any, kwargs: Named, visit: Visit) -> Any:
     """Call the model with `variables` and with `visit` around each layer's call."""
     inside: list[str] = []
 
@@ -62,20 +64,17 @@ def run(
 
         return visit(path, layer, inner, args)
 
-    def values(kind, owned):
-        return [variables[kind][name] for name, _ in _named(owned)]
-
+    owned = _owned(network)
+    params, state = ([variables[kind][path] for path in owned[kind]] for kind in owned)
     with intercepted([keras.layers.Layer], seam):
-        out, _ = network.stateless_call(
-            values("params", network.trainable_variables),
-            values("state", network.non_trainable_variables),
-            images,
-            **{"training": False, **kwargs},
-        )
+        out, after = network.stateless_call(params, state, images, **{"training": False, **kwargs})
+    seeds = [path.rpartition("/")[2].startswith("seed_generator_state") for path in owned["state"]]
+    if any(a is not b for seed, a, b in zip(seeds, state, after, strict=True) if seed):
+        raise Refusal(DRAWS)
     return out
 
 
-def head(network: keras.Model, variables: Mapping[str, Any], path: str) -> Head | None:
+def head(network: keras.Model, variables: Named, path: str) -> Head | None:
     """The weights of the `Dense` layer at a path.
 
     Raises:
@@ -92,24 +91,28 @@ def head(network: keras.Model, variables: Mapping[str, Any], path: str) -> Head 
             " keras.activations.linear"
         )
     arrays = {
-        id(variable): variables[kind][key]
-        for kind, owned in (
-            ("params", network.trainable_variables),
-            ("state", network.non_trainable_variables),
-        )
-        for key, variable in _named(owned)
+        id(variable): variables[kind][path]
+        for kind, owned in _owned(network).items()
+        for path, variable in owned.items()
     }
     return arrays[id(layer.kernel)], arrays[id(layer.bias)] if layer.use_bias else None
 
 
-def _named(variables: list[Any]) -> list[tuple[str, Any]]:
+def _owned(network: keras.Model) -> dict[str, dict[str, Any]]:
+    """Trained variables and the others, by their paths."""
+    kinds = {"params": network.trainable_variables, "state": network.non_trainable_variables}
+    return {kind: _named(variables) for kind, variables in kinds.items()}
+
+
+def _named(variables: list[Any]) -> dict[str, Any]:
     """Variables by their paths; a path that comes again is numbered."""
-    counts: Counter[str] = Counter()
-    named = []
+    named: dict[str, Any] = {}
     for variable in variables:
-        count = counts[variable.path]
-        counts[variable.path] += 1
-        named.append((f"{variable.path}#{count}" if count else variable.path, variable))
+        path, count = variable.path, 0
+        while path in named:
+            count += 1
+            path = f"{variable.path}#{count}"
+        named[path] = variable
     return named
 
 
@@ -120,11 +123,5 @@ def _layers(layer: Any, inside: str) -> Iterator[tuple[str, Any]]:
 
 
 FRAMEWORK = Framework(
-    name="Keras",
-    prepare=prepare,
-    run=run,
-    is_norm=lambda layer: isinstance(layer, NORMS),
-    is_linear=lambda layer: isinstance(layer, keras.layers.Dense),
-    head=head,
-    linear_layer="keras.layers.Dense",
+    "Keras", prepare, run, head, is_a(NORMS), is_a(keras.layers.Dense), "keras.layers.Dense"
 )

@@ -9,12 +9,23 @@ import jax
 from flax import linen as nn
 from flax.core import lift, meta
 
-from si_jax.networks.framework import Framework, Head, Visit, at, first_positional, named_head
+from si_jax.networks.framework import (
+    Framework,
+    Head,
+    Named,
+    Visit,
+    at,
+    first_positional,
+    is_a,
+    named_head,
+)
+
+NORMS = (nn.BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 _inlining: ContextVar[bool] = ContextVar("inlining", default=False)
 
 
-def prepare(network: nn.Module, variables: Any) -> tuple[nn.Module, Mapping[str, Any]]:
+def prepare(network: nn.Module, variables: Any) -> tuple[nn.Module, Named]:
     """The module as it is, and its variables out of their partitioning boxes."""
     if variables is None:
         raise ValueError(
@@ -29,13 +40,7 @@ def prepare(network: nn.Module, variables: Any) -> tuple[nn.Module, Mapping[str,
     return network, meta.unbox(variables)
 
 
-def run(
-    network: nn.Module,
-    variables: Mapping[str, Any],
-    images: Any,
-    kwargs: Mapping[str, Any],
-    visit: Visit,
-) -> Any:
+def run(network: nn.Module, variables: Named, images: Any, kwargs: Named, visit: Visit) -> Any:
     """Apply the network with `visit` around each sub-module's `__call__`."""
 
     def interceptor(call, args, kwargs, context):
@@ -48,7 +53,7 @@ def run(
         return network.apply(variables, images, **kwargs)
 
 
-def head(network: nn.Module, variables: Mapping[str, Any], path: str) -> Head | None:
+def head(network: nn.Module, variables: Named, path: str) -> Head | None:
     """The weights of the `Dense` at a path."""
     return named_head(at(variables.get("params"), path))
 
@@ -74,12 +79,5 @@ def inline() -> Iterator[None]:
 
 
 FRAMEWORK = Framework(
-    name="Flax Linen",
-    prepare=prepare,
-    run=run,
-    is_norm=lambda module: isinstance(module, nn.BatchNorm | nn.GroupNorm | nn.LayerNorm),
-    is_linear=lambda module: isinstance(module, nn.Dense),
-    head=head,
-    linear_layer="flax.linen.Dense",
-    inline=inline,
+    "Flax Linen", prepare, run, head, is_a(NORMS), is_a(nn.Dense), "flax.linen.Dense", inline
 )

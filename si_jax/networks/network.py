@@ -1,7 +1,6 @@
 """A network with its weights: run with a visit around each call, and looked at from outside."""
 
 import contextlib
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,30 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from si_jax.networks import trouble
 from si_jax.networks.framework import Framework, Visit, framework_of
-
-HINTS = (
-    (
-        "rng",
-        "it draws random numbers, as dropout does: switch that off by call_kwargs, such as"
-        ' {"deterministic": True} or {"train": False}',
-    ),
-    (
-        "immutable|running_average",
-        'it is in training mode: switch that off by call_kwargs, such as {"train": False}',
-    ),
-    (
-        "missing|required",
-        "where an argument of the network's own is missing, give it in call_kwargs, such as"
-        ' {"train": False}',
-    ),
-    (
-        "shape|dimension|channels|axis|axes|incompatible",
-        "do input_size, the number of channels in mean and the variables fit it?",
-    ),
-)
-"""What is looked for in an error of a network's own -> what may help."""
-
 
 HIDDEN = (
     "lies inside a transformation of the network's own, such as nn.scan, nn.vmap or jax.lax.scan,"
@@ -194,7 +171,7 @@ def outline(network: Network, *, inline: bool) -> Outline:
         try:
             out = _run(network, variables, images, visit, inline)
         except Exception as error:
-            raise ValueError(_trouble(network, error)) from error
+            raise trouble.told(error, network.image_shape) from error
         logits = _logits(network, out)
         if getattr(logits, "ndim", None) != 2 or logits.shape[0] != 1:
             raise ValueError(
@@ -219,39 +196,6 @@ def outline(network: Network, *, inline: bool) -> Outline:
     image = jax.ShapeDtypeStruct((1, *network.image_shape), jnp.float32)
     jax.eval_shape(trace, network.variables, image)
     return result[0]
-
-
-def head_of(network: Network, head: str | None) -> str:
-    """Path of the linear layer that gives the logits: the one asked for, or the only one.
-
-    Raises:
-        ValueError: if it is never called, or called twice, or None is given and it is not certain
-            which it is.
-    """
-    paths = [call.path for call in network.calls]
-    layer = network.framework.linear_layer
-    if head is None:
-        heads = network.outline.heads
-        if len(heads) == 1:
-            return heads[0]
-        linear = [c.path for c in network.calls if network.framework.is_linear(c.module)]
-        raise ValueError(
-            f"head must be given: the linear layers ({layer}) that may give the logits are"
-            f" {', '.join(heads) or 'none'}; all linear layers: {', '.join(linear) or 'none'}"
-        )
-    if head in network.outline.hidden:
-        raise ValueError(f"head (={head!r}) {HIDDEN}")
-    if head not in paths:
-        raise ValueError(
-            f"head (={head!r}) is not called by the network; its sub-modules are: "
-            + (", ".join(paths) or "none")
-        )
-    if f"{head}#1" in paths:
-        raise ValueError(
-            f"head (={head!r}) is called more than once, so its input is not one set of features:"
-            " give a network that calls its last linear layer once for each image"
-        )
-    return head
 
 
 def _run(network, variables, images, visit, inline):
@@ -294,17 +238,3 @@ def trace_of(x: Any) -> Any:
 def _shape(x: Any) -> tuple[int, ...] | None:
     """Shape of an array without the batch axis; None of anything else."""
     return tuple(x.shape[1:]) if isinstance(x, jax.Array) else None
-
-
-def _trouble(network: Network, error: Exception) -> str:
-    """What to say when the network could not be run."""
-    text = str(error).strip().splitlines()
-    shape = (1, *network.image_shape)
-    message = (
-        f"the network cannot be run on an image of shape {shape}:"
-        f" {type(error).__name__}: {text[0] if text else ''}"
-    )
-    for words, hint in HINTS:
-        if re.search(words, f"{type(error).__name__} {error}", re.IGNORECASE):
-            return f"{message} ({hint})"
-    return message

@@ -6,13 +6,24 @@ from typing import Any
 import jax
 from flax import nnx
 
-from si_jax.networks.framework import Framework, Head, Visit, at, first_positional, named_head
+from si_jax.networks.framework import (
+    DRAWS,
+    Framework,
+    Head,
+    Named,
+    Refusal,
+    Visit,
+    at,
+    first_positional,
+    is_a,
+    named_head,
+)
 from si_jax.networks.interception import intercepted
 
 NORMS = (nnx.BatchNorm, nnx.GroupNorm, nnx.LayerNorm)
 
 
-def prepare(network: nnx.Module, variables: Any) -> tuple[nnx.Module, Mapping[str, Any]]:
+def prepare(network: nnx.Module, variables: Any) -> tuple[nnx.Module, Named]:
     """A copy in evaluation mode, and its variables; random states stay in the copy."""
     network = nnx.clone(network)
     network.set_attributes(deterministic=True, use_running_average=True, raise_if_not_found=False)
@@ -27,13 +38,7 @@ def prepare(network: nnx.Module, variables: Any) -> tuple[nnx.Module, Mapping[st
     return network, variables
 
 
-def run(
-    network: nnx.Module,
-    variables: Mapping[str, Any],
-    images: Any,
-    kwargs: Mapping[str, Any],
-    visit: Visit,
-) -> Any:
+def run(network: nnx.Module, variables: Named, images: Any, kwargs: Named, visit: Visit) -> Any:
     """Call a fresh copy with `variables` and with `visit` around each sub-module's call."""
     parts: Any = nnx.split(nnx.clone(network), nnx.Param, nnx.RngState, ...)
     graphdef, params, rngs, state = parts
@@ -54,14 +59,11 @@ def run(
     with intercepted(classes, seam):
         out = copy(images, **kwargs)
     if any(a is not b for a, b in zip(before, _counts(copy), strict=True)):
-        raise ValueError(
-            "the module draws random numbers (rng) although it is in evaluation mode: scores would"
-            " depend on chance"
-        )
+        raise Refusal(DRAWS)
     return out
 
 
-def head(network: nnx.Module, variables: Mapping[str, Any], path: str) -> Head | None:
+def head(network: nnx.Module, variables: Named, path: str) -> Head | None:
     """The weights of the `Linear` at a path."""
     return named_head(at(variables["params"], path))
 
@@ -81,11 +83,5 @@ def _counts(module: nnx.Module) -> list[Any]:
 
 
 FRAMEWORK = Framework(
-    name="Flax NNX",
-    prepare=prepare,
-    run=run,
-    is_norm=lambda module: isinstance(module, NORMS),
-    is_linear=lambda module: isinstance(module, nnx.Linear),
-    head=head,
-    linear_layer="flax.nnx.Linear",
+    "Flax NNX", prepare, run, head, is_a(NORMS), is_a(nnx.Linear), "flax.nnx.Linear"
 )

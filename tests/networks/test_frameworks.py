@@ -1,14 +1,12 @@
 """The same network in every framework gives the same numbers."""
 
 import dataclasses
-import importlib.util
-import threading
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import same_network as same
 from flax import linen as nn
 from flax import nnx
 
@@ -19,10 +17,6 @@ from si_jax.networks import linen
 from si_jax.networks.framework import framework_of
 from si_jax.taps import select
 
-_spec = importlib.util.spec_from_file_location("same", Path(__file__).with_name("same_network.py"))
-same = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(same)
-
 TAPS = ("bn", "block/bn")
 IMAGES = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 3), np.uint8)
 LABELS = np.arange(24) % same.CLASSES
@@ -32,18 +26,6 @@ SMALLER = {
     "lts": {"percentile": 65.0},
     "rankfeat": {"taps": "block/bn"},
 }
-
-
-@pytest.fixture(scope="module")
-def linen_model():
-    return same.linen_model()
-
-
-@pytest.fixture(scope="module", params=same.OTHERS)
-def other(request):
-    if request.param in ("keras", "equinox"):
-        pytest.importorskip(request.param)
-    return same.OTHERS[request.param]()
 
 
 def test_outputs_features_and_gradients_are_the_same(linen_model, other):
@@ -60,6 +42,21 @@ def test_outputs_features_and_gradients_are_the_same(linen_model, other):
         )
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)  # noqa: E731
     jax.tree.map(close, passes[linen_model], passes[other])
+
+
+def test_taps_and_the_head_are_named_alike(linen_model, other):
+    assert dataclasses.replace(other, head=None).head == other.head
+    for model in (linen_model, other):
+        assert select(model, "block/bn") == ("block/bn",)
+        assert select(model, ["block/*", "b?"]) == tuple(
+            path
+            for path in ("bn", "block/conv", "block/bn")
+            if path in (c.path for c in model.calls)
+        )
+        is_norm = model.framework.is_norm
+        assert tuple(p for p in select(model, is_norm) if p.endswith("bn")) == TAPS
+        with pytest.raises(ValueError, match=r"nothing in the network matches 'gn'.* bn, "):
+            select(model, "gn")
 
 
 @pytest.mark.parametrize("name", sorted(si_jax.DETECTORS))
@@ -156,35 +153,6 @@ def test_layers_under_scan_are_no_taps_but_logits_work():
     assert np.isfinite(si_jax.make_detector("energy", model).score(IMAGES)).all()
     with pytest.raises(ValueError, match=r"layers/norm.*nn\.scan"):
         si_jax.make_detector("gaia-z", model)
-
-
-def test_two_models_in_two_threads_and_an_error_inside_leave_no_trace():
-    original = nnx.Linear.__call__
-    models = [same.nnx_model(), same.nnx_model()]
-    expected = models[0].logits(IMAGES)
-    results = {}
-
-    def score(i):
-        for _ in range(3):
-            args = (models[i], models[i].variables, models[i].normalise(jnp.asarray(IMAGES)))
-            out = splitting.forward(*args, edit={"bn": lambda z: z * i})
-        results[i] = np.asarray(out.logits)
-
-    threads = [threading.Thread(target=score, args=(i,)) for i in (0, 1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    np.testing.assert_allclose(results[1], expected, atol=1e-5)
-    assert not np.allclose(results[0], expected)
-
-    def broken(z):
-        raise RuntimeError("inside")
-
-    args = (models[0], models[0].variables, models[0].normalise(jnp.asarray(IMAGES)))
-    with pytest.raises(RuntimeError, match="inside"):
-        splitting.forward(*args, edit={"bn": broken})
-    assert nnx.Linear.__call__ is original
 
 
 class Mode(nn.Module):

@@ -67,10 +67,11 @@ def si_c(
     networks and data may differ.
 
     The density is the share of the positions at which the input of the activation behind the tap is
-    positive, of a ReLU as of GELU, SiLU and their like; tokens count as positions (engine
-    `activation`). At a tap that none of these follows, it is the share at which the gradient of the
-    largest logit is not zero (engine `gradient`, one backward pass more). Where all gradients
-    vanish, the logarithm is that of 1e-30.
+    positive, of a ReLU as of GELU, SiLU and their like, also of those whose output the tap is;
+    tokens count as positions (engine `activation`). At a tap that none of these follows, it is the
+    share at which the gradient of the largest logit is not zero (engine `gradient`, or `mixed` if
+    there are other taps too; one backward pass more). Where all gradients vanish, the logarithm is
+    that of 1e-30.
 
     Args:
         model: the network, with a linear head.

@@ -33,7 +33,8 @@ class Reader:
         components: what the readings are for.
         channels: the channels whose densities are read; None without zero-deflation.
         inner: taps of channel-average; empty without it.
-        engine: where densities come from, `"activation"` or `"gradient"`; None without them.
+        engine: where densities come from: `"activation"`, `"gradient"`, or `"mixed"`, some taps'
+            from the one and some from the other; None without them.
     """
 
     read: Callable[[Mapping[str, Any], Array], dict[str, Array]]
@@ -86,7 +87,7 @@ def reader(
         paths = default_taps(model, "si-c") if taps is None else select(model, taps)
         by_gradient = _by_gradient(model, paths)
         channels = select_channels(_shapes(model, paths), max_channels, seed)
-        engine = "gradient" if by_gradient else "activation"
+        engine = {0: "activation", len(paths): "gradient"}.get(len(by_gradient), "mixed")
     if "channel-average" in components:
         inner_paths = default_taps(model, "si-c-inner") if inner is None else select(model, inner)
         (outer,) = default_taps(model, "outer")

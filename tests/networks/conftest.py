@@ -1,0 +1,22 @@
+"""One network in every framework."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import same_network
+
+
+@pytest.fixture(scope="session")
+def linen_model():
+    return same_network.linen_model()
+
+
+@pytest.fixture(scope="session", params=same_network.OTHERS)
+def other(request):
+    if request.param in ("keras", "equinox"):
+        pytest.importorskip(request.param)
+    return same_network.OTHERS[request.param]()

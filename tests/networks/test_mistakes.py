@@ -1,0 +1,207 @@
+"""What is said of a network that cannot be served, in each framework."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+import si_jax
+
+SIZE = {"input_size": 4, "mean": (0.5,) * 3, "std": (0.25,) * 3}
+IMAGES = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), np.uint8)
+
+# What each network does: "none" has no linear layer, "twice" calls its head twice, "chance" draws
+# random numbers at inference, "good" is as it should be.
+
+
+def linen(does, dtype=jnp.float32):
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.LayerNorm(name="norm")(x.mean((1, 2)))
+            if does == "none":
+                return x
+            if does == "chance":
+                x = nn.Dropout(0.5, deterministic=False)(x)
+            head = nn.Dense(3, name="head")
+            return head(x) + head(2 * x) if does == "twice" else head(x)
+
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    variables = Net().init(keys, jnp.zeros((1, 4, 4, 3)))
+    return Net(), jax.tree.map(lambda x: x.astype(dtype), variables)
+
+
+class NNXNet(nnx.Module):
+    def __init__(self, does, dtype):
+        rngs = nnx.Rngs(0, noise=1)
+        self.norm = nnx.LayerNorm(3, param_dtype=dtype, rngs=rngs)
+        self.head = nnx.Linear(3, 3, param_dtype=dtype, rngs=rngs)
+        self.rngs, self.does = rngs, does
+
+    def __call__(self, x):
+        x = self.norm(x.mean((1, 2)))
+        if self.does == "none":
+            return x
+        if self.does == "chance":
+            x = x + jax.random.normal(self.rngs.noise(), x.shape)
+        return self.head(x) + self.head(2 * x) if self.does == "twice" else self.head(x)
+
+
+def in_nnx(does, dtype=jnp.float32):
+    return (NNXNet(does, dtype),)
+
+
+def in_keras(does, dtype=jnp.float32):
+    keras = pytest.importorskip("keras")
+
+    class Noise(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.seed = keras.random.SeedGenerator(1)
+
+        def call(self, x):
+            return x + keras.random.normal(keras.ops.shape(x), seed=self.seed)
+
+    policy = jnp.dtype(dtype).name
+    norm = keras.layers.LayerNormalization(name="norm", dtype=policy)
+    head = keras.layers.Dense(3, name="head", dtype=policy)
+    inputs = keras.Input((4, 4, 3))
+    x = norm(keras.layers.GlobalAveragePooling2D()(inputs))
+    if does == "chance":
+        x = Noise()(x)
+    if does != "none":
+        x = head(x) + head(2 * x) if does == "twice" else head(x)
+    return (keras.Model(inputs, x),)
+
+
+def in_equinox(does, dtype=jnp.float32):
+    eqx = pytest.importorskip("equinox")
+
+    class EquinoxNet(eqx.Module):
+        conv: eqx.nn.Conv2d
+        norm: eqx.nn.LayerNorm
+        head: eqx.nn.Linear
+
+        def __call__(self, x, key=None):
+            x = self.norm(self.conv(x).mean((1, 2)))
+            if does == "none":
+                return x
+            if does == "chance":
+                x = x + jax.random.normal(key, x.shape)
+            return self.head(x) + self.head(2 * x) if does == "twice" else self.head(x)
+
+    key = jax.random.key(0)
+    layers = eqx.nn.Conv2d(3, 3, 1, key=key), eqx.nn.LayerNorm(3), eqx.nn.Linear(3, 3, key=key)
+    convert = lambda x: x.astype(dtype) if eqx.is_array(x) else x  # noqa: E731
+    return (jax.tree.map(convert, EquinoxNet(*layers)),)
+
+
+def function(does, dtype=jnp.float32):
+    weights = np.random.default_rng(0).standard_normal((3, 3), np.float32)
+
+    def net(variables, x):
+        x = si_jax.tap(x.mean((1, 2)), "norm")
+        for _ in range({"none": 0, "twice": 2}.get(does, 1)):
+            x = si_jax.tap(x, "head")
+        return x @ variables["head"]["w"]
+
+    return net, {"head": {"w": jnp.asarray(weights, dtype)}}
+
+
+FRAMEWORKS = {
+    "linen": linen,
+    "nnx": in_nnx,
+    "keras": in_keras,
+    "equinox": in_equinox,
+    "function": function,
+}
+LAYERS = {
+    "linen": r"flax\.linen\.Dense",
+    "nnx": r"flax\.nnx\.Linear",
+    "equinox": "equinox.nn.Linear",
+}
+
+
+@pytest.fixture(params=FRAMEWORKS)
+def framework(request):
+    return request.param
+
+
+def refused(network, **options):
+    """The one sentence that a network is refused with."""
+    with pytest.raises(ValueError) as caught:
+        si_jax.Model(*network, **{**SIZE, **options})
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_network_without_a_linear_head(framework):
+    network = FRAMEWORKS[framework]("none")
+    told = refused(network)
+    assert told.startswith("head must be given, since none of the network's linear layers (")
+    assert "name what does, of " in told and "norm" in told
+    assert told.endswith("; detectors that need the logits alone serve such a network")
+    model = si_jax.Model(*network, **SIZE, head="norm")
+    assert np.isfinite(si_jax.make_detector("energy", model).score(IMAGES)).all()
+    with pytest.raises(ValueError, match=r"head \(='norm'\) must be the path of a linear layer"):
+        si_jax.make_detector("react", model, threshold=1.0)
+
+
+def test_a_wrong_head(framework):
+    network = FRAMEWORKS[framework]("good")
+    told = refused(network, head="haed")
+    assert told.startswith("head (='haed') is not called by the network; its sub-modules and taps")
+    assert "norm" in told and told.endswith("head")
+    told = refused(network, head="norm")
+    assert told.startswith("head (='norm') does not give the logits; what may is the linear layer")
+    assert told.endswith(") head")
+
+
+def test_a_head_that_is_called_twice(framework):
+    network = FRAMEWORKS[framework]("twice")
+    for options in ({}, {"head": "head"}, {"head": "head#1"}):
+        told = refused(network, **options)
+        assert "is called more than once, so its input is not one set of features: give" in told
+
+
+CHANCE = {
+    "linen": 'needs PRNG for "dropout".*it draws random .*: switch that off by call_kwargs',
+    "nnx": r"^the network draws random numbers \(rng\) although it is in evaluation mode",
+    "keras": r"^the network draws random numbers \(rng\) although it is in evaluation mode",
+    "equinox": "it draws random numbers, as dropout does: switch that off by call_kwargs",
+}
+
+
+def test_a_module_that_draws_random_numbers():
+    for name, expected in CHANCE.items():
+        with pytest.raises(ValueError, match=expected):
+            si_jax.Model(*FRAMEWORKS[name]("chance"), **SIZE)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_weights_of_half_precision(framework, dtype):
+    network = FRAMEWORKS[framework]("good", dtype)
+    if framework == "equinox":  # whose convolutions do not promote
+        told = refused(network)
+        assert "images enter as float32: convert each array of weights to it, by astype" in told
+        return
+    model = si_jax.Model(*network, **SIZE)
+    scores = si_jax.make_detector("energy", model).score(IMAGES)
+    assert scores.dtype == np.float32 and np.isfinite(scores).all()
+    assert model.head_weights(model.variables).dtype == dtype
+
+
+def test_two_paths_to_one_layer_of_nnx():
+    class Tied(NNXNet):
+        def __init__(self):
+            super().__init__("good", jnp.float32)
+            self.zweit = self.head
+
+        def __call__(self, x):
+            return self.zweit(self.norm(x.mean((1, 2))))
+
+    assert si_jax.Model(Tied(), **SIZE).head == "head"
+    told = refused((Tied(),), head="zweit")
+    assert told.endswith("its sub-modules and taps are: norm, head")
