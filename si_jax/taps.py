@@ -3,9 +3,9 @@
 Each family in `si_jax.models` names them by role: `si-z` and `gaia-z` are the taps of
 zero-deflation, `inner` and `outer` those of channel-average. `si-c` are those of the calibrated
 form's densities: the norms and the stem, but no pooled tap, whose every density is 1, or what
-enters GELU or its like where that stands in for ReLU; `si-c-inner` are those of its gradient, the
-norms of the last two stages (of BiT's last block, before which no gradient is needed). `si-z:gn` is
-the variant `gn` of a role.
+enters GELU or its like, or leaves it, where that stands in for ReLU; `si-c-inner` are those of its
+gradient, the norms of the last two stages (of BiT's last block, before which no gradient is
+needed). `si-z:gn` is the variant `gn` of a role.
 
 Patterns are globs over module paths (`*` also matches `/`); the order is always that in which the
 network computes them.
@@ -31,7 +31,8 @@ def default_taps(model: Model, role: str, variant: str | None = None) -> tuple[s
 
     For a network that is not in the table of architectures, the output of every normalisation
     layer, and for the role `outer` the input of the classifier head. For the role `si-c`, where
-    nothing switches the gradient at those off, every output that GELU, SiLU or their like follows.
+    nothing switches the gradient at those off, every output that GELU, SiLU or their like follows,
+    or that they make.
 
     Args:
         model: the network.
@@ -92,7 +93,8 @@ def select(model: Network, taps: Taps = None) -> tuple[str, ...]:
         chosen = [
             c for c in model.calls if c.path != model.head and model.framework.is_norm(c.module)
         ]
-        asked = "a BatchNorm, GroupNorm or LayerNorm"
+        asked = "a BatchNorm, GroupNorm or LayerNorm, the default: name others by taps (those of"
+        asked += " si-c's channel-average by inner)"
     elif callable(taps):
         chosen = [c for c in model.calls if taps(c.module)]
         asked = "the predicate"

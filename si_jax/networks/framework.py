@@ -116,15 +116,15 @@ def _refuse_class(network: Any, base: type) -> None:
         )
 
 
-class Refusal(ValueError):
-    """What the library itself says of a network that it runs, as a sentence that needs no other."""
+class Chance(ValueError):
+    """A network's outputs depend on chance."""
 
-
-DRAWS = (
-    "the network draws random numbers (rng) although it is in evaluation mode, so that scores would"
-    " depend on chance: leave that out, or switch it off, as Dropout is at inference"
-)
-"""What to say of a network whose outputs depend on chance."""
+    def __init__(self) -> None:
+        super().__init__(
+            "the network draws random numbers (rng) although it is in evaluation mode, so that"
+            " scores would depend on chance: leave that out, or switch it off, as Dropout is at"
+            " inference"
+        )
 
 
 def is_a(classes: type | tuple[type, ...]) -> Callable[[Any], bool]:

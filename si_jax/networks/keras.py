@@ -5,16 +5,7 @@ from typing import Any
 
 import keras
 
-from si_jax.networks.framework import (
-    DRAWS,
-    Framework,
-    Head,
-    Named,
-    Refusal,
-    Visit,
-    first_positional,
-    is_a,
-)
+from si_jax.networks.framework import Chance, Framework, Head, Named, Visit, first_positional, is_a
 from si_jax.networks.interception import intercepted
 
 NORMS = (
@@ -70,7 +61,7 @@ def run(network: keras.Model, variables: Named, images: Any, kwargs: Named, visi
         out, after = network.stateless_call(params, state, images, **{"training": False, **kwargs})
     seeds = [path.rpartition("/")[2].startswith("seed_generator_state") for path in owned["state"]]
     if any(a is not b for seed, a, b in zip(seeds, state, after, strict=True) if seed):
-        raise Refusal(DRAWS)
+        raise Chance
     return out
 
 

@@ -7,11 +7,10 @@ import jax
 from flax import nnx
 
 from si_jax.networks.framework import (
-    DRAWS,
+    Chance,
     Framework,
     Head,
     Named,
-    Refusal,
     Visit,
     at,
     first_positional,
@@ -59,7 +58,7 @@ def run(network: nnx.Module, variables: Named, images: Any, kwargs: Named, visit
     with intercepted(classes, seam):
         out = copy(images, **kwargs)
     if any(a is not b for a, b in zip(before, _counts(copy), strict=True)):
-        raise Refusal(DRAWS)
+        raise Chance
     return out
 
 

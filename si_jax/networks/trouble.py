@@ -2,7 +2,7 @@
 
 import re
 
-from si_jax.networks.framework import Refusal
+from si_jax.networks.framework import Chance
 
 HINTS = (
     (
@@ -33,8 +33,8 @@ HINTS = (
 
 def told(error: Exception, image_shape: tuple[int, int, int]) -> ValueError:
     """What to raise in place of an error of a network that is run on an image of this shape."""
-    if isinstance(error, Refusal):
-        return Refusal(str(error))
+    if isinstance(error, Chance):
+        return Chance()
     text = str(error).strip().splitlines()
     message = (
         f"the network cannot be run on an image of shape {(1, *image_shape)}:"

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 import si_jax
 from si_jax.networks.checking import as_images, check_weights
@@ -36,8 +37,11 @@ def test_every_scale_gives_the_same_normalised_images(images):
         assert taken.dtype == np.uint8
     np.testing.assert_array_equal(as_images(list(images), SHAPE, MEAN, STD), images)
     np.testing.assert_array_equal(as_images(jnp.asarray(images), SHAPE, MEAN, STD), images)
+    pictures = [Image.fromarray(image) for image in images]
+    np.testing.assert_array_equal(as_images(pictures, SHAPE, MEAN, STD), images)
 
 
+PICTURE = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
 FLOATS = np.random.default_rng(1).uniform(0, 1, (4, *SHAPE)).astype(np.float32)
 
 
@@ -46,6 +50,19 @@ FLOATS = np.random.default_rng(1).uniform(0, 1, (4, *SHAPE)).astype(np.float32)
     [
         (np.zeros((8, 8, 3), np.uint8), None, r"one image without a batch axis: give images\[None"),
         (np.zeros((2, 3, 8, 8), np.uint8), None, r"channels first: give images.transpose\(0, 2"),
+        (np.zeros((3, 8, 8), np.uint8), None, r"one image .*images.transpose\(1, 2, 0\)\[None\]$"),
+        (
+            np.zeros((5, 8, 8), np.uint8),
+            None,
+            r"grey: give np.repeat\(images\[..., None\], 3, axis",
+        ),
+        (np.zeros((2, 8, 8, 1), np.uint8), None, r"grey: give np.repeat\(images, 3, axis=-1\)$"),
+        (np.zeros((2, 8, 8, 4), np.uint8), None, r"last channel: give images\[..., :3\]$"),
+        (np.zeros((2, 9, 9, 3), np.uint8), None, "bring them to the model's input size first$"),
+        ([np.zeros((3, 8, 8), np.uint8)] * 2, None, r"give np.asarray\(images\).transpose\(0, 2"),
+        (PICTURE, None, r"one image without a batch axis: give np.asarray\(images\)\[None\]$"),
+        ([PICTURE.convert("P")] * 2, None, r"\(of mode P\) must be RGB or grey: give image.con"),
+        ([PICTURE.convert("RGBA")], None, r"\(of mode RGBA\) must be RGB or grey"),
         (np.zeros((2, 8, 8, 1), np.uint8), None, r"shape \(2, 8, 8, 1\)\) must have.* 8x8x3"),
         ([np.zeros((8, 8, 3)), np.zeros((9, 8, 3))], None, r"different shapes, \(8, 8, 3\) and"),
         ([None, None], None, r"\(a list\) cannot be read as numbers"),

@@ -60,6 +60,9 @@ def test_activations_are_told_by_what_they_do(name):
     x = closed.jaxpr.eqns[0].outvars[0]
     assert (equations.activation(x) is not None) == like_relu
     assert never_off(equations, x) == smooth
+    if activation := equations.activation(x):  # found from its output on as well
+        assert (equations.input_of(activation.output) is None) == activation.switches
+    assert equations.input_of(closed.jaxpr.outvars[0]) is None
 
 
 def test_what_uses_the_inside_of_an_activation_makes_it_another():
@@ -118,3 +121,50 @@ def test_without_any_activation_behind_the_taps_si_c_says_so(smooth):
     with pytest.raises(ValueError, match=r"there is none behind ln_2: .* use si-c"):
         si_jax.make_detector("si-c-forward", smooth, taps=["norm", "ln_2"])
     si_jax.make_detector("si-c", smooth, components="energy,channel-average")
+
+
+def test_some_taps_by_gradient_is_an_engine_of_its_own(smooth):
+    """Stored scores and saved detectors are told by it from those with all taps by gradient."""
+    settings = si_jax.make_detector("si-c", smooth, taps=["norm", "ln_2"]).settings
+    assert (settings["engine"], settings["taps"]) == ("mixed", ["norm", "ln_2"])
+
+
+@pytest.fixture(scope="module")
+def of_keras():
+    """A network with its activations in its layers, and one with layers of their own for them."""
+    keras = pytest.importorskip("keras")
+
+    def layer(kind, *args, activation, inside, name, **options):
+        if inside:
+            return kind(*args, activation=activation, name=name, **options)
+        own = kind(*args, name=name, **options)
+        return lambda x: keras.layers.Activation(activation, name=f"{name}_{activation}")(own(x))
+
+    def build(inside):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((4, 4, 3))
+        how = {"inside": inside}
+        convolve = layer(keras.layers.Conv2D, 5, 3, activation="silu", name="conv", **how)
+        x = convolve(inputs)
+        y = keras.layers.LayerNormalization(name="norm")(x)
+        y = layer(keras.layers.Dense, 6, activation="gelu", name="up", **how)(y)
+        x = keras.layers.GlobalAveragePooling2D()(x + keras.layers.Dense(5, name="down")(y))
+        net = keras.Model(inputs, keras.layers.Dense(3, name="head")(x))
+        return si_jax.Model(net, input_size=4, mean=(0.5,) * 3, std=(0.25,) * 3)
+
+    return build(inside=True), build(inside=False)
+
+
+def test_an_activation_inside_a_layer_of_keras_is_read_as_one_behind_it(of_keras):
+    images = np.random.default_rng(0).integers(0, 256, (40, 4, 4, 3), np.uint8)
+    densities = []
+    for model in of_keras:
+        assert default_taps(model, "si-c") == ("conv", "up")
+        reader = readings.reader(model, components="zero-deflation")
+        assert reader.engine == "activation"
+        densities.append(readings.readings(reader, model, images)["density"])
+        with pytest.raises(ValueError, match=r"gaia-z .* no ReLU lies behind norm: .*; use si-c,"):
+            si_jax.make_detector("gaia-z", model)
+    assert densities[0].shape == (40, 11) and 0.2 < densities[0].mean() < 0.8
+    np.testing.assert_allclose(*densities, atol=0.1 / 16)
+    assert np.ptp(si_jax.make_detector("si-c", of_keras[0]).fit(images).score(images)) > 0

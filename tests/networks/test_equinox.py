@@ -126,6 +126,7 @@ def test_the_users_module_stays_as_it_is_and_mistakes_are_told(tmp_path):
     net = Dropping(eqx.nn.Dropout(0.5), eqx.nn.Linear(3, 4, key=jax.random.key(0)))
     model = si_jax.Model(net, **SIZE)
     assert not net.drop.inference and "Equinox" in repr(model)
+    assert "Equinox Dropping," in repr(model)
     detector = si_jax.make_detector("knn", model, k=2).fit(IMAGES)
     loaded = si_jax.load_detector(detector.save(tmp_path / "saved"), model=model)
     np.testing.assert_array_equal(loaded.score(IMAGES), detector.score(IMAGES))

@@ -197,11 +197,11 @@ def test_two_paths_to_one_layer_of_nnx():
     class Tied(NNXNet):
         def __init__(self):
             super().__init__("good", jnp.float32)
-            self.zweit = self.head
+            self.other = self.head
 
         def __call__(self, x):
-            return self.zweit(self.norm(x.mean((1, 2))))
+            return self.other(self.norm(x.mean((1, 2))))
 
     assert si_jax.Model(Tied(), **SIZE).head == "head"
-    told = refused((Tied(),), head="zweit")
+    told = refused((Tied(),), head="other")
     assert told.endswith("its sub-modules and taps are: norm, head")

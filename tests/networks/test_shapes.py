@@ -117,6 +117,25 @@ def test_every_shape_of_network_is_served(name, trained, images):
     assert np.median(detector.score(images[150:])) > np.median(detector.score(noise))
 
 
+class Deterministic(nn.Module):
+    """`Net` with the argument by the other name that it may have."""
+
+    @nn.compact
+    def __call__(self, x, deterministic):
+        return Net(name="net")(x, train=not deterministic)
+
+
+def test_a_network_whose_argument_is_deterministic(trained, images):
+    variables = {kind: {"net": tree} for kind, tree in trained.variables.items()}
+    options = {**GREY, "call_kwargs": {"deterministic": True}}
+    model = si_jax.Model(Deterministic(), variables, **options)
+    assert model.head == "net/head"
+    np.testing.assert_allclose(model.logits(images), trained.logits(images), rtol=1e-5, atol=1e-5)
+    for wrong in ({}, {"deterministic": False}):
+        with pytest.raises(ValueError, match="call_kwargs"):
+            si_jax.Model(Deterministic(), variables, **{**GREY, "call_kwargs": wrong})
+
+
 def test_a_module_called_twice_is_two_taps(trained, images):
     taps = ["twice", "twice#1"]
     detector = si_jax.make_detector("si-z", trained, taps="twice*")
