@@ -11,6 +11,7 @@ import argparse
 import os
 
 from si_jax import cli
+from si_jax.commands import options
 from si_jax.decision.parts import PART_SIZE, predict_with_ray
 
 
@@ -28,8 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--part-size", type=int, default=PART_SIZE, help=f"files of a part; default {PART_SIZE}")
     add("--column", default="image", help="of Parquet files that holds the images' bytes")
     args = parser.parse_args(argv)
-    if args.workers < 1:
-        raise ValueError(f"--workers {args.workers} must be at least 1")
+    options.check_least(args, workers=1)
     try:
         import ray
     except ImportError:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from si_jax import batching, splitting
+from si_jax.data.checks import check_choice
 from si_jax.networks import checking
 from si_jax.networks.endings import ending, no_logits
 from si_jax.networks.framework import framework_of
@@ -94,8 +95,7 @@ class Model(Network):
         Raises:
             ValueError: if the network cannot be run, or an argument does not fit it.
         """
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision (={precision!r}) must be one of {', '.join(PRECISIONS)}")
+        check_choice(PRECISIONS, precision=precision)
         framework = framework_of(module)
         module, variables = framework.prepare(module, variables)
         values = {

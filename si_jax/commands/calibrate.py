@@ -10,7 +10,6 @@ digits/test. The network must not have learnt from HELD_OUT, and the detector is
 
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -18,6 +17,7 @@ from tqdm import tqdm
 from si_jax import cli
 from si_jax.commands.options import add_seed, detector_options
 from si_jax.data import digits, sources
+from si_jax.data.directories import check_new
 from si_jax.data.image_set import ImageSet
 from si_jax.data.pipeline import batches as image_batches
 from si_jax.detectors import Detector, make_detector
@@ -44,8 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     add_seed(parser, "the draws")
     add("--out", required=True, metavar="DIR", help="directory to write")
     args = parser.parse_args(argv)
-    if Path(args.out).exists():
-        raise ValueError(f"{args.out} exists already: choose another directory or remove it")
+    check_new(args.out)
     model = load_model(args.checkpoint)
     if args.classes:
         if len(args.classes) != model.num_classes:

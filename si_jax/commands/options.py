@@ -105,6 +105,14 @@ def add_batch_size(
     )
 
 
+def check_least(args: argparse.Namespace, **least: int) -> None:
+    """Refuse options below so much, where they are given: `check_least(args, batch_size=1)`."""
+    for name, smallest in least.items():
+        value = getattr(args, name)
+        if value is not None and value < smallest:
+            raise ValueError(f"--{name.replace('_', '-')} {value} must be at least {smallest}")
+
+
 def check_network(args: argparse.Namespace) -> None:
     """Refuse what can be seen of `add_network`'s options before the network is loaded."""
     if not args.model and args.checkpoint == "random":

@@ -66,14 +66,13 @@ def main(argv: list[str] | None = None) -> None:
 
 def prepared(args: argparse.Namespace) -> Detector:
     """The detector as the command line asks for it."""
+    options.check_least(args, batch_size=1)
     detector = load_detector(args.detector)
     threshold = check_calibrated(detector)
     check_preprocessing(detector)
     if args.tpr is not None:
         detector.threshold = dataclasses.replace(threshold, tpr=args.tpr)
     if args.batch_size is not None:
-        if args.batch_size < 1:
-            raise ValueError(f"--batch-size {args.batch_size} must be at least 1")
         detector.batch_size = args.batch_size
     return detector
 

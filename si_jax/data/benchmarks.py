@@ -7,6 +7,7 @@ from typing import Any
 
 from si_jax.data import finding
 from si_jax.data.catalogue import Listing, SetEntry
+from si_jax.data.checks import check_choice
 from si_jax.data.image_set import ImageSet, MissingSet
 from si_jax.data.preprocessing import PREPROCESSING, Preprocessing
 from si_jax.data.sequences import as_image_set
@@ -115,8 +116,10 @@ def resolve(
         ValueError: if `benchmark` or `protocol` is unknown, or a path of `extra` isn't a data set.
         MissingSet: if sets are absent and `allow_missing` doesn't cover it; names all of them.
     """
-    table = _choose("benchmark", benchmark, BENCHMARKS)
-    entries = _choose("protocol", protocol, table.ood)
+    check_choice(BENCHMARKS, benchmark=benchmark)
+    table = BENCHMARKS[benchmark]
+    check_choice(table.ood, protocol=protocol)
+    entries = table.ood[protocol]
     if full_spectrum and not table.shifted:
         having = ", ".join(name for name, entry in BENCHMARKS.items() if entry.shifted)
         raise ValueError(f"full_spectrum: {benchmark} has no shifted sets; these have: {having}.")
@@ -132,9 +135,8 @@ def resolve(
     for entry in entries:
         images, replaced = _find_or_stand_in(entry, where, absent, unlisted)
         if images is not None:
-            ood.append(
-                OodSet(entry.stand_in if replaced else entry.name, entry.group, images, replaced)
-            )
+            name = (entry.stand_in if replaced else None) or entry.name
+            ood.append(OodSet(name, entry.group, images, replaced))
     shifted = []
     for entry in table.shifted if full_spectrum else ():
         images, _ = _find_or_stand_in(entry, where, absent, unlisted)
@@ -166,12 +168,6 @@ def resolve(
         unlisted=tuple(unlisted),
         shifted=tuple(shifted),
     )
-
-
-def _choose(argument: str, key: str, table: Mapping):
-    if key not in table:
-        raise ValueError(f"{argument} (={key!r}) must be one of {', '.join(table)}.")
-    return table[key]
 
 
 def _find_or_stand_in(

@@ -60,6 +60,16 @@ def sweep(parent: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def check_new(directory: str | os.PathLike) -> None:
+    """See that nothing has the name of a directory that is to be written.
+
+    Raises:
+        ValueError: if something has.
+    """
+    if os.path.lexists(directory):
+        raise ValueError(f"{directory} exists already: choose another directory or remove it")
+
+
 def check_files(directory: Path) -> None:
     """See that a directory holds directories and regular files alone.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from si_jax.data import files, finding, sources
 from si_jax.data.catalogue import Listing, SetEntry, Tfds
+from si_jax.data.checks import check_choice
 from si_jax.data.download_table import BRINGS, DOWNLOADS, DRIVE
 from si_jax.data.fetching import FailedDownload, fetch, fetch_from_drive
 from si_jax.data.image_set import MissingSet
@@ -55,10 +56,8 @@ def prepare(
     Raises:
         ValueError: if `benchmark` or `protocol` is unknown.
     """
-    if benchmark not in BENCHMARKS:
-        raise ValueError(f"benchmark (={benchmark!r}) must be one of {', '.join(BENCHMARKS)}.")
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"protocol (={protocol!r}) must be one of {', '.join(PROTOCOLS)}.")
+    check_choice(BENCHMARKS, benchmark=benchmark)
+    check_choice(PROTOCOLS, protocol=protocol)
     table = BENCHMARKS[benchmark]
     where = finding.Where(data_dir, ood_root, fetch=False)
     entries = [table.id_entry("test", protocol), table.id_entry("train", protocol)]

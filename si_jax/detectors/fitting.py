@@ -1,7 +1,7 @@
-"""What the detectors that learn from images share: streams, samples, and checks of labels."""
+"""What the detectors that learn from images share: streams, samples, moments, and checks."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import jax.numpy as jnp
@@ -94,16 +94,28 @@ class Batches:
 def reservoir(
     parts: Iterable[Float[np.ndarray, "rows columns"]], capacity: int, seed: int = 0
 ) -> Float[np.ndarray, "kept columns"]:
-    """All rows of the parts, or `capacity` of them drawn evenly; not by how they are parted."""
-    kept: list[np.ndarray] = []
-    rows = (row for part in parts for row in part)
-    for slot, row in zip(reservoir_slots(capacity, seed), rows, strict=False):
-        if slot is not None:
-            kept[slot : slot + 1] = [np.array(row)]
-    return np.stack(kept)
+    """All rows of the parts, or `capacity` of them drawn evenly; see `Sample`."""
+    sample = Sample(capacity, seed)
+    for part in parts:
+        sample.add(part)
+    return np.stack(sample.rows)
 
 
-def reservoir_slots(capacity: int, seed: int = 0) -> Iterator[int | None]:
+class Sample:
+    """All rows, or `capacity` of them drawn evenly; not by how they come in parts."""
+
+    def __init__(self, capacity: int, seed: int | Sequence[int] = 0):
+        self.rows: list[np.ndarray] = []
+        self._slots = reservoir_slots(capacity, seed)
+
+    def add(self, rows: Float[np.ndarray, "rows columns"]) -> None:
+        """Take in more rows."""
+        for row, slot in zip(rows, self._slots, strict=False):
+            if slot is not None:
+                self.rows[slot : slot + 1] = [np.array(row)]
+
+
+def reservoir_slots(capacity: int, seed: int | Sequence[int] = 0) -> Iterator[int | None]:
     """For each item of a stream its place among `capacity` kept ones; None where it is passed over.
 
     At any time all items until then are equally likely to be kept (Vitter, 1985, algorithm R).
@@ -112,6 +124,48 @@ def reservoir_slots(capacity: int, seed: int = 0) -> Iterator[int | None]:
     for seen in itertools.count():
         slot = seen if seen < capacity else int(rng.random() * (seen + 1))
         yield slot if slot < capacity else None
+
+
+class Moments:
+    """Running sums of rows and of their products, in float64.
+
+    They are taken around a point near the rows, which keeps them from cancelling.
+
+    Args:
+        origin: (columns,) the point; None for the first row.
+
+    Attributes:
+        count: number of rows so far. What follows is there once there are some.
+        origin: the point.
+        total: (columns,) sum of the rows less the origin.
+        products: (columns, columns) sum of their products with each other.
+    """
+
+    def __init__(self, origin: Float[np.ndarray, "columns"] | None = None):
+        self._origin = origin
+        self.count = 0
+
+    def add(self, rows: Float[np.ndarray, "rows columns"]) -> None:
+        """Take in more rows."""
+        if not len(rows):
+            return
+        if not self.count:
+            self.origin = rows[0].astype(np.float64) if self._origin is None else self._origin
+            self.total = np.zeros(rows.shape[-1])
+            self.products = np.zeros((rows.shape[-1], rows.shape[-1]))
+        centred = rows - self.origin
+        self.count += len(rows)
+        self.total += centred.sum(axis=0)
+        self.products += centred.T @ centred
+
+    def mean(self) -> Float[np.ndarray, "columns"]:
+        """Mean of the rows so far."""
+        return self.origin + self.total / self.count
+
+    def covariance(self) -> Float[np.ndarray, "columns columns"]:
+        """Their covariance, divided by their number; exactly 0 for a column that is constant."""
+        mean = self.total / self.count
+        return self.products / self.count - np.outer(mean, mean)
 
 
 def unit(h: Float[Kind, "n features"]) -> Float[Kind, "n features"]:

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from si_jax.detectors.base import Inputs, Plan, State
-from si_jax.detectors.fitting import Batches, check_every_class, check_labels, unit
+from si_jax.detectors.fitting import Batches, Moments, check_every_class, check_labels, unit
 from si_jax.detectors.head import feature_size
 from si_jax.model import Model
 
@@ -93,28 +93,23 @@ def _gaussians(model: Model, batches: Batches, normalise: bool) -> State:
     eigenvalues differ by many orders of magnitude.
     """
     classes = model.num_classes
-    counts, origin = np.zeros(classes), None
+    counts, sums, moments = np.zeros(classes), np.zeros((classes, model.num_features)), Moments()
     for _, h, labels in batches.outputs():
         check_labels(labels, classes)
         h = unit(h) if normalise else h
-        if origin is None:  # any point near the data keeps the sums below from cancelling
-            origin = h.mean(axis=0, dtype=np.float64)
-            sums = np.zeros((classes, h.shape[-1]))
-            moment = np.zeros((h.shape[-1], h.shape[-1]))
-        centred = h - origin
-        np.add.at(sums, labels, centred)
+        moments.add(h)
+        np.add.at(sums, labels, h - moments.origin)
         counts += np.bincount(labels, minlength=classes)
-        moment += centred.T @ centred
     check_every_class(counts)
-    total = counts.sum()
-    means, mean = sums / counts[:, None], sums.sum(axis=0) / total
-    whole = moment / total - np.outer(mean, mean)
-    common = (moment - (means * counts[:, None]).T @ means) / total
+    total, origin = moments.count, moments.origin
+    means, mean = sums / counts[:, None], moments.total / total
+    whole = moments.covariance()
+    common = (moments.products - (means * counts[:, None]).T @ means) / total
     scale = np.trace(whole) / len(whole)
     varying = int(np.sum(np.diag(whole) > RANK_TOLERANCE * scale))
     if total - classes < varying:
         raise ValueError(
-            f"the covariance of {varying} features is singular: images (={int(total)}) are too few"
+            f"the covariance of {varying} features is singular: images (={total}) are too few"
             f" for {classes} classes; fit on at least {varying + classes}"
         )
     whiten = whitening(common)

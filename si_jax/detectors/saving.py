@@ -16,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from si_jax.cli import versions
-from si_jax.data.directories import written_whole
+from si_jax.data.directories import check_new, written_whole
 from si_jax.data.json_files import json_hash
 from si_jax.detectors import saved_network
 from si_jax.detectors.threshold import Threshold
@@ -41,8 +41,8 @@ def save_detector(
         )
     directory = Path(directory).resolve()
     replace = overwrite and (directory / CARD).is_file()
-    if directory.exists() and not replace:
-        raise ValueError(f"{directory} exists already: choose another directory or remove it")
+    if not replace:
+        check_new(directory)
     model, threshold = detector.model, detector.threshold
     network, variables, probe = saved_network.describe(model)
     arrays: dict[str, Any] = {

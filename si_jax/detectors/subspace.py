@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from si_jax.detectors.base import Inputs, Plan, State
-from si_jax.detectors.fitting import Batches
+from si_jax.detectors.fitting import Batches, Moments
 from si_jax.detectors.head import num_features
 from si_jax.detectors.options import Count
 from si_jax.model import Model
@@ -95,11 +95,10 @@ def _subspace(
     weights = np.asarray(model.head_weights(model.variables), np.float64)
     bias = np.asarray(model.head_bias(model.variables), np.float64)
     origin = -np.linalg.pinv(weights.T) @ bias
-    moment = np.zeros((len(origin), len(origin)))
+    moments = Moments(origin)
     for _, h, _ in batches.outputs():
-        centred = h - origin
-        moment += centred.T @ centred
-    _, vectors = np.linalg.eigh(moment)  # by ascending eigenvalue
+        moments.add(h)
+    _, vectors = np.linalg.eigh(moments.products)  # by ascending eigenvalue
     return origin, vectors[:, : len(origin) - dim]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from si_jax.data import benchmarks, finding, pipeline, preprocessing, sources
-from si_jax.data.checks import check_least
+from si_jax.data.checks import check_choice, check_least
 from si_jax.data.image_set import ImageSet
 from si_jax.evaluation import defaults, tuning
 from si_jax.evaluation.store import check_names
@@ -86,10 +86,7 @@ def tune_on_benchmark(
     check_names(ood or {})
     next(tuning.candidates(detector, grid))  # refuses before anything is loaded
     table = defaults.benchmark_table(benchmark)
-    if protocol not in preprocessing.PROTOCOLS:
-        raise ValueError(
-            f"protocol (={protocol!r}) must be one of {', '.join(preprocessing.PROTOCOLS)}"
-        )
+    check_choice(preprocessing.PROTOCOLS, protocol=protocol)
     if not isinstance(model, Model):
         model, _ = defaults.benchmark_model(benchmark, model)
     transform = preprocessing.PREPROCESSING[protocol, table.size]

@@ -8,9 +8,11 @@ from jaxtyping import Float
 
 from si_jax.evaluation import bootstrap, measuring, metrics
 from si_jax.evaluation.bootstrap import Drawn
-from si_jax.evaluation.metrics import IdScores
+from si_jax.evaluation.metrics import METRICS, IdScores
 
 MEASURED = ("auroc", "fpr95", "fpr95_ood_positive")
+"""The metrics of `si_jax.evaluation.metrics.METRICS` that the study tells."""
+
 OodScores = Mapping[str, Float[np.ndarray, "_"]]
 """Set -> scores of its images."""
 
@@ -28,14 +30,8 @@ def group_means(
     Raises:
         ValueError: if a score is not finite.
     """
-    rows = {
-        name: {
-            "auroc": metrics.auroc(id_scores, scores),
-            "fpr95": metrics.fpr95(id_scores, scores),
-            "fpr95_ood_positive": metrics.fpr95_ood_positive(id_scores, scores),
-        }
-        for name, scores in ood_scores.items()
-    }
+    counts = {name: metrics.count(id_scores, scores) for name, scores in ood_scores.items()}
+    rows = {name: {m: METRICS[m].of(c) for m in MEASURED} for name, c in counts.items()}
     return measuring.averages(rows, groups)
 
 

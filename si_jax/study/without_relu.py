@@ -129,11 +129,11 @@ def measure(
                 for row, (key, options) in DETECTORS.items()
             }
         )
-        known = scorer(test)
-        novel = {kind: scorer(images) for kind, images in sets.items()}
+        in_distribution = scorer(test)
+        ood = {kind: scorer(images) for kind, images in sets.items()}
         values.append(
             {
-                row: {k: auroc(known[row]["score"], novel[k][row]["score"]) for k in OOD}
+                row: {k: auroc(in_distribution[row]["score"], ood[k][row]["score"]) for k in OOD}
                 for row in DETECTORS
             }
         )

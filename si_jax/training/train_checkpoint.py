@@ -14,7 +14,9 @@ import numpy as np
 
 from si_jax import cli
 from si_jax.data import training_sets
+from si_jax.data.checks import check_choice
 from si_jax.data.digits import SIZE
+from si_jax.data.directories import check_new
 from si_jax.data.preprocessing import Preprocessing
 from si_jax.model import Model
 from si_jax.models import NORMALISATIONS
@@ -106,10 +108,8 @@ def train_checkpoint(
         OSError: if a file cannot be written.
     """
     out, dataset = Path(out), str(dataset)
-    if out.exists() or out.is_symlink():
-        raise ValueError(f"{out} exists already: choose another directory, or remove it")
-    if store not in STORES:
-        raise ValueError(f"store (={store!r}) must be one of {', '.join(STORES)}")
+    check_new(out)
+    check_choice(STORES, store=store)
     name, usual = DEFAULTS.get(dataset, (None, Recipe(100)))
     chosen = dataclasses.replace(FINE_TUNING if init else usual, **recipe)
     sets = training_sets.find(dataset, data_dir, seed=chosen.seed)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from si_jax.data.directories import written_whole
+from si_jax.data.directories import check_new, written_whole
 from si_jax.model import Model, checked_size
 from si_jax.models import ARCHITECTURES, architecture
 from si_jax.weights.card import read_card
@@ -167,8 +167,8 @@ def save_checkpoint(
         ValueError: if the directory exists, or a weight is not finite or not in `dtype`.
     """
     directory = Path(directory).resolve()
-    if directory.exists() and not (overwrite and (directory / "card.json").is_file()):
-        raise ValueError(f"{directory} exists already: choose another directory or remove it")
+    if not (overwrite and (directory / "card.json").is_file()):
+        check_new(directory)
     card = dict(model.card) if _is_known(model) else _card_of_own_network(model)
     with written_whole(directory) as temporary:
         card["sha256"] = save_variables(temporary / "weights", model.variables, dtype=dtype)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from si_jax.data.checks import check_choice
 from si_jax.model import Model, checked_size
 from si_jax.models import ARCHITECTURES, NORMALISATIONS, architecture
 from si_jax.models.family import Layout
@@ -56,10 +57,8 @@ def convert_torch(
             missing, left over or of another shape.
     """
     arch = architecture(name)
-    if normalisation is not None and normalisation not in NORMALISATIONS:
-        raise ValueError(
-            f"normalisation (={normalisation!r}) must be one of {', '.join(NORMALISATIONS)}"
-        )
+    if normalisation is not None:
+        check_choice(NORMALISATIONS, normalisation=normalisation)
     if (mean is None) != (std is None):
         raise ValueError("mean and std: give both or neither")
     input_size = checked_size(input_size or arch.input_size)

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from si_jax.data.directories import check_new
 from si_jax.model import Model
 from si_jax.weights.checkpoint import load_model, save_checkpoint
 from si_jax.weights.convert import convert_torch
@@ -77,8 +78,7 @@ def convert_checkpoint(
         ValueError: if `out` exists, as `convert_torch`, or if what is read again differs.
         OSError: if a file cannot be written.
     """
-    if Path(out).exists():
-        raise ValueError(f"{out} exists already: choose another directory or remove it")
+    check_new(out)
     model = convert_torch(
         name,
         Path(source),

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from si_jax.data.directories import check_files
+from si_jax.data.directories import check_files, check_new
 
 DRIVERS = {".zarray": "zarr", "zarr.json": "zarr3"}
 SHOWN = 10  # faults that a message lists
@@ -40,8 +40,7 @@ def save_variables(directory: str | os.PathLike, variables: Any, *, dtype: Any =
     import orbax.checkpoint as ocp
 
     directory = Path(directory).resolve()
-    if directory.exists():
-        raise ValueError(f"{directory} exists already: choose another directory or remove it")
+    check_new(directory)
     arrays = {name: _stored(name, x, dtype) for name, x in _named(variables).items()}
     tree = _nested(arrays)
     with ocp.PyTreeCheckpointer(use_ocdbt=True) as checkpointer:

@@ -13,6 +13,7 @@ from jaxtyping import Float, Num
 from scipy.linalg import solve_triangular
 
 from si_jax.detectors.base import State
+from si_jax.detectors.fitting import Moments, Sample
 from si_jax.detectors.si_c.channels import Channels
 from si_jax.detectors.si_c.score import (
     COMPONENTS,
@@ -139,54 +140,6 @@ def _centre(
         if not spread > 0:
             raise ValueError(f"{name} does not vary among the fitting images: give others")
     return median, (high - low) / DEVIATIONS
-
-
-class Moments:
-    """Running mean and second moment of rows, in float64, around the first of them."""
-
-    def __init__(self):
-        self.count = 0
-
-    def add(self, rows: Float[np.ndarray, "rows columns"]) -> None:
-        """Take in more rows."""
-        if not len(rows):
-            return
-        if not self.count:
-            self._origin = rows[0].astype(np.float64)
-            self._sum = np.zeros(rows.shape[-1])
-            self._moment = np.zeros((rows.shape[-1], rows.shape[-1]))
-        centred = rows - self._origin
-        self.count += len(rows)
-        self._sum += centred.sum(axis=0)
-        self._moment += centred.T @ centred
-
-    def mean(self) -> Float[np.ndarray, "columns"]:
-        """Mean of the rows so far."""
-        return self._origin + self._sum / self.count
-
-    def covariance(self) -> Float[np.ndarray, "columns columns"]:
-        """Their covariance, divided by their number; exactly 0 for a column that is constant."""
-        mean = self._sum / self.count
-        return self._moment / self.count - np.outer(mean, mean)
-
-
-class Sample:
-    """All rows, or `capacity` of them drawn evenly; not by how they come in parts."""
-
-    def __init__(self, capacity: int, seed: Sequence[int]):
-        self.rows: list[np.ndarray] = []
-        self._capacity = capacity
-        self._seen = 0
-        self._rng = np.random.default_rng(seed)
-
-    def add(self, rows: Float[np.ndarray, "rows columns"]) -> None:
-        """Take in more rows."""
-        for row in rows if self._capacity else ():
-            if self._seen < self._capacity:
-                self.rows.append(row.copy())
-            elif (slot := int(self._rng.random() * (self._seen + 1))) < self._capacity:
-                self.rows[slot] = row.copy()
-            self._seen += 1
 
 
 def ledoit_wolf(
