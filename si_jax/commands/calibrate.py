@@ -12,14 +12,12 @@ import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
-from tqdm import tqdm
 
 from si_jax import cli
 from si_jax.commands.options import add_seed, detector_options
-from si_jax.data import digits, sources
+from si_jax.data import digits, pipeline, sources
 from si_jax.data.directories import check_new
 from si_jax.data.image_set import ImageSet
-from si_jax.data.pipeline import batches as image_batches
 from si_jax.detectors import Detector, make_detector
 from si_jax.detectors.decisions import check_calibrated
 from si_jax.detectors.fitting import Batches
@@ -92,8 +90,5 @@ def stream(
     detector: Detector, image_set: ImageSet, what: str
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Batches of (images, labels), as the detector prepares files, with a progress bar."""
-    size = detector.batch_size
-    with tqdm(total=len(image_set), desc=f"{image_set.name}: {what}", unit="img") as bar:
-        for batch in image_batches(image_set, detector.preprocessing, size):
-            yield batch.images[batch.mask], batch.labels[batch.mask]
-            bar.update(int(batch.mask.sum()))
+    made = pipeline.batches(image_set, detector.preprocessing, detector.batch_size)
+    return (batch.readable for batch in pipeline.shown(made, image_set, what))

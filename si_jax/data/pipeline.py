@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -34,6 +34,11 @@ class Batch:
     indices: Int[np.ndarray, " batch"]
     mask: Bool[np.ndarray, " batch"]
     unreadable: tuple[str, ...] = ()
+
+    @property
+    def readable(self) -> tuple[np.ndarray, np.ndarray]:
+        """The images and the labels of the rows whose mask is True."""
+        return self.images[self.mask], self.labels[self.mask]
 
 
 def batches(
@@ -82,6 +87,20 @@ def batches(
     return _generate(
         image_set, transform, batch_size, workers, start, prefetch, skip_unreadable, image_shape
     )
+
+
+def shown(made: Iterable[Batch], image_set: ImageSet, what: str) -> Iterator[Batch]:
+    """A set's batches, beside a progress bar on standard error that tells what is done with them.
+
+    Args:
+        made: what `batches` gives.
+        image_set: their set.
+        what: in a word, such as `"fitting"`.
+    """
+    with tqdm(total=len(image_set), desc=f"{image_set.name}: {what}", unit="img") as bar:
+        for batch in made:
+            yield batch
+            bar.update(int((batch.indices != NO_INDEX).sum()))
 
 
 def tell_unreadable(image_set: ImageSet, names: Sequence[str]) -> None:

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int, UInt8
-from tqdm import tqdm
 
 from si_jax.data import finding
 from si_jax.data.benchmarks import BENCHMARKS
 from si_jax.data.folders import from_folder, in_order
 from si_jax.data.image_set import ImageSet, MissingSet, take
-from si_jax.data.pipeline import batches
+from si_jax.data.pipeline import batches, shown
 
 HELD_OUT_SHARE = 0.1  # of a folder that has no split of its own
 GIB = 2**30
@@ -126,11 +125,10 @@ def load(
         )
     images = np.empty((len(image_set), *shape), np.uint8)
     labels = np.empty(len(image_set), np.int64)
-    with tqdm(total=len(image_set), desc=f"{image_set.name}: reading", unit="img") as bar:
-        for batch in batches(image_set, transform, 256, image_shape=shape):
-            images[batch.indices[batch.mask]] = batch.images[batch.mask]
-            labels[batch.indices[batch.mask]] = batch.labels[batch.mask]
-            bar.update(int(batch.mask.sum()))
+    made = batches(image_set, transform, 256, image_shape=shape)
+    for batch in shown(made, image_set, "reading"):
+        places = batch.indices[batch.mask]
+        images[places], labels[places] = batch.readable
     if (labels < 0).any():
         name = image_set.ident(int(np.argmin(labels)))
         raise ValueError(

@@ -5,11 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from si_jax.data import pipeline
 from si_jax.data.image_set import ImageSet
-from si_jax.data.pipeline import batches as image_batches
-from si_jax.data.pipeline import tell_unreadable
 from si_jax.detectors import Detector
 from si_jax.detectors.fitting import Batches
 from si_jax.evaluation.keyed_files import read_keyed, write_keyed
@@ -72,13 +70,11 @@ def fit_detectors(
     unreadable: dict[str, None] = {}  # in order, each once
 
     def stream():
-        bar = tqdm(total=len(image_set), desc=f"{image_set.name}: fitting", unit="img")
         options = {"workers": workers, "skip_unreadable": skip_unreadable}
-        with bar:
-            for batch in image_batches(image_set, transform, batch_size, **options):
-                unreadable.update(dict.fromkeys(batch.unreadable))
-                yield batch.images[batch.mask], batch.labels[batch.mask]
-                bar.update(int((batch.indices >= 0).sum()))
+        made = pipeline.batches(image_set, transform, batch_size, **options)
+        for batch in pipeline.shown(made, image_set, "fitting"):
+            unreadable.update(dict.fromkeys(batch.unreadable))
+            yield batch.readable
 
     model = detectors[missing[0]].model
     batches = Batches(stream, model, keep=True)
@@ -86,7 +82,7 @@ def fit_detectors(
         detectors[name].fit_batches(batches)
         write_keyed(_path(directory, name), keys[name], detectors[name].check_fitted())
     if unreadable:
-        tell_unreadable(image_set, tuple(unreadable))
+        pipeline.tell_unreadable(image_set, tuple(unreadable))
 
 
 def _path(directory: Path, name: str) -> Path:

@@ -123,8 +123,6 @@ def _test_sets(benchmark: str, data_dir, ood_root) -> list[ImageSet]:
 
 def _load(image_set: ImageSet, transform) -> tuple[np.ndarray, np.ndarray]:
     """All images of a set and their labels, in memory."""
-    parts = [
-        (b.images[b.mask], b.labels[b.mask]) for b in pipeline.batches(image_set, transform, 64)
-    ]
+    parts = [batch.readable for batch in pipeline.batches(image_set, transform, 64)]
     images, labels = zip(*parts, strict=True)
     return np.concatenate(images), np.concatenate(labels)

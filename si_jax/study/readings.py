@@ -1,16 +1,14 @@
 """What S&I-C reads of every image of a case, computed once and kept in files."""
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from si_jax.batching import Batched
 from si_jax.data.image_set import ImageSet
-from si_jax.data.pipeline import batches
+from si_jax.data.pipeline import batches, shown
 from si_jax.detectors import DETECTORS, default_options
 from si_jax.detectors.si_c.channels import Channels, select_channels
 from si_jax.detectors.si_c.readings import Reader, batched, reader
@@ -18,6 +16,7 @@ from si_jax.evaluation.keyed_files import read_keyed, write_keyed
 from si_jax.evaluation.keys import key_of
 from si_jax.evaluation.store import escaped
 from si_jax.study.sets import Case
+from si_jax.weights.variables import weights_hash
 
 Readings = Mapping[str, np.ndarray]
 """Reading's name -> float32 array with a row for each image."""
@@ -111,16 +110,12 @@ def fewer_channels(channels: Channels, count: int) -> tuple[np.ndarray, Channels
 
 def _read(run: Batched, case: Case, image_set: ImageSet, batch_size: int) -> dict[str, np.ndarray]:
     def parts() -> Iterator[dict[str, np.ndarray]]:
-        title = f"{case.network.name}, {image_set.name}: readings"
-        with tqdm(total=len(image_set), desc=title, unit="img") as bar:
-            for batch in batches(
-                image_set,
-                case.resolved.preprocessing,
-                batch_size,
-                image_shape=case.model.image_shape,
-            ):
-                yield run.batch(case.model.check(batch.images[batch.mask]), batch_size=batch_size)
-                bar.update(int(batch.mask.sum()))
+        made = batches(
+            image_set, case.resolved.preprocessing, batch_size, image_shape=case.model.image_shape
+        )
+        for batch in shown(made, image_set, f"readings of {case.network.name}"):
+            images, _ = batch.readable
+            yield run.batch(case.model.check(images), batch_size=batch_size)
 
     read = list(parts())
     return {name: np.concatenate([part[name] for part in read]) for name in read[0]}
@@ -129,7 +124,7 @@ def _read(run: Batched, case: Case, image_set: ImageSet, batch_size: int) -> dic
 def _facts(everything: Reader, channels: Channels) -> dict[str, object]:
     return {
         "version": DETECTORS["si-c"].version,
-        "channels": hashlib.sha256(channels.index.astype(np.int64).tobytes()).hexdigest(),
+        "channels": weights_hash(channels.index),
         "taps": channels.taps,
         "inner": everything.inner,
         "engine": everything.engine,
