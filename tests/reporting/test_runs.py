@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from made_runs import make_run, script
 
-from si_jax.reporting import comparison, extremes, runs
+from si_jax.evaluation import metrics
+from si_jax.reporting import comparison, extremes, files, report, runs
 
 
 def test_rebuilt_report_is_the_same(directory, page, tmp_path):
@@ -71,6 +72,22 @@ def test_seeds_in_the_names_of_checkpoints():
     ]  # fmt: skip
     (entry,) = comparison.join(made)
     assert entry.name == "r (3 seeds)"
+
+
+def test_a_run_of_before_a_metric_is_read_and_compared(directory, tmp_path, monkeypatch):
+    new = metrics.Metric("new", lambda counts: 0.25, True, "A new metric")
+    monkeypatch.setitem(metrics.METRICS, "new", new)
+    recent = make_run(tmp_path / "recent", preprocessing="resize 32")
+    old, new = runs.load_several([directory, recent])
+    assert "A new metric" not in report.markdown(old.results)
+    assert "A new metric" in report.markdown(new.results)
+    for run, value in ((old, None), (new, 0.25)):
+        header, row, *_ = files.csv_rows(run.results)
+        assert dict(zip(header, row, strict=True))["new"] == value
+    entries = comparison.join([old, new])
+    (table,) = (t for t in comparison.metric_tables(entries) if t.title.startswith("A new metric"))
+    shown = {row[1].text: {cell.text for cell in row[2:]} for row in table.rows}
+    assert shown == {old.name: {"–"}, new.name: {"25.00"}}
 
 
 def test_runs_of_different_benchmarks_are_kept_apart(directory, tmp_path):
