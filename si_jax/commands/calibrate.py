@@ -19,8 +19,8 @@ from si_jax.data import digits, pipeline, sources
 from si_jax.data.directories import check_new
 from si_jax.data.image_set import ImageSet
 from si_jax.detectors import Detector, make_detector
-from si_jax.detectors.decisions import check_calibrated
 from si_jax.detectors.fitting import Batches
+from si_jax.detectors.predictions import check_calibrated
 from si_jax.weights.checkpoint import load_model
 
 

@@ -24,8 +24,8 @@ from si_jax import cli
 from si_jax.commands import options
 from si_jax.decision.stream import FilePrediction, find_images, predict_files
 from si_jax.detectors import Detector
-from si_jax.detectors.decisions import check_calibrated, check_preprocessing
 from si_jax.detectors.loading import load_detector
+from si_jax.detectors.predictions import check_calibrated, check_preprocessing
 
 HEADER = "verdict  p-value      score  class  probability  file"
 

@@ -17,7 +17,8 @@ from scipy.stats import beta
 
 from si_jax.data.opening import batches_of, is_encoded
 from si_jax.detectors import Detector
-from si_jax.detectors.decisions import check_calibrated, check_preprocessing
+from si_jax.detectors.options import Count, convert
+from si_jax.detectors.predictions import check_calibrated, check_preprocessing
 from si_jax.detectors.threshold import Threshold
 
 BETS = 16
@@ -163,10 +164,8 @@ def monitor(
     """
     threshold = check_calibrated(detector)
     check_preprocessing(detector)
-    size = detector.batch_size if batch_size is None else batch_size
-    for name, value in (("window", window), ("batch_size", size)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} (={value!r}) must be a whole number of at least 1")
+    window = convert(Count, "window", window)
+    size = detector.batch_size if batch_size is None else convert(Count, "batch_size", batch_size)
     return _monitor(detector, images, DriftTest(threshold, alpha), window, size)
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from si_jax.data.image_set import UnreadableImage
 from si_jax.data.opening import is_encoded, open_image
 from si_jax.decision.stream import predict_padded
-from si_jax.detectors.decisions import check_preprocessing
 from si_jax.detectors.loading import load_detector
+from si_jax.detectors.predictions import check_preprocessing
 
 COLUMNS = ("class", "probability", "score", "is_ood", "p_value", "error")
 

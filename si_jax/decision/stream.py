@@ -15,7 +15,7 @@ from si_jax.data.decoding import EXTENSIONS
 from si_jax.data.image_set import MissingSet, UnreadableImage
 from si_jax.data.opening import WORKERS, chunks, open_image
 from si_jax.detectors import Detector
-from si_jax.detectors.decisions import Predictions, check_preprocessing
+from si_jax.detectors.predictions import Predictions, check_preprocessing
 
 
 @dataclass(frozen=True)

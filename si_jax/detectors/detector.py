@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Float32
 from si_jax.batching import SMALL, Batched, Placed, progress_bar
 from si_jax.data.opening import batches_of
 from si_jax.data.preprocessing import Preprocessing, preprocessing_for
-from si_jax.detectors import decisions
+from si_jax.detectors import predictions
 from si_jax.detectors.base import Inputs, Plan, State
 from si_jax.detectors.checks import check_dtype, check_scores, check_state
 from si_jax.detectors.fitting import Batches
@@ -87,12 +87,12 @@ class Detector:
 
     def _prediction_rows(self, variables, state, images):
         inputs = Inputs(self.model, variables, images)
-        return decisions.prediction_rows(inputs, self.compute(inputs, state))
+        return predictions.prediction_rows(inputs, self.compute(inputs, state))
 
     def prediction_rows(
         self, images: np.ndarray, *, batch_size: int, shrink: bool = False
     ) -> dict[str, np.ndarray]:
-        """What decisions and explanations are made of, `decisions.prediction_rows` of all images.
+        """What decisions and explanations are made of, `predictions.prediction_rows` of all images.
 
         Args:
             images: as `Model.check` returns them.
@@ -189,10 +189,10 @@ class Detector:
             ValueError: if the images do not fit the model, a score is NaN, or there are too few
                 images for the rate.
         """
-        self.threshold = decisions.calibrated(self, images, tpr=tpr, keep_images=keep_images)
+        self.threshold = predictions.calibrated(self, images, tpr=tpr, keep_images=keep_images)
         return self
 
-    def predict(self, images: Any) -> decisions.Predictions:
+    def predict(self, images: Any) -> predictions.Predictions:
         """The predicted classes, and whether to believe them.
 
         Args:
@@ -205,7 +205,7 @@ class Detector:
         Raises:
             ValueError: if the detector is not calibrated, or the images do not fit the model.
         """
-        return decisions.predict(self, images)
+        return predictions.predict(self, images)
 
     def explain(self, image: Any, *, title: str = "") -> "Figure":
         """A picture of why one image is trusted, or not.

@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from si_jax.data.opening import batches_of
-from si_jax.detectors.decisions import Predictions, as_uint8, check_calibrated
+from si_jax.detectors.predictions import Predictions, as_uint8, check_calibrated
 from si_jax.integration import first_gradients, max_logit
 from si_jax.model import Model
 from si_jax.splitting import FEATURES

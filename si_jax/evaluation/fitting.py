@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from si_jax.data import pipeline
 from si_jax.data.image_set import ImageSet
+from si_jax.data.pipeline import batches as image_batches
+from si_jax.data.pipeline import shown, tell_unreadable
 from si_jax.detectors import Detector
 from si_jax.detectors.fitting import Batches
 from si_jax.evaluation.keyed_files import read_keyed, write_keyed
@@ -71,8 +72,8 @@ def fit_detectors(
 
     def stream():
         options = {"workers": workers, "skip_unreadable": skip_unreadable}
-        made = pipeline.batches(image_set, transform, batch_size, **options)
-        for batch in pipeline.shown(made, image_set, "fitting"):
+        made = image_batches(image_set, transform, batch_size, **options)
+        for batch in shown(made, image_set, "fitting"):
             unreadable.update(dict.fromkeys(batch.unreadable))
             yield batch.readable
 
@@ -82,7 +83,7 @@ def fit_detectors(
         detectors[name].fit_batches(batches)
         write_keyed(_path(directory, name), keys[name], detectors[name].check_fitted())
     if unreadable:
-        pipeline.tell_unreadable(image_set, tuple(unreadable))
+        tell_unreadable(image_set, tuple(unreadable))
 
 
 def _path(directory: Path, name: str) -> Path:

@@ -1,4 +1,4 @@
-"""What a detector makes of images: its threshold by held-out ones, and decisions on others."""
+"""What a detector makes of images: its threshold by held-out ones, predictions of all others."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
