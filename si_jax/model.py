@@ -299,7 +299,7 @@ def checked_size(input_size: int | Sequence[int] | None) -> tuple[int, int]:
 def _channels(name: str, values: float | Sequence[float] | None) -> tuple[float, ...]:
     """One number for each channel."""
     try:
-        numbers = np.atleast_1d(np.asarray(values, np.float64))
+        numbers = np.atleast_1d(np.asarray([] if values is None else values, np.float64))
     except (TypeError, ValueError):
         numbers = np.empty(0)
     if numbers.ndim != 1 or not len(numbers):

@@ -121,9 +121,9 @@ class Chance(ValueError):
 
     def __init__(self) -> None:
         super().__init__(
-            "the network draws random numbers (rng) although it is in evaluation mode, so that"
-            " scores would depend on chance: leave that out, or switch it off, as Dropout is at"
-            " inference"
+            "the network draws random numbers (rng) at inference, so that scores would depend on"
+            " chance: leave that out, or switch it off, by an argument of the network's in"
+            ' call_kwargs, such as {"training": False}'
         )
 
 

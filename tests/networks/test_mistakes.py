@@ -168,8 +168,8 @@ def test_a_head_that_is_called_twice(framework):
 
 CHANCE = {
     "linen": 'needs PRNG for "dropout".*it draws random .*: switch that off by call_kwargs',
-    "nnx": r"^the network draws random numbers \(rng\) although it is in evaluation mode",
-    "keras": r"^the network draws random numbers \(rng\) although it is in evaluation mode",
+    "nnx": r"^the network draws random numbers \(rng\) at inference, so that scores would depend",
+    "keras": r"^the network draws random numbers \(rng\) at inference, so that scores would depend",
     "equinox": "it draws random numbers, as dropout does: switch that off by call_kwargs",
 }
 
@@ -178,6 +178,17 @@ def test_a_module_that_draws_random_numbers():
     for name, expected in CHANCE.items():
         with pytest.raises(ValueError, match=expected):
             si_jax.Model(*FRAMEWORKS[name]("chance"), **SIZE)
+
+
+def test_what_is_left_out():
+    net = in_nnx("good")[0]
+    for name, said in {
+        "mean": r"mean \(=None\) must be one number for each channel",
+        "std": r"std \(=None\) must be one number for each channel",
+        "input_size": r"input_size \(=None\) must be a height and a width",
+    }.items():
+        with pytest.raises(ValueError, match=said):
+            si_jax.Model(net, **{key: value for key, value in SIZE.items() if key != name})
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
