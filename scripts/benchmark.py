@@ -22,7 +22,7 @@ from si_jax.data import preprocessing
 from si_jax.data.files import write_text
 from si_jax.evaluation import memory as memory_use
 from si_jax.evaluation import overlap as overlapping
-from si_jax.evaluation import speed, speed_torch
+from si_jax.evaluation import pipeline_speed, speed, speed_torch
 from si_jax.reporting.tables import text_table
 
 
@@ -87,8 +87,8 @@ def data(args: argparse.Namespace) -> dict:
         known = ", ".join(f"{p} {s}" for p, s in preprocessing.PREPROCESSING)
         raise ValueError(f"no preprocessing {args.protocol} {args.size}: choose one of {known}")
     transform = preprocessing.PREPROCESSING[args.protocol, args.size]
-    with speed.image_sets(args.folder, args.data_dir) as sets:
-        rows = speed.time_pipeline(
+    with pipeline_speed.image_sets(args.folder, args.data_dir) as sets:
+        rows = pipeline_speed.time_pipeline(
             sets,
             transform,
             workers=args.workers,
@@ -153,7 +153,13 @@ def engines_of(args: argparse.Namespace, name: str, names: list[str] | None) -> 
     header = ["forward passes:", "by FLOPs", "by time", "range", "images/s", "compile, s", "MiB"]
     print(text_table(header, [table_row(row) for row in rows]))
     print("\nMiB: what the compiled program says it needs, weights and images included\n")
-    return {"model": model.name, "input_size": list(model.input_size), "rows": rows}
+    together = {row["name"]: row for row in rows}.get(speed.TOGETHER)
+    return {
+        "model": model.name,
+        "input_size": list(model.input_size),
+        "rows": [row for row in rows if row is not together],
+        "together": together,
+    }
 
 
 def table_row(row: dict) -> list[str]:

@@ -65,9 +65,10 @@ def _measure(kind, side, size, count, batch_size, repeats, workers, name, cores)
     from si_jax.data.pipeline import batches
     from si_jax.data.preprocessing import PREPROCESSING
     from si_jax.detectors import make_detector
+    from si_jax.evaluation.pipeline_speed import make_folder
     from si_jax.evaluation.scorer import Scorer
     from si_jax.evaluation.scoring import score_set
-    from si_jax.evaluation.speed import make_folder, random_model
+    from si_jax.evaluation.speed import random_model
     from si_jax.evaluation.store import Store
 
     transform = PREPROCESSING["openood", size]

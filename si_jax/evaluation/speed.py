@@ -1,32 +1,26 @@
-"""Times of the input pipeline and of the detectors, for `scripts/benchmark.py`."""
+"""What detectors cost in forward passes, for `scripts/benchmark.py engines`."""
 
 import contextlib
 import os
 import platform
 import statistics
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from flax import linen as nn
-from PIL import Image
 from tqdm import tqdm
 
 from si_jax import models, splitting
-from si_jax.data import digits, sources
 from si_jax.data.checks import check_least
-from si_jax.data.image_set import ImageSet
-from si_jax.data.pipeline import batches
-from si_jax.detectors import DETECTORS, Inputs, make_detector
+from si_jax.detectors import DETECTORS, Detector, Inputs, make_detector
 from si_jax.detectors.base import State
+from si_jax.detectors.fitting import Batches
 from si_jax.model import Model
-
-TFDS_SETS = (("cifar10", "test"), ("cifar100", "test"), ("svhn_cropped", "test"))
-"""Those that are timed where they are prepared."""
 
 LEAST_SECONDS = 0.3
 """How long short programs are timed at a time, being called over and over."""
@@ -50,91 +44,11 @@ TIMED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """What a row is called -> the detector and its options: every engine, and every other detector."""
 
+TOGETHER = "all that share a pass"
+"""The row of the detectors that need nothing but a forward pass, all in one program."""
+
 QUICK = ("si-z, activation", "si-z, gradient", "si-z, multiply, closed", "si-c", "msp", "energy")
 """The rows that are timed where time is short."""
-
-
-@contextlib.contextmanager
-def image_sets(
-    folder: str | os.PathLike | None = None, data_dir: str | os.PathLike | None = None
-) -> Iterator[dict[str, ImageSet]]:
-    """Sources to time: name -> set.
-
-    Args:
-        folder: a folder of images; None for small PNG and JPEG files that are made for the while.
-        data_dir: directory of TFDS sets, of which those of `TFDS_SETS` that are prepared are
-            taken.
-
-    Raises:
-        ValueError: if `folder` holds no images, or `data_dir` is given and holds no such set.
-    """
-    sets = {"digits, arrays": sources.from_arrays("digits", *digits.load("test"))}
-    with tempfile.TemporaryDirectory() as scratch:
-        if folder is not None:
-            sets[f"folder {folder}"] = sources.from_folder(folder)
-        else:
-            for kind, side in (("png", 32), ("jpg", 32), ("jpg", 256)):
-                path = Path(scratch, f"{kind}{side}")
-                make_folder(path, kind, side)
-                sets[f"folder, {kind.upper()} {side}x{side}"] = sources.from_folder(path)
-        prepared = {}
-        if data_dir is not None:
-            for name, split in TFDS_SETS:
-                with contextlib.suppress(sources.MissingSet):
-                    prepared[f"TFDS, {name}/{split}"] = sources.from_tfds(
-                        name, split, data_dir, fetch=False
-                    )
-            if not prepared:
-                names = ", ".join(name for name, _ in TFDS_SETS)
-                raise ValueError(f"{data_dir} holds none of {names}: prepare one of them there")
-        yield sets | prepared
-
-
-def time_pipeline(
-    sets: Mapping[str, ImageSet],
-    transform: Callable[[np.ndarray], np.ndarray],
-    *,
-    workers: Sequence[int],
-    limit: int,
-    batch_size: int,
-    repeats: int,
-) -> list[dict[str, Any]]:
-    """Images/s of decoding, transforming and batching, with nothing done to the batches.
-
-    Args:
-        sets: name -> set.
-        transform: as for `si_jax.data.pipeline.batches`.
-        workers: numbers of threads to try.
-        limit: images of each set.
-        batch_size: rows of a batch.
-        repeats: passes over each set, of which the median counts.
-
-    Returns:
-        For each set `"source"`, `"images"` and `"images_per_second"`, one for each of `workers`.
-    """
-    sets = {name: sources.subset(images, limit) for name, images in sets.items()}
-    jobs = [(name, count) for name in sets for count in workers]
-    seconds: dict[tuple[str, int], list[float]] = {job: [] for job in jobs}
-    with tqdm(total=(repeats + 1) * len(jobs), desc="data", unit="pass", leave=False) as bar:
-        for repeat in range(repeats + 1):  # the first pass warms the caches up and is not counted
-            for job in jobs:
-                name, count = job
-                began = time.perf_counter()
-                for _ in batches(sets[name], transform, batch_size, workers=count):
-                    pass
-                if repeat:
-                    seconds[job].append(time.perf_counter() - began)
-                bar.update()
-    return [
-        {
-            "source": name,
-            "images": len(images),
-            "images_per_second": [
-                len(images) / statistics.median(seconds[name, count]) for count in workers
-            ],
-        }
-        for name, images in sets.items()
-    ]
 
 
 def random_model(
@@ -201,7 +115,8 @@ def time_detectors(
         others: title -> function to time beside them, which scores a batch of as many images.
 
     Returns:
-        The forward pass, then each detector, then `others`: `"name"`, `"seconds_per_image"`,
+        The forward pass, then each detector, then those that share a forward pass in one program
+        (`TOGETHER`, where there are several), then `others`: `"name"`, `"seconds_per_image"`,
         `"images_per_second"`, `"ratio"`, `"ratio_low"` and `"ratio_high"` (the least and the
         greatest), `"compile_seconds"`, `"flops_per_image"`, `"flops_ratio"` and `"memory_bytes"`
         (what the compiled program says it does and needs; None where it does not).
@@ -211,28 +126,21 @@ def time_detectors(
     """
     check_least(1, batch_size=batch_size)
 
-    def logits(variables, images, state):
+    def logits(variables, images, states):
         return splitting.forward(model, variables, model.normalise(images)).logits
-
-    def program(detector):
-        return lambda variables, images, state: detector.compute(
-            Inputs(model, variables, images), state
-        )
 
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (batch_size, *model.image_shape), np.uint8)
-    count = max(FIT_IMAGES, 2 * model.num_classes)
-    training = rng.integers(0, 256, (count, *model.image_shape), np.uint8)
-    labels = np.arange(count) % model.num_classes
+    detectors = fitted(model, TIMED if names is None else names, batch_size)
+    groups = {title: {title: detector} for title, detector in detectors.items()}
+    shared = {title: d for title, d in detectors.items() if d.shared_forward}
+    if len(shared) > 1:
+        groups[TOGETHER] = shared
     functions: dict[str, Callable[..., Any]] = {"forward pass": logits}
-    states: dict[str, State] = {"forward pass": {}}
-    chosen = TIMED if names is None else {name: TIMED[name] for name in names}
-    for title, (name, options) in tqdm(chosen.items(), desc="fitting", leave=False):
-        detector = make_detector(name, model, batch_size=batch_size, **options)
-        functions[title] = program(detector)
-        if detector.needs_fit:
-            detector.fit(training, labels)
-        states[title] = detector.check_fitted()
+    states: dict[str, dict[str, State]] = {"forward pass": {}}
+    for title, group in groups.items():
+        functions[title] = partial(scores, model, group)
+        states[title] = {name: d.check_fitted() for name, d in group.items()}
 
     device = jax.local_devices()[0]
     shared = jax.device_put((model.variables, images), device)
@@ -276,6 +184,42 @@ def time_detectors(
             }
         )
     return rows
+
+
+def fitted(model: Model, names: Iterable[str], batch_size: int) -> dict[str, Detector]:
+    """Detectors that have learnt from random images what they need; one pass for all of them.
+
+    Args:
+        model: the network.
+        names: keys of `TIMED`.
+        batch_size: images per batch.
+
+    Returns:
+        Name -> detector.
+    """
+    rng = np.random.default_rng(1)
+    count = max(FIT_IMAGES, 2 * model.num_classes)
+    images = rng.integers(0, 256, (count, *model.image_shape), np.uint8)
+    labels = np.arange(count) % model.num_classes
+
+    def stream():
+        for start in range(0, count, batch_size):
+            part = slice(start, start + batch_size)
+            yield images[part], labels[part]
+
+    batches = Batches(stream, model, keep=True)
+    detectors = {}
+    for title in tqdm(list(names), desc="fitting", leave=False):
+        name, options = TIMED[title]
+        detectors[title] = make_detector(name, model, batch_size=batch_size, **options)
+        detectors[title].fit_batches(batches)
+    return detectors
+
+
+def scores(model: Model, detectors: Mapping[str, Detector], variables, images, states) -> dict:
+    """What detectors give for a batch, as one program: name -> arrays."""
+    inputs = Inputs(model, variables, images)
+    return {name: d.compute(inputs, states[name]) for name, d in detectors.items()}
 
 
 def hardware() -> str:
@@ -327,13 +271,3 @@ def _memory(program: Any) -> int | None:
     needed = sum(int(getattr(analysis, part, 0)) for part in parts)
     # on some devices the peak leaves the temporary buffers out
     return max(needed, int(getattr(analysis, "peak_memory_in_bytes", 0))) or None
-
-
-def make_folder(path: Path, kind: str, side: int, count: int = 200) -> None:
-    """Write smooth random images, which compress as photographs rather than as noise do."""
-    path.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for number in range(count):
-        coarse = rng.integers(0, 256, (max(2, side // 8), max(2, side // 8), 3), np.uint8)
-        image = Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
-        image.save(path / f"{number:04d}.{kind}")

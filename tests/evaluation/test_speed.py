@@ -1,8 +1,10 @@
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -134,6 +136,18 @@ def test_what_the_engines_compute():
     assert flops(model, together) <= 1.2 * plain
 
 
+def test_what_all_detectors_of_one_pass_compute():
+    """In floating-point operations, of those that learn from images too."""
+    model = speed.random_model("resnet8")
+    others = ("si-", "gaia-", "adascale", "odin", "rankfeat")  # these run the network themselves
+    names = [name for name in speed.DETECTORS if not any(word in name for word in others)]
+    shared = speed.fitted(model, names, 50)
+    assert all(d.shared_forward for d in shared.values()) and {"knn", "vim", "msp"} <= set(shared)
+    states = jax.tree.map(jnp.asarray, {name: d.state for name, d in shared.items()})
+    plain = flops(model, lambda v, x: splitting.forward(model, v, x).logits)
+    assert flops(model, lambda v, x: speed.scores(model, shared, v, x, states)) <= 1.2 * plain
+
+
 def test_memory_is_bounded_by_the_number_of_taps_at_a_time(model):
     """One tap at a time needs far less of it than all at once, and gives the same scores."""
     images = np.random.default_rng(0).integers(0, 256, (16, *model.image_shape), np.uint8)
@@ -165,13 +179,32 @@ def test_scoring_is_one_computation_without_the_host(name, model):
     if detector.needs_fit:
         images = np.random.default_rng(0).integers(0, 256, (200, *model.image_shape), np.uint8)
         state = detector.fit(images, np.arange(200) % 100).state
-    jaxpr = jax.make_jaxpr(lambda v, s, x: detector.compute(Inputs(model, v, x), s))(
+    traced = jax.jit(lambda v, s, x: detector.compute(Inputs(model, v, x), s)).trace(
         model.variables, state, np.zeros((2, *model.image_shape), np.uint8)
     )
+    jaxpr = traced.jaxpr
     assert not jaxpr.effects
     primitives = set(names(jaxpr.jaxpr))
     assert "conv_general_dilated" in primitives
     assert not [p for p in primitives if any(word in p for word in CALLBACKS)]
+    text = traced.lower().as_text()
+    assert text.count("func.func public") == 1 and "stablehlo.convolution" in text
+    assert not asks_the_host(text)
+
+
+def asks_the_host(text):
+    """What a lowered program calls that is Python's, or sends to the host."""
+    calls = re.findall(r"custom_call @([^(\s]+)", text)
+    return [c for c in calls if "callback" in c] + re.findall(
+        r"stablehlo\.(?:send|recv|infeed|outfeed)", text
+    )
+
+
+def test_a_callback_is_found_in_the_lowered_program():
+    def doubled(x):
+        return jax.pure_callback(lambda x: np.asarray(x) * 2, jax.ShapeDtypeStruct((3,), "f4"), x)
+
+    assert asks_the_host(jax.jit(doubled).lower(np.zeros(3, "f4")).as_text())
 
 
 def names(jaxpr):
