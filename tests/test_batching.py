@@ -66,6 +66,22 @@ def test_a_small_set_is_scored_in_a_small_batch(tiny):
     assert [shape[0] for shape in shapes] == [8, 64]
 
 
+def test_a_small_evaluation_runs_small_batches_alone(monkeypatch):
+    """From the fit to the last score, whatever the detectors' own batch sizes."""
+    sizes = []
+    start = batching.Batched.start
+
+    def noted(self, images, *, batch_size):
+        sizes.append((len(images), batch_size))
+        return start(self, images, batch_size=batch_size)
+
+    monkeypatch.setattr(batching.Batched, "start", noted)
+    options = {"detectors": ["msp", "knn"], "limit": 4, "fit_limit": 11}
+    si_jax.evaluate_benchmark("digits", **options, options={"knn": {"k": 3}})
+    assert {size for size, _ in sizes} == {4, 11}
+    assert all(batch == (8 if count == 4 else 11) for count, batch in sizes)
+
+
 def test_small_sets_make_small_batches():
     sizes = [batching.shrunk(count, 64) for count in (1, 2, 8, 9, 63, 64, 1000)]
     assert sizes == [1, 8, 8, 8, 8, 64, 64]
