@@ -8,6 +8,7 @@ python scripts/benchmark.py engines --model resnet34 wrn_40_2 --out engines.json
 python scripts/benchmark.py engines --model resnet34 --against torch
 python scripts/benchmark.py memory                     # peak memory against a set's size
 python scripts/benchmark.py overlap                    # decoding beside computing
+python scripts/benchmark.py rounding                   # scores by batch size and devices
 """
 
 import argparse
@@ -20,9 +21,11 @@ from si_jax import cli, models
 from si_jax.commands import options
 from si_jax.data import preprocessing
 from si_jax.data.files import write_text
+from si_jax.detectors import DETECTORS
 from si_jax.evaluation import memory as memory_use
 from si_jax.evaluation import overlap as overlapping
 from si_jax.evaluation import pipeline_speed, speed, speed_torch
+from si_jax.evaluation import rounding as rounded
 from si_jax.reporting.tables import text_table
 
 
@@ -61,9 +64,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--model", default="resnet8", help="resnet8 by default")
     add("--workers", type=int, default=4, help="threads that decode")
     options.add_batch_size(overlap, 32)
+    rounding = commands.add_parser("rounding", help="scores by batch size and number of devices")
+    add = rounding.add_argument
+    add("--images", type=int, default=48, help="digits and letters that are scored")
+    add("--detectors", nargs="+", default=list(DETECTORS), metavar="NAME", help="all by default")
     for command in (data, engines, overlap):
         command.add_argument("--repeats", type=int, default=5, help="the median is over these")
-    for command in (data, engines, memory, overlap):
+    for command in (data, engines, memory, overlap, rounding):
         command.add_argument("--out", type=Path, help="write the figures as JSON too")
     return parser.parse_args(argv)
 
@@ -73,8 +80,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if getattr(args, "repeats", 1) < 1:
         raise ValueError(f"--repeats {args.repeats}: at least one is needed")
-    commands = {"data": data, "engines": engines, "memory": memory, "overlap": overlap}
-    figures = commands[args.command](args)
+    commands = (data, engines, memory, overlap, rounding)
+    figures = {command.__name__: command for command in commands}[args.command](args)
     if args.out:
         content = {**figures, "versions": cli.versions()}
         write_text(args.out, json.dumps(content, indent=2))
@@ -221,6 +228,21 @@ def overlap(args: argparse.Namespace) -> dict:
     ]
     print(text_table(header, table))
     return {**given, "repeats": args.repeats, "hardware": speed.hardware(), "sources": rows}
+
+
+def rounding(args: argparse.Namespace) -> dict:
+    """Print how far scores differ with the batch size and the number of devices."""
+    rows = rounded.measure(args.detectors, args.images)
+    print(
+        f"the digits network, {args.images} images; largest difference from one device and batches"
+        " of 16,\nrelative to the score; and the largest of all, relative to the scores' spread\n"
+    )
+    table = [
+        [row["name"], *(f"{row[way]:.0e}" for way in rounded.WAYS), f"{row['spread']:.0e}"]
+        for row in rows
+    ]
+    print(text_table(["detector", *rounded.WAYS, "of the spread"], table))
+    return {"images": args.images, "detectors": rows}
 
 
 if __name__ == "__main__":

@@ -33,6 +33,10 @@ ENGINES: dict[str, tuple[str, dict[str, Any]]] = {
     "si-z, gradient": ("si-z", {"engine": "gradient"}),
     "si-z, multiply, closed": ("si-z", {"preset": "published-defaults", "engine": "closed"}),
     "si-z, multiply, general": ("si-z", {"preset": "published-defaults", "engine": "general"}),
+    "si-z, multiply, general, tap by tap": (
+        "si-z",
+        {"preset": "published-defaults", "engine": "general", "tap_chunk": 1},
+    ),
     "si-a, one step": ("si-a", {"steps": 1}),
     "si-a, two steps": ("si-a", {}),
 }

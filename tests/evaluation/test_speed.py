@@ -11,7 +11,7 @@ from PIL import Image
 
 from si_jax import splitting
 from si_jax.detectors import Inputs, make_detector
-from si_jax.evaluation import speed, speed_torch
+from si_jax.evaluation import rounding, speed, speed_torch
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark.py"
 spec = importlib.util.spec_from_file_location("benchmark_script", SCRIPT)
@@ -47,6 +47,7 @@ def test_data_of_a_folder(tmp_path, capsys):
         (["engines", "--model", "resnet7"], "resnet20"),
         (["engines", "--batch-size", "0"], r"batch_size \(=0\)"),
         (["memory", "--images", "0"], r"images \(=0\) must be at least 1"),
+        (["rounding", "--detectors", "si-y"], "no detector 'si-y': choose among si-c"),
         (["engines", "--rows", "si-y"], "there is no si-y: choose of si-z, activation"),
         (["engines", "--model", "bit_r50x1", "--against", "torch"], "only ResNets and WRNs"),
     ],
@@ -85,6 +86,14 @@ def test_memory(tmp_path, capsys):
     assert row["images"] == 300
     assert 2**25 < row["start_bytes"] <= row["peak_bytes"] < row["start_bytes"] + 2**26
     assert "peak, MiB" in capsys.readouterr().out
+
+
+def test_rounding():
+    """Where two devices share a batch, and where batches are smaller."""
+    ways = {"2 devices": (2, 16), "batches of 3": (1, 3)}
+    (row,) = rounding.compare(["energy"], 9, ways)
+    assert row["name"] == "energy" and list(row) == ["name", *ways, "spread"]
+    assert all(0 <= row[way] <= 1e-5 for way in (*ways, "spread"))
 
 
 def test_random_weights_have_the_shapes_of_fresh_ones():
