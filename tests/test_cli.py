@@ -125,3 +125,32 @@ def test_help_needs_no_jax():
     code = "import sys, si_jax.commands as c; c.dispatch([]); assert 'jax' not in sys.modules"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment, capture_output=True)
+
+
+COMPILING = """
+import jax
+from si_jax import cli
+
+events = []
+jax.monitoring.register_event_listener(lambda event, **_: events.append(event.split("/")[-1]))
+cli.cache_compilations()
+
+def deep(x):
+    for _ in range(150):
+        x = jax.numpy.sin(x @ x.T) @ x
+    return x
+
+jax.jit(deep)(jax.numpy.ones((8, 8)))
+print(events.count("cache_misses"), events.count("cache_hits"))
+"""
+
+
+def test_a_second_process_compiles_nothing_again(tmp_path):
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    kept |= {"SI_JAX_COMPILATION_CACHE": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", COMPILING]
+    told = [
+        subprocess.run(command, env=kept, check=True, capture_output=True, text=True).stdout
+        for _ in range(2)
+    ]
+    assert told == ["1 0\n", "0 1\n"]
