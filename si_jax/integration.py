@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from si_jax import splitting
+from si_jax.data.checks import check_choice
 from si_jax.model import Model
 from si_jax.splitting import Forward, Target
 
@@ -56,10 +57,8 @@ class AscentPath:
             raise ValueError(f"steps (={self.steps!r}) must be a whole number of at least 1")
         if not 0 <= self.step_size < float("inf"):
             raise ValueError(f"step_size (={self.step_size}) must be finite and not negative")
-        if self.combine not in COMBINE:
-            raise ValueError(f"combine (={self.combine!r}) must be 'add' or 'multiply'")
-        if self.objective not in ("ce", "max"):
-            raise ValueError(f"objective (={self.objective!r}) must be 'ce' or 'max'")
+        check_choice(COMBINE, combine=self.combine)
+        check_choice(("ce", "max"), objective=self.objective)
 
 
 class Trace(NamedTuple):

@@ -26,6 +26,8 @@ def programs(name: str, input_size: tuple[int, int], batch_size: int) -> dict[st
     Raises:
         ValueError: if PyTorch is not installed, or the network is another one.
     """
+    if not name.startswith(("resnet", "wrn")):
+        raise ValueError(f"model (={name!r}): only ResNets and WRNs are compared with PyTorch")
     try:
         import torch
     except ImportError:
@@ -115,10 +117,8 @@ def _network(torch: Any, name: str) -> tuple[Any, list[Any]]:
         network = _resnet(torch, options["blocks"], options["widths"], classes)
         norms = [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
         return network, [network[0], *norms[1:]]  # the stem's convolution, not its norm
-    if name.startswith("wrn"):
-        network = _wide(torch, options["depth"], options["widen"], classes)
-        return network, [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    raise ValueError(f"model (={name!r}): only ResNets and WRNs are compared with PyTorch")
+    network = _wide(torch, options["depth"], options["widen"], classes)
+    return network, [m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
 
 
 def _conv(torch: Any, before: int, width: int, size: int, stride: int = 1) -> Any:

@@ -12,8 +12,8 @@ def head_of(network: Network, head: str | None) -> str:
     """Path of the layer that gives the logits: the one asked for, or the only linear one.
 
     Raises:
-        ValueError: if it is never called, or called twice, or cannot give the logits while another
-            layer can; or None is given and it is not certain which it is.
+        ValueError: if it is never called, or called twice, or is not linear while another layer can
+            give the logits; or None is given and it is not certain which it is.
     """
     paths = [call.path for call in network.calls]
     layer = network.framework.linear_layer
@@ -31,10 +31,10 @@ def head_of(network: Network, head: str | None) -> str:
                 f" logits: {_listed(found)}"
             )
         (head,) = found
+    linear = [c.path for c in network.calls if network.framework.is_linear(c.module)]
     if head in network.outline.hidden:
         raise ValueError(f"head (={head!r}) {HIDDEN}")
     if head not in paths:
-        linear = [c.path for c in network.calls if network.framework.is_linear(c.module)]
         shown, what = paths, "sub-modules and taps"
         if linear and len(paths) > SHOWN:
             shown, what = linear, f"linear layers ({layer})"
@@ -46,7 +46,7 @@ def head_of(network: Network, head: str | None) -> str:
             f"head (={head!r}) is called more than once, so its input is not one set of features:"
             " give a network that calls its last linear layer once for each image"
         )
-    if found and head not in found:
+    if found and head not in linear and head not in found:
         raise ValueError(
             f"head (={head!r}) does not give the logits; what may is the linear layer ({layer})"
             f" {' or '.join(found)}"
