@@ -1,6 +1,7 @@
 """The same network in every framework gives the same numbers."""
 
 import dataclasses
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -61,13 +62,15 @@ def test_taps_and_the_head_are_named_alike(linen_model, other):
             select(model, "gn")
 
 
+@cache
+def scores(model, name):
+    detector = si_jax.make_detector(name, model, **SMALLER.get(name, {}))
+    return detector.fit(IMAGES, LABELS).score(SCORED.get(name, IMAGES))
+
+
 @pytest.mark.parametrize("name", sorted(si_jax.DETECTORS))
 def test_every_detector_gives_the_same_scores(linen_model, other, name):
-    scores = []
-    for model in (linen_model, other):
-        detector = si_jax.make_detector(name, model, **SMALLER.get(name, {}))
-        scores.append(detector.fit(IMAGES, LABELS).score(SCORED.get(name, IMAGES)))
-    np.testing.assert_allclose(scores[0], scores[1], rtol=2e-4, atol=2e-5)
+    np.testing.assert_allclose(scores(linen_model, name), scores(other, name), rtol=2e-4, atol=2e-5)
 
 
 class Normed(nn.Module):
