@@ -9,6 +9,7 @@ just as much as those positions weigh, and by 1e-6 otherwise.
 from functools import cache
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import recipe
@@ -201,9 +202,9 @@ def gradients(name, path):
             tap_chunk=ALL_TAPS,
         )
 
-    import jax
-
-    return jax.jit(walk)(model.variables, images)
+    # without optimisation its loops take minutes
+    options = {"xla_backend_optimization_level": 1}
+    return jax.jit(walk, compiler_options=options)(model.variables, images)
 
 
 def norm(gradient):
