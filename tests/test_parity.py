@@ -143,6 +143,7 @@ def test_si_a(tag):
     np.testing.assert_allclose(-found, stored, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gaia(name):
     model, images = model_and_images(name)
