@@ -34,7 +34,8 @@ KINDS = {".jfif": "JPEG", ".gif": "GIF", ".tif": "TIFF", ".TIFF": "TIFF", ".ppm"
 
 def test_every_format_is_read_by_its_ending_or_its_content(tmp_path):
     for ending, kind in KINDS.items():
-        (tmp_path / f"by_ending{ending}").write_bytes(encode(RGB, kind))
+        sizes = {"sizes": [(9, 6)]} if kind == "ICO" else {}  # older Pillow writes none so small
+        (tmp_path / f"by_ending{ending}").write_bytes(encode(RGB, kind, **sizes))
         if kind != "ICO":  # whose beginning other kinds of file share
             (tmp_path / f"content_{ending[1:]}").write_bytes(encode(RGB, kind))
     (tmp_path / "notes").write_text("BMW, P5 and GIF")
