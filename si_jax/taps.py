@@ -93,8 +93,10 @@ def select(model: Network, taps: Taps = None) -> tuple[str, ...]:
         chosen = [
             c for c in model.calls if c.path != model.head and model.framework.is_norm(c.module)
         ]
-        asked = "a BatchNorm, GroupNorm or LayerNorm, the default: name others by taps (those of"
-        asked += " si-c's channel-average by inner)"
+        asked = (
+            "a BatchNorm, GroupNorm or LayerNorm, the default: name others by taps (those of si-c's"
+            " channel-average by inner)"
+        )
     elif callable(taps):
         chosen = [c for c in model.calls if taps(c.module)]
         asked = "the predicate"

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 
-# Two devices; and programs that compile in a third of the time, as most tests run theirs once
+# Two devices; and programs that compile faster, as most tests run theirs once
 os.environ["XLA_FLAGS"] = " ".join(
     [
         "--xla_force_host_platform_device_count=2",

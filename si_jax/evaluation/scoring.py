@@ -265,10 +265,10 @@ def _usable(progress: Progress, image_set: ImageSet, skip_unreadable: bool) -> P
 
 
 def _share(results: Mapping[str, Stored]) -> None:
-    """Hold the indices and labels, which all detectors have alike, once."""
+    """Let the newest result hold the first's index and label, which all detectors have alike."""
     first, *others = results.values()
-    for other in others[-1:]:
-        other.share(first, ("index", "label"))
+    if others:
+        others[-1].share(first, ("index", "label"))
 
 
 def _unreadable(results, image_set: ImageSet) -> tuple[str, ...]:
