@@ -134,13 +134,9 @@ from si_jax import cli
 events = []
 jax.monitoring.register_event_listener(lambda event, **_: events.append(event.split("/")[-1]))
 cli.cache_compilations()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # however fast the machine is
 
-def deep(x):
-    for _ in range(300):
-        x = jax.numpy.sin(x @ x.T) @ x
-    return x
-
-jax.jit(deep)(jax.numpy.ones((8, 8)))
+jax.jit(lambda x: jax.numpy.sin(x @ x.T) @ x)(jax.numpy.ones((8, 8)))
 print(events.count("cache_misses"), events.count("cache_hits"))
 """
 
@@ -149,8 +145,9 @@ def test_a_second_process_compiles_nothing_again(tmp_path):
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
     kept |= {"SI_JAX_COMPILATION_CACHE": str(tmp_path), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", COMPILING]
-    told = [
-        subprocess.run(command, env=kept, check=True, capture_output=True, text=True).stdout
+    first, second = (
+        subprocess.run(command, env=kept, check=True, capture_output=True, text=True).stdout.split()
         for _ in range(2)
-    ]
-    assert told == ["1 0\n", "0 1\n"]
+    )
+    assert int(first[0]) >= 1 and first[1] == "0"
+    assert second == ["0", first[0]]
