@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
-from si_jax.data.checks import check_least
+from si_jax.checks import check_least
 
 DELAY = 2  # seconds after which a progress bar shows
 

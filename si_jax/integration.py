@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from si_jax import splitting
-from si_jax.data.checks import check_choice
+from si_jax.checks import check_choice
 from si_jax.model import Model
 from si_jax.splitting import Forward, Target
 

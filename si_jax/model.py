@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from si_jax import batching, splitting
-from si_jax.data.checks import check_choice
+from si_jax.checks import check_choice
 from si_jax.networks import checking
 from si_jax.networks.endings import ending, no_logits
 from si_jax.networks.framework import framework_of

@@ -5,11 +5,16 @@ import os
 
 from jaxlib.version import __version_info__ as jaxlib_version
 
-# Two devices; and programs that compile faster, as most tests run theirs once
-FLAGS = ["--xla_force_host_platform_device_count=2", "--xla_backend_optimization_level=0"]
-if jaxlib_version < (0, 11):  # XLA stops at a flag that it does not know, and this one may go
-    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
-os.environ["XLA_FLAGS"] = " ".join([*FLAGS, os.environ.get("XLA_FLAGS", "")]).strip()
+# Two devices; and programs that compile faster, as most tests run theirs once. XLA stops at a flag
+# that it does not know, and the older emitters may go.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        "--xla_force_host_platform_device_count=2",
+        "--xla_backend_optimization_level=0",
+        "--xla_cpu_use_fusion_emitters=false" if jaxlib_version < (0, 11) else "",
+        os.environ.get("XLA_FLAGS", ""),
+    ]
+).strip()
 
 os.environ["KERAS_BACKEND"] = "jax"
 os.environ.setdefault("SI_JAX_COMPILATION_CACHE", "off")

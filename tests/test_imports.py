@@ -21,6 +21,7 @@ LAYERS = (  # from the top down; packages on one line may not import each other
     ("weights",),
     ("core",),
     ("networks", "models", "data"),
+    ("checks",),
 )
 CORE = ("activation", "batching", "cli", "integration", "model", "splitting", "taps")
 """The modules at the root of the package; the only ones."""

@@ -5,9 +5,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from si_jax.checks import check_choice
 from si_jax.data import finding
 from si_jax.data.catalogue import Listing, SetEntry
-from si_jax.data.checks import check_choice
 from si_jax.data.image_set import ImageSet, MissingSet
 from si_jax.data.preprocessing import PREPROCESSING, Preprocessing
 from si_jax.data.sequences import as_image_set

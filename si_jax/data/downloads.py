@@ -11,9 +11,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from si_jax.checks import check_choice
 from si_jax.data import files, finding, sources
 from si_jax.data.catalogue import Listing, SetEntry, Tfds
-from si_jax.data.checks import check_choice
 from si_jax.data.download_table import BRINGS, DOWNLOADS, DRIVE
 from si_jax.data.fetching import FailedDownload, fetch, fetch_from_drive
 from si_jax.data.image_set import MissingSet

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from si_jax.data.checks import check_least
+from si_jax.checks import check_least
 
 NO_LABEL = -1  # the label of an image without one
 

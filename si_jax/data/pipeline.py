@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 from tqdm import tqdm
 
-from si_jax.data.checks import check_least
+from si_jax.checks import check_least
 from si_jax.data.image_set import NO_LABEL, ImageSet, UnreadableImage
 
 NO_INDEX = -1  # the index of a padded row

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from si_jax.data.checks import check_least
+from si_jax.checks import check_least
 from si_jax.data.files import write_atomically, write_text
 from si_jax.data.opening import chunks
 from si_jax.decision.predictor import COLUMNS, Predictor

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from si_jax.data.checks import check_least
+from si_jax.checks import check_least
 from si_jax.evaluation.metrics import METRICS, Correct, IdScores, OodScores, counts_at, places
 
 ENDS = (2.5, 97.5)

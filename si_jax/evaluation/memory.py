@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from si_jax.data.checks import check_least
+from si_jax.checks import check_least
 from si_jax.data.image_set import ImageSet
 from si_jax.detectors import make_detector
 from si_jax.evaluation.scorer import Scorer

@@ -16,7 +16,7 @@ from flax import linen as nn
 from tqdm import tqdm
 
 from si_jax import models, splitting
-from si_jax.data.checks import check_least
+from si_jax.checks import check_least
 from si_jax.detectors import DETECTORS, Detector, Inputs, make_detector
 from si_jax.detectors.base import State
 from si_jax.detectors.fitting import Batches

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from si_jax.checks import check_choice, check_least
 from si_jax.data import benchmarks, finding, pipeline, preprocessing, sources
-from si_jax.data.checks import check_choice, check_least
 from si_jax.data.image_set import ImageSet
 from si_jax.evaluation import defaults, tuning
 from si_jax.evaluation.store import check_names

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from si_jax.models.checks import MAX_BLOCKS, check_counts
+from si_jax.checks import MAX_BLOCKS, check_counts
 from si_jax.models.family import Family, Layout, Shapes
 
 

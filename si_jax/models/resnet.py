@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from si_jax.models.checks import MAX_BLOCKS, MAX_WIDTH, check_choice, check_counts
+from si_jax.checks import MAX_BLOCKS, MAX_WIDTH, check_choice, check_counts
 from si_jax.models.family import Family, IfPresent, Layout, Shapes
 
 STEMS = ("cifar", "imagenet")
@@ -145,8 +145,8 @@ class ResNet(nn.Module):
     def _check(self) -> None:
         check_counts("blocks", self.blocks, most=MAX_BLOCKS)
         check_counts("widths", self.widths, most=MAX_WIDTH, length=len(self.blocks))
-        check_choice("shortcut", self.shortcut, ("conv", "pad"))
-        check_choice("stem", self.stem, STEMS)
+        check_choice(("conv", "pad"), shortcut=self.shortcut)
+        check_choice(STEMS, stem=self.stem)
         if self.bottleneck not in (True, False):
             raise ValueError(f"bottleneck (={self.bottleneck!r}) must be True or False")
         if self.bottleneck and self.shortcut == "pad":

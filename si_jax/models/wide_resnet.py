@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from si_jax.models.checks import check_counts
+from si_jax.checks import check_counts
 from si_jax.models.family import Family, Layout, Shapes
 from si_jax.models.resnet import batch_norm
 

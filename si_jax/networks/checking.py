@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from si_jax.checks import check_choice
+
 SCALES = ("uint8", "unit", "normalised")
 """What numbers in images mean: 0 to 255; [0, 1]; or less the mean, divided by the deviation."""
 
@@ -22,8 +24,8 @@ FAR = 10  # how many times a normalised image's range is certainly none
 
 def check_scale(scale: str | None) -> None:
     """Raise a ValueError if a scale is none of `SCALES`, nor None."""
-    if scale is not None and scale not in SCALES:
-        raise ValueError(f"scale (={scale!r}) must be one of {', '.join(SCALES)}")
+    if scale is not None:
+        check_choice(SCALES, scale=scale)
 
 
 def check_constants(mean: Sequence[float], std: Sequence[float]) -> None:

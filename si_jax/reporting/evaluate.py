@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from si_jax.checks import check_least
 from si_jax.data import benchmarks, sources
-from si_jax.data.checks import check_least
 from si_jax.evaluation import defaults, fitting, measuring
 from si_jax.evaluation.benchmark import chance_warning, evaluate, score_shares
 from si_jax.evaluation.job import Job, check_detectors, check_job, make_detectors

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 
 from si_jax import cli
+from si_jax.checks import check_choice
 from si_jax.data import training_sets
-from si_jax.data.checks import check_choice
 from si_jax.data.digits import SIZE
 from si_jax.data.directories import check_new
 from si_jax.data.preprocessing import Preprocessing

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, UInt8
 from tqdm import tqdm
 
-from si_jax.data.checks import check_least
+from si_jax.checks import check_least
 from si_jax.model import Model
 from si_jax.training.augmentation import augment
 from si_jax.training.training_run import TrainingRun

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from si_jax.data.checks import check_choice
+from si_jax.checks import check_choice
 from si_jax.model import Model, checked_size
 from si_jax.models import ARCHITECTURES, NORMALISATIONS, architecture
 from si_jax.models.family import Layout
