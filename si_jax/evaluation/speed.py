@@ -20,13 +20,15 @@ from si_jax.checks import check_least
 from si_jax.detectors import DETECTORS, Detector, Inputs, make_detector
 from si_jax.detectors.base import State
 from si_jax.detectors.fitting import Batches
+from si_jax.detectors.head import feature_size
 from si_jax.model import Model
 
 LEAST_SECONDS = 0.3
 """How long short programs are timed at a time, being called over and over."""
 
 FIT_IMAGES = 64
-"""How many images those detectors that need a fit are fitted on, or two a class if that is more."""
+"""How many images those detectors that need a fit are fitted on; two a class, or as many as there
+are features, if that is more."""
 
 ENGINES: dict[str, tuple[str, dict[str, Any]]] = {
     "si-z, activation": ("si-z", {"engine": "activation"}),
@@ -202,7 +204,7 @@ def fitted(model: Model, names: Iterable[str], batch_size: int) -> dict[str, Det
         Name -> detector.
     """
     rng = np.random.default_rng(1)
-    count = max(FIT_IMAGES, 2 * model.num_classes)
+    count = max(FIT_IMAGES, 2 * model.num_classes, feature_size(model))
     images = rng.integers(0, 256, (count, *model.image_shape), np.uint8)
     labels = np.arange(count) % model.num_classes
 

@@ -157,6 +157,12 @@ def test_what_all_detectors_of_one_pass_compute():
     assert flops(model, lambda v, x: speed.scores(model, shared, v, x, states)) <= 1.2 * plain
 
 
+def test_wide_networks_are_fitted_on_as_many_images_as_features():
+    shared = speed.fitted(speed.random_model("resnet18", (8, 8)), ("vim", "residual"), 256)
+    assert shared["vim"].settings["dim"] == 256
+    assert shared["vim"].state is not None
+
+
 def test_memory_is_bounded_by_the_number_of_taps_at_a_time(model):
     """One tap at a time needs far less of it than all at once, and gives the same scores."""
     images = np.random.default_rng(0).integers(0, 256, (16, *model.image_shape), np.uint8)
