@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import si_jax
 from si_jax import splitting
 from si_jax.detectors import Inputs, make_detector
 from si_jax.evaluation import rounding, speed, speed_torch
@@ -158,9 +159,10 @@ def test_what_all_detectors_of_one_pass_compute():
 
 
 def test_wide_networks_are_fitted_on_as_many_images_as_features():
-    shared = speed.fitted(speed.random_model("resnet18", (8, 8)), ("vim", "residual"), 256)
-    assert shared["vim"].settings["dim"] == 256
-    assert shared["vim"].state is not None
+    wide = si_jax.build_model("resnet8", 10, input_size=(8, 8), widths=(4, 4, 300))
+    detector = speed.fitted(wide, ["vim"], 100)["vim"]
+    assert detector.settings["dim"] == 150
+    assert detector.state is not None
 
 
 def test_memory_is_bounded_by_the_number_of_taps_at_a_time(model):
