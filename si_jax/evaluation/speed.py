@@ -28,7 +28,7 @@ LEAST_SECONDS = 0.3
 
 FIT_IMAGES = 64
 """How many images those detectors that need a fit are fitted on; two a class, or as many as there
-are features, if that is more."""
+are features and classes, if that is more."""
 
 ENGINES: dict[str, tuple[str, dict[str, Any]]] = {
     "si-z, activation": ("si-z", {"engine": "activation"}),
@@ -204,9 +204,10 @@ def fitted(model: Model, names: Iterable[str], batch_size: int) -> dict[str, Det
         Name -> detector.
     """
     rng = np.random.default_rng(1)
-    count = max(FIT_IMAGES, 2 * model.num_classes, feature_size(model))
+    classes = model.num_classes
+    count = max(FIT_IMAGES, 2 * classes, classes + feature_size(model))
     images = rng.integers(0, 256, (count, *model.image_shape), np.uint8)
-    labels = np.arange(count) % model.num_classes
+    labels = np.arange(count) % classes
 
     def stream():
         for start in range(0, count, batch_size):

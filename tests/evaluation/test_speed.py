@@ -160,9 +160,9 @@ def test_what_all_detectors_of_one_pass_compute():
 
 def test_wide_networks_are_fitted_on_as_many_images_as_features():
     wide = si_jax.build_model("resnet8", 10, input_size=(8, 8), widths=(4, 4, 300))
-    detector = speed.fitted(wide, ["vim"], 100)["vim"]
-    assert detector.settings["dim"] == 150
-    assert detector.state is not None
+    detectors = speed.fitted(wide, ["vim", "mahalanobis"], 100)
+    assert detectors["vim"].settings["dim"] == 150
+    assert all(detector.state is not None for detector in detectors.values())
 
 
 def test_memory_is_bounded_by_the_number_of_taps_at_a_time(model):
