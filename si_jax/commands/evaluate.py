@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     add("--step-size", help="S&I: length of the adversarial step; default: the preset's")
     add("--combine", help="S&I: add or multiply; default: the preset's")
     add("--objective", help="S&I: ce or max; default: ce")
-    add("--engine", help="S&I and GAIA: auto (default), general, gradient or activation")
+    add("--engine", help="S&I and GAIA: auto (default), activation, gradient, closed or general")
     add("--limit", type=int, help="use a random subset of this many images of each set;"
         " default: all")  # fmt: skip
     add("--fit-limit", type=int, default=10_000, help="training images to fit on; default 10000")
