@@ -106,6 +106,12 @@ def head(network: Inference, variables: Named, path: str) -> Head | None:
 
 
 FRAMEWORK = Framework(
-    "Equinox", prepare, run, head, is_a(NORMS), is_a(eqx.nn.Linear), "equinox.nn.Linear",
+    name="Equinox",
+    prepare=prepare,
+    run=run,
+    head=head,
+    is_norm=is_a(NORMS),
+    is_linear=is_a(eqx.nn.Linear),
+    linear_layer="equinox.nn.Linear",
     title=lambda network: type(network.module).__name__,
-)  # fmt: skip
+)

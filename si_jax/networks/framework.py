@@ -21,7 +21,7 @@ Head = tuple[Any, Any]
 """Weights (features, classes) and bias (classes,), or None for no bias, of a linear layer."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Framework:
     """A framework of networks.
 

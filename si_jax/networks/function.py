@@ -64,7 +64,12 @@ def head(network: Callable, variables: Named, path: str) -> Head | None:
 
 
 FRAMEWORK = Framework(
-    "function", prepare, run, head, lambda tap: True, lambda tap: False,
-    'a mapping with "kernel" and "bias" in the variables, whose path names a tap',
+    name="function",
+    prepare=prepare,
+    run=run,
+    head=head,
+    is_norm=lambda tap: True,
+    is_linear=lambda tap: False,
+    linear_layer='a mapping with "kernel" and "bias" in the variables, whose path names a tap',
     title=lambda network: getattr(network, "__name__", "without a name"),
-)  # fmt: skip
+)

@@ -114,5 +114,11 @@ def _layers(layer: Any, inside: str) -> Iterator[tuple[str, Any]]:
 
 
 FRAMEWORK = Framework(
-    "Keras", prepare, run, head, is_a(NORMS), is_a(keras.layers.Dense), "keras.layers.Dense"
+    name="Keras",
+    prepare=prepare,
+    run=run,
+    head=head,
+    is_norm=is_a(NORMS),
+    is_linear=is_a(keras.layers.Dense),
+    linear_layer="keras.layers.Dense",
 )

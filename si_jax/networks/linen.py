@@ -79,5 +79,12 @@ def inline() -> Iterator[None]:
 
 
 FRAMEWORK = Framework(
-    "Flax Linen", prepare, run, head, is_a(NORMS), is_a(nn.Dense), "flax.linen.Dense", inline
+    name="Flax Linen",
+    prepare=prepare,
+    run=run,
+    head=head,
+    is_norm=is_a(NORMS),
+    is_linear=is_a(nn.Dense),
+    linear_layer="flax.linen.Dense",
+    inline=inline,
 )

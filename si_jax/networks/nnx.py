@@ -82,5 +82,11 @@ def _counts(module: nnx.Module) -> list[Any]:
 
 
 FRAMEWORK = Framework(
-    "Flax NNX", prepare, run, head, is_a(NORMS), is_a(nnx.Linear), "flax.nnx.Linear"
+    name="Flax NNX",
+    prepare=prepare,
+    run=run,
+    head=head,
+    is_norm=is_a(NORMS),
+    is_linear=is_a(nnx.Linear),
+    linear_layer="flax.nnx.Linear",
 )
