@@ -7,6 +7,7 @@ has what the detector needs. The network, the fit and the threshold are constant
 import logging
 import os
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import jax
@@ -103,8 +104,9 @@ def export_onnx(detector: Detector, path: str | os.PathLike) -> Path:
         The path.
 
     Raises:
-        ValueError: if the detector is not fitted, the package `jax2onnx` is missing, it has no
-            conversion for what the detector computes, or the scores are others.
+        ValueError: if the detector is not fitted, the package `jax2onnx` is missing, it does not
+            know this version of JAX, it has no conversion for what the detector computes, or the
+            scores are others.
     """
     run, images = program_of(detector), _any_number(detector)
     try:
@@ -114,6 +116,8 @@ def export_onnx(detector: Detector, path: str | os.PathLike) -> Path:
         raise ValueError(
             f'an export to ONNX needs the package {error.name!r}: pip install "si-jax[onnx]"'
         ) from None
+    except (AttributeError, ImportError) as error:
+        raise _unknown_jax(error) from error
     closed, results = jax.make_jaxpr(run, return_shape=True)(images)  # before Flax is patched
     logging.disable(logging.WARNING)  # that it does not know the shape of an inner value
     try:
@@ -125,6 +129,8 @@ def export_onnx(detector: Detector, path: str | os.PathLike) -> Path:
             output_names=sorted(results),
         ).SerializeToString()
     except Exception as error:  # what it raises for a missing conversion is of any kind
+        if isinstance(error, AttributeError) and str(error).startswith("module 'jax"):
+            raise _unknown_jax(error) from error
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(
             f"detector {detector.name!r} cannot be written as ONNX, for which jax2onnx lacks a"
@@ -147,6 +153,14 @@ def export_onnx(detector: Detector, path: str | os.PathLike) -> Path:
     path = Path(path)
     write_atomically(path, lambda file: file.write(data))
     return path
+
+
+def _unknown_jax(error: Exception) -> ValueError:
+    """What to say where jax2onnx looks for a part of JAX that is not there."""
+    return ValueError(
+        f"jax2onnx {version('jax2onnx')} does not know jax {jax.__version__} ({error}): write the"
+        " detector for JAX, or write it as ONNX with an older one, such as jax 0.10"
+    )
 
 
 def _any_number(detector: Detector) -> jax.ShapeDtypeStruct:
