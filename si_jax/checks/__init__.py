@@ -7,9 +7,6 @@ names both and says what may be given.
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-MAX_BLOCKS = 1000
-MAX_WIDTH = 100_000
-
 
 def check_least(least: int, **values: Any) -> None:
     """See that each of the arguments is at least so much, or None.

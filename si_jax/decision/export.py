@@ -116,8 +116,6 @@ def export_onnx(detector: Detector, path: str | os.PathLike) -> Path:
         raise ValueError(
             f'an export to ONNX needs the package {error.name!r}: pip install "si-jax[onnx]"'
         ) from None
-    except (AttributeError, ImportError) as error:
-        raise _unknown_jax(error) from error
     closed, results = jax.make_jaxpr(run, return_shape=True)(images)  # before Flax is patched
     logging.disable(logging.WARNING)  # that it does not know the shape of an inner value
     try:
@@ -130,7 +128,10 @@ def export_onnx(detector: Detector, path: str | os.PathLike) -> Path:
         ).SerializeToString()
     except Exception as error:  # what it raises for a missing conversion is of any kind
         if isinstance(error, AttributeError) and str(error).startswith("module 'jax"):
-            raise _unknown_jax(error) from error
+            raise ValueError(
+                f"jax2onnx {version('jax2onnx')} does not know jax {jax.__version__} ({error}):"
+                " write the detector for JAX, or as ONNX with an older one, such as jax 0.10"
+            ) from error
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(
             f"detector {detector.name!r} cannot be written as ONNX, for which jax2onnx lacks a"
@@ -153,14 +154,6 @@ def export_onnx(detector: Detector, path: str | os.PathLike) -> Path:
     path = Path(path)
     write_atomically(path, lambda file: file.write(data))
     return path
-
-
-def _unknown_jax(error: Exception) -> ValueError:
-    """What to say where jax2onnx looks for a part of JAX that is not there."""
-    return ValueError(
-        f"jax2onnx {version('jax2onnx')} does not know jax {jax.__version__} ({error}): write the"
-        " detector for JAX, or write it as ONNX with an older one, such as jax 0.10"
-    )
 
 
 def _any_number(detector: Detector) -> jax.ShapeDtypeStruct:

@@ -6,6 +6,9 @@ from typing import Any
 
 from flax import linen as nn
 
+MAX_BLOCKS = 1000
+MAX_WIDTH = 100_000
+
 Shapes = Mapping[str, tuple[int, ...]]
 """Name of a weight, as in a layout's table -> its shape in the file; () for what is no array."""
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from si_jax.checks import MAX_BLOCKS, MAX_WIDTH, check_choice, check_counts
-from si_jax.models.family import Family, IfPresent, Layout, Shapes
+from si_jax.checks import check_choice, check_counts
+from si_jax.models.family import MAX_BLOCKS, MAX_WIDTH, Family, IfPresent, Layout, Shapes
 
 STEMS = ("cifar", "imagenet")
 

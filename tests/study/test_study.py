@@ -19,7 +19,9 @@ from si_jax.study.readings import by_tap, fewer_channels, read_case
 from si_jax.study.sets import load_networks, prepare
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "study_calibrated.py"
-COUNTS = {"limit": 40, "calibration": 100, "seeds": 2}
+COUNTS = {"limit": 40, "calibration": 100, "seeds": 2, "seed": 2}
+"""With this seed no image has a unit within rounding of zero, which one program might see on and
+another off: readings and scores are of two programs."""
 OPTIONS = [
     *("--network", "digits=digits", "--protocols", "published", "--resamples", "20"),
     *("--detectors", "si-c", "si-c-forward", "energy", "knn"),
@@ -142,11 +144,7 @@ def test_an_ablation_is_the_detector(case, directory, readings):
             known, novel = ablations.scores(readings, Fit(components), form)
             for image_set, found in ({case.id_set.name: known} | novel).items():
                 with np.load(store.path(f"{name}-{form}", image_set)) as file:
-                    score = file["score"]
-                # readings and scores come from different programs: a unit within rounding of zero
-                # may be on in one of them alone, and one such position weighs at most so much
-                np.testing.assert_allclose(found, score, rtol=0, atol=0.2)
-                assert np.isclose(found, score, rtol=1e-4, atol=1e-3).mean() >= 0.95
+                    np.testing.assert_allclose(found, file["score"], rtol=1e-4, atol=1e-3)
 
 
 def test_fewer_channels_are_those_of_the_detector(case, readings):
