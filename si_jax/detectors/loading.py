@@ -6,11 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
-from si_jax.data.directories import check_files
 from si_jax.data.preprocessing import preprocessing_for
 from si_jax.detectors import DETECTORS, make_detector, saved_network
 from si_jax.detectors.detector import Detector
@@ -18,6 +15,7 @@ from si_jax.detectors.saving import CARD, FORMAT, card_hash, plain
 from si_jax.detectors.threshold import Threshold
 from si_jax.model import Model
 from si_jax.weights.checkpoint import bundled_directory
+from si_jax.weights.stored import read_arrays
 from si_jax.weights.variables import weights_hash
 
 
@@ -114,23 +112,14 @@ def _read_card(path: Path) -> dict[str, Any]:
     return content
 
 
-def _restore(path: Path) -> dict[str, dict[str, Any]]:
+def _restore(path: Path) -> dict[str, dict[str, np.ndarray]]:
     if not path.is_dir():
         raise ValueError(f"{path.parent} is damaged: its folder 'arrays' is missing")
-    check_files(path)
-    try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            tree = checkpointer.metadata(path).item_metadata.tree
-            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-            arrays = checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-    # orbax raises many kinds of error for a damaged checkpoint, tensorstore's own among them
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else ""
-        raise ValueError(
-            f"{path.parent} is damaged: its arrays cannot be read ({type(error).__name__}:"
-            f" {reason[:200]})"
-        ) from None
-    return jax.tree.map(np.asarray, arrays)
+    arrays: dict[str, dict[str, np.ndarray]] = {}
+    for key, array in read_arrays(path).items():
+        part, _, name = key.partition(".")
+        arrays.setdefault(part, {})[name] = array
+    return arrays
 
 
 def _threshold(content: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Threshold:

@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from si_jax.data.files import write_text
 from si_jax.data.json_files import read_json
 from si_jax.model import Model
+from si_jax.weights.stored import read_arrays
 from si_jax.weights.variables import weights_hash
 
 COLUMNS = ("epoch", "loss", "accuracy", "held_out_loss", "held_out_accuracy", "seconds")
@@ -89,11 +90,10 @@ class TrainingRun:
             return state
         leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, state))
         try:
-            saved = self._states.restore(epoch, args=ocp.args.StandardRestore(_named(leaves)))
-            leaves = [np.asarray(saved[name]) for name in _named(leaves)]
+            saved = read_arrays(self.directory / "state" / str(epoch) / "default")
+            leaves = [_like(leaf, saved[name]) for name, leaf in _named(leaves).items()]
             self.log = _read_log(self.directory, epoch)
-        # orbax raises many kinds of error for a damaged checkpoint, tensorstore's own among them
-        except Exception as error:
+        except Exception as error:  # of many kinds, whichever line of the log is damaged
             raise ValueError(
                 f"{self.directory} cannot be resumed ({type(error).__name__}): remove it to begin"
                 " again"
@@ -154,6 +154,12 @@ def _read_log(directory: Path, epochs: int) -> list[dict[str, Any]]:
 
 def _named(leaves: list[np.ndarray]) -> dict[str, np.ndarray]:
     return {f"{index:05d}": leaf for index, leaf in enumerate(leaves)}
+
+
+def _like(leaf: np.ndarray, saved: np.ndarray) -> np.ndarray:
+    if (saved.shape, saved.dtype) != (leaf.shape, leaf.dtype):
+        raise ValueError(f"an array is {saved.dtype}{saved.shape}, not {leaf.dtype}{leaf.shape}")
+    return saved
 
 
 def _short(value: int | float) -> int | str:

@@ -1,7 +1,6 @@
 """The arrays of any network on disk: written by orbax, read one at a time, compared by name.
 
-Orbax keeps arrays as zarr in a tensorstore database. They are read with tensorstore itself, so that
-names and shapes are compared before any memory is taken, and a damaged file is met where it is.
+Names and shapes are compared before any memory is taken.
 """
 
 import hashlib
@@ -14,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from si_jax.data.directories import check_files, check_new
+from si_jax.data.directories import check_new
+from si_jax.weights.stored import open_arrays, read_array
 
-DRIVERS = {".zarray": "zarr", "zarr.json": "zarr3"}
 SHOWN = 10  # faults that a message lists
 
 
@@ -70,7 +69,7 @@ def load_variables(directory: str | os.PathLike, like: Any, *, sha256: str | Non
     if not directory.is_dir():
         raise ValueError(f"{directory} is not there: it should hold the weights")
     expected = _named(like)
-    stored = _open(directory)
+    stored = {key.replace(".", "/"): array for key, array in open_arrays(directory).items()}
     faults = [f"missing: {n} {tuple(x.shape)}" for n, x in expected.items() if n not in stored]
     faults += [f"left over: {n} {x.shape}" for n, x in stored.items() if n not in expected]
     faults += [
@@ -85,7 +84,7 @@ def load_variables(directory: str | os.PathLike, like: Any, *, sha256: str | Non
             + "\n  ".join(faults[:SHOWN])
             + more
         )
-    arrays = {name: _read(directory, name, stored[name]) for name in expected}
+    arrays = {name: read_array(directory, name, stored[name]) for name in expected}
     leaves, structure = jax.tree.flatten(like)
     if sha256 is not None and sha256 != weights_hash(_nested(arrays)):
         raise ValueError(f"{directory} is damaged: its weights do not have the hash that was noted")
@@ -167,39 +166,3 @@ def _check_finite(name: str, array: np.ndarray, consequence: str) -> None:
         raise ValueError(
             f"{name} holds NaN or infinite values ({bad} of {array.size}): {consequence}"
         )
-
-
-def _open(directory: Path) -> dict[str, Any]:
-    """Name -> stored array, of which only shape and dtype have been read."""
-    import tensorstore as ts
-
-    check_files(directory)
-    base = {"driver": "ocdbt", "base": f"file://{directory}/"}
-    arrays = {}
-    try:
-        for key in ts.KvStore.open(base).result().list().result():
-            path, _, last = key.decode().rpartition("/")
-            if last in DRIVERS:
-                store = {"driver": DRIVERS[last], "kvstore": {**base, "path": f"{path}/"}}
-                arrays[path.replace(".", "/")] = ts.open(store, open=True).result()
-    # tensorstore raises ValueError, OSError and others, whichever byte is damaged
-    except Exception as error:
-        raise _damaged(directory, error) from None
-    return arrays
-
-
-def _read(directory: Path, name: str, array: Any) -> np.ndarray:
-    chunk = array.chunk_layout.read_chunk.shape or ()
-    if any(c > max(n, 1) for c, n in zip(chunk, array.shape, strict=False)):
-        raise _damaged(directory, ValueError(f"{name} is cut into pieces larger than itself"))
-    try:
-        return np.asarray(array.read().result())
-    except Exception as error:
-        raise _damaged(directory, error) from None
-
-
-def _damaged(directory: Path, error: Exception) -> ValueError:
-    reason = str(error).splitlines()[0] if str(error) else ""
-    return ValueError(
-        f"{directory} cannot be read as orbax weights ({type(error).__name__}: {reason[:200]})"
-    )

@@ -104,6 +104,17 @@ def test_damage_is_told(case, saved, tmp_path):
         si_jax.load_detector(directory)
 
 
+def test_loading_starts_no_event_loop(saved, monkeypatch):
+    """Readings of one that fails go on after it, and print tracebacks when they end."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("an event loop was started")
+
+    monkeypatch.setattr("asyncio.run", refuse)
+    monkeypatch.setattr("asyncio.new_event_loop", refuse)
+    assert si_jax.load_detector(saved[0]).name == "knn"
+
+
 def test_weights_that_are_not_those_of_the_card(saved, tiny, many_images, tmp_path):
     detector = si_jax.make_detector("energy", tiny).calibrate(many_images)
     other = jax.tree.map(lambda x: x + 1, dict(tiny.variables))
