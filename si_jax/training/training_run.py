@@ -21,6 +21,8 @@ from si_jax.weights.stored import read_arrays
 from si_jax.weights.variables import weights_hash
 
 COLUMNS = ("epoch", "loss", "accuracy", "held_out_loss", "held_out_accuracy", "seconds")
+HASH = "sha256"
+"""Name under which the hash of a state's arrays is saved beside them."""
 
 
 class TrainingRun:
@@ -91,7 +93,11 @@ class TrainingRun:
         leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, state))
         try:
             saved = read_arrays(self.directory / "state" / str(epoch) / "default")
-            leaves = [_like(leaf, saved[name]) for name, leaf in _named(leaves).items()]
+            if set(saved) != set(_named(leaves)) or not np.array_equal(
+                saved.pop(HASH), _hash(saved)
+            ):
+                raise ValueError("the arrays do not have the hash that was saved with them")
+            leaves = [saved[name] for name in sorted(saved)]
             self.log = _read_log(self.directory, epoch)
         except Exception as error:  # of many kinds, whichever line of the log is damaged
             raise ValueError(
@@ -153,13 +159,12 @@ def _read_log(directory: Path, epochs: int) -> list[dict[str, Any]]:
 
 
 def _named(leaves: list[np.ndarray]) -> dict[str, np.ndarray]:
-    return {f"{index:05d}": leaf for index, leaf in enumerate(leaves)}
+    named = {f"{index:05d}": leaf for index, leaf in enumerate(leaves)}
+    return {**named, HASH: _hash(named)}
 
 
-def _like(leaf: np.ndarray, saved: np.ndarray) -> np.ndarray:
-    if (saved.shape, saved.dtype) != (leaf.shape, leaf.dtype):
-        raise ValueError(f"an array is {saved.dtype}{saved.shape}, not {leaf.dtype}{leaf.shape}")
-    return saved
+def _hash(named: dict[str, np.ndarray]) -> np.ndarray:
+    return np.frombuffer(bytes.fromhex(weights_hash(named)), np.uint8)
 
 
 def _short(value: int | float) -> int | str:

@@ -25,6 +25,7 @@ from si_jax.evaluation import benchmark, fitting
 from si_jax.evaluation.job import Job, make_detectors
 from si_jax.evaluation.store import Store
 from si_jax.reporting import runs
+from si_jax.training import training
 from si_jax.weights import convert_files
 from si_jax.weights.checkpoint import load_model, save_checkpoint
 from si_jax.weights.variables import weights_hash
@@ -69,6 +70,7 @@ def make(root: Path) -> None:
     readers = Readers(root)
     readers.scores(root)
     readers.fit(root)
+    readers.training(root)
 
 
 def _images(folder: Path, count: int, rng: np.random.Generator) -> None:
@@ -140,6 +142,8 @@ class Readers:
             name: sources.from_folder(root / "data" / path, name=name)
             for name, path in (("known", "val"), ("one", "ood/one"), ("train", "train"))
         }
+        with np.load(root / "images.npz") as file:
+            self.batch = file["images"], file["labels"]
         self.transform = Preprocessing(resize=8, crop=(8, 8))
         self.job = Job(
             self.model,
@@ -161,6 +165,13 @@ class Readers:
         where = {"facts": {}, "directory": root / "fits"}
         fitting.fit_detectors(made, self.sets["train"], self.transform, **where)
         return digest(*(v for _, v in sorted(made[FITTED].state.items())))
+
+    def training(self, root: Path) -> str:
+        """Train, from the state that was saved."""
+        images, labels = self.batch
+        recipe = training.Recipe(epochs=1, batch_size=10)
+        trained = training.train(self.model, images, labels, recipe, directory=root / "training")
+        return weights_hash(dict(trained.variables))
 
     def run(self, root: Path) -> str:
         """Read a finished run whole."""
@@ -226,6 +237,7 @@ KINDS: dict[str, tuple[str, str, bool]] = {
     "card.json": ("checkpoint", "checkpoint/card.json", False),
     "weights directory": ("checkpoint", "checkpoint/weights/**/*", True),
     "detector directory": ("detector", "detector/**/*", True),
+    "state of a training": ("training", "training/state/**/*", True),
     "npz of images": ("archive", "images.npz", True),
     "image": ("images", "data/val/class0/*", False),
     "MATLAB file": ("matlab", "test_32x32.mat", False),
