@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from si_jax.checks import check_least
+from si_jax.networks.programs import compiled
 
 DELAY = 2  # seconds after which a progress bar shows
 
@@ -61,6 +62,7 @@ class Batched:
     def __init__(self, function: Callable[..., Any], *weights: Placed):
         self._function = jax.jit(function)
         self._weights = weights
+        self._programs: dict[Any, Any] = {}
 
     def __call__(
         self, images: np.ndarray, *, batch_size: int, shrink: bool = False, progress: str = ""
@@ -114,7 +116,10 @@ class Batched:
             images = np.concatenate([images, images[-1:].repeat(size - count, axis=0)])
         weights = [placed.on(devices) for placed in self._weights]
         images = jax.device_put(images, _sharding(devices, PartitionSpec("batch")))
-        results = self._function(*weights, images)
+        key = (devices, images.shape, images.dtype)
+        if key not in self._programs:
+            self._programs[key] = compiled(self._function, *weights, images)
+        results = self._programs[key](*weights, images)
         return lambda: jax.tree.map(lambda x: x[:count], jax.device_get(results))
 
 

@@ -17,13 +17,13 @@ ROOT = Path(__file__).parents[1]
 
 def test_three_shapes_at_most_and_none_after_warming_up(tiny):
     detector = si_jax.make_detector("energy", tiny, batch_size=16).warm_up()
-    programs = detector._run._function._cache_size()
+    programs = len(detector._run._programs)
     assert programs <= 3
     images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), np.uint8)
     scores = detector.score(images)
     for count in (1, 2, 7, 9, 16, 17, 40):
         np.testing.assert_allclose(detector.score(images[:count]), scores[:count], rtol=1e-5)
-    assert detector._run._function._cache_size() == programs
+    assert len(detector._run._programs) == programs
 
 
 def test_predictions_wait_for_no_program_after_warming_up(tiny):
@@ -31,39 +31,36 @@ def test_predictions_wait_for_no_program_after_warming_up(tiny):
     images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), np.uint8)
     detector = si_jax.make_detector("energy", tiny, batch_size=16).calibrate(images)
     detector.warm_up()
-    runs = (detector._run._function, detector._predict_run._function)
-    programs = [run._cache_size() for run in runs]
+    runs = (detector._run._programs, detector._predict_run._programs)
+    programs = [len(run) for run in runs]
     assert max(programs) <= 3
     for count in (1, 2, 9, 16, 40):
         labels = detector.predict(images[:count]).label
         assert detector.score(images[:count]).shape == labels.shape == (count,)
-    assert [run._cache_size() for run in runs] == programs
+    assert [len(run) for run in runs] == programs
 
     detector.warm_up(dtype=np.float32)
-    programs = [run._cache_size() for run in runs]
+    programs = [len(run) for run in runs]
     assert max(programs) <= 6
     detector.predict((images[:3] / 64 - 2).astype(np.float32))
-    assert [run._cache_size() for run in runs] == programs
+    assert [len(run) for run in runs] == programs
 
 
 def test_a_detector_fitted_on_floats_is_warmed_up_with_floats(tiny):
     images = np.random.default_rng(0).normal(size=(20, 8, 8, 3)).astype(np.float32)
     detector = si_jax.make_detector("react", tiny, batch_size=8).fit(images).warm_up()
-    programs = detector._run._function._cache_size()
+    programs = len(detector._run._programs)
     detector.score(images[:5])
-    assert detector._run._function._cache_size() == programs
+    assert len(detector._run._programs) == programs
 
 
 def test_a_small_set_is_scored_in_a_small_batch(tiny):
     """`evaluate --limit 4` does not cost a full batch."""
     scorer = Scorer({"energy": si_jax.make_detector("energy", tiny, batch_size=64)})
-    shapes = []
-    function = scorer._run[0]._function
-    scorer._run[0]._function = lambda *args: shapes.append(args[-1].shape) or function(*args)
     images = np.zeros((4, 8, 8, 3), np.uint8)
     scorer.start(images, few=True)()
     scorer.start(images)()  # the last batch of a large set
-    assert [shape[0] for shape in shapes] == [8, 64]
+    assert [shape[0] for _, shape, _ in scorer._run[0]._programs] == [8, 64]
 
 
 def test_a_small_evaluation_runs_small_batches_alone(monkeypatch):

@@ -22,6 +22,7 @@ from si_jax.detectors.base import State
 from si_jax.detectors.fitting import Batches
 from si_jax.detectors.head import feature_size
 from si_jax.model import Model
+from si_jax.networks.programs import compiled
 
 LEAST_SECONDS = 0.3
 """How long short programs are timed at a time, being called over and over."""
@@ -154,7 +155,7 @@ def time_detectors(
     programs, compile_seconds = {}, {}
     for title, function in tqdm(functions.items(), desc="compiling", unit="program", leave=False):
         began = time.perf_counter()
-        programs[title] = jax.jit(function).lower(*arguments[title]).compile()
+        programs[title] = compiled(jax.jit(function), *arguments[title])
         compile_seconds[title] = time.perf_counter() - began
 
     def caller(title):
