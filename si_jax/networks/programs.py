@@ -4,7 +4,8 @@ On a CPU, XLA hands convolutions and reductions to one library (YNNPACK) and lea
 products to another (Eigen). Eigen's ordinary convolutions are up to twice as fast, YNNPACK's
 grouped ones and its softmax up to 1.6 times. So a program that consists of ordinary convolutions is
 compiled without YNNPACK, and one with many products or reductions as XLA has it: a transformer, or
-BiT, whose kernels and groups are normalised. Scores differ by float32 rounding.
+BiT, whose kernels and groups are normalised. Scores differ by float32 rounding. What it saves is
+measured in `scripts/README.md`.
 """
 
 import functools
