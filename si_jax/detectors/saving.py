@@ -13,13 +13,13 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from si_jax.cli import versions
 from si_jax.data.directories import check_new, written_whole
 from si_jax.data.json_files import json_hash
 from si_jax.detectors import saved_network
 from si_jax.detectors.threshold import Threshold
+from si_jax.weights.stored import write_arrays
 from si_jax.weights.variables import weights_hash
 
 FORMAT = 1
@@ -75,11 +75,8 @@ def save_detector(
     content = json.loads(json.dumps(content, default=plain))
     content["sha256"]["json"] = card_hash(content)
     with written_whole(directory) as temporary:
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            filled = {part: tree for part, tree in arrays.items() if tree}
-            checkpointer.save(temporary / "arrays", filled)
-        # needed on storage without renaming alone, and it names this machine's directories
-        (temporary / "arrays" / "commit_success.txt").unlink(missing_ok=True)
+        filled = {part: tree for part, tree in arrays.items() if tree}
+        write_arrays(temporary / "arrays", filled)
         (temporary / CARD).write_text(json.dumps(content, indent=2) + "\n")
     return directory
 

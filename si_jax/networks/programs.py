@@ -19,7 +19,7 @@ YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
 """XLA's option that lists what goes to YNNPACK; where the environment sets it, that holds."""
 
 
-def compiled(function: Any, *arguments: Any) -> Any:
+def compiled(function: jax.stages.Wrapped, *arguments: Any) -> jax.stages.Compiled:
     """A function compiled for arguments of the shapes, dtypes and devices of those given.
 
     Args:

@@ -29,8 +29,8 @@ class TrainingRun:
     """Saves a run's state after each epoch, and finds it again.
 
     The directory holds `run.json` (what run it is), `state/` (orbax: step, weights, statistics,
-    optimiser, moving average) and `log.csv`. The data order and the random draws are functions of
-    the seed and the step, so the step is all of them that there is to save.
+    optimiser, moving average, and their hash) and `log.csv`. The data order and the random draws
+    are functions of the seed and the step, so the step is all of them that there is to save.
 
     Args:
         directory: the run's directory; None saves nothing.
@@ -93,9 +93,8 @@ class TrainingRun:
         leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, state))
         try:
             saved = read_arrays(self.directory / "state" / str(epoch) / "default")
-            if set(saved) != set(_named(leaves)) or not np.array_equal(
-                saved.pop(HASH), _hash(saved)
-            ):
+            noted = saved.pop(HASH)
+            if len(saved) != len(leaves) or not np.array_equal(noted, _hash(saved)):
                 raise ValueError("the arrays do not have the hash that was saved with them")
             leaves = [saved[name] for name in sorted(saved)]
             self.log = _read_log(self.directory, epoch)

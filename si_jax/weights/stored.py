@@ -1,4 +1,4 @@
-"""Arrays that orbax wrote, read one at a time.
+"""Arrays on disk: written by orbax, read one at a time.
 
 Orbax keeps arrays as zarr in a tensorstore database. They are read with tensorstore itself and not
 by orbax, which reads all arrays beside each other: at a damaged one it stops, and what the others
@@ -14,6 +14,16 @@ import numpy as np
 from si_jax.data.directories import check_files
 
 DRIVERS = {".zarray": "zarr", "zarr.json": "zarr3"}
+
+
+def write_arrays(directory: Path, tree: Any) -> None:
+    """Write a tree of arrays to a new directory."""
+    import orbax.checkpoint as ocp
+
+    with ocp.PyTreeCheckpointer(use_ocdbt=True) as checkpointer:
+        checkpointer.save(directory, tree)
+    # needed on storage without renaming alone, and it names this machine's directories
+    (directory / "commit_success.txt").unlink(missing_ok=True)
 
 
 def read_arrays(directory: str | os.PathLike) -> dict[str, np.ndarray]:

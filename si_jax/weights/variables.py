@@ -1,4 +1,4 @@
-"""The arrays of any network on disk: written by orbax, read one at a time, compared by name.
+"""The arrays of any network on disk, compared by name; see `si_jax.weights.stored`.
 
 Names and shapes are compared before any memory is taken.
 """
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from si_jax.data.directories import check_new
-from si_jax.weights.stored import open_arrays, read_array
+from si_jax.weights.stored import open_arrays, read_array, write_arrays
 
 SHOWN = 10  # faults that a message lists
 
@@ -36,16 +36,11 @@ def save_variables(directory: str | os.PathLike, variables: Any, *, dtype: Any =
         ValueError: if the directory exists, there are no arrays, two have one name, or one holds
             values that are not finite, in its own dtype or in the one in which it is stored.
     """
-    import orbax.checkpoint as ocp
-
     directory = Path(directory).resolve()
     check_new(directory)
     arrays = {name: _stored(name, x, dtype) for name, x in _named(variables).items()}
     tree = _nested(arrays)
-    with ocp.PyTreeCheckpointer(use_ocdbt=True) as checkpointer:
-        checkpointer.save(directory, tree)
-    # needed on storage without renaming alone, and it names this machine's directories
-    (directory / "commit_success.txt").unlink(missing_ok=True)
+    write_arrays(directory, tree)
     return weights_hash(tree)
 
 
