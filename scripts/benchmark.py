@@ -17,15 +17,15 @@ from pathlib import Path
 
 import jax
 
+from benchmarks import memory as memory_use
+from benchmarks import overlap as overlapping
+from benchmarks import pipeline_speed, speed, speed_torch
+from benchmarks import rounding as rounded
 from si_jax import cli, models
 from si_jax.commands import options
 from si_jax.data import preprocessing
 from si_jax.data.files import write_text
 from si_jax.detectors import DETECTORS
-from si_jax.evaluation import memory as memory_use
-from si_jax.evaluation import overlap as overlapping
-from si_jax.evaluation import pipeline_speed, speed, speed_torch
-from si_jax.evaluation import rounding as rounded
 from si_jax.reporting.tables import text_table
 
 

@@ -21,9 +21,9 @@ from si_jax.data.files import write_atomically
 from si_jax.detectors import DETECTORS
 from si_jax.evaluation import benchmark
 from si_jax.reporting.panels import encode
-from si_jax.study import ablations, figures, report, rivals
-from si_jax.study.readings import read_case
-from si_jax.study.sets import Case, load_networks, prepare
+from study import ablations, figures, report, rivals
+from study.readings import read_case
+from study.sets import Case, load_networks, prepare
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -9,7 +9,7 @@ prints AUROC: mean over the sets (and each of them), averaged over the seeds.
 import argparse
 
 from si_jax import cli
-from si_jax.study import without_relu
+from study import without_relu
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -50,6 +50,7 @@ TABLES = (ARCHITECTURES, BENCHMARKS, DETECTORS, METRICS, REGISTERED)
 GOLDEN = Path(__file__).parent / "golden"
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 sys.path.insert(0, str(GOLDEN))
+sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 
 
 @pytest.fixture

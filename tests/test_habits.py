@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LIBRARY = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / "si_jax").rglob("*.py")}
-SCRIPTS = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / "scripts").glob("*.py")}
+SCRIPTS = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / "scripts").rglob("*.py")}
 TREES = {name: ast.parse(path.read_text()) for name, path in sorted((LIBRARY | SCRIPTS).items())}
 COMMANDS = [name for name in TREES if name.startswith(("si_jax/commands/", "scripts/"))]
 

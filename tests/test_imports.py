@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (  # from the top down; packages on one line may not import each other
     ("scripts",),
     ("commands",),
-    ("testing", "decision", "study"),
+    ("testing", "decision"),
     ("reporting", "training"),
     ("evaluation",),
     ("detectors",),
@@ -31,7 +31,7 @@ LEVEL = {name: len(LAYERS) - row for row, names in enumerate(LAYERS) for name in
 
 def modules() -> dict[str, Path]:
     """Dotted name -> file, of the package and the scripts."""
-    files = [*(ROOT / "si_jax").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]
+    files = [*(ROOT / "si_jax").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")]
     names = {".".join(f.relative_to(ROOT).with_suffix("").parts): f for f in files}
     return {name.removesuffix(".__init__"): file for name, file in sorted(names.items())}
 
@@ -60,7 +60,9 @@ def imports(module: str) -> set[str]:
             for alias in node.names:
                 inner = f"{node.module}.{alias.name}"
                 names.add(inner if inner in MODULES else node.module)
-    return {name for name in names if name.split(".")[0] == "si_jax"}
+    if package(module) == "scripts":  # they find each other without the folder's name
+        names |= {f"scripts.{name}" for name in names} & MODULES.keys()
+    return {name for name in names if name.split(".")[0] in ("si_jax", "scripts")}
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m != "si_jax"])

@@ -13,9 +13,9 @@ import si_jax
 from si_jax import activation
 from si_jax.data import digits
 from si_jax.networks import framework
-from si_jax.study import without_relu
 from si_jax.taps import default_taps
-from si_jax.training.fine_tuning import fine_tune
+from study import without_relu
+from study.fine_tuning import fine_tune
 
 GREY = {"input_size": 28, "mean": 0.5, "std": 0.5, "call_kwargs": {"train": False}}
 """Grey images of 28x28 pixels."""

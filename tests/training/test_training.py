@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from si_jax.evaluation import speed
+from benchmarks import speed
 from si_jax.training import training
 from si_jax.training.augmentation import augment
 

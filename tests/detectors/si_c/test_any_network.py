@@ -77,7 +77,7 @@ def test_taps_of_the_networks():
         "wrn_40_2": (37, "block1_0/bn1", "bn1", 25),
         "bit_r101x1": (10, "block4_unit01/gn1", "before_head/gn", 9),
     }
-    from si_jax.evaluation import speed
+    from benchmarks import speed
 
     for name, (count, first, last, inner) in taps.items():
         model = speed.random_model(name)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import si_jax
-from si_jax.decision.parts import PartWorker, plan, predict_with_ray
+from predict_ray import PartWorker, plan, predict_with_ray
 
 parquet = pytest.importorskip("pyarrow.parquet")
 COUNT = 1000
@@ -90,7 +90,8 @@ def test_two_workers_one_of_which_is_killed_are_equal_to_one_process(saved, fold
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().finish(part)
 
-    environment = {"PYTHONPATH": str(Path(si_jax.__file__).parents[1]), "JAX_PLATFORMS": "cpu"}
+    root = Path(si_jax.__file__).parents[1]
+    environment = {"PYTHONPATH": f"{root}:{root / 'scripts'}", "JAX_PLATFORMS": "cpu"}
     ray.init(
         num_cpus=3,
         object_store_memory=80 * 2**20,

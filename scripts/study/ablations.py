@@ -19,8 +19,8 @@ from si_jax.detectors.si_c import score as si_c_score
 from si_jax.detectors.si_c.method import FORWARD
 from si_jax.detectors.si_c.score import COMPONENTS
 from si_jax.evaluation.keys import key_of
-from si_jax.study.measures import MEASURED, group_means
-from si_jax.study.readings import CaseReadings, Readings, by_tap, fewer_channels
+from study.measures import MEASURED, group_means
+from study.readings import CaseReadings, Readings, by_tap, fewer_channels
 
 ALL = tuple(COMPONENTS)
 LETTERS = {"energy": "E", "channel-average": "A", "zero-deflation": "M"}

@@ -13,7 +13,7 @@ from si_jax.detectors import make_detector
 from si_jax.evaluation.metrics import auroc
 from si_jax.evaluation.scoring import Scorer
 from si_jax.model import Model
-from si_jax.training.fine_tuning import fine_tune
+from study.fine_tuning import fine_tune
 
 WIDTH = 32
 

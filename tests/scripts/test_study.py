@@ -1,11 +1,10 @@
 import dataclasses
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+import study_calibrated
 from si_jax.batching import Batched
 from si_jax.data import benchmarks
 from si_jax.detectors.si_c.method import FORWARD
@@ -13,12 +12,11 @@ from si_jax.detectors.si_c.readings import reader
 from si_jax.evaluation import bootstrap, metrics
 from si_jax.evaluation.store import Store
 from si_jax.reporting.panels import encode
-from si_jax.study import ablations, measures, report, rivals
-from si_jax.study.ablations import ALL, Fit
-from si_jax.study.readings import by_tap, fewer_channels, read_case
-from si_jax.study.sets import load_networks, prepare
+from study import ablations, measures, report, rivals
+from study.ablations import ALL, Fit
+from study.readings import by_tap, fewer_channels, read_case
+from study.sets import load_networks, prepare
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "study_calibrated.py"
 COUNTS = {"limit": 40, "calibration": 100, "seeds": 2, "seed": 2}
 """With this seed no image has a unit within rounding of zero, which one program might see on and
 another off: readings and scores are of two programs."""
@@ -30,17 +28,9 @@ OPTIONS = [
 
 
 @pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("study_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def out(script, tmp_path_factory):
+def out(tmp_path_factory):
     directory = tmp_path_factory.mktemp("study") / "results"
-    script.main([*OPTIONS, "--out", str(directory)])
+    study_calibrated.main([*OPTIONS, "--out", str(directory)])
     return directory
 
 
@@ -118,7 +108,7 @@ def test_every_ablation_is_there(out):
         assert f"]({path})" in markdown
 
 
-def test_a_rerun_computes_nothing(script, out, monkeypatch, capsys):
+def test_a_rerun_computes_nothing(out, monkeypatch, capsys):
     before = load(out)
 
     def refuse(*args, **options):
@@ -127,7 +117,7 @@ def test_a_rerun_computes_nothing(script, out, monkeypatch, capsys):
     monkeypatch.setattr(Batched, "batch", refuse)
     monkeypatch.setattr(ablations.si_c_fit, "fit", refuse)
     monkeypatch.setattr(ablations, "layers", lambda _: before["cases"][0]["layers"])
-    script.main([*OPTIONS, "--out", str(out)])
+    study_calibrated.main([*OPTIONS, "--out", str(out)])
     after = load(out)
     for case in (*before["cases"], *after["cases"]):
         del case["seconds"], case["computed"]
@@ -264,7 +254,7 @@ def test_measures():
 
 
 def test_figures_without_a_near_set(out):
-    from si_jax.study import figures
+    from study import figures
 
     (case,) = load(out)["cases"]
     groups = {"photos": "far"}
@@ -278,7 +268,7 @@ def test_figures_without_a_near_set(out):
 
 
 def test_names_tell_networks_apart(tmp_path, digits_model, monkeypatch):
-    monkeypatch.setattr("si_jax.study.sets.load_model", lambda _: digits_model)
+    monkeypatch.setattr("study.sets.load_model", lambda _: digits_model)
     networks = load_networks(["digits=a/best", "digits=b/best", "cifar10=b/best"])
     assert [n.name for n in networks] == ["digits-a-best", "digits-b-best", "cifar10-b-best"]
 
@@ -299,9 +289,9 @@ def test_names_tell_networks_apart(tmp_path, digits_model, monkeypatch):
         (["--network", "digits=digits", "--out", __file__], "test_study.py is a file"),
     ],
 )
-def test_mistakes(script, options, message, tmp_path, monkeypatch):
+def test_mistakes(options, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = [*options, "--data-dir", str(tmp_path)]
     with pytest.raises(ValueError, match=message):
-        script.main(options)
+        study_calibrated.main(options)
     assert not list(tmp_path.iterdir())

@@ -15,8 +15,8 @@ from si_jax.detectors.si_c.readings import Reader, batched, reader
 from si_jax.evaluation.keyed_files import read_keyed, write_keyed
 from si_jax.evaluation.keys import key_of
 from si_jax.evaluation.store import escaped
-from si_jax.study.sets import Case
 from si_jax.weights.variables import weights_hash
+from study.sets import Case
 
 Readings = Mapping[str, np.ndarray]
 """Reading's name -> float32 array with a row for each image."""

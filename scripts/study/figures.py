@@ -31,7 +31,7 @@ def densities(layers: Mapping[str, Any], groups: Mapping[str, str]) -> Figure:
     The band holds the middle 90 % of the in-distribution images.
 
     Args:
-        layers: by `si_jax.study.ablations.layers`.
+        layers: by `study.ablations.layers`.
         groups: set -> group.
     """
     figure, panels = grid(len(groups), height=2.5)
@@ -56,7 +56,7 @@ def abnormal_taps(layers: Mapping[str, Any], groups: Mapping[str, str]) -> Figur
     """Share of images with p < 0.05 at each tap, a row for each set; 5 % would be by chance.
 
     Args:
-        layers: by `si_jax.study.ablations.layers`, with `rejected`.
+        layers: by `study.ablations.layers`, with `rejected`.
         groups: set -> group.
     """
     taps, sets = layers["taps"], [ID_NAME, *groups]

@@ -66,15 +66,15 @@ def _measure(kind, side, size, count, batch_size, repeats, workers, name, cores)
     jax.block_until_ready(jax.numpy.zeros(8) + 1)  # JAX's threads start here, and stay there
     os.sched_setaffinity(0, {cores[1]})
 
+    from benchmarks.pipeline_speed import make_folder
+    from benchmarks.speed import random_model
     from si_jax.batching import AHEAD
     from si_jax.data import sources
     from si_jax.data.pipeline import batches
     from si_jax.data.preprocessing import PREPROCESSING
     from si_jax.detectors import make_detector
-    from si_jax.evaluation.pipeline_speed import make_folder
     from si_jax.evaluation.scorer import Scorer
     from si_jax.evaluation.scoring import score_set
-    from si_jax.evaluation.speed import random_model
     from si_jax.evaluation.store import Store
 
     transform = PREPROCESSING["openood", size]

@@ -11,8 +11,8 @@ from si_jax.detectors import DETECTORS, Detector, make_detector
 from si_jax.evaluation import benchmark, bootstrap, fitting
 from si_jax.evaluation.store import Store
 from si_jax.model import Model
-from si_jax.study import measures
-from si_jax.study.sets import Case
+from study import measures
+from study.sets import Case
 
 FORMS = ("hinge", "sum")
 CALIBRATED = ("si-c", "si-c-forward")

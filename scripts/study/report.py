@@ -17,7 +17,7 @@ from si_jax.reporting.tables import (
     percent,
     plain,
 )
-from si_jax.study.measures import MEASURED
+from study.measures import MEASURED
 
 TITLES = {name: report.metric_titles()[name] for name in MEASURED}
 ABLATIONS = {

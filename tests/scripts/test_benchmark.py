@@ -1,7 +1,5 @@
-import importlib.util
 import json
 import re
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,15 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import benchmark
 import si_jax
+from benchmarks import rounding, speed, speed_torch
 from si_jax import splitting
 from si_jax.detectors import Inputs, make_detector
-from si_jax.evaluation import rounding, speed, speed_torch
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark.py"
-spec = importlib.util.spec_from_file_location("benchmark_script", SCRIPT)
-benchmark = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(benchmark)
 
 
 def test_data(tmp_path, capsys):

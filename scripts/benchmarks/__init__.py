@@ -1,0 +1,1 @@
+"""What `scripts/benchmark.py` measures: detectors, the input pipeline, memory and rounding."""
