@@ -100,9 +100,13 @@ def run(main: Callable[[], None]) -> None:
         print(f"error: {in_flags(str(error))}", file=sys.stderr)
         sys.exit(2)
     except (MemoryError, RuntimeError) as error:
-        if not memory_exhausted(error):
+        if memory_exhausted(error):
+            text = "memory is exhausted: take smaller batches or fewer images"
+        elif "Unable to initialize backend" in str(error):  # JAX_PLATFORMS names another machine's
+            text = " ".join(str(error).split())
+        else:
             raise
-        print("error: memory is exhausted: take smaller batches or fewer images", file=sys.stderr)
+        print(f"error: {text}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as error:
         print("interrupted; what was finished is saved", file=sys.stderr)
@@ -153,11 +157,11 @@ def cache_compilations() -> Path | None:
     jax_folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if given is None and jax_folder:
         return Path(jax_folder)
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
-    folder = Path(given).expanduser() if given else home / "si-jax" / "programs"
     try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+        folder = Path(given).expanduser() if given else home / "si-jax" / "programs"
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: the user has no home
         if given:
             raise
         return None

@@ -2,9 +2,9 @@
 
 import contextlib
 import os
+import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,14 +31,13 @@ def written_whole(directory: Path) -> Iterator[Path]:
     Yields:
         The hidden directory, beside `directory`.
     """
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    hidden = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    hidden = make_hidden(directory)
     old = hidden.with_name(f"{hidden.name}.old")
     try:
         with _marked(hidden):
             yield hidden
-            (hidden / MARKER).unlink(missing_ok=True)
-            hidden.chmod(0o755)
+            for name in (MARKER, f"{MARKER}.new"):
+                (hidden / name).unlink(missing_ok=True)
             if directory.exists():
                 directory.rename(old)
             hidden.rename(directory)
@@ -48,6 +47,14 @@ def written_whole(directory: Path) -> Iterator[Path]:
         (old / MARKER).touch()
         shutil.rmtree(old, ignore_errors=True)
     sweep(directory.parent)
+
+
+def make_hidden(directory: Path) -> Path:
+    """A new hidden directory beside `directory`, whose parents are made; the umask holds."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    hidden = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}")
+    hidden.mkdir()
+    return hidden
 
 
 def sweep(parent: Path) -> None:
@@ -99,6 +106,8 @@ def _marked(directory: Path) -> Iterator[None]:
         return
     unlocked = directory / f"{MARKER}.new"
     with unlocked.open("wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        unlocked.rename(directory / MARKER)  # whoever sees the marker sees it locked
+        # where the file system has no locks, nothing is marked, and so nothing swept
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+            unlocked.rename(directory / MARKER)  # whoever sees the marker sees it locked
         yield

@@ -3,10 +3,10 @@
 import errno
 import lzma
 import os
+import secrets
 import stat
 import struct
 import tarfile
-import tempfile
 import tokenize
 import zipfile
 import zlib
@@ -52,7 +52,8 @@ def open_regular(path: str | os.PathLike) -> BufferedReader:
     Raises:
         OSError: if there is none, it cannot be read, or it is no regular file.
     """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | os.O_CLOEXEC)
+    flags = [getattr(os, name, 0) for name in ("O_NONBLOCK", "O_BINARY", "O_CLOEXEC")]
+    descriptor = os.open(path, sum(flags, os.O_RDONLY))
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "it is no regular file", str(path))
@@ -222,14 +223,13 @@ def write_text(path: Path, text: str) -> None:
 
 def _write_atomically(path: Path, write: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("xb") as file:  # the mode is the umask's
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -242,7 +242,12 @@ def _labels(
     return np.array(labels, np.int64), other
 
 
-def in_order(folders: Sequence[str]) -> list[str]:
+def class_folders(root: Path) -> list[str]:
+    """Names of the top-level folders of `root` that hold images, in the order of their labels."""
+    return in_order({name.split("/", 1)[0] for name in _scan(root)[0] if "/" in name})
+
+
+def in_order(folders: Collection[str]) -> list[str]:
     """Sort the names of class folders: by number where all are numbers, else as text."""
     if all(folder.isdecimal() and folder.isascii() for folder in folders):
         return sorted(folders, key=lambda folder: (int(folder), folder))

@@ -10,12 +10,12 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from si_jax.data import files
 from si_jax.data.decoding import EXTENSIONS
+from si_jax.data.directories import make_hidden
 
 LABEL_FILES = {
     "val.txt": "an image and a label (from 0, in the order of the wnids) or a wnid a line",
@@ -61,13 +61,11 @@ def order_by_class(
     if target.exists():
         raise FileExistsError(f"{target} is there already: move it away, or use it as it is.")
     classes = read_labels(labels, names)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    temporary = make_hidden(target)
     try:
         for name, folder in zip(names, classes, strict=True):
             (temporary / folder).mkdir(exist_ok=True)
             (temporary / folder / name).symlink_to((images / name).resolve())
-        os.chmod(temporary, 0o755)
         temporary.rename(target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

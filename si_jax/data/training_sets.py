@@ -10,7 +10,7 @@ from jaxtyping import Int, UInt8
 
 from si_jax.data import finding
 from si_jax.data.benchmarks import BENCHMARKS
-from si_jax.data.folders import from_folder, in_order
+from si_jax.data.folders import class_folders, from_folder
 from si_jax.data.image_set import ImageSet, MissingSet, take
 from si_jax.data.pipeline import batches, shown
 
@@ -138,10 +138,10 @@ def load(
 
 
 def _class_folders(root: Path) -> tuple[str, ...]:
-    names = [p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    names = class_folders(root)
     if len(names) < 2:
         raise ValueError(
             f"{root} has {len(names)} class folders; training needs one folder per class, and two"
             " classes at least."
         )
-    return tuple(in_order(names))
+    return tuple(names)

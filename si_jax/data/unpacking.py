@@ -1,10 +1,8 @@
 """Unpack archives from elsewhere: all or nothing, inside the folder, no links, no bombs."""
 
-import os
 import shutil
 import stat
 import tarfile
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -13,6 +11,7 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from si_jax.data import files
+from si_jax.data.directories import make_hidden
 
 MOST_FILES = 2_000_000
 _BLOCK = 2**20
@@ -40,13 +39,11 @@ def unpack(archive: Path, root: Path, folder: str) -> Path:
     target = root / folder
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise OSError(f"{target} is there already: move it away to unpack {archive.name} anew.")
-    target.parent.mkdir(parents=True, exist_ok=True)
     limit = max(files.LEAST_UNPACKED, files.UNPACKED_SHARE * archive.stat().st_size)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    temporary = make_hidden(target)
     try:
         names = _extract(archive, temporary, limit)
         whole = temporary / _common(names, folder)
-        os.chmod(whole, 0o755)
         if target.exists():
             target.rmdir()
         whole.rename(target)
