@@ -63,3 +63,9 @@ def test_shared_options_are_declared_once():
     assert {"--data-dir", "--ood-root", "--batch-size", "--seed"} <= shared
     for name in set(COMMANDS) - {"si_jax/commands/options.py"}:
         assert not shared & set(declared(name)), name
+
+
+def test_ruff_has_one_version():
+    pinned = re.search(r"ruff==(\S+)", (ROOT / "setup.cfg").read_text())
+    hook = re.search(r"rev: v(\S+)", (ROOT / ".pre-commit-config.yaml").read_text())
+    assert pinned and hook and pinned[1] == hook[1]

@@ -45,7 +45,8 @@ def parser() -> argparse.ArgumentParser:
     options.add_network(made)
     add("--detectors", nargs="+", action="extend", metavar="NAME", help="default:"
         f" {' '.join(defaults.DETECTORS)}; without training images, those of them that need"
-        " none")  # fmt: skip
+        " none; LABEL=NAME:OPTION=VALUE,OPTION=VALUE for one detector several times, such as"
+        " lts-85=lts:percentile=85")  # fmt: skip
     add("--set", nargs="+", action="extend", default=[], metavar="DETECTOR.OPTION=VALUE",
         dest="options", help="an option of one detector, such as knn.k=10; --list-detectors"
         " prints them; may be given several times")  # fmt: skip
@@ -107,14 +108,15 @@ def evaluate(args: argparse.Namespace, command: str, processes: Processes) -> No
     id_name, id_path = in_distribution(args)
     common = {k: value for k in COMMON if (value := getattr(args, k)) is not None}
     own = options.detector_options(args.options)
+    detectors = None if args.detectors is None else options.labelled_detectors(args.detectors)
     if args.list_taps:
         model, _ = options.network(args)
-        names = args.detectors or defaults.serving(model, own)
+        names = detectors or defaults.serving(model, own)
         return list_taps(make_detectors(names, model, common=common, options=own))
     run = evaluate_benchmark(
         args.dataset,
         functools.partial(options.network, args),
-        detectors=args.detectors,
+        detectors=detectors,
         options=own,
         common=common,
         protocol=args.protocol,

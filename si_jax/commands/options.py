@@ -3,10 +3,12 @@
 import argparse
 import contextlib
 import json
+import re
 from collections.abc import Iterable
 
 from si_jax.data import benchmarks
 from si_jax.evaluation import defaults
+from si_jax.evaluation.store import check_distinct
 from si_jax.model import Model
 
 
@@ -168,6 +170,24 @@ def detector_options(texts: Iterable[str]) -> dict[str, dict]:
             raise ValueError(f"--set gives {name} twice: choose one")
         options[detector][key] = plain_value(value)
     return options
+
+
+def labelled_detectors(texts: Iterable[str]) -> dict[str, tuple[str, dict]]:
+    """`["msp", "a=knn:k=5"]` -> `{"msp": ("msp", {}), "a": ("knn", {"k": 5})}`."""
+    form = "NAME or LABEL=NAME:OPTION=VALUE,OPTION=VALUE"
+    detectors: list[tuple[str, tuple[str, dict]]] = []
+    for text in texts:
+        plain = not {"=", ":"} & set(text)
+        label, value = (text, text) if plain else pair(text, "--detectors", form)
+        if ":" in label:
+            raise ValueError(f"--detectors {text}: write it as {form}")
+        name, _, given = value.partition(":")
+        # a comma that no further option follows belongs to the value
+        values = pairs(re.split(r",(?=[\w-]+=)", given) if given else (), "--detectors", form)
+        options = {key.replace("-", "_"): plain_value(one) for key, one in values.items()}
+        detectors.append((label, (name, options)))
+    check_distinct([label for label, _ in detectors], "detector")
+    return dict(detectors)
 
 
 def plain_value(text: str):

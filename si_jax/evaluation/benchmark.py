@@ -123,7 +123,7 @@ def evaluate(
             "precision": model.precision,
             "weights_sha256": job.score_facts["weights"],
         },
-        settings={name: d.settings for name, d in job.detectors.items()},
+        settings=job.settings,
         in_distribution=job.id_set.name,
         benchmark=job.facts.get("benchmark", ""),
         protocol=job.facts.get("protocol", ""),

@@ -21,7 +21,7 @@ class Job:
 
     Attributes:
         model: the classifier.
-        detectors: name -> detector of that model.
+        detectors: label -> detector of that model.
         id_set: in-distribution images, with labels where the accuracy is to be known.
         ood_sets: name -> out-of-distribution images.
         groups: name of the OOD set -> the group it is averaged in, such as `"far"`.
@@ -46,62 +46,89 @@ class Job:
         """All sets: in-distribution, out-of-distribution, shifted."""
         return (self.id_set, *self.ood_sets.values(), *self.shifted_sets.values())
 
+    @property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """Label -> the detector's settings; with its name, as `detector`, where that is another."""
+        return {
+            label: ({} if label == d.name else {"detector": d.name}) | d.settings
+            for label, d in self.detectors.items()
+        }
+
     @functools.cached_property
     def score_facts(self) -> dict[str, Any]:
         """What determines the scores beside detector and images, for the keys of stored files."""
         return {**self.facts, "transform": str(self.transform), **model_facts(self.model)}
 
 
-def check_detectors(names: Sequence[str]) -> None:
-    """Refuse names that are not in `si_jax.DETECTORS`.
+Detectors = Sequence[str] | Mapping[str, str | tuple[str, Mapping[str, Any]]]
+"""Names of detectors; or label -> name, or name and options: `{"lts-85": ("lts", {"percentile":
+85})}`."""
+
+
+def labelled(detectors: Detectors) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Label -> name and options of each detector; a name is its own label.
 
     Raises:
-        ValueError: naming them.
+        ValueError: if a name is not in `si_jax.DETECTORS`, or a label is given twice, is another
+            detector's name or cannot be used.
     """
-    if unknown := [name for name in names if name not in DETECTORS]:
+    if not isinstance(detectors, Mapping):
+        check_distinct(detectors, "detector")
+        detectors = {name: name for name in detectors}
+    found = {}
+    for label, value in detectors.items():
+        match (value, {}) if isinstance(value, str) else value:
+            case (str(name), Mapping() as options):
+                found[label] = (name, dict(options))
+            case _:
+                raise ValueError(f"detector {label!r} (={value!r}): give a name or (name, options)")
+    if unknown := [name for name, _ in found.values() if name not in DETECTORS]:
         raise ValueError(
             f"unknown detector {', '.join(map(repr, unknown))}: choose among {', '.join(DETECTORS)}"
         )
+    check_names(found, "detector")
+    for label, (name, _) in found.items():
+        if label != name and label in (*DETECTORS, PREDICTION):
+            raise ValueError(f"{label!r} means something else than {name}: choose another label")
+    return found
 
 
 def make_detectors(
-    names: Sequence[str],
+    detectors: Detectors,
     model: Model,
     *,
     common: Mapping[str, Any] | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     batch_size: int | None = None,
 ) -> dict[str, Detector]:
-    """Name -> detector.
+    """Label -> detector.
 
     Args:
-        names: keys of `si_jax.DETECTORS`.
+        detectors: which ones, with options of their own.
         model: the network.
         common: options for those detectors that take them.
-        options: detector's name -> options for it alone.
+        options: label -> further options for it alone.
         batch_size: images per batch; None for each detector's default.
 
     Raises:
-        ValueError: as `make_detector`; or if an option is meant for a detector not in `names`, or
-            taken by none.
+        ValueError: as `labelled` and `make_detector`; or if an option is meant for a detector that
+            is not among them, is taken by none, or is given twice.
     """
-    common, options = common or {}, options or {}
-    check_detectors(names)
-    if stray := [name for name in options if name not in names]:
+    common, options, chosen = common or {}, options or {}, labelled(detectors)
+    if stray := [label for label in options if label not in chosen]:
         raise ValueError(f"an option is set for {', '.join(stray)}, which is not evaluated")
     for key in common:
-        if not any(key in default_options(name) for name in names):
-            raise ValueError(f"none of {', '.join(names)} takes the option {key.replace('_', '-')}")
-    return {
-        name: make_detector(
-            name,
-            model,
-            batch_size=batch_size,
-            **{k: v for k, v in common.items() if k in default_options(name)},
-            **options.get(name, {}),
-        )
-        for name in dict.fromkeys(names)
-    }
+        if not any(key in default_options(name) for name, _ in chosen.values()):
+            names = ", ".join(chosen)
+            raise ValueError(f"none of {names} takes the option {key.replace('_', '-')}")
+    made = {}
+    for label, (name, own) in chosen.items():
+        if twice := own.keys() & options.get(label, {}).keys():
+            raise ValueError(f"the option {min(twice)} of {label} is given twice: choose one")
+        taken = {k: v for k, v in common.items() if k in default_options(name)}
+        given = taken | own | dict(options.get(label, {}))
+        made[label] = make_detector(name, model, batch_size=batch_size, **given)
+    return made
 
 
 def check_job(job: Job) -> None:

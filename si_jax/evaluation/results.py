@@ -29,7 +29,7 @@ class Results(Mapping[str, Any]):
         counts: set -> number of images scored.
         model: `name`, `classes`, `parameters`, `input_size`, `mean`, `std`, `precision`,
             `weights_sha256`.
-        settings: detector -> option -> value.
+        settings: detector -> option -> value; under `detector` its name where it has a label.
         in_distribution: name of the in-distribution set.
         benchmark: its name.
         protocol: its name.

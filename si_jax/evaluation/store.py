@@ -33,8 +33,8 @@ RESERVED = ("total",)
 """Names that results use for something else."""
 
 
-def check_names(names: Iterable[str]) -> None:
-    """Refuse names of image sets that cannot be told apart, be written or be shown.
+def check_names(names: Iterable[str], what: str = "set") -> None:
+    """Refuse names of image sets or detectors that cannot be told apart, be written or be shown.
 
     Raises:
         ValueError: if a name is empty, reserved, too long or holds characters that cannot be
@@ -44,20 +44,20 @@ def check_names(names: Iterable[str]) -> None:
     for name in names:
         if not name or name != name.strip() or not name.isprintable():
             raise ValueError(
-                f"the set's name {name!a} must be printable characters without spaces at its"
+                f"the {what}'s name {name!a} must be printable characters without spaces at its"
                 " ends: choose another name"
             )
         if name in RESERVED:
-            raise ValueError(f"the set's name {name!r} is reserved: choose another name")
+            raise ValueError(f"the {what}'s name {name!r} is reserved: choose another name")
         if len(escaped(name)) > LONGEST:
             raise ValueError(
-                f"the set's name {name[:30]!r}... is too long: choose one of at most {LONGEST}"
+                f"the {what}'s name {name[:30]!r}... is too long: choose one of at most {LONGEST}"
                 " bytes (three for each that is no letter, digit, or one of . _ -)"
             )
         if (other := seen.setdefault(name.casefold(), name)) != name:
             raise ValueError(
-                f"the sets' names {other!r} and {name!r} differ in case alone, which not all file"
-                " systems tell apart: choose another name"
+                f"the {what}s' names {other!r} and {name!r} differ in case alone, which not all"
+                " file systems tell apart: choose another name"
             )
 
 

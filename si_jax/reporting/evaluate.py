@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,11 @@ from si_jax.checks import check_least
 from si_jax.data import benchmarks, sources
 from si_jax.evaluation import defaults, fitting, measuring
 from si_jax.evaluation.benchmark import chance_warning, evaluate, score_shares
-from si_jax.evaluation.job import Job, check_detectors, check_job, make_detectors
+from si_jax.evaluation.job import Detectors, Job, check_job, labelled, make_detectors
 from si_jax.evaluation.processes import ALONE, Processes
 from si_jax.evaluation.scorer import PREDICTION
 from si_jax.evaluation.sets import find_sets, order_note, overlap_notes
-from si_jax.evaluation.store import Store, check_distinct, check_names
+from si_jax.evaluation.store import Store, check_names
 from si_jax.model import Model
 from si_jax.reporting import extremes, files, html, runs
 from si_jax.reporting.runs import RESULTS, Run
@@ -32,7 +32,7 @@ def evaluate_benchmark(
     benchmark: str | os.PathLike | None = "digits",
     model: Model | str | os.PathLike | Callable[[], tuple[Model, str]] | None = None,
     *,
-    detectors: Sequence[str] | None = None,
+    detectors: Detectors | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     common: Mapping[str, Any] | None = None,
     protocol: str = "published",
@@ -71,8 +71,10 @@ def evaluate_benchmark(
             it and its checkpoint's name, called once a benchmark's sets were found; None for the
             one that comes with the package.
         detectors: keys of `si_jax.DETECTORS`; None for `si_jax.evaluation.defaults.DETECTORS`,
-            without those that must be fitted where there are no training images.
-        options: detector -> its options, such as `{"knn": {"k": 10}}`.
+            without those that must be fitted where there are no training images. A dictionary
+            evaluates one detector several times, under labels that results, tables and files
+            use: `{"lts-85": ("lts", {"percentile": 85}), "lts": "lts"}`.
+        options: detector, or its label -> its options, such as `{"knn": {"k": 10}}`.
         common: options for all detectors that take them, such as `{"steps": 3}`.
         protocol: `"published"` or `"openood"`.
         data_dir: folder of all data; None for `$SI_JAX_DATA` or `~/.cache/si_jax/data`, where
@@ -113,7 +115,6 @@ def evaluate_benchmark(
     check_least(1, limit=limit, fit_limit=fit_limit)
     ood, options = dict(ood or {}), dict(options or {})
     check_names([*ood, *(shifted or {})])
-    check_distinct(detectors or (), "detector")
     directory = None if out is None else checked_directory(out)
     if directory is None and processes.count > 1:
         raise ValueError("out must be given where several processes share an evaluation")
@@ -121,7 +122,7 @@ def evaluate_benchmark(
         defaults.which_checkpoint(benchmark, model)
     elif table is not None and isinstance(model, Model):
         defaults.check_classes(model, table, checkpoint or model.name)
-    check_detectors(defaults.DETECTORS if detectors is None else detectors)
+    labelled(defaults.DETECTORS if detectors is None else detectors)
 
     find = functools.partial(
         find_sets,
@@ -252,7 +253,7 @@ def _tell_of_other_run(directory: Path, job: Job, about: Mapping[str, Any]) -> N
         **job.facts,
         **about,
         "groups": dict(job.groups),
-        "settings": {name: d.settings for name, d in job.detectors.items()},
+        "settings": job.settings,
     }
     new = json.loads(json.dumps(new))  # as the file has it
     if different := [key for key in IDENTITY if old.get(key) != new[key]]:

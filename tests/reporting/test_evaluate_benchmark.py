@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import si_jax
+from si_jax.batching import Batched
 from si_jax.commands import evaluate as command
 from si_jax.detectors import DETECTORS, Method, Plan, register_detector
 from si_jax.evaluation.metrics import METRICS
@@ -92,15 +93,55 @@ def test_a_constant_score_is_told():
     [
         ({"benchmark": "cifar11"}, "unknown dataset 'cifar11'"),
         ({"detectors": ["msp", "msp"]}, "detector 'msp' is given twice"),
+        ({"detectors": {"a": ("mps", {})}}, "unknown detector 'mps'"),
+        ({"detectors": {"a": ("msp",)}}, r"detector 'a' \(=\('msp',\)\): give a name or"),
+        ({"detectors": {"energy": "msp"}}, "'energy' means something else than msp"),
+        ({"detectors": {"a\nb": "msp"}}, "the detector's name .* must be printable"),
+        ({"detectors": {"A": "msp", "a": "msp"}}, "detectors' names 'A' and 'a' differ in case"),
+        ({"detectors": {"a": ("lts", {"percentil": 8})}}, "does not take the option percentil;"),
+        (
+            {"detectors": {"a": ("lts", {"percentile": 8})}, "options": {"a": {"percentile": 9}}},
+            "the option percentile of a is given twice",
+        ),
         ({"limit": 0}, r"limit \(=0\)"),
         ({"ood": {"a\nb": "."}}, r"'a\\nb' must be printable"),
         ({"ood": {"total": "."}}, "'total' is reserved"),
         ({"model": "cifar100_resnet20"}, "has 100 classes, but digits has 10"),
     ],
 )
-def test_mistakes(arguments, message):
+def test_mistakes(arguments, message, unchecked):
     with pytest.raises(ValueError, match=message):
         si_jax.evaluate_benchmark(**arguments)
+
+
+def test_one_detector_under_several_labels(tmp_path, capsys, monkeypatch):
+    """Labels are what results, tables, files and a resumed run use; scores are those of each."""
+    out = tmp_path / "run"
+    given = ["--limit", "30", "--out", str(out), "--detectors", "lts", "lts-85=lts:percentile=85"]
+    command.main([*given, "forward=si-c:components=energy,channel-average,form=sum"])
+    printed = capsys.readouterr().out
+    run = runs.load(out)
+    labels = ["lts", "lts-85", "forward"]
+    assert list(run.results.results) == labels and all(label in printed for label in labels)
+    settings = run.results.settings
+    assert settings["lts-85"]["percentile"] == 85 and settings["lts"]["percentile"] == 95
+    assert settings["lts-85"]["detector"] == "lts" and "detector" not in settings["lts"]
+    assert settings["forward"]["components"] == ["energy", "channel-average"]
+    scores = {
+        percentile: si_jax.evaluate_benchmark(
+            detectors=["lts"], options={"lts": {"percentile": percentile}}, limit=30
+        ).arrays["letters"]["lts"]["score"]
+        for percentile in (95, 85)
+    }
+    for label, percentile in (("lts", 95), ("lts-85", 85)):
+        expected = scores[percentile]
+        np.testing.assert_array_equal(run.arrays["letters"][label]["score"], expected)
+    assert "detector=lts, percentile=85" in (out / "report.html").read_text()
+    monkeypatch.setattr(Batched, "start", None)  # nothing is computed again
+    again = si_jax.evaluate_benchmark(
+        detectors={"lts": "lts", "lts-85": ("lts", {"percentile": 85})}, limit=30, out=out
+    )
+    assert again.results.results["lts-85"] == run.results.results["lts-85"]
 
 
 def test_an_out_that_cannot_be(tmp_path):
@@ -137,6 +178,10 @@ def test_the_default_directory_differs_with_what_decides_the_results():
         (["--ood", "q=A", "--ood", "q=B"], "--ood: q is given twice: A and B"),
         (["--set", "msp.a=1", "--set", "msp.a=2"], "msp.a is given twice"),
         (["--detectors", "msp", "--detectors", "msp"], "'msp' is given twice"),
+        (["--detectors", "a=msp", "a=lts:percentile=8"], "'a' is given twice"),
+        (["--detectors", "lts:percentile=8"], "lts:percentile=8: write it as NAME or LABEL=NAME:"),
+        (["--detectors", "a=lts:percentile"], "--detectors percentile: write it as NAME or LABEL="),
+        (["--detectors", "a=lts:percentile=8,percentile=9"], "percentile is given twice: 8 and 9"),
         (["--ood", "a=/no/x", "--ood", "b=/no/y"], "/no/x is not a folder"),
     ],
 )
