@@ -22,14 +22,14 @@ def progress_bar(description: str, total: int | None = None) -> tqdm:
     return tqdm(total=total, desc=description, unit="img", delay=DELAY, disable=disable)
 
 
-SMALL = 8
+SMALL_BATCH = 8
 """Fewer images than a batch are run in batches of this size (or of 1, if there is but one)."""
 
-AHEAD = 2
+PREFETCH = 2
 """How many batches are dispatched before the results of the first of them are fetched."""
 
 
-class Placed:
+class Replicated:
     """A tree of arrays, copied to the devices once however many functions take it.
 
     Args:
@@ -59,21 +59,26 @@ class Batched:
         weights: what it takes first; each is copied to the devices once.
     """
 
-    def __init__(self, function: Callable[..., Any], *weights: Placed):
+    def __init__(self, function: Callable[..., Any], *weights: Replicated):
         self._function = jax.jit(function)
         self._weights = weights
         self._programs: dict[Any, Any] = {}
 
     def __call__(
-        self, images: np.ndarray, *, batch_size: int, shrink: bool = False, progress: str = ""
+        self,
+        images: np.ndarray,
+        *,
+        batch_size: int,
+        allow_small_batch: bool = False,
+        progress: str = "",
     ) -> Any:
         """The function's results for all of `images`, as NumPy arrays (N, ...).
 
         Args:
             images: (N, ...) arrays.
             batch_size: images per batch.
-            shrink: whether fewer images than a batch are run in batches of `SMALL` or of 1, which
-                spares work, but compiles the function for up to two more shapes.
+            allow_small_batch: whether fewer images than a batch are run in batches of `SMALL_BATCH`
+                or of 1, which spares work, but compiles the function for up to two more shapes.
             progress: what a bar is called, on stderr, where it takes more than `DELAY` seconds;
                 empty for none.
 
@@ -83,15 +88,15 @@ class Batched:
         check_least(1, batch_size=batch_size)
         if not len(images):
             raise ValueError("images is empty: there is nothing to compute")
-        if shrink:
-            batch_size = shrunk(len(images), batch_size)
+        if allow_small_batch:
+            batch_size = fitting_batch_size(len(images), batch_size)
         parts: list[Any] = []
         pending: deque[Callable[[], Any]] = deque()
         with progress_bar(progress, len(images)) as bar:
             for start in range(0, len(images), batch_size):
                 batch = images[start : start + batch_size]
                 pending.append(self.start(batch, batch_size=batch_size))
-                if len(pending) == AHEAD:
+                if len(pending) == PREFETCH:
                     parts.append(pending.popleft()())
                     bar.update(batch_size)
             for fetch in pending:
@@ -114,7 +119,7 @@ class Batched:
         images = np.asarray(images)
         if count < size:
             images = np.concatenate([images, images[-1:].repeat(size - count, axis=0)])
-        weights = [placed.on(devices) for placed in self._weights]
+        weights = [tree.on(devices) for tree in self._weights]
         images = jax.device_put(images, _sharding(devices, PartitionSpec("batch")))
         key = (devices, images.shape, images.dtype)
         if key not in self._programs:
@@ -123,11 +128,11 @@ class Batched:
         return lambda: jax.tree.map(lambda x: x[:count], jax.device_get(results))
 
 
-def shrunk(count: int, batch_size: int) -> int:
+def fitting_batch_size(count: int, batch_size: int) -> int:
     """The batch size for a set of `count` images: one of three, so that few shapes are compiled."""
     if count >= batch_size:
         return batch_size
-    return 1 if count == 1 else min(SMALL, batch_size)
+    return 1 if count == 1 else min(SMALL_BATCH, batch_size)
 
 
 def _sharding(devices: tuple[jax.Device, ...], spec: PartitionSpec) -> Any:

@@ -237,7 +237,7 @@ class Model(Network):
         images: Any,
         *,
         batch_size: int = DEFAULT_BATCH_SIZE,
-        shrink: bool = True,
+        allow_small_batch: bool = True,
         scale: str | None = None,
     ) -> dict[str, np.ndarray]:
         """`"logits"` and `"features"` of images, by one pass; arguments as for `logits`.
@@ -245,12 +245,11 @@ class Model(Network):
         Args:
             images: as for `logits`.
             batch_size: images per forward pass.
-            shrink: whether fewer images than that make a smaller batch, see
-                `si_jax.batching.Batched`.
+            allow_small_batch: as for `si_jax.batching.Batched`.
             scale: as for `logits`.
         """
         images = self.check(images, scale)
-        out = self.run(images, batch_size=batch_size, shrink=shrink)
+        out = self.run(images, batch_size=batch_size, allow_small_batch=allow_small_batch)
         bad = np.flatnonzero(~np.isfinite(out["logits"]).all(axis=-1))
         if len(bad):
             raise ValueError(
@@ -261,9 +260,9 @@ class Model(Network):
         return out
 
     @cached_property
-    def placed(self) -> batching.Placed:
+    def replicated(self) -> batching.Replicated:
         """The variables on the devices, for all that runs this network."""
-        return batching.Placed(self.variables)
+        return batching.Replicated(self.variables)
 
     @cached_property
     def run(self) -> batching.Batched:
@@ -273,7 +272,7 @@ class Model(Network):
             out = splitting.forward(self, variables, self.normalise(images))
             return {"logits": out.logits, "features": out.features}
 
-        return batching.Batched(run, self.placed)
+        return batching.Batched(run, self.replicated)
 
 
 def checked_size(input_size: int | Sequence[int] | None) -> tuple[int, int]:

@@ -80,10 +80,10 @@ def test_a_small_evaluation_runs_small_batches_alone(monkeypatch):
 
 
 def test_small_sets_make_small_batches():
-    sizes = [batching.shrunk(count, 64) for count in (1, 2, 8, 9, 63, 64, 1000)]
+    sizes = [batching.fitting_batch_size(count, 64) for count in (1, 2, 8, 9, 63, 64, 1000)]
     assert sizes == [1, 8, 8, 8, 8, 64, 64]
-    assert batching.shrunk(3, 4) == 4
-    assert batching.shrunk(2, 1) == 1
+    assert batching.fitting_batch_size(3, 4) == 4
+    assert batching.fitting_batch_size(2, 1) == 1
 
 
 def test_weights_are_placed_once_however_many_detectors_run(tiny, tiny_images):
@@ -92,9 +92,9 @@ def test_weights_are_placed_once_however_many_detectors_run(tiny, tiny_images):
         detector.score(tiny_images[:2])
     tiny.logits(tiny_images[:2])
     devices = tuple(jax.local_devices())
-    placed = tiny.placed.on(devices)
-    assert tiny.placed.on(devices) is placed
-    assert all(detector._run._weights[0] is tiny.placed for detector in detectors)
+    placed = tiny.replicated.on(devices)
+    assert tiny.replicated.on(devices) is placed
+    assert all(detector._run._weights[0] is tiny.replicated for detector in detectors)
 
 
 DEVICES = """

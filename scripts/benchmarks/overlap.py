@@ -68,7 +68,7 @@ def _measure(kind, side, size, count, batch_size, repeats, workers, name, cores)
 
     from benchmarks.pipeline_speed import make_folder
     from benchmarks.speed import random_model
-    from si_jax.batching import AHEAD
+    from si_jax.batching import PREFETCH
     from si_jax.data import sources
     from si_jax.data.pipeline import batches
     from si_jax.data.preprocessing import PREPROCESSING
@@ -98,7 +98,7 @@ def _measure(kind, side, size, count, batch_size, repeats, workers, name, cores)
             pending: deque = deque()
             for images in decoded:
                 pending.append(scorer.start(images))
-                if len(pending) > AHEAD:
+                if len(pending) > PREFETCH:
                     pending.popleft()()
             for fetch in pending:
                 fetch()

@@ -108,7 +108,7 @@ def _adascale(model: Model, options: dict, logits: Callable) -> Plan:
         return out, options["weight"] * change + value
 
     def fit(batches: Batches) -> State:
-        run = Batched(lambda v, x: reaction(v, model.normalise(x))[1][:, None], model.placed)
+        run = Batched(lambda v, x: reaction(v, model.normalise(x))[1][:, None], model.replicated)
         parts = (reactions for reactions, _ in batches.each(run.batch))
         return {"reactions": np.sort(reservoir(parts, options["max_images"])[:, 0])}
 

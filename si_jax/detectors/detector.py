@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
-from si_jax.batching import SMALL, Batched, Placed, progress_bar
+from si_jax.batching import SMALL_BATCH, Batched, Replicated, progress_bar
 from si_jax.data.opening import batches_of
 from si_jax.data.preprocessing import Preprocessing, preprocessing_for
 from si_jax.detectors import predictions
@@ -90,20 +90,20 @@ class Detector:
         return predictions.prediction_rows(inputs, self.compute(inputs, state))
 
     def prediction_rows(
-        self, images: np.ndarray, *, batch_size: int, shrink: bool = False
+        self, images: np.ndarray, *, batch_size: int, allow_small_batch: bool = False
     ) -> dict[str, np.ndarray]:
         """What decisions and explanations are made of, `predictions.prediction_rows` of all images.
 
         Args:
             images: as `Model.check` returns them.
             batch_size: images per batch.
-            shrink: whether fewer images make a smaller batch, see `si_jax.batching.Batched`.
+            allow_small_batch: as for `si_jax.batching.Batched`.
 
         Raises:
             ValueError: if the detector is not fitted.
         """
         self.check_fitted()
-        return self._predict_run(images, batch_size=batch_size, shrink=shrink)
+        return self._predict_run(images, batch_size=batch_size, allow_small_batch=allow_small_batch)
 
     def fit(
         self,
@@ -167,7 +167,7 @@ class Detector:
         self.state = dict(state)
         self.threshold = None
         self._fitted_on = None
-        weights = self.model.placed, Placed(self.state)
+        weights = self.model.replicated, Replicated(self.state)
         self._run = Batched(self._details, *weights)
         self._predict_run = Batched(self._prediction_rows, *weights)
 
@@ -297,7 +297,7 @@ class Detector:
                 check_dtype(self.name, self._fitted_on, np.asarray(part).dtype)
             # a last, shorter batch is padded, not compiled again
             few = not parts
-            parts.append(self._run(batch, batch_size=size, shrink=few, progress=bar))
+            parts.append(self._run(batch, batch_size=size, allow_small_batch=few, progress=bar))
             first = batch[:1] if first is None else first
             varied = varied or bool((batch[:64] != first).any())
         if not parts:
@@ -323,7 +323,7 @@ class Detector:
         images = np.zeros((1, *self.model.image_shape), dtype or self._fitted_on or np.uint8)
         images = self.model.check(images)
         for run in (self._run, self._predict_run)[: 1 if self.threshold is None else 2]:
-            for size in sorted({1, min(SMALL, self.batch_size), self.batch_size}):
+            for size in sorted({1, min(SMALL_BATCH, self.batch_size), self.batch_size}):
                 run(images, batch_size=size)
         return self
 

@@ -171,7 +171,7 @@ def _rows(detector, images) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray],
     model, size = detector.model, detector.batch_size
     for part, opened in batches_of(images, detector.preprocessing, model.image_shape[-1], size):
         part = model.check(part)
-        yield part, detector.prediction_rows(part, batch_size=size, shrink=True), opened
+        yield part, detector.prediction_rows(part, batch_size=size, allow_small_batch=True), opened
 
 
 def _thumbnail(detector, image) -> np.ndarray:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from si_jax.batching import Batched, Placed, shrunk
+from si_jax.batching import Batched, Replicated, fitting_batch_size
 from si_jax.detectors import Detector, Inputs, Plan
 from si_jax.detectors.base import State
 from si_jax.model import Model
@@ -60,7 +60,7 @@ class Scorer:
         for group, run in zip(self._groups, self._run, strict=True):
             if wanted is None or set(group) & set(wanted):
                 size = max(d.batch_size for d in group.values())
-                size = shrunk(len(images), size) if few else size
+                size = fitting_batch_size(len(images), size) if few else size
                 parts = [images[i : i + size] for i in range(0, len(images), size)]
                 started += [run.start(part, batch_size=size) for part in parts]
 
@@ -86,4 +86,4 @@ def _batched(group: Mapping[str, Detector]) -> Batched:
 
     for detector in group.values():
         detector.check_fitted()
-    return Batched(run, model.placed, Placed({name: d.state for name, d in group.items()}))
+    return Batched(run, model.replicated, Replicated({name: d.state for name, d in group.items()}))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from si_jax.batching import AHEAD
+from si_jax.batching import PREFETCH
 from si_jax.data.image_set import ImageSet, UnreadableImage, take
 from si_jax.data.pipeline import Batch, batches, tell_unreadable
 from si_jax.evaluation.keyed_files import Stored
@@ -157,7 +157,7 @@ def _score(
 ) -> int:
     """Go through the images that some rows lack, in whole batches, and add to those rows.
 
-    While the devices work on `AHEAD` batches, the next ones are decoded.
+    While the devices work on `PREFETCH` batches, the next ones are decoded.
 
     Returns:
         The number of images that some rows lacked.
@@ -194,7 +194,7 @@ def _score(
                 if wanted and batch.mask.any():
                     fetch = scorer.start(batch.images[batch.mask], wanted, few=few)
                 pending.append((batch, indices, wanted, fetch))
-                if len(pending) > AHEAD:
+                if len(pending) > PREFETCH:
                     finish()
                 fresh += len(indices)
                 if time.monotonic() - saved > SAVE_EVERY or fresh >= MOST_ROWS:

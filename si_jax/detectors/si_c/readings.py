@@ -134,7 +134,9 @@ def readings(
     Raises:
         ValueError: if the images do not fit the model.
     """
-    return batched(reading, model)(model.check(images), batch_size=batch_size, shrink=True)
+    return batched(reading, model)(
+        model.check(images), batch_size=batch_size, allow_small_batch=True
+    )
 
 
 def log_odds(logits: Float[Array, "batch classes"]) -> Float[Array, "batch"]:
@@ -164,7 +166,7 @@ def outer_squared(
 
 def batched(reading: Reader, model: Model) -> Batched:
     """`readings` batch by batch."""
-    return Batched(lambda v, x: reading.read(v, model.normalise(x)), model.placed)
+    return Batched(lambda v, x: reading.read(v, model.normalise(x)), model.replicated)
 
 
 def _passes(model, variables, images, taps, by_gradient, inner):
