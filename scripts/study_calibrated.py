@@ -4,26 +4,25 @@ python scripts/study_calibrated.py --network digits=digits
 python scripts/study_calibrated.py --network cifar100=checkpoints/resnet14_cifar100 \
   --network cifar10=checkpoints/resnet20_cifar10 --data-dir DIR --ood-root DIR --allow-missing
 
-The same command goes on where it was interrupted: fits, scores, readings and ablations are kept
-below --out with a hash of all that determines them. Writes study.md, study.json and figures.
+The same command goes on where it was interrupted: the detectors' fits and scores are kept below
+--out, ablations are computed anew. Writes study.txt, study.json and figures.
 """
 
 import argparse
+import dataclasses
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import si_jax
 from si_jax import cli
 from si_jax.commands import options
 from si_jax.data import benchmarks
 from si_jax.data.files import write_atomically
-from si_jax.detectors import DETECTORS
-from si_jax.evaluation import benchmark
+from si_jax.evaluation.job import labelled
 from si_jax.reporting.panels import encode
-from study import ablations, figures, report, rivals
+from study import ablations, cases, comparison, figures, report
 from study.readings import read_case
-from study.sets import Case, load_networks, prepare
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -34,7 +33,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--network", action="append", required=True, metavar="DATASET=CHECKPOINT",
         help="a network and its benchmark; may be given several times")  # fmt: skip
-    add("--detectors", nargs="+", default=list(DETECTORS), metavar="NAME",
+    add("--detectors", nargs="+", default=list(si_jax.DETECTORS), metavar="NAME",
         help="default: all; msp is always among them")  # fmt: skip
     add("--protocols", nargs="+", default=["published", "openood"], metavar="PROTOCOL")
     add("--limit", type=int, help="use a random subset of this many images of each test set")
@@ -50,77 +49,80 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run or resume the study, and print its tables."""
+    """Run the study, and print its tables."""
     args = parse(argv)
-    for name, least in (("limit", 2), ("calibration", 20), ("seeds", 1), ("resamples", 2),
-                        ("seed", 0), ("batch_size", 1)):  # fmt: skip
-        if (value := getattr(args, name)) is not None and value < least:
-            raise ValueError(f"--{name.replace('_', '-')} (={value}) must be at least {least}")
-    rivals.check_names(args.detectors)
+    options.check_least(args, limit=2, calibration=20, seeds=1, resamples=2, seed=0, batch_size=1)
+    labelled(args.detectors)
     out = Path(args.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file: give a directory")
-    cases = find(args)
-    study = {
+    draws = {name: getattr(args, name) for name in ("calibration", "seeds", "seed")}
+    found = [
+        cases.prepare(
+            name, *network, benchmarks.resolve(network[0], protocol, **places(args)), **draws
+        )
+        for name, network in cases.load_networks(args.network).items()
+        for protocol in dict.fromkeys(args.protocols)
+    ]
+    study: dict[str, Any] = {
         "command": " ".join(["python", *sys.argv]),
         "versions": cli.versions(),
-        **{name: getattr(args, name) for name in
-           ("detectors", "protocols", "limit", "calibration", "seeds", "resamples", "seed")},
-        "unfinished": [case.name for case in cases],
+        **{name: value for name, value in vars(args).items() if name != "network"},
         "cases": [],
-    }  # fmt: skip
-    for case in cases:
+    }
+    pictures = []
+    for case in found:
         if case.note:
             print(f"{case.name}: {case.note}", file=sys.stderr)
         result = run(case, args, out / case.name)
-        study["cases"].append(result | {"figures": draw(result, case, out)})
-        study["unfinished"].remove(case.name)
+        pictures += draw(result, case, out / case.name)
+        study["cases"].append(result)
         saved = report.write(study, out)
-    print(f"\n{report.text(study)}\n")
-    for path in (*saved, *(out / p for c in study["cases"] for p in c["figures"].values())):
+    print(f"\n{report.text(study['cases'])}\n")
+    for path in (*saved, *pictures):
         print(f"saved {path}")
 
 
-def find(args: argparse.Namespace) -> list[Case]:
-    """All networks under all protocols, before anything is computed."""
-    cases = []
-    for network in load_networks(args.network):
-        for protocol in dict.fromkeys(args.protocols):
-            sets = benchmarks.resolve(
-                network.dataset,
-                protocol,
-                args.data_dir,
-                args.ood_root,
-                allow_missing=args.allow_missing,
-            )
-            draws = {name: getattr(args, name) for name in
-                     ("limit", "calibration", "seeds", "seed")}  # fmt: skip
-            cases.append(prepare(network, sets, **draws))
-    return cases
+def places(args: argparse.Namespace) -> dict[str, Any]:
+    """Where sets are looked for."""
+    return {name: getattr(args, name) for name in ("data_dir", "ood_root", "allow_missing")}
 
 
-def run(case: Case, args: argparse.Namespace, directory: Path) -> dict[str, Any]:
-    """One network under one protocol, as it goes into the JSON."""
-    results, _ = rivals.evaluate(
-        case,
-        args.detectors,
-        directory,
-        resamples=args.resamples,
+def run(case: cases.Case, args: argparse.Namespace, directory: Path) -> dict[str, Any]:
+    """One network under one protocol."""
+    detectors, failures = comparison.detectors(args.detectors, case.model)
+    evaluated = si_jax.evaluate_benchmark(
+        case.dataset,
+        case.checkpoint,
+        detectors=detectors,
+        protocol=case.resolved.protocol,
+        id_set=case.test if case.note else None,
+        train_set=case.draws[0],
+        limit=args.limit,
+        fit_limit=None,
         seed=args.seed,
         batch_size=args.batch_size,
+        out=directory / "evaluation",
+        **places(args),
     )
-    readings = read_case(case, directory / "readings")
-    absent = {a.name: a.stand_in for a in case.resolved.absent}
-    entries = case.resolved.benchmark.ood[case.resolved.protocol]
+    sets = cases.test_sets(case, args.limit, args.seed)
+    scores = {
+        label: {name: evaluated.arrays[name][label]["score"] for name in sets}
+        for label in detectors
+    }
+    bootstrap = {"resamples": args.resamples, "seed": args.seed}
+    intervals, over_msp = comparison.compare(scores, case.groups, **bootstrap)
+    readings = read_case(case, sets)
     return {
-        "network": case.network.name,
-        **results,
-        "checkpoint": case.network.checkpoint,
-        "seed": args.seed,
-        "limit": args.limit,
-        "absent": absent,
-        "incomplete": sorted({e.group for e in entries if e.name in absent}),
-        "warning": benchmark.chance_warning(results["accuracy"], case.model.num_classes),
+        "network": case.network,
+        "results": dataclasses.replace(
+            evaluated.results,
+            intervals=intervals,
+            average_intervals={},
+            bootstrap={**bootstrap, "level": 0.95},
+        ),
+        "over_msp": over_msp,
+        "failures": failures,
         "calibration": {
             "set": case.resolved.test.name if case.note else case.resolved.train.name,
             "images": len(case.draws[0]),
@@ -128,30 +130,24 @@ def run(case: Case, args: argparse.Namespace, directory: Path) -> dict[str, Any]
             "disjoint_draws": len(case.draws),
             "note": case.note,
         },
-        "ablations": ablations.run(
-            readings,
-            case.groups,
-            ablations.plan(args.seeds),
-            directory / "ablations.json",
-            case.name,
-        ),
+        "ablations": ablations.run(readings, case.groups, ablations.plan(args.seeds), case.name),
         "layers": ablations.layers(readings),
     }
 
 
-def draw(result: Mapping[str, Any], case: Case, out: Path) -> dict[str, str]:
-    """Draw the figures of a case; returns what each shows and its path below `out`."""
-    pictures = {"density by layer": figures.densities(result["layers"], case.groups)}
+def draw(result: dict[str, Any], case: cases.Case, directory: Path) -> list[Path]:
+    """Draw the figures of a case; returns their paths."""
+    pictures = {"density_by_layer": figures.densities(result["layers"], case.groups)}
     if result["layers"]["rejected"]:
-        pictures["abnormal layers"] = figures.abnormal_taps(result["layers"], case.groups)
-    pictures["number of calibration images"] = figures.by_images(
-        result["ablations"], result["averages"][rivals.YARDSTICK]
+        pictures["abnormal_layers"] = figures.abnormal_taps(result["layers"], case.groups)
+    pictures["number_of_calibration_images"] = figures.by_images(
+        result["ablations"], result["results"].averages[comparison.REFERENCE]
     )
-    paths = {}
+    paths = []
     for name, figure in pictures.items():
-        paths[name] = f"{case.name}/{name.replace(' ', '_')}.png"
+        paths.append(directory / f"{name}.png")
         content = encode(figure)
-        write_atomically(out / paths[name], lambda file, c=content: file.write(c))
+        write_atomically(paths[-1], lambda file, content=content: file.write(content))
     return paths
 
 

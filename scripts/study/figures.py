@@ -26,13 +26,9 @@ SHOWN = (("far", "auroc", "far AUROC, %"), ("far", "fpr95", "far FPR95, %"),
 
 
 def densities(layers: Mapping[str, Any], groups: Mapping[str, str]) -> Figure:
-    """Mean density of each layer, in-distribution against each out-of-distribution set.
+    """Mean density of each layer, in-distribution (and its middle 90 %) against each other set.
 
-    The band holds the middle 90 % of the in-distribution images.
-
-    Args:
-        layers: by `study.ablations.layers`.
-        groups: set -> group.
+    `layers` is of `study.ablations.layers`, and `groups` set -> group.
     """
     figure, panels = grid(len(groups), height=2.5)
     places = np.arange(len(layers["taps"]))
@@ -53,12 +49,7 @@ def densities(layers: Mapping[str, Any], groups: Mapping[str, str]) -> Figure:
 
 
 def abnormal_taps(layers: Mapping[str, Any], groups: Mapping[str, str]) -> Figure:
-    """Share of images with p < 0.05 at each tap, a row for each set; 5 % would be by chance.
-
-    Args:
-        layers: by `study.ablations.layers`, with `rejected`.
-        groups: set -> group.
-    """
+    """Share of images with p < 0.05 at each tap, a row for each set; 5 % would be by chance."""
     taps, sets = layers["taps"], [ID_NAME, *groups]
     names = 0.3 + 0.057 * max(len(tap) + 3 for tap in taps)  # inches
     height = 0.35 * len(sets)
@@ -76,20 +67,16 @@ def abnormal_taps(layers: Mapping[str, Any], groups: Mapping[str, str]) -> Figur
     return figure
 
 
-def by_images(rows: Sequence[Mapping[str, Any]], yardstick: Mapping[str, Any]) -> Figure:
-    """Far and near values against the number of calibration images.
+def by_images(rows: Sequence[Mapping[str, Any]], reference: Mapping[str, Any]) -> Figure:
+    """Far and near values against the number of calibration images: mean and sd over the draws.
 
-    Points are means over the draws, bars their standard deviation.
-
-    Args:
-        rows: of the ablations; those of the table `images` with values are shown.
-        yardstick: MSP's group -> metric -> fraction, a grey line.
+    `rows` are the ablations, and `reference` MSP's group -> metric -> fraction, a grey line.
     """
     lines: dict[tuple[str, str], list] = {}
     for row in rows:
         if row["table"] == "images" and not row["failure"]:
             lines.setdefault((row["components"], row["form"]), []).append(row)
-    panels_of = [shown for shown in SHOWN if shown[0] in yardstick]
+    panels_of = [shown for shown in SHOWN if shown[0] in reference]
     figure, panels = grid(len(panels_of), height=3.1, head=0.3, foot=0.25)
     for axes, (group, metric, title) in zip(panels, panels_of, strict=True):
         for number, ((components, form), line) in enumerate(lines.items()):
@@ -110,7 +97,7 @@ def by_images(rows: Sequence[Mapping[str, Any]], yardstick: Mapping[str, Any]) -
                 **style(number),
             )
         axes.axhline(
-            100 * yardstick[group][metric],
+            100 * reference[group][metric],
             color="#777777",
             linestyle="--",
             linewidth=1,

@@ -1,4 +1,4 @@
-"""The study of S&I-C as tables, Markdown and JSON."""
+"""The study of S&I-C as tables and JSON."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,20 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from si_jax.data.files import write_text
+from si_jax.evaluation.results import Results
 from si_jax.reporting import facts, report
-from si_jax.reporting.tables import (
-    Cell,
-    Table,
-    escape,
-    mark_best,
-    markdown_facts,
-    markdown_table,
-    percent,
-    plain,
-)
-from study.measures import MEASURED
+from si_jax.reporting.tables import Cell, Table, mark_best, percent, plain, text_table
+from study.comparison import MEASURED, REFERENCE
 
-TITLES = {name: report.metric_titles()[name] for name in MEASURED}
 ABLATIONS = {
     "components": "Ablation: components and forms (E energy, A channel-average, M zero-deflation)",
     "images": "Ablation: number of calibration images",
@@ -29,176 +20,120 @@ ABLATIONS = {
 }
 """Ablation -> title of its table."""
 
-VALUES = tuple((group, metric) for group in ("far", "near") for metric in MEASURED)
 NAMES = {"auroc": "AUROC", "fpr95": "FPR95", "fpr95_ood_positive": "FPR95, OpenOOD's"}
-NOTES = (
-    "Values in per cent; FPR95 by the published convention (in-distribution positive), the share of"
-    " OOD among what is accepted when 95 % of in-distribution images are; OpenOOD's is the share of"
-    " in-distribution images refused when 95 % of OOD are. Far and near are means over the sets of"
-    " the group. Best values in bold.",
-    "In brackets: 95 % intervals by bootstrap over the test images; differences are paired, over"
-    " the same draws. They say nothing of other networks, nor of other calibration images, for"
-    " which see the ablation of draws.",
-    "The forms of S&I-C were chosen on CIFAR networks; see its documentation.",
-)
+NOTES = """\
+Values in per cent; FPR95 by the published convention (in-distribution positive), the share of OOD
+among what is accepted when 95 % of in-distribution images are; OpenOOD's is the share of
+in-distribution images refused when 95 % of OOD are. Far and near are means over the sets of the
+group. The best values have a star. In brackets: 95 % intervals by bootstrap over the test images;
+differences are paired, over the same draws. They say nothing of other networks, nor of other
+calibration images, for which see the ablation of draws. The forms of S&I-C were chosen on CIFAR
+networks; see its documentation."""
 
 
-def case_tables(case: Mapping[str, Any]) -> list[Table]:
-    """The tables of one network under one protocol.
+def text(cases: Sequence[Mapping[str, Any]]) -> str:
+    """All tables: of each case, and the summary."""
+    titles = {name: report.metric_titles()[name] for name in MEASURED}
+    parts = [NOTES]
+    for case in cases:
+        results = case["results"]
+        heading = f"== {case['network']}, protocol {results.protocol} =="
+        parts.append(f"{heading}\n{facts.heading(results)}\ncalibration: {calibrated(case)}")
+        if results.warning:
+            parts.append(f"WARNING: {results.warning}")
+        for table in report.metric_tables(results, titles):
+            parts.append(f"{table.title}\n{plain(table)}")
+        parts.append(f"Difference from {REFERENCE}, points\n{over_reference(case)}")
+        if case["failures"]:
+            failed = text_table(("detector", "reason"), list(case["failures"].items()))
+            parts.append(f"Detectors that could not be evaluated\n{failed}")
+        parts += [f"{title}, %\n{ablation(case, name)}" for name, title in ABLATIONS.items()]
+    return "\n\n".join([*parts, f"Summary: AUROC / FPR95, %\n{summary(cases)}"])
 
-    Args:
-        case: one of the study's `cases`.
-    """
-    return [
-        *report.metric_tables(case, TITLES),
-        over_msp(case),
-        *failure_tables(case),
-        *(ablation_table(case, name) for name in ABLATIONS),
-    ]
 
-
-def summary(cases: Sequence[Mapping[str, Any]]) -> Table:
+def summary(cases: Sequence[Mapping[str, Any]]) -> str:
     """AUROC / FPR95 of far and near for each detector and case."""
-    columns = [(c, g) for c in cases for g in ("far", "near") if g in c["groups"].values()]
-    detectors = list(dict.fromkeys(d for c in cases for d in (*c["results"], *c["failures"])))
-    values = [
-        [case["averages"].get(name, {}).get(group, {}).get("auroc") for case, group in columns]
+    columns = [(c, group) for c in cases for group, _ in _shown(c)[:: len(MEASURED)]]
+    detectors = dict.fromkeys(d for c in cases for d in (*c["results"].results, *c["failures"]))
+    means = [
+        [case["results"].averages.get(name, {}).get(group) for case, group in columns]
         for name in detectors
     ]
     rows = [
         [
-            Cell("failed")
-            if value is None
-            else Cell(f"{percent(value)} / {percent(case['averages'][name][group]['fpr95'])}")
-            for value, (case, group) in zip(row, columns, strict=True)
+            Cell(f"{percent(mean['auroc'])} / {percent(mean['fpr95'])}" if mean else "failed")
+            for mean in row
         ]
-        for name, row in zip(detectors, values, strict=True)
+        for row in means
     ]
-    marked = zip(detectors, mark_best(rows, values, "auroc"), strict=True)
-    header = ("detector", *(f"{case['network']}, {case['protocol']}: {g}" for case, g in columns))
-    cells = tuple((Cell(name), *row) for name, row in marked)
-    return Table("Summary: AUROC / FPR95, %", header, cells)
+    marked = mark_best(rows, [[mean and mean["auroc"] for mean in row] for row in means], "auroc")
+    titles = (f"{case['network']}, {case['results'].protocol}: {group}" for case, group in columns)
+    cells = tuple((Cell(name), *row) for name, row in zip(detectors, marked, strict=True))
+    return plain(Table("", ("detector", *titles), cells))
 
 
-def over_msp(case: Mapping[str, Any]) -> Table:
+def over_reference(case: Mapping[str, Any]) -> str:
     """Differences from MSP, with paired intervals."""
-    shown = [pair for pair in VALUES if pair[0] in case["groups"].values()]
     rows = []
     for name, row in case["over_msp"].items():
         cells = []
-        for group, metric in shown:
+        for group, metric in _shown(case):
             difference, low, high = (100 * value for value in row[group][metric])
-            cells.append(Cell(f"{difference:+.2f}", f"({low:+.1f} – {high:+.1f})"))
-        rows.append((Cell(name), *cells))
-    header = ("detector", *(f"{group} {NAMES[metric]}" for group, metric in shown))
-    return Table("Difference from msp, points", header, tuple(rows))
+            cells.append(f"{difference:+.2f} ({low:+.1f} – {high:+.1f})")
+        rows.append([name, *cells])
+    return text_table(("detector", *_titles(case)), rows)
 
 
-def failure_tables(case: Mapping[str, Any]) -> list[Table]:
-    """A table of the detectors that could not be evaluated, if there are some."""
-    rows = tuple((Cell(name), Cell(why)) for name, why in case["failures"].items())
-    title = "Detectors that could not be evaluated"
-    return [Table(title, ("detector", "reason"), rows, text=True)] if rows else []
-
-
-def ablation_table(case: Mapping[str, Any], name: str) -> Table:
-    """One ablation, with MSP's near AUROC beside it.
-
-    Args:
-        case: one of the study's `cases`.
-        name: a key of `ABLATIONS`.
-    """
-    shown = [pair for pair in VALUES if pair[0] in case["groups"].values()]
-    yardstick = case["averages"]["msp"].get("near")
-    header = ["S&I-C", "form", "images", "channels", "shrinkage"]
-    header += [f"{group} {NAMES[metric]}" for group, metric in shown]
-    header += ["msp's near AUROC", "note"]
+def ablation(case: Mapping[str, Any], name: str) -> str:
+    """One ablation, with MSP's near AUROC beside it."""
+    reference = case["results"].averages[REFERENCE].get("near")
+    header = ["S&I-C", "form", "images", "channels", "shrinkage", *_titles(case)]
+    header += [f"{REFERENCE}'s near AUROC", "note"]
     rows = []
-    for row in case["ablations"]:
-        if row["table"] != name:
-            continue
-        cells = [Cell(row["label"]), Cell(row["form"])]
+    for row in (row for row in case["ablations"] if row["table"] == name):
+        cells = [row["label"], row["form"]]
         if row["failure"]:
-            cells += [Cell("–")] * (len(header) - 3) + [Cell(row["failure"])]
-        else:
-            cells += [Cell(f"{row[key]:.3g}" if key == "shrinkage" else str(row[key]))
-                      if key in row else Cell("–")
-                      for key in ("images", "channels", "shrinkage")]  # fmt: skip
-            for group, metric in shown:
-                spread = row.get("sd", {}).get(group, {}).get(metric)
-                detail = "" if spread is None else f"± {percent(spread)}"
-                cells.append(Cell(percent(row["mean"][group][metric]), detail))
-            cells.append(Cell("–" if yardstick is None else percent(yardstick["auroc"])))
-            cells.append(Cell(""))
-        rows.append(tuple(cells))
-    return Table(f"{ABLATIONS[name]}, %", tuple(header), tuple(rows), stubs=2)
-
-
-def case_facts(case: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(name, value) of what a reader must know of a case."""
-    shown = facts.fact_rows(case)
-    shown = [(name, value) for name, value in shown if name not in ("command", "versions")]
-    return [*shown, ("calibration", calibrated(case))]
-
-
-def text(study: Mapping[str, Any]) -> str:
-    """What the command prints."""
-    parts = []
-    for case in study["cases"]:
-        parts.append(f"== {title(case)} ==\n{facts.heading(case)}\ncalibration: {calibrated(case)}")
-        parts += [f"{table.title}\n{plain(table)}" for table in case_tables(case)]
-    table = summary(study["cases"])
-    return "\n\n".join([*parts, f"{table.title}\n{plain(table)}"])
-
-
-def markdown(study: Mapping[str, Any]) -> str:
-    """The whole study as Markdown, its figures linked."""
-    parts = ["# S&I-C, the calibrated detector: evidence", *map(escape, NOTES)]
-    parts += [markdown_facts([
-        ("command", study["command"]),
-        ("seed", str(study["seed"])),
-        ("versions", ", ".join(f"{k} {v}" for k, v in study["versions"].items())),
-    ])]  # fmt: skip
-    if study["unfinished"]:
-        parts.append(f"**Unfinished:** {escape(', '.join(study['unfinished']))}.")
-    parts.append(markdown_table(summary(study["cases"])))
-    for case in study["cases"]:
-        parts += [f"# {escape(title(case))}", markdown_facts(case_facts(case))]
-        if case["warning"]:
-            parts.append(f"**Warning:** {escape(case['warning'])}.")
-        if case["incomplete"]:
-            parts.append(escape(facts.notes(case)[-1]))
-        parts += map(markdown_table, case_tables(case))
-        parts += [f"![{escape(name)}]({path})" for name, path in case["figures"].items()]
-    return "\n\n".join(parts) + "\n"
-
-
-def title(case: Mapping[str, Any]) -> str:
-    """Network and protocol."""
-    return f"{case['network']}, protocol {case['protocol']}"
+            rows.append([*cells, *["–"] * (len(header) - 3), row["failure"]])
+            continue
+        cells += [str(row.get(key, "–")) for key in ("images", "channels")]
+        cells.append(f"{row['shrinkage']:.3g}" if "shrinkage" in row else "–")
+        for group, metric in _shown(case):
+            spread = f" ± {percent(row['sd'][group][metric])}" if "sd" in row else ""
+            cells.append(percent(row["mean"][group][metric]) + spread)
+        rows.append([*cells, "–" if reference is None else percent(reference["auroc"]), ""])
+    return text_table(header, rows)
 
 
 def calibrated(case: Mapping[str, Any]) -> str:
     """What was calibrated on, in a line."""
     calibration = case["calibration"]
     draws, own = calibration["draws"], calibration["disjoint_draws"]
-    parts = [
-        f"{calibration['images']:,} images of {calibration['set']}",
-        f"{draws} draws that share no image",
-    ]
+    drawn = f"{draws} draws that share no image"
     if own < draws:
-        parts[1] = (
+        drawn = (
             f"{draws} draws, {own} of them on images of its own; the others split the first's anew"
         )
+    parts = [f"{calibration['images']:,} images of {calibration['set']}", drawn]
     return "; ".join([*parts, *filter(None, [calibration["note"]])])
 
 
 def write(study: Mapping[str, Any], directory: Path) -> list[Path]:
-    """Write `study.json` and `study.md`; returns their paths."""
+    """Write `study.json` and `study.txt`; returns their paths."""
+    options: dict[str, Any] = {"indent": 1, "allow_nan": False, "default": Results.to_json}
     files = {
-        "study.json": json.dumps(study, indent=1, allow_nan=False) + "\n",
-        "study.md": markdown(study),
+        "study.json": json.dumps(study, **options) + "\n",
+        "study.txt": text(study["cases"]) + "\n",
     }
-    for name, content in files.items():
-        write_text(directory / name, content)
+    for name, written in files.items():
+        write_text(directory / name, written)
     return [directory / name for name in files]
+
+
+def _shown(case: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Group and metric of each column."""
+    groups = case["results"].groups.values()
+    return [(group, metric) for group in ("far", "near") if group in groups for metric in MEASURED]
+
+
+def _titles(case: Mapping[str, Any]) -> list[str]:
+    return [f"{group} {NAMES[metric]}" for group, metric in _shown(case)]

@@ -10,12 +10,11 @@ from flax import linen as nn
 from flax import nnx
 
 import si_jax
+import study_without_relu as without_relu
 from si_jax import activation
 from si_jax.data import digits
 from si_jax.networks import framework
 from si_jax.taps import default_taps
-from study import without_relu
-from study.fine_tuning import fine_tune
 
 GREY = {"input_size": 28, "mean": 0.5, "std": 0.5, "call_kwargs": {"train": False}}
 """Grey images of 28x28 pixels."""
@@ -66,7 +65,7 @@ def trained(images):
     variables = module.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)), train=False)
     pictures, labels = digits.load("train")
     model = si_jax.Model(module, variables, **GREY)
-    model = fine_tune(model, grey(pictures), labels, steps=500, learning_rate=1e-2)
+    model = without_relu.fine_tune(model, grey(pictures), labels, steps=500, learning_rate=1e-2)
     assert np.mean(model.logits(images).argmax(-1) == digits.load("test")[1][:200]) > 0.85
     return model
 
