@@ -19,7 +19,7 @@ import jax
 
 from benchmarks import memory as memory_use
 from benchmarks import overlap as overlapping
-from benchmarks import pipeline_speed, speed, speed_torch
+from benchmarks import pipeline_speed, speed
 from benchmarks import rounding as rounded
 from si_jax import cli, models
 from si_jax.commands import options
@@ -147,6 +147,12 @@ def engines_of(args: argparse.Namespace, name: str, names: list[str] | None) -> 
     model = speed.random_model(name, size, args.precision)
     others = {}
     if args.against == "torch":
+        try:
+            from benchmarks import speed_torch
+        except ImportError:
+            raise ValueError(
+                '--against torch needs PyTorch: run `pip install "si-jax[torch]"`'
+            ) from None
         others = speed_torch.programs(name, model.input_size, args.batch_size)
     rows = speed.time_detectors(
         model, batch_size=args.batch_size, repeats=repeats_of(args), names=names, others=others
