@@ -22,7 +22,6 @@ from benchmarks import overlap as overlapping
 from benchmarks import pipeline_speed, speed
 from benchmarks import rounding as rounded
 from si_jax import cli, models
-from si_jax.commands import options
 from si_jax.data import preprocessing
 from si_jax.data.files import write_text
 from si_jax.detectors import DETECTORS
@@ -38,12 +37,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     data = commands.add_parser("data", help="images/s of decoding, transforming and batching")
     add = data.add_argument
     add("--folder", help="a folder of images; otherwise small ones are made for the while")
-    options.add_data_dir(data)
-    options.add_protocol(data)
+    add("--data-dir", help="folder of all data; default: $SI_JAX_DATA or ~/.cache/si_jax/data")
+    add("--protocol", default="published", help="published (default) or openood")
     add("--size", default="small", help="small (default) or imagenet: the crop, for all sources")
     add("--workers", type=int, nargs="+", default=[1, 4], help="threads that decode")
     add("--limit", type=int, default=2000, help="images of each source")
-    options.add_batch_size(data, 64)
+    add("--batch-size", type=int, default=64, help="images per batch; default 64")
     engines = commands.add_parser("engines", help="cost of the detectors in forward passes")
     add = engines.add_argument
     names = ", ".join(models.ARCHITECTURES)
@@ -52,8 +51,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--quick", action="store_true", help="few rows and repeats; for a first look")
     add("--against", choices=["torch"], help="time the same in PyTorch beside it")
     add("--input-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"))
-    options.add_batch_size(engines, 16)
-    options.add_precision(engines)
+    add("--batch-size", type=int, default=16, help="images per batch; default 16")
+    add("--precision", default="highest", help="of matrix products: highest, high or default")
     memory = commands.add_parser("memory", help="peak memory while sets of many sizes are scored")
     add = memory.add_argument
     add("--images", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="of each set")
@@ -63,7 +62,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--images", type=int, nargs=2, default=[4000, 160], help="of 32 and of 256 pixels a side")
     add("--model", default="resnet8", help="resnet8 by default")
     add("--workers", type=int, default=4, help="threads that decode")
-    options.add_batch_size(overlap, 32)
+    add("--batch-size", type=int, default=32, help="images per batch; default 32")
     rounding = commands.add_parser("rounding", help="scores by batch size and number of devices")
     add = rounding.add_argument
     add("--images", type=int, default=48, help="digits and letters that are scored")

@@ -8,16 +8,17 @@ is GAIA-Z on the same taps), image by image and position by position; and the cl
 steps that are multiplied with the general engine.
 """
 
-import argparse
 import dataclasses
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
 
 import si_jax
 from si_jax import cli
-from si_jax.commands import options
+from si_jax.commands.options import command
 from si_jax.data import pipeline, sources
+from si_jax.evaluation.defaults import benchmark_model
 from si_jax.evaluation.sets import find_sets
 from si_jax.reporting.report import text_table
 
@@ -32,28 +33,33 @@ VARIANTS = {
 }
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Compare and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    options.add_benchmark(parser)
-    options.add_network(parser)
-    parser.add_argument("--limit", type=int, default=300, help="test images; default 300")
-    options.add_seed(parser, "the subset and of fresh weights")
-    options.add_places(parser)
-    args = parser.parse_args(argv)
+@command("python scripts/compare_engines.py", benchmark_model)
+def main(
+    load: partial,
+    *,
+    benchmark: str = "digits",
+    protocol: str = "published",
+    limit: int = 300,
+    data_dir: str | None = None,
+    ood_root: str | None = None,
+    seed: int = 0,
+) -> None:
+    """Compare and print.
 
-    model, _ = options.network(args)
+    Args:
+        load: loads the network.
+        benchmark: digits, cifar10, cifar100 or imagenet.
+        protocol: published or openood.
+        limit: test images.
+        data_dir: folder of all data; default: $SI_JAX_DATA or ~/.cache/si_jax/data.
+        ood_root: folder that holds folders of images; default: that of all data.
+        seed: of the subset and of fresh weights.
+    """
+    model, _ = load(benchmark, seed=seed)
     resolved = find_sets(
-        args.dataset,
-        model,
-        args.protocol,
-        data_dir=args.data_dir,
-        ood_root=args.ood_root,
-        allow_missing=True,
+        benchmark, model, protocol, data_dir=data_dir, ood_root=ood_root, allow_missing=True
     )
-    image_set = sources.subset(resolved.test, args.limit, args.seed)
+    image_set = sources.subset(resolved.test, limit, seed)
     batches = pipeline.batches(image_set, resolved.preprocessing, 64)
     images = np.concatenate([batch.images[batch.mask] for batch in batches])
 
@@ -78,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
     half = dataclasses.replace(model, module=model.module.clone(dtype=jnp.bfloat16))
     halved = si_jax.make_detector("si-z", half, engine="gradient").details(images)
     rows.append(row("gradient, in bfloat16", halved, expected, sizes))
-    print(f"{model.name}, {args.dataset}, {len(images)} images, {sizes.sum():,} positions each")
+    print(f"{model.name}, {benchmark}, {len(images)} images, {sizes.sum():,} positions each")
     header = ["compared with gradient", "images that differ", "positions", "score, relative"]
     print(text_table([*header, "rank correlation"], rows))
     header[0] = "compared with general"

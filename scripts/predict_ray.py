@@ -8,7 +8,6 @@ row group of a Parquet file, and becomes one Parquet file, written whole. On a c
 says where it is, and all paths must be reachable from every machine.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -20,7 +19,7 @@ import numpy as np
 
 from si_jax import cli
 from si_jax.checks import check_least
-from si_jax.commands import options
+from si_jax.commands.options import command
 from si_jax.data.files import write_atomically, write_text
 from si_jax.data.opening import chunks
 from si_jax.decision.predictor import COLUMNS, Predictor
@@ -198,36 +197,44 @@ def _pyarrow():
     return parquet
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Predict and print how many."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("detector", help="a saved detector's directory, or a bundled one: digits")
-    add("paths", nargs="+", metavar="PATH", help="folders, globs or files; or Parquet files")
-    add("--out", required=True, metavar="DIR", help="where the parts are written")
-    add("--workers", type=int, default=2, help="processes, each with the network; default 2")
-    add("--gpus", type=float, default=0, help="GPUs of each worker; default 0")
-    add("--part-size", type=int, default=PART_SIZE, help=f"files of a part; default {PART_SIZE}")
-    add("--column", default="image", help="of Parquet files that holds the images' bytes")
-    args = parser.parse_args(argv)
-    options.check_least(args, workers=1)
+@command("python scripts/predict_ray.py")
+def main(
+    detector: str,
+    /,
+    *paths: str,
+    out: str,
+    workers: int = 2,
+    gpus: float = 0,
+    part_size: int = PART_SIZE,
+    column: str = "image",
+) -> None:
+    """Predict and print how many.
+
+    Args:
+        detector: a saved detector's directory, or a bundled one: digits.
+        paths: folders, globs or files; or Parquet files.
+        out: directory where the parts are written.
+        workers: processes, each with the network.
+        gpus: GPUs of each worker.
+        part_size: files of a part.
+        column: of Parquet files that holds the images' bytes.
+    """
+    check_least(1, workers=workers)
     try:
         import ray
     except ImportError:
         raise ValueError('workers need Ray: pip install "si-jax[ray]"') from None
     if not ray.is_initialized():
-        local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": args.workers + 1}
+        local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers + 1}
         ray.init(include_dashboard=False, log_to_driver=False, **local)
     done = predict_with_ray(
-        args.paths,
-        args.detector,
-        args.out,
-        workers=args.workers,
-        part_size=args.part_size,
-        column=args.column,
-        **({"num_gpus": args.gpus} if args.gpus else {}),
+        paths,
+        detector,
+        out,
+        workers=workers,
+        part_size=part_size,
+        column=column,
+        **({"num_gpus": gpus} if gpus else {}),
     )
     print(
         "{rows} images in {parts} parts, {unreadable} unreadable; {skipped} parts were there"

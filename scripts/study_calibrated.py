@@ -16,7 +16,6 @@ from typing import Any
 
 import si_jax
 from si_jax import cli
-from si_jax.commands import options
 from si_jax.data import benchmarks
 from si_jax.data.files import write_atomically
 from si_jax.evaluation.job import labelled
@@ -40,11 +39,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--calibration", type=int, default=5000, help="calibration images; default 5000")
     add("--seeds", type=int, default=3, help="draws of the calibration images; default 3")
     add("--resamples", type=int, default=1000, help="bootstrap draws; default 1000")
-    options.add_seed(parser, "all draws")
-    options.add_batch_size(parser)
+    add("--seed", type=int, default=0, help="of all draws; default 0")
+    add("--batch-size", type=int, help="images per batch; default: each detector's own")
     add("--out", default="results/study", help="directory for the results")
-    options.add_places(parser)
-    options.add_allow_missing(parser)
+    add("--data-dir", help="folder of all data; default: $SI_JAX_DATA or ~/.cache/si_jax/data")
+    add("--ood-root", help="folder that holds folders of images; default: that of all data")
+    add("--allow-missing", action="store_true", help="go on without the sets that are absent")
     return parser.parse_args(argv)
 
 

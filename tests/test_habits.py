@@ -10,9 +10,6 @@ SCRIPTS = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / "scripts"
 TREES = {name: ast.parse(path.read_text()) for name, path in sorted((LIBRARY | SCRIPTS).items())}
 COMMANDS = [name for name in TREES if name.startswith(("si_jax/commands/", "scripts/"))]
 
-OTHER_MEANINGS = {"--dataset", "--model", "--normalisation"}
-"""Options of `commands/options.py` whose namesakes elsewhere mean something else."""
-
 THEIRS = {"_flatten_layers", "_trace"}
 """Private names of libraries that offer no public one: a layer's layers, an array's trace."""
 
@@ -49,20 +46,6 @@ def test_errors_of_the_library_name_arguments():
             texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
             flags = [text for text in texts if re.search(r"(?<!\w)--\w", str(text))]
             assert not flags, f"{name}, line {node.lineno}: {flags}"
-
-
-def declared(name: str) -> list[str]:
-    """The options that a module declares."""
-    calls = (node.args for node in nodes(name, ast.Call) if node.args)
-    first = (args[0].value for args in calls if isinstance(args[0], ast.Constant))
-    return [text for text in first if isinstance(text, str) and text.startswith("--")]
-
-
-def test_shared_options_are_declared_once():
-    shared = set(declared("si_jax/commands/options.py")) - OTHER_MEANINGS
-    assert {"--data-dir", "--ood-root", "--batch-size", "--seed"} <= shared
-    for name in set(COMMANDS) - {"si_jax/commands/options.py"}:
-        assert not shared & set(declared(name)), name
 
 
 def test_ruff_has_one_version():

@@ -1,19 +1,20 @@
 """The command line: one module a sub-command of `si-jax`, each with a `main(argv)`.
 
-Arguments flow in; every module parses them, calls the library and prints what it gives back. No
-other package imports this one. To add a sub-command, add a module and its line in `COMMANDS`.
+Arguments flow in; every module calls the library and prints what it gives back. No other package
+imports this one. To add a sub-command, add a module and its line in `COMMANDS`; to add an option,
+a parameter of its `main`, or of a function of the library that is named beside it.
 """
 
 import importlib
 import sys
 
-from si_jax import cli
+from si_jax import __version__, cli
 
 COMMANDS = {
-    "predict": "say of images whether the network is to be trusted on them",
+    "predict": "flag out-of-distribution images, with the network's prediction of each",
     "calibrate": "make a detector of a network: fit it, set its threshold, save it",
     "export": "write a saved detector as one file that runs without this library",
-    "prepare-data": "bring the public sets of a benchmark to this machine",
+    "prepare-data": "download the public sets of a benchmark",
     "evaluate": "evaluate out-of-distribution detectors on a benchmark",
     "convert": "convert a published checkpoint of another framework",
     "train": "train or fine-tune a classifier",
@@ -21,6 +22,15 @@ COMMANDS = {
     "tune": "choose a detector's options without test images",
 }
 """Sub-command -> what it does; its module has its name, with `_` for `-`."""
+
+USAGE = """\
+usage: si-jax COMMAND ...
+
+Out-of-distribution detection in JAX.
+
+{}
+
+si-jax COMMAND --help lists what a command takes; si-jax --version prints the version."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -35,26 +45,12 @@ def dispatch(argv: list[str]) -> None:
     Raises:
         ValueError: if there is no such sub-command.
     """
-    if not argv or argv[0] in ("-h", "--help"):
-        print(usage())
-        return
-    name, *rest = argv
-    if name not in COMMANDS:
+    name, *rest = argv or ["--help"]
+    if name in ("-h", "--help"):
+        print(USAGE.format("\n".join(f"  {name:12} {text}" for name, text in COMMANDS.items())))
+    elif name == "--version":
+        print(f"si-jax {__version__}")
+    elif name in COMMANDS:
+        importlib.import_module(f"{__name__}.{name.replace('-', '_')}").main(rest)
+    else:
         raise ValueError(f"si-jax has no command {name!r}: choose one of {', '.join(COMMANDS)}")
-    importlib.import_module(f"{__name__}.{name.replace('-', '_')}").main(rest)
-
-
-def usage() -> str:
-    """What `si-jax --help` prints."""
-    lines = [f"  {name:12} {text}" for name, text in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: si-jax COMMAND ...",
-            "",
-            "Out-of-distribution detection in JAX.",
-            "",
-            *lines,
-            "",
-            "si-jax COMMAND --help tells what a command takes.",
-        ]
-    )

@@ -10,11 +10,11 @@ digits/test. The network must not have learnt from HELD_OUT, and the detector is
 
 import dataclasses
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 
-from si_jax import cli
-from si_jax.commands.options import add_seed, detector_options
+from si_jax.commands.options import command, detector_options
 from si_jax.data import digits, pipeline, sources
 from si_jax.data.directories import check_new
 from si_jax.data.image_set import ImageSet
@@ -24,58 +24,65 @@ from si_jax.detectors.predictions import check_calibrated
 from si_jax.weights.checkpoint import load_model
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Fit, calibrate, save and print."""
-    parser = cli.parser("calibrate", __doc__)
-    add = parser.add_argument
-    add("checkpoint", help="bundled name or checkpoint directory")
-    add("--detector", default="si-c", help="default: si-c; si-jax evaluate --list-detectors")
-    add("--set", nargs="+", default=[], metavar="OPTION=VALUE", help="the detector's options")
-    add("--fit", metavar="TRAIN", help="training images, for the detectors that learn from some")
-    add("--fit-limit", type=int, default=10_000, help="at most so many, drawn at random")
-    add("--images", required=True, metavar="HELD_OUT", help="held-out in-distribution images")
-    add("--limit", type=int, help="at most so many of them, drawn at random")
-    add("--tpr", type=float, default=0.95, help="share of them to accept; default 0.95")
-    add("--keep-images", type=int, default=0, metavar="N",
-        help="keep thumbnails of so many, for --explain to show; default none")  # fmt: skip
-    add("--classes", nargs="+", metavar="NAME", help="names of the classes, in order")
-    add_seed(parser, "the draws")
-    add("--out", required=True, metavar="DIR", help="directory to write")
-    args = parser.parse_args(argv)
-    check_new(args.out)
-    model = load_model(args.checkpoint)
-    if args.classes:
-        if len(args.classes) != model.num_classes:
+@command("si-jax calibrate", Detector.calibrate)
+def main(
+    calibrate: partial,
+    checkpoint: str,
+    /,
+    *,
+    detector: str = "si-c",
+    set_: list[str] | None = None,
+    fit: str | None = None,
+    fit_limit: int | None = 10_000,
+    images: str,
+    limit: int | None = None,
+    classes: list[str] | None = None,
+    seed: int = 0,
+    out: str,
+    command: str = "",
+) -> None:
+    """Fit, calibrate, save and print.
+
+    Args:
+        calibrate: sets the threshold.
+        checkpoint: bundled name or checkpoint directory.
+        detector: one of those that si-jax evaluate --list-detectors prints.
+        set_: OPTION=VALUE: options of the detector.
+        fit: training images, for the detectors that learn from some.
+        fit_limit: at most so many, drawn at random.
+        images: held-out in-distribution images.
+        limit: at most so many of them, drawn at random; default: all.
+        classes: names of the classes, in order; default: those on the checkpoint's card.
+        seed: of the draws.
+        out: directory to write.
+        command: the command line.
+    """
+    check_new(out)
+    model = load_model(checkpoint)
+    if classes:
+        if len(classes) != model.num_classes:
             raise ValueError(
-                f"--classes names {len(args.classes)}, but the network has {model.num_classes}"
+                f"--classes names {len(classes)}, but the network has {model.num_classes}"
             )
-        model = dataclasses.replace(model, card={**model.card, "classes": args.classes})
-    options = detector_options([f"{args.detector}.{text}" for text in args.set])
-    detector = make_detector(args.detector, model, **options.get(args.detector, {}))
-    if detector.needs_fit and not args.fit:
-        raise ValueError(
-            f"detector {args.detector!r} learns from training images: give --fit TRAIN"
-        )
-    held_out = sources.subset(opened(args.images), args.limit, args.seed)
+        model = dataclasses.replace(model, card={**model.card, "classes": classes})
+    options = detector_options([f"{detector}.{text}" for text in set_ or ()])
+    made = make_detector(detector, model, **options.get(detector, {}))
+    if made.needs_fit and not fit:
+        raise ValueError(f"detector {detector!r} learns from training images: give --fit TRAIN")
+    held_out = sources.subset(opened(images), limit, seed)
     facts = {"calibration": {"set": held_out.name, "images": len(held_out)}}
-    if detector.needs_fit:
-        train = sources.subset(opened(args.fit), args.fit_limit, args.seed)
-        detector.fit_batches(Batches(lambda: stream(detector, train, "fitting"), model))
+    if made.needs_fit:
+        train = sources.subset(opened(fit or ""), fit_limit, seed)
+        made.fit_batches(Batches(lambda: stream(made, train, "fitting"), model))
         facts["fit"] = {"set": train.name, "images": len(train)}
-    images = (part for part, _ in stream(detector, held_out, "calibrating"))
-    detector.calibrate(images, tpr=args.tpr, keep_images=args.keep_images)
-    prepared = str(detector.preprocessing)
-    detector.threshold = dataclasses.replace(check_calibrated(detector), preprocessing=prepared)
-    detector.card |= {
-        **facts,
-        "command": cli.command_line("calibrate", argv),
-        "seed": args.seed,
-    }
-    path = detector.save(args.out)
-    accepted = detector.threshold
-    print(f"detector    {detector.name} on {model.name}, {model.num_classes} classes")
-    print(f"images      prepared by: {detector.preprocessing}")
-    print(f"decision    {accepted}")
+    calibrate(made, (part for part, _ in stream(made, held_out, "calibrating")))
+    prepared = str(made.preprocessing)
+    made.threshold = dataclasses.replace(check_calibrated(made), preprocessing=prepared)
+    made.card |= {**facts, "command": command, "seed": seed}
+    path = made.save(out)
+    print(f"detector    {made.name} on {model.name}, {model.num_classes} classes")
+    print(f"images      prepared by: {made.preprocessing}")
+    print(f"decision    {made.threshold}")
     print(f"saved       {path}")
 
 

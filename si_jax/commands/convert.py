@@ -3,37 +3,20 @@
 si-jax convert resnet34.pth --model resnet34 --out checkpoints/resnet34
 """
 
-from si_jax import cli
-from si_jax.commands.options import add_file_options
-from si_jax.models import ARCHITECTURES, NORMALISATIONS
+from functools import partial
+
+from si_jax.commands.options import command
 from si_jax.weights.convert_checkpoint import convert_checkpoint
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Convert, save, reload and compare."""
-    parser = cli.parser("convert", __doc__)
-    add = parser.add_argument
-    add("file", help="a .pth, .pt, .th, .tar, .safetensors or .npz file")
-    add("--model", required=True, help=f"one of {', '.join(ARCHITECTURES)}")
-    add("--out", required=True, help="checkpoint directory to write")
-    add("--normalisation", help=f"what the network was trained with: {', '.join(NORMALISATIONS)}")
-    add_file_options(parser)
-    add(
-        "--input-size",
-        type=int,
-        nargs=2,
-        metavar=("HEIGHT", "WIDTH"),
-        help="of the images, in pixels",
-    )
-    args = parser.parse_args(argv)
-    converted = convert_checkpoint(
-        args.model,
-        args.file,
-        args.out,
-        input_size=tuple(args.input_size) if args.input_size else None,
-        normalisation=args.normalisation,
-        mean=args.mean,
-        std=args.std,
-        part=args.part,
-    )
-    print(converted)
+@command("si-jax convert", convert_checkpoint)
+def main(convert: partial, file: str, /, *, model: str, out: str) -> None:
+    """Convert, save, reload and compare.
+
+    Args:
+        convert: does it.
+        file: a .pth, .pt, .th, .tar, .safetensors or .npz file.
+        model: its architecture, such as resnet34 or imagenet_resnet50; a wrong one lists all.
+        out: checkpoint directory to write.
+    """
+    print(convert(model, file, out))

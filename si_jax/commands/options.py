@@ -1,193 +1,212 @@
-"""Options that several commands take, declared once, and how their texts are read."""
+"""A command's options, from signatures and docstrings; and how their texts are read."""
 
-import argparse
+import collections.abc
 import contextlib
+import functools
+import inspect
 import json
+import operator
+import os
 import re
-from collections.abc import Iterable
+import shlex
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any
 
-from si_jax.data import benchmarks
-from si_jax.evaluation import defaults
+import docstring_parser
+from cyclopts import App, CycloptsError, Parameter
+
 from si_jax.evaluation.store import check_distinct
-from si_jax.model import Model
+
+NAMES = {
+    "architecture": "model",
+    "benchmark": "dataset",
+    "id_set": "id",
+    "options": "set",
+    "train_set": "train",
+}
+"""What a function of the library calls an argument -> its option, where the two differ."""
+
+FILLED = ("command", "given")
+"""Arguments that are no options: the command line, and what differs from its default."""
 
 
-def add_benchmark(parser: argparse.ArgumentParser) -> None:
-    """`--dataset` and `--protocol`."""
-    known = ", ".join(benchmarks.BENCHMARKS)
-    parser.add_argument("--dataset", default="digits", help=f"benchmark: {known}; or a folder of"
-        " your own with val, train and ood/NAME in it; default digits")  # fmt: skip
-    add_protocol(parser)
+def command(name: str, *functions: Callable, **names: str) -> Callable:
+    """A decorator that makes a command, as `si-jax evaluate` is, of a function.
 
-
-def add_protocol(parser: argparse.ArgumentParser) -> None:
-    """`--protocol`."""
-    parser.add_argument("--protocol", default="published", help="published (default) or openood")
-
-
-def add_network(parser: argparse.ArgumentParser) -> None:
-    """`--checkpoint`, `--model`, `--precision` and what a file needs; see `network`."""
-    add = parser.add_argument
-    add("--checkpoint", help="bundled name, checkpoint directory, or (with --model) a file of"
-        " another framework; 'random' for fresh weights; default: the bundled one that was"
-        " trained on the benchmark")  # fmt: skip
-    add("--model", help="architecture, for --checkpoint FILE or --checkpoint random")
-    add("--normalisation", help="of a FILE's network: cifar10, cifar100, imagenet or half;"
-        " default: the architecture's")  # fmt: skip
-    add_file_options(parser)
-    add_precision(parser)
-
-
-def add_precision(parser: argparse.ArgumentParser) -> None:
-    """`--precision`."""
-    parser.add_argument("--precision", default="highest", help="of matrix products: highest"
-        " (default), high or default")  # fmt: skip
-
-
-def add_file_options(parser: argparse.ArgumentParser) -> None:
-    """`--mean`, `--std` and `--part`, of a file of another framework."""
-    add = parser.add_argument
-    add("--mean", type=float, nargs="+", help="mean of each channel in [0, 1] units, in place of"
-        " --normalisation")  # fmt: skip
-    add("--std", type=float, nargs="+", help="standard deviation of each channel, likewise")
-    add("--part", help="which of several networks in a FILE: a key, or a prefix of names")
-
-
-def add_places(parser: argparse.ArgumentParser) -> None:
-    """`--data-dir` and `--ood-root`."""
-    add_data_dir(parser)
-    parser.add_argument(
-        "--ood-root", help="folder that holds folders of images; default: that of all data"
-    )
-
-
-def add_data_dir(parser: argparse.ArgumentParser) -> None:
-    """`--data-dir`."""
-    parser.add_argument("--data-dir", help="folder of all data; default: $SI_JAX_DATA, or else"
-        " ~/.cache/si_jax/data, where TFDS's own folder is looked into as well")  # fmt: skip
-
-
-def add_allow_missing(parser: argparse.ArgumentParser) -> None:
-    """`--allow-missing`."""
-    parser.add_argument(
-        "--allow-missing", action="store_true", help="go on without the sets that are absent"
-    )
-
-
-def add_seed(parser: argparse.ArgumentParser, of: str) -> None:
-    """`--seed`, 0 by default.
+    Its keyword-only parameters are options, the others positional; a name may end in `_`. So are
+    the optional parameters of `functions` that a command line can hold. It is called with these
+    functions first, each bound to the options that the user gave. Defaults and help come from
+    signatures and docstrings, the text above the options from the module's.
 
     Args:
-        parser: it gets the option.
-        of: what is drawn with it.
+        name: what one types before the arguments.
+        functions: of the library.
+        names: parameter of theirs -> its option, other than by `NAMES`; '' for none.
+
+    Returns:
+        A function of the arguments, those of this process by default. It raises a ValueError for a
+        mistake in them.
     """
-    parser.add_argument("--seed", type=int, default=0, help=f"seed of {of}; default 0")
+
+    def decorate(main: Callable) -> Callable[..., None]:
+        own = dict(list(inspect.signature(main).parameters.items())[len(functions) :])
+        theirs = [_optional(function, own, names) for function in functions]
+        options: dict[str, inspect.Parameter] = {}
+        for found in (own, *theirs):
+            options |= {k: p for k, p in found.items() if k not in (*options, *FILLED)}
+        flags = {key: _flag(names.get(key) or NAMES.get(key, key)) for key in options}
+
+        @functools.wraps(main)
+        def run(argv: list[str] | None = None) -> None:
+            argv = sys.argv[1:] if argv is None else list(argv)
+            line = shlex.join([*name.split(), *argv])
+
+            def called(*arguments: Any, **given: Any) -> None:
+                changed = {k: v for k, v in given.items() if v != options[k].default}
+                values = {"command": line, "given": changed, **given}
+                values |= {k: READ[k](v, flags[k]) for k, v in given.items() if k in READ}
+                bound = [
+                    functools.partial(function, **{k: v for k, v in values.items() if k in found})
+                    for function, found in zip(functions, theirs, strict=True)
+                ]
+                main(*bound, *arguments, **{k: v for k, v in values.items() if k in own})
+
+            texts = _texts(main, *functions)
+            shown = [_shown(options[key], flags, texts.get(key, "")) for key in options]
+            called.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+            app = App(
+                name=name,
+                help=inspect.getdoc(sys.modules[main.__module__]),
+                help_format="plaintext",
+                version_flags=(),
+                default_parameter=Parameter(
+                    consume_multiple=True, allow_repeating=True, negative=()
+                ),
+                result_action="return_none",
+            )
+            app.default(called)
+            app["--help"].show = False
+            try:
+                app(argv, exit_on_error=False, print_error=False)
+            except CycloptsError as error:
+                raise ValueError(" ".join(str(error).split()).rstrip(".")) from None
+
+        return run
+
+    return decorate
 
 
-def add_ood(parser: argparse.ArgumentParser, text: str) -> None:
-    """`--ood NAME=PATH ...`, which may be given several times; see `pairs`."""
-    parser.add_argument(
-        "--ood", nargs="+", action="extend", default=[], metavar="NAME=PATH", help=text
-    )
+def _optional(function: Callable, own: Iterable[str], names: dict[str, str]) -> dict:
+    """The optional parameters of a function that a command line can hold, but for a command's own.
 
-
-def add_batch_size(
-    parser: argparse.ArgumentParser, default: int | None = None, text: str = "each detector's own"
-) -> None:
-    """`--batch-size`.
-
-    Args:
-        parser: it gets the option.
-        default: images per batch where the user says nothing.
-        text: what the help calls the default where it is None.
+    `command` is one of them.
     """
-    shown = text if default is None else default
-    parser.add_argument(
-        "--batch-size", type=int, default=default, help=f"images per batch; default: {shown}"
-    )
+    found = {}
+    for key, p in inspect.signature(function).parameters.items():
+        kind = list[str] | None if key in READ else _on_a_line(p.annotation)
+        optional = p.kind is p.KEYWORD_ONLY or p.default is not p.empty
+        if optional and kind and names.get(key, key) and (key not in own or key == "command"):
+            found[key] = p.replace(kind=p.KEYWORD_ONLY, annotation=kind)
+    return found
 
 
-def check_least(args: argparse.Namespace, **least: int) -> None:
-    """Refuse options below so much, where they are given: `check_least(args, batch_size=1)`."""
-    for name, smallest in least.items():
-        value = getattr(args, name)
-        if value is not None and value < smallest:
-            raise ValueError(f"--{name.replace('_', '-')} {value} must be at least {smallest}")
+def _flag(key: str) -> str:
+    return f"--{key.strip('_').replace('_', '-')}"
 
 
-def check_network(args: argparse.Namespace) -> None:
-    """Refuse what can be seen of `add_network`'s options before the network is loaded."""
-    if not args.model and args.checkpoint == "random":
-        raise ValueError("--checkpoint random needs --model NAME")
-    defaults.which_checkpoint(args.dataset, args.checkpoint, args.model)
+def _shown(parameter: inspect.Parameter, flags: dict[str, str], text: str) -> inspect.Parameter:
+    """A parameter with its name on the command line and its help."""
+    if parameter.default is None:
+        text = re.sub(r"\bNone for\b", "default:", text)
+    text = re.sub(r"; None for [^;]*$", "", text)
+    text = re.sub(r"`(\w+)`", lambda m: flags.get(m[1], m[1]), text).replace('"', "")
+    about: dict[str, Any] = {"help": text.replace("`", "").rstrip(".")}
+    if parameter.kind is parameter.KEYWORD_ONLY:
+        about["name"] = flag = flags[parameter.name]
+        if parameter.annotation is bool and parameter.default:
+            about["negative"] = f"--no-{flag[2:]}"
+    return parameter.replace(annotation=Annotated[parameter.annotation, Parameter(**about)])
 
 
-def network(args: argparse.Namespace) -> tuple[Model, str]:
-    """The network that `add_network`'s options name, and what a report calls its checkpoint."""
-    check_network(args)
-    return defaults.benchmark_model(
-        args.dataset,
-        args.checkpoint,
-        architecture=args.model,
-        normalisation=args.normalisation,
-        mean=args.mean,
-        std=args.std,
-        part=args.part,
-        seed=args.seed,
-        precision=args.precision,
-    )
+def _texts(*functions: Callable) -> dict[str, str]:
+    """Parameter -> its description in the first docstring that has it."""
+    texts: dict[str, str] = {}
+    for function in reversed(functions):
+        docstring = inspect.getdoc(function) or ""
+        parsed = docstring_parser.parse(docstring, docstring_parser.Style.GOOGLE)
+        texts |= {p.arg_name: " ".join((p.description or "").split()) for p in parsed.params}
+    return texts
 
 
-def pair(text: str, option: str, form: str) -> tuple[str, str]:
-    """The two sides of the first `=`."""
-    name, equals, value = text.partition("=")
-    if not (name and equals and value):
-        raise ValueError(f"{option} {text}: write it as {form}")
-    return name, value
+def _on_a_line(annotation: Any) -> Any:
+    """What a command line holds of an annotation, paths as text; None where it holds nothing."""
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is Any:  # images, here by their path
+        return str | None
+    if origin in (types.UnionType, typing.Union):
+        kinds = [_on_a_line(kind) for kind in inner if kind is not os.PathLike]
+        return functools.reduce(operator.or_, kinds) if all(kinds) else None
+    if origin is Annotated:  # what the library checks by more than its type, it reads from text
+        return str
+    if origin in (list, tuple, collections.abc.Sequence):
+        return annotation if all(_on_a_line(kind) for kind in inner if kind is not ...) else None
+    plain = (str, int, float, bool, types.NoneType)
+    return annotation if annotation in plain or origin is typing.Literal else None
 
 
 def pairs(texts: Iterable[str], option: str, form: str = "NAME=PATH") -> dict[str, str]:
     """`["a=x", "b=y"]` -> {"a": "x", "b": "y"}; a name that is given twice is refused."""
     values: dict[str, str] = {}
     for text in texts:
-        name, value = pair(text, option, form)
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise ValueError(f"{option} {text}: write it as {form}")
         if name in values:
             raise ValueError(f"{option}: {name} is given twice: {values[name]} and {value}")
         values[name] = value
     return values
 
 
-def detector_options(texts: Iterable[str]) -> dict[str, dict]:
+def detector_options(texts: Iterable[str], option: str = "--set") -> dict[str, dict]:
     """`["si-z.steps=3"]` -> {"si-z": {"steps": 3}}."""
     form = "DETECTOR.OPTION=VALUE"
     options: dict[str, dict] = {}
-    for name, value in pairs(texts, "--set", form).items():
-        detector, dot, option = name.partition(".")
+    for name, value in pairs(texts, option, form).items():
+        detector, dot, key = name.partition(".")
         if not dot:
-            raise ValueError(f"--set {name}={value}: write it as {form}")
-        key = option.replace("-", "_")
+            raise ValueError(f"{option} {name}={value}: write it as {form}")
+        key = key.replace("-", "_")
         if key in options.setdefault(detector, {}):
-            raise ValueError(f"--set gives {name} twice: choose one")
+            raise ValueError(f"{option} gives {name} twice: choose one")
         options[detector][key] = plain_value(value)
     return options
 
 
-def labelled_detectors(texts: Iterable[str]) -> dict[str, tuple[str, dict]]:
+def labelled_detectors(texts: Iterable[str], option: str) -> dict[str, tuple[str, dict]]:
     """`["msp", "a=knn:k=5"]` -> `{"msp": ("msp", {}), "a": ("knn", {"k": 5})}`."""
     form = "NAME or LABEL=NAME:OPTION=VALUE,OPTION=VALUE"
     detectors: list[tuple[str, tuple[str, dict]]] = []
     for text in texts:
         plain = not {"=", ":"} & set(text)
-        label, value = (text, text) if plain else pair(text, "--detectors", form)
+        ((label, value),) = [(text, text)] if plain else pairs([text], option, form).items()
         if ":" in label:
-            raise ValueError(f"--detectors {text}: write it as {form}")
+            raise ValueError(f"{option} {text}: write it as {form}")
         name, _, given = value.partition(":")
         # a comma that no further option follows belongs to the value
-        values = pairs(re.split(r",(?=[\w-]+=)", given) if given else (), "--detectors", form)
+        values = pairs(re.split(r",(?=[\w-]+=)", given) if given else (), option, form)
         options = {key.replace("-", "_"): plain_value(one) for key, one in values.items()}
         detectors.append((label, (name, options)))
     check_distinct([label for label, _ in detectors], "detector")
     return dict(detectors)
+
+
+def grid(texts: Iterable[str], option: str) -> dict[str, list] | None:
+    """`["k=1,5"]` -> {"k": [1, 5]}."""
+    values = pairs(texts, option, "OPTION=VALUE,VALUE")
+    return {k.replace("-", "_"): [*map(plain_value, v.split(","))] for k, v in values.items()}
 
 
 def plain_value(text: str):
@@ -195,3 +214,13 @@ def plain_value(text: str):
     with contextlib.suppress(json.JSONDecodeError):
         return json.loads(text)
     return text
+
+
+READ: dict[str, Callable[[Iterable[str], str], Any]] = {
+    "detectors": labelled_detectors,
+    "grid": grid,
+    "ood": pairs,
+    "options": detector_options,
+    "shifted": pairs,
+}
+"""Argument of the library that is no plain value -> a function of its texts and its option."""

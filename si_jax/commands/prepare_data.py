@@ -8,69 +8,67 @@ si-jax prepare-data --order ILSVRC2012_img_val --labels val.txt      # into imag
 Nothing is asked. What is there stays; a download that was interrupted is resumed.
 """
 
-import argparse
 import textwrap
+from functools import partial
 
-from si_jax import cli
-from si_jax.commands import options
+from si_jax.commands.options import command
 from si_jax.data import downloads, roots
 from si_jax.data.imagenet import LABEL_FILES, order_by_class
-from si_jax.data.tables import BENCHMARKS
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = cli.parser("prepare-data", __doc__)
-    add = parser.add_argument
-    add("--dataset", help=f"benchmark: {', '.join(BENCHMARKS)}")
-    options.add_protocol(parser)
-    options.add_data_dir(parser)
-    add("--full-spectrum", action="store_true", help="its covariate-shifted sets as well")
-    add("--order", metavar="FOLDER", help="ImageNet's flat validation folder: bring it into"
-        " imagenet/val of the data folder, a folder a class, by links")  # fmt: skip
-    add("--labels", metavar="FILE", help=f"the labels of --order: {', '.join(LABEL_FILES)}")
-    add("--list", action="store_true", help="print every set with source and terms, and leave")
-    return parser.parse_args(argv)
+@command("si-jax prepare-data", downloads.prepare, ood_root="")
+def main(
+    prepare: partial,
+    *,
+    dataset: str | None = None,
+    order: str | None = None,
+    labels: str | None = None,
+    list_: bool = False,
+) -> None:
+    """Bring and report.
 
-
-def main(argv: list[str] | None = None) -> None:
-    """Bring and tell."""
-    args = parse(argv)
-    if args.list:
+    Args:
+        prepare: brings.
+        dataset: benchmark whose sets to bring: cifar10, cifar100 or imagenet.
+        order: ImageNet's flat validation folder: bring it into imagenet/val of the data folder, a
+            folder a class, by links.
+        labels: the labels of --order, a file; without it, its forms are listed.
+        list_: print every set with source and terms, and leave.
+    """
+    data_dir = prepare.keywords.get("data_dir")
+    if list_:
         return list_downloads()
-    if args.order is not None:
-        return order(args)
-    if args.dataset is None:
+    if order is not None:
+        return order_validation(order, labels, data_dir)
+    if dataset is None:
         raise ValueError("--dataset says which benchmark's sets to bring; --list shows all sets")
-    root = roots.folders_root(args.data_dir)
-    print(f"data folder: {root}\n")
+    print(f"data folder: {roots.folders_root(data_dir)}\n")
     outcomes = []
-    for outcome in downloads.prepare(
-        args.dataset, args.protocol, args.data_dir, full_spectrum=args.full_spectrum
-    ):
+    for outcome in prepare(dataset):
         outcomes.append(outcome)
         count = f"{outcome.images:6d} images" if outcome.images else " " * 13
         print(f"{outcome.name:22} {outcome.state:8} {count}  {outcome.detail}", flush=True)
     print()
-    option = f" --data-dir {args.data_dir}" if args.data_dir else ""
-    option = " --full-spectrum" * args.full_spectrum + option
-    command = f"si-jax evaluate --dataset {args.dataset} --protocol {args.protocol}{option}"
+    option = " --full-spectrum" * prepare.keywords.get("full_spectrum", False)
+    option += f" --data-dir {data_dir}" if data_dir else ""
+    protocol = prepare.keywords.get("protocol", "published")
+    evaluate = f"si-jax evaluate --dataset {dataset} --protocol {protocol}{option}"
     if lacking := [outcome.name for outcome in outcomes if outcome.state in ("failed", "by hand")]:
         raise ValueError(
             f"{len(lacking)} of {len(outcomes)} sets are lacking ({', '.join(lacking)}); the table"
             " says why. Run this again once that is mended; what has come is kept. Without them:"
-            f" {command} --allow-missing"
+            f" {evaluate} --allow-missing"
         )
-    print(f"all is there; now: {command}")
+    print(f"all is there; now: {evaluate}")
 
 
-def order(args: argparse.Namespace) -> None:
+def order_validation(folder: str, labels: str | None, data_dir: str | None) -> None:
     """Bring ImageNet's validation images into class folders."""
-    if args.labels is None:
+    if labels is None:
         forms = "; ".join(f"{name} ({what})" for name, what in LABEL_FILES.items())
         raise ValueError(f"--order needs --labels FILE, one of: {forms}")
-    target = roots.folders_root(args.data_dir) / "imagenet/val"
-    images, classes = order_by_class(args.order, args.labels, target)
+    target = roots.folders_root(data_dir) / "imagenet/val"
+    images, classes = order_by_class(folder, labels, target)
     print(f"{target}: links to {images} images in {classes} class folders")
 
 

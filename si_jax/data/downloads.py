@@ -44,9 +44,9 @@ def prepare(
 
     Args:
         benchmark: a key of `BENCHMARKS`.
-        protocol: 'published' or 'openood'.
-        data_dir: the folder of all data; `sources.default_data_dir()` by default.
-        ood_root: the folder for folders of images; `data_dir` by default.
+        protocol: `"published"` or `"openood"`.
+        data_dir: folder of all data; None for `$SI_JAX_DATA` or `~/.cache/si_jax/data`.
+        ood_root: folder for folders of images; None for `data_dir`.
         full_spectrum: whether the benchmark's covariate-shifted sets are brought too.
 
     Returns:

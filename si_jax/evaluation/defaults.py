@@ -97,13 +97,14 @@ def benchmark_model(
             None for that.
         checkpoint: a bundled name or a checkpoint directory; a file of another framework or
             `"random"` for fresh weights, both with `architecture`; None for the bundled one.
-        architecture: a key of `si_jax.models.ARCHITECTURES`.
-        normalisation: of a file's network, as for `si_jax.convert_torch`.
-        mean: likewise.
-        std: likewise.
-        part: likewise.
+        architecture: of a file or of fresh weights, such as `"resnet34"`.
+        normalisation: of a file's network: cifar10, cifar100, imagenet or half; None for the
+            architecture's.
+        mean: mean of each channel in [0, 1] units, in place of `normalisation`.
+        std: standard deviation of each channel, likewise.
+        part: which of several networks in a file: a key, or a prefix of names.
         seed: seed of fresh weights.
-        precision: matrix precision, see `Model`.
+        precision: of matrix products: `"highest"`, `"high"` or `"default"`.
 
     Raises:
         ValueError: if there is no such checkpoint, none is bundled, `architecture` is missing or

@@ -69,8 +69,8 @@ def tune_on_benchmark(
         model: the network, or the name or directory of its checkpoint; None for the bundled one.
         grid: option -> values; None for the detector's own in `si_jax.evaluation.tuning.GRIDS`.
         protocol: `"published"` or `"openood"`.
-        data_dir: directory of TFDS's sets; None for TFDS's own.
-        ood_root: directory that holds folders of images.
+        data_dir: folder of all data; None for `$SI_JAX_DATA` or `~/.cache/si_jax/data`.
+        ood_root: folder that holds folders of images; None for `data_dir`.
         ood: name -> folder, `.npz` or `.mat` file of out-of-distribution validation images; noise
             and shuffled patches of the in-distribution ones where there are none.
         limit: in-distribution validation images at most, and of each set of `ood`.

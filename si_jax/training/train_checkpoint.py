@@ -90,13 +90,13 @@ def train_checkpoint(
     Args:
         dataset: `"digits"`, `"cifar10"`, `"cifar100"` or a folder of images.
         out: checkpoint directory to write; it must not exist.
-        architecture: a key of `si_jax.models.ARCHITECTURES`; None for the data set's own.
+        architecture: such as `"resnet34"`; None for the data set's own.
         init: checkpoint to start from, in place of `architecture`.
         new_head: whether the head of `init` is replaced by one of zeros.
         input_size: side of the images in pixels; None for the network's.
-        data_dir: directory of TFDS's sets; None for TFDS's own.
+        data_dir: folder of all data; None for `$SI_JAX_DATA` or `~/.cache/si_jax/data`.
         max_gib: memory that the images may take, in GiB.
-        store: dtype of the saved weights, one of `STORES`.
+        store: dtype of the saved weights: float32, bfloat16 or float16.
         command: the command line, for the card.
         recipe: fields of `si_jax.training.training.Recipe` that differ from the data set's
             `DEFAULTS`, or with `init` from `FINE_TUNING`.

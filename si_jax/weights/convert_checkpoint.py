@@ -68,11 +68,12 @@ def convert_checkpoint(
         name: an architecture such as `"resnet34"`; the file must hold that very network.
         source: the file, see `si_jax.weights.convert.convert_torch`.
         out: checkpoint directory to write; it must not exist.
-        input_size: as for `convert_torch`, and so are the others.
-        normalisation: a key of `si_jax.models.NORMALISATIONS`.
-        mean: mean of each channel in [0, 1] units, in place of the normalisation's.
-        std: standard deviation of each channel, in place of the normalisation's.
-        part: which of several networks in the file.
+        input_size: height and width of the images in pixels; None for the architecture's.
+        normalisation: what the network was trained with: cifar10, cifar100, imagenet or half; None
+            for the architecture's.
+        mean: mean of each channel in [0, 1] units, in place of `normalisation`.
+        std: standard deviation of each channel, likewise.
+        part: which of several networks in the file: a key, or a prefix of names.
 
     Raises:
         ValueError: if `out` exists, as `convert_torch`, or if what is read again differs.

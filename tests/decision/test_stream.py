@@ -140,9 +140,9 @@ def test_mistakes_end_in_one_sentence(saved, folder, tiny, tmp_path, capsys, mon
         ([uncalibrated, folder], "has no threshold: call calibrate"),
         ([saved, "absent.png"], "absent.png does not exist"),
         ([saved, folder, "--tpr", "0.999"], "too few to promise tpr=0.999"),
-        ([saved, folder, "--batch-size", "0"], "--batch-size 0"),
+        ([saved, folder, "--batch-size", "0"], r"batch_size (=0)"),
         ([saved, folder, "--explain", folder / "notes.txt"], "is a file"),
-        ([saved, "-"], "standard input names no image"),
+        ([saved, "-"], "no image is named"),
     ):
         with pytest.raises(SystemExit) as stop:
             run(*argv)

@@ -169,9 +169,8 @@ def test_data_is_looked_for_before_weights_are_loaded(tmp_path, monkeypatch):
 
 def test_mean_and_deviation_by_number(monkeypatch):
     network, converted = small_model("plain"), []
-    monkeypatch.setattr(command, "evaluate_benchmark", lambda dataset, load, **options: load())
     monkeypatch.setattr(defaults, "convert_torch", lambda *a, **o: converted.append(o) or network)
-    given = ["--mean", "0.1", "0.2", "0.3", "--std", "0.5", "--part", "ema"]
+    given = ["--mean", "0.1", "0.2", "0.3", "--std", "0.5", "--part", "ema", "--list-taps"]
     with pytest.raises(ValueError, match=r"mean, std, part: only a file .*; digits says itself"):
         command.main(["--checkpoint", "digits", *given])
     with pytest.raises(ValueError, match="has 4 classes, but digits has 10"):
@@ -223,11 +222,9 @@ def test_nothing_is_downloaded_unless_asked_for(tiny, monkeypatch, capsys, unche
 
 
 def test_the_in_distribution_set_on_the_command_line():
-    parse = command.parser().parse_args
-    named = ["--dataset", "imagenet", "--id", "imagenet=/a=b"]
-    assert command.in_distribution(parse(named)) == ("", "/a=b")
-    assert command.in_distribution(parse(["--dataset", "imagenet", "--id", "/a"])) == ("", "/a")
-    assert command.in_distribution(parse(["--id", "pets=/a"])) == ("pets", "/a")
-    assert command.in_distribution(parse([])) == ("", None)
+    assert command.in_distribution("imagenet", "imagenet=/a=b") == ("", "/a=b")
+    assert command.in_distribution("imagenet", "/a") == ("", "/a")
+    assert command.in_distribution(None, "pets=/a") == ("pets", "/a")
+    assert command.in_distribution("digits", None) == ("", None)
     with pytest.raises(ValueError, match="imagenet's set is called imagenet"):
-        command.in_distribution(parse(["--dataset", "imagenet", "--id", "val=/a"]))
+        command.in_distribution("imagenet", "val=/a")

@@ -152,10 +152,16 @@ def test_an_out_that_cannot_be(tmp_path):
             si_jax.evaluate_benchmark(detectors=["msp"], out=tmp_path / name)
 
 
-def test_the_default_directory_differs_with_what_decides_the_results():
+def test_the_default_directory_differs_with_what_decides_the_results(monkeypatch):
     def directory(*argv):
-        return str(command.default_directory(command.parser().parse_args(argv)))
+        with pytest.raises(ValueError) as found:
+            command.main(list(argv))
+        return str(found.value)
 
+    def refused(directory):
+        raise ValueError(directory)
+
+    monkeypatch.setattr(command, "checked_directory", refused)
     assert directory() == "results/digits-published"
     assert directory("--batch-size", "3", "--data-dir", "x") == directory()
     others = [
