@@ -182,7 +182,7 @@ class Model(Network):
             )
         return head
 
-    def check(self, images: Any, scale: str | None = None) -> np.ndarray:
+    def prepare_images(self, images: Any, scale: str | None = None) -> np.ndarray:
         """`images` as this network takes them, uint8 or float32 normalised.
 
         Args:
@@ -222,7 +222,7 @@ class Model(Network):
             (N, classes) float32.
 
         Raises:
-            ValueError: if `images` do not fit the model, see `check`, or a logit is not finite.
+            ValueError: if `images` do not fit the model, see `prepare_images`, or a logit is not finite.
         """
         return self.outputs(images, batch_size=batch_size, scale=scale)["logits"]
 
@@ -248,7 +248,7 @@ class Model(Network):
             allow_small_batch: as for `si_jax.batching.Batched`.
             scale: as for `logits`.
         """
-        images = self.check(images, scale)
+        images = self.prepare_images(images, scale)
         out = self.run(images, batch_size=batch_size, allow_small_batch=allow_small_batch)
         bad = np.flatnonzero(~np.isfinite(out["logits"]).all(axis=-1))
         if len(bad):

@@ -98,7 +98,7 @@ class Predictor:
                 if is_encoded(item):
                     image = open_image(item, detector.preprocessing, channels)
                 else:
-                    image = detector.model.check(np.asarray(item)[None])[0]
+                    image = detector.model.prepare_images(np.asarray(item)[None])[0]
                 loaded.append(image)
                 errors.append("")
             except UnreadableImage as error:

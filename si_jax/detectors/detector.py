@@ -95,7 +95,7 @@ class Detector:
         """What decisions and explanations are made of, `predictions.prediction_rows` of all images.
 
         Args:
-            images: as `Model.check` returns them.
+            images: as `Model.prepare_images` returns them.
             batch_size: images per batch.
             allow_small_batch: as for `si_jax.batching.Batched`.
 
@@ -124,7 +124,7 @@ class Detector:
         Raises:
             ValueError: if the images do not fit the model, or labels are needed and missing.
         """
-        given, images = images, self.model.check(images, scale)
+        given, images = images, self.model.prepare_images(images, scale)
         labels = np.full(len(images), -1) if labels is None else np.asarray(labels)
         if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
             raise ValueError(
@@ -292,7 +292,7 @@ class Detector:
         first, varied = None, False
         bar = f"{self.name}: scoring" * progress
         for part, opened in batches_of(images, self.preprocessing, channels, size):
-            batch = self.model.check(part, None if opened else scale)
+            batch = self.model.prepare_images(part, None if opened else scale)
             if not (opened or scale or self.model.scale):
                 check_dtype(self.name, self._fitted_on, np.asarray(part).dtype)
             # a last, shorter batch is padded, not compiled again
@@ -321,7 +321,7 @@ class Detector:
         """
         self.check_fitted()
         images = np.zeros((1, *self.model.image_shape), dtype or self._fitted_on or np.uint8)
-        images = self.model.check(images)
+        images = self.model.prepare_images(images)
         for run in (self._run, self._predict_run)[: 1 if self.threshold is None else 2]:
             for size in sorted({1, min(SMALL_BATCH, self.batch_size), self.batch_size}):
                 run(images, batch_size=size)

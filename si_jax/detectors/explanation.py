@@ -68,7 +68,7 @@ def explanation(detector: Any, image: Any) -> Explanation:
     if getattr(image, "ndim", None) == 3:
         image = np.asarray(image)[None]
     parts = batches_of(image, detector.preprocessing, model.image_shape[-1], 2)
-    images = np.concatenate([np.asarray(model.check(part)) for part, _ in parts])
+    images = np.concatenate([np.asarray(model.prepare_images(part)) for part, _ in parts])
     if len(images) != 1:
         raise ValueError(f"images (={len(images)}) must be one, for one picture explains one image")
     rows = detector.prediction_rows(images, batch_size=1)

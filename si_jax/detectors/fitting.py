@@ -61,7 +61,7 @@ class Batches:
             if not len(images):
                 continue
             size = max(size, len(images))
-            yield function(self.model.check(images), batch_size=size), np.asarray(labels)
+            yield function(self.model.prepare_images(images), batch_size=size), np.asarray(labels)
         if not size:
             raise ValueError("images is empty: there is nothing to fit on")
 

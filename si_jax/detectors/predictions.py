@@ -170,7 +170,7 @@ def _rows(detector, images) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray],
     """(images, their `prediction_rows`, whether they were opened from files), part by part."""
     model, size = detector.model, detector.batch_size
     for part, opened in batches_of(images, detector.preprocessing, model.image_shape[-1], size):
-        part = model.check(part)
+        part = model.prepare_images(part)
         yield part, detector.prediction_rows(part, batch_size=size, allow_small_batch=True), opened
 
 

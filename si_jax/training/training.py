@@ -158,7 +158,7 @@ def accuracy(
 
 
 def _checked(model: Model, images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
-    images, labels = model.check(images), np.asarray(labels)
+    images, labels = model.prepare_images(images), np.asarray(labels)
     if (
         labels.shape != (len(images),)
         or not len(labels)

@@ -135,7 +135,7 @@ def readings(
         ValueError: if the images do not fit the model.
     """
     return batched(reading, model)(
-        model.check(images), batch_size=batch_size, allow_small_batch=True
+        model.prepare_images(images), batch_size=batch_size, allow_small_batch=True
     )
 
 
