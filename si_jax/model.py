@@ -222,7 +222,8 @@ class Model(Network):
             (N, classes) float32.
 
         Raises:
-            ValueError: if `images` do not fit the model, see `prepare_images`, or a logit is not finite.
+            ValueError: if `images` do not fit the model, see `prepare_images`, or a logit is not
+                finite.
         """
         return self.outputs(images, batch_size=batch_size, scale=scale)["logits"]
 
