@@ -26,6 +26,7 @@ from si_jax.decision.predictor import COLUMNS, Predictor
 from si_jax.decision.stream import find_images
 from si_jax.detectors.loading import find_detector
 from si_jax.detectors.saving import CARD
+from si_jax.weights.saved import SUMS
 
 PLAN = "_plan.json"  # readers of a folder of Parquet files leave out such names
 PART_SIZE = 10_000
@@ -177,8 +178,9 @@ def predict_with_ray(
 
 def _keep_plan(parts, detector, out: Path) -> None:
     """Write the plan, or compare it with the one that is there."""
-    card = (find_detector(detector) / CARD).read_bytes()
-    digest = hashlib.sha256(card + json.dumps(parts).encode()).hexdigest()
+    directory = find_detector(detector)
+    sums = directory / (SUMS if (directory / SUMS).is_file() else CARD)  # of older versions
+    digest = hashlib.sha256(sums.read_bytes() + json.dumps(parts).encode()).hexdigest()
     path = out / PLAN
     if not path.is_file():
         write_text(path, json.dumps({"parts": len(parts), "sha256": digest}) + "\n")

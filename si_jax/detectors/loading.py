@@ -2,21 +2,20 @@
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from si_jax.data.preprocessing import preprocessing_for
-from si_jax.detectors import DETECTORS, make_detector, saved_network
+from si_jax.detectors import DETECTORS, former, make_detector
 from si_jax.detectors.detector import Detector
-from si_jax.detectors.saving import CARD, FORMAT, card_hash, plain
+from si_jax.detectors.saving import ARRAYS, CARD, FORMAT, Card, ThresholdCard, plain, probe_logits
 from si_jax.detectors.threshold import Threshold
 from si_jax.model import Model
-from si_jax.weights.checkpoint import bundled_directory
-from si_jax.weights.stored import read_arrays
-from si_jax.weights.variables import weights_hash
+from si_jax.weights.checkpoint import INSIDE, bundled_directory, load_model
+from si_jax.weights.saved import check_sums, read_arrays, read_card
+
+PROBE_TOLERANCE = 1e-3  # of the largest logit; other matrix kernels differ by 1e-6
 
 
 def load_detector(directory: str | os.PathLike, *, model: Model | None = None) -> Detector:
@@ -35,37 +34,47 @@ def load_detector(directory: str | os.PathLike, *, model: Model | None = None) -
             version; the detector's score has changed since; or `model` is missing or another.
     """
     directory = find_detector(directory)
-    content = _read_card(directory / CARD)
-    arrays = _restore(directory / "arrays")
-    for part, expected in content["sha256"].items():
-        if part != "json" and weights_hash(arrays.get(part, {})) != expected:
-            raise ValueError(
-                f"{directory} is damaged: its {part} do not have the hash that {CARD} gives"
-            )
-    name = content["detector"]
+    if check_sums(directory):
+        card = read_card(directory / CARD, Card)
+        arrays = read_arrays(directory / ARRAYS) if (directory / ARRAYS).is_dir() else {}
+        facts = None
+    else:
+        content, arrays = former.read(directory)
+        card, facts = Card.model_validate(content | {"format": FORMAT}), content["model"]
+    name = card.detector
     if name not in DETECTORS:
         raise ValueError(f"{directory} holds a detector {name!r}, which this version has not")
-    if content["version"] != DETECTORS[name].version:
+    if card.version != DETECTORS[name].version:
         raise ValueError(
             f"the score of {name!r} has changed since {directory} was saved (version"
-            f" {content['version']}, now {DETECTORS[name].version}): fit, calibrate and save it"
-            " again"
+            f" {card.version}, now {DETECTORS[name].version}): fit, calibrate and save it again"
         )
-    probe = arrays.get("probe", {}).get("logits")
-    model = saved_network.rebuild(content["model"], arrays["variables"], probe, model)
-    detector = make_detector(name, model, batch_size=content["batch_size"], **content["options"])
-    if json.loads(json.dumps(detector.settings, default=plain)) != content["settings"]:
+    if "probe" in arrays and model is None:
+        raise ValueError(
+            f"{directory} holds a detector of a network whose code is not saved with it: give it"
+            " again, load_detector(directory, model=si_jax.Model(...))"
+        )
+    if facts is None:
+        loaded = load_model(directory / INSIDE, precision=card.precision, like=model)
+    else:
+        loaded = former.network(facts, arrays["variables"], model)
+    if model is not None:
+        _check_same(model, loaded, arrays.get("probe"))
+    model = loaded
+    detector = make_detector(name, model, batch_size=card.batch_size, **card.options)
+    if json.loads(json.dumps(detector.settings, default=plain)) != card.settings:
         raise ValueError(
             f"{directory} was saved with other defaults of {name!r}: its settings were"
-            f" {content['settings']}, and would be {detector.settings}; fit and save it again"
+            f" {card.settings}, and would be {detector.settings}; fit and save it again"
         )
     if detector.needs_fit:
         detector.load_state(arrays["state"])
-    entry = {"preprocessing": content["preprocessing"]}
-    detector.preprocessing = preprocessing_for(model.input_size, entry)
-    if content["threshold"]:
-        detector.threshold = _threshold(content["threshold"], arrays["threshold"])
-    detector.card = content["card"]
+    detector.preprocessing = preprocessing_for(
+        model.input_size, {"preprocessing": card.preprocessing}
+    )
+    if card.threshold:
+        detector.threshold = _threshold(card.threshold, arrays["threshold"])
+    detector.card = card.card
     return detector
 
 
@@ -75,60 +84,39 @@ def find_detector(directory: str | os.PathLike) -> Path:
     Raises:
         ValueError: if there is none; the message lists the bundled ones.
     """
-    shipped = bundled_directory()
-    for place in (Path(directory).expanduser(), shipped / f"{directory}_detector"):
+    for place in (Path(directory).expanduser(), bundled_directory() / directory):
         if (place / CARD).is_file():
             return place.resolve()
     if Path(directory).is_dir():
         raise ValueError(
             f"{directory} holds no {CARD}: it is no saved detector, or that file is missing"
         )
-    bundled = sorted(p.parent.name[: -len("_detector")] for p in shipped.glob(f"*/{CARD}"))
+    names = sorted(card.parent.name for card in bundled_directory().glob(f"*/{CARD}"))
     raise ValueError(
         f"there is no detector {str(directory)!r}: give the directory of one that was saved by"
-        f" detector.save, or one of the bundled: {', '.join(bundled) or 'none'}"
+        f" detector.save, or one of the bundled: {', '.join(names) or 'none'}"
     )
 
 
-def _read_card(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-        number, hashes = content["format"], content["sha256"]
-        written = hashes["json"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is no detector's card ({type(error).__name__}: {error})"
-        ) from None
-    if number != FORMAT:
-        raise ValueError(
-            f"{path} is of format {number!r}, and this version of si_jax reads {FORMAT}: it was"
-            " written by another version, update the older of the two"
-        )
-    if written != card_hash(content):
-        raise ValueError(
-            f"{path} was edited: it does not have its own hash. Load the detector, change it by the"
-            " library and save it again"
-        )
-    return content
+def _check_same(given: Model, saved: Model, probe: dict[str, np.ndarray] | None) -> None:
+    """See that a network that is given is the one that a detector was saved with."""
+    expected = {key: getattr(saved, key) for key in ("input_size", "mean", "std")}
+    for key, value in {**expected, "head": saved.card.get("head", given.head)}.items():
+        if getattr(given, key) != value:
+            raise ValueError(
+                f"the model's {key} (={getattr(given, key)!r}) is not the one that the detector was"
+                f" saved with, {value!r}"
+            )
+    if probe is not None:
+        difference = np.abs(probe_logits(saved) - probe["logits"]).max()
+        if not difference <= PROBE_TOLERANCE * np.abs(probe["logits"]).max():
+            raise ValueError(
+                "the model is not the one that the detector was saved with: of the same weights it"
+                " makes other logits"
+            )
 
 
-def _restore(path: Path) -> dict[str, dict[str, np.ndarray]]:
-    if not path.is_dir():
-        raise ValueError(f"{path.parent} is damaged: its folder 'arrays' is missing")
-    arrays: dict[str, dict[str, np.ndarray]] = {}
-    for key, array in read_arrays(path).items():
-        part, _, name = key.partition(".")
-        arrays.setdefault(part, {})[name] = array
-    return arrays
-
-
-def _threshold(content: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Threshold:
+def _threshold(card: ThresholdCard, arrays: dict[str, np.ndarray]) -> Threshold:
     layers = {k[len("layers.") :]: v for k, v in arrays.items() if k.startswith("layers.")}
-    return Threshold(
-        arrays["scores"],
-        content["tpr"],
-        content["preprocessing"],
-        layers,
-        arrays.get("examples"),
-        arrays.get("example_features"),
-    )
+    examples = arrays.get("examples"), arrays.get("example_features")
+    return Threshold(arrays["scores"], card.tpr, card.preprocessing, layers, *examples)

@@ -1,84 +1,109 @@
-"""A detector as one directory: `detector.json`, and every array beside it, written by orbax.
+"""A detector as one directory: a checkpoint of its network, `detector.json`, and its arrays.
 
 The network's weights, the detector's options and fit, its threshold and its calibration scores
-belong together and are saved together, with hashes of all. Nothing is pickled.
+belong together and are saved together, see `si_jax.weights.saved`.
 """
 
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
+from jaxtyping import Float
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from si_jax.cli import versions
-from si_jax.data.directories import check_new, written_whole
-from si_jax.data.json_files import json_hash
-from si_jax.detectors import saved_network
+from si_jax.data.files import write_text
 from si_jax.detectors.threshold import Threshold
-from si_jax.weights.stored import write_arrays
-from si_jax.weights.variables import weights_hash
+from si_jax.model import Model
+from si_jax.weights.checkpoint import INSIDE, is_known, save_checkpoint
+from si_jax.weights.saved import saving, write_arrays
 
-FORMAT = 1
+FORMAT = 2
 CARD = "detector.json"
+ARRAYS = "arrays"
 
 
-def save_detector(
-    directory: str | os.PathLike,
-    detector: Any,
-    *,
-    overwrite: bool = False,
-) -> Path:
+def _check_format(number: int) -> int:
+    if number != FORMAT:
+        raise ValueError("another version of si_jax wrote it, update the older of the two")
+    return number
+
+
+class ThresholdCard(BaseModel):
+    """What is kept of a threshold beside its arrays."""
+
+    model_config = ConfigDict(strict=True)
+
+    tpr: float = Field(gt=0, lt=1)
+    preprocessing: str
+
+
+class Card(BaseModel):
+    """What a saved detector is."""
+
+    model_config = ConfigDict(title="detector's card", strict=True, allow_inf_nan=False)
+
+    format: Annotated[int, AfterValidator(_check_format)]
+    detector: str
+    version: int
+    options: dict[str, Any]
+    settings: dict[str, Any]
+    batch_size: int = Field(ge=1)
+    precision: str
+    preprocessing: dict[str, Any]
+    threshold: ThresholdCard | None
+    card: dict[str, Any]
+    versions: dict[str, str]
+
+
+def save_detector(directory: str | os.PathLike, detector: Any, *, overwrite: bool = False) -> Path:
     """Write a detector to a directory, whole or not at all; see `Detector.save`."""
-    detector.check_fitted()
+    state = detector.check_fitted()
     if detector.version is None:
         raise ValueError(
             f"detector {detector.name!r} has no version, by which a saved one is known to be stale:"
             " register it with one"
         )
-    directory = Path(directory).resolve()
-    replace = overwrite and (directory / CARD).is_file()
-    if not replace:
-        check_new(directory)
     model, threshold = detector.model, detector.threshold
-    network, variables, probe = saved_network.describe(model)
-    arrays: dict[str, Any] = {
-        "variables": variables,
-        "state": {name: np.asarray(array) for name, array in detector.state.items()},
-        "threshold": _threshold_arrays(threshold) if threshold else {},
-    }
-    if probe is not None:
-        arrays["probe"] = {"logits": probe}
+    parts: dict[str, dict[str, Any]] = {"state": dict(state), "threshold": {}, "probe": {}}
+    if threshold is not None:
+        parts["threshold"] = _threshold_arrays(threshold)
+    if not is_known(model):
+        parts["probe"] = {"logits": probe_logits(model)}
+    parts = {part: jax.tree.map(np.asarray, arrays) for part, arrays in parts.items() if arrays}
+    # predicates are saved as the paths that they chose
+    options = {k: detector.settings[k] if callable(v) else v for k, v in detector.options.items()}
     content = {
         "format": FORMAT,
         "detector": detector.name,
         "version": detector.version,
-        "options": _options(detector),
+        "options": options,
         "settings": detector.settings,
         "batch_size": detector.batch_size,
-        "model": network,
+        "precision": model.precision,
         "preprocessing": dataclasses.asdict(detector.preprocessing),
         "threshold": threshold
-        and {
-            "tpr": float(threshold.tpr),
-            "value": threshold.value,
-            "images": threshold.count,
-            "preprocessing": threshold.preprocessing,
-        },
+        and {"tpr": float(threshold.tpr), "preprocessing": threshold.preprocessing},
         "card": detector.card,
         "versions": versions(),
-        "sha256": {part: weights_hash(tree) for part, tree in arrays.items()},
     }
-    content = json.loads(json.dumps(content, default=plain))
-    content["sha256"]["json"] = card_hash(content)
-    with written_whole(directory) as temporary:
-        filled = {part: tree for part, tree in arrays.items() if tree}
-        write_arrays(temporary / "arrays", filled)
-        (temporary / CARD).write_text(json.dumps(content, indent=2) + "\n")
-    return directory
+    text = json.dumps(content, indent=2, default=plain)
+    with saving(directory, CARD, overwrite) as hidden:
+        save_checkpoint(hidden / INSIDE, model)
+        if parts:
+            write_arrays(hidden / ARRAYS, parts)
+        write_text(hidden / CARD, text + "\n")
+    return Path(directory).resolve()
+
+
+def probe_logits(model: Model) -> Float[np.ndarray, "2 classes"]:
+    """The logits of two random images, by which a network's code is known again."""
+    images = np.random.default_rng(0).normal(size=(2, *model.image_shape)).astype(np.float32)
+    return model.logits(images, batch_size=2)
 
 
 def _threshold_arrays(threshold: Threshold) -> dict[str, Any]:
@@ -87,15 +112,7 @@ def _threshold_arrays(threshold: Threshold) -> dict[str, Any]:
     if threshold.examples is not None:
         arrays["examples"] = threshold.examples
         arrays["example_features"] = threshold.example_features
-    return {name: np.asarray(array) for name, array in arrays.items()}
-
-
-def _options(detector: Any) -> dict[str, Any]:
-    """The options as given, predicates replaced by the paths that they chose."""
-    return {
-        key: detector.settings[key] if callable(value) else value
-        for key, value in detector.options.items()
-    }
+    return arrays
 
 
 def plain(value: Any) -> Any:
@@ -103,9 +120,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.generic | np.ndarray | jax.Array):
         return np.asarray(value).tolist()
     raise ValueError(f"an option of the detector (={value!r}) cannot be saved: give it as a name")
-
-
-def card_hash(content: Mapping[str, Any]) -> str:
-    """Hex SHA-256 of a card's content, its own hash left out."""
-    hashes = {part: digest for part, digest in content["sha256"].items() if part != "json"}
-    return json_hash({**content, "sha256": hashes})

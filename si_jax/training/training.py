@@ -5,11 +5,16 @@ devices. What a step draws depends on the seed and on its number alone, so a run
 resumed goes on exactly as it would have.
 """
 
+import csv
 import dataclasses
+import io
+import json
 import os
+import shutil
 import time
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,15 +23,19 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, UInt8
+from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
 from si_jax.checks import check_least
+from si_jax.data.files import write_text
 from si_jax.model import Model
-from si_jax.training.augmentation import augment
-from si_jax.training.training_run import TrainingRun
+from si_jax.networks.programs import compiled
+from si_jax.weights.saved import SUMS, check_sums, read_arrays, read_card, saving, write_arrays
+from si_jax.weights.variables import weights_hash
 
 REFRESH = 10  # steps between two looks at the loss
 EVALUATION_BATCH = 500
+COLUMNS = ("epoch", "loss", "accuracy", "held_out_loss", "held_out_accuracy", "seconds")
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,109 @@ class Recipe:
                 raise ValueError(f"{name} (={getattr(self, name)}) must not be negative")
 
 
+class State(BaseModel):
+    """What run a state is of, and the rows of its log, one for each epoch that is done."""
+
+    model_config = ConfigDict(title="state of a training", strict=True, allow_inf_nan=False)
+
+    run: dict[str, Any]
+    log: list[dict[str, float]]
+
+
+class Run:
+    """The directory of a training: its state after the last epoch, and `log.csv`.
+
+    The data order and the random draws are functions of the seed and the step, so the step is all
+    of them that there is to save. Without a directory nothing is kept.
+
+    Attributes:
+        log: one row for each epoch that is done, as in `log.csv`.
+    """
+
+    def __init__(self, directory, model: Model, recipe: Recipe, images, labels):
+        self.directory = None if directory is None else Path(directory).resolve()
+        self.log: list[dict[str, Any]] = []
+        if self.directory is None:
+            return
+        self.states = self.directory / "state"
+        facts = {
+            "model": model.name,
+            "options": model.card.get("options", {}),
+            "num_classes": model.num_classes,
+            "normalisation": [model.mean, model.std],
+            "starts_from": weights_hash(dict(model.variables)),
+            "images": weights_hash([images, labels]),
+            **dataclasses.asdict(recipe),
+        }
+        self.facts = json.loads(json.dumps(facts))
+
+    def restore(self, state: Any) -> Any:
+        """The state after the last epoch that was saved; `state` itself, if there is none.
+
+        Raises:
+            ValueError: if the directory holds another run, something else, or damaged files.
+        """
+        if self.directory is None:
+            return state
+        saved = sorted(self.states.glob("[0-9]*"))
+        if not saved:
+            known = (self.states.name, "log.csv")
+            if self.directory.exists() and not (
+                self.directory.is_dir()
+                and all(p.name in known or p.name[0] == "." for p in self.directory.iterdir())
+            ):
+                raise ValueError(
+                    f"{self.directory} exists and is no training run: choose another directory"
+                )
+            return state
+        leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, state))
+        try:
+            if not check_sums(saved[-1]):
+                raise ValueError(f"its file {SUMS} is missing")
+            card = read_card(saved[-1] / "state.json", State)
+            different = [key for key, value in self.facts.items() if card.run.get(key) != value]
+            arrays = {} if different else read_arrays(saved[-1] / "arrays")
+            found = [arrays[name] for name in sorted(arrays)]
+            if not different and [x.shape for x in found] != [x.shape for x in leaves]:
+                raise ValueError("other versions of its packages wrote it")
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{self.directory} cannot be resumed ({error}): remove it to begin again"
+            ) from None
+        if different:
+            raise ValueError(
+                f"{self.directory} holds another run, which differs in {', '.join(different)}:"
+                " choose another directory, or remove that one to begin again"
+            )
+        self.log = card.log
+        return jax.tree.unflatten(structure, found)
+
+    def save(self, state: Any, row: dict[str, Any]) -> None:
+        """Keep the state after one more epoch, and the epoch's row of the log."""
+        self.log.append(row)
+        if self.directory is None:
+            return
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, COLUMNS)
+        writer.writeheader()
+        writer.writerows({k: f"{v:.6g}" for k, v in one.items()} for one in self.log)
+        write_text(self.directory / "log.csv", text.getvalue())
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+        with saving(self.states / f"{len(self.log):06d}", "state.json") as hidden:
+            write_arrays(hidden / "arrays", {f"{i:05d}": leaf for i, leaf in enumerate(leaves)})
+            content = {"run": self.facts, "log": self.log}
+            write_text(hidden / "state.json", json.dumps(content, indent=2) + "\n")
+        for older in self.states.glob("[0-9]*"):
+            if int(older.name) < len(self.log):
+                shutil.rmtree(older)
+
+    def kept(self) -> str:
+        """For an error message: what is kept of the run."""
+        if self.directory is None or not self.log:
+            return ""
+        return f"; the weights after epoch {len(self.log)} are kept in {self.directory}"
+
+
 Labelled = tuple[UInt8[np.ndarray, "m height width channels"], Int[np.ndarray, "m"]]
 """Images in the model's input size and their class indices."""
 
@@ -110,21 +222,24 @@ def train(
         raise ValueError(
             f"batch_size (={recipe.batch_size}) exceeds the number of images ({len(images)})"
         )
-    run = TrainingRun(directory, model, recipe, images, labels)
+    run = Run(directory, model, recipe, images, labels)
     optimiser = _optimiser(recipe, recipe.epochs * steps_per_epoch)
     replicated, split = _placements(recipe.batch_size)
     state = run.restore(_initial_state(model, optimiser, recipe))
     state, images, labels = jax.device_put((state, images, labels), replicated)
     placed = None if held_out is None else _checked(model, *held_out)
     placed = jax.device_put(placed, replicated)
-    step = jax.jit(partial(_step, model, optimiser, recipe), donate_argnums=0)
+    step: Any = jax.jit(
+        partial(_step, model, optimiser, recipe), donate_argnums=0, out_shardings=replicated
+    )
+    program = None
     evaluate = jax.jit(partial(_evaluate, model))
 
-    done = run.epochs_done * steps_per_epoch
+    done = len(run.log) * steps_per_epoch
     with tqdm(
         total=recipe.epochs * steps_per_epoch, initial=done, desc="training", unit="step"
     ) as bar:
-        for epoch in range(run.epochs_done, recipe.epochs):
+        for epoch in range(len(run.log), recipe.epochs):
             start = time.perf_counter()
             order = np.random.default_rng([recipe.seed, epoch]).permutation(len(images))
             order = order.astype(np.int32)
@@ -132,7 +247,8 @@ def train(
             for i in range(steps_per_epoch):
                 batch = order[i * recipe.batch_size : (i + 1) * recipe.batch_size]
                 batch = jax.device_put(batch, split)
-                state, totals = step(state, totals, images, labels, batch)
+                program = program or compiled(step, state, totals, images, labels, batch)
+                state, totals = program(state, totals, images, labels, batch)
                 if (i + 1) % REFRESH == 0 or i + 1 == steps_per_epoch:
                     loss, correct = (float(x) / (i + 1) for x in np.asarray(totals))
                     _check_loss(loss, epoch, recipe, run)
@@ -144,7 +260,7 @@ def train(
                 row |= _held_out(evaluate, _result(state, recipe), *placed)
                 _check_loss(row["held_out_loss"], epoch, recipe, run)
             row["seconds"] = time.perf_counter() - start
-            run.save(epoch + 1, state, row)
+            run.save(state, row)
     return dataclasses.replace(model, variables=jax.device_get(_result(state, recipe)))
 
 
@@ -172,7 +288,7 @@ def _checked(model: Model, images: Any, labels: Any) -> tuple[np.ndarray, np.nda
     return images, labels.astype(np.int32)
 
 
-def _check_loss(loss: float, epoch: int, recipe: Recipe, run: TrainingRun) -> None:
+def _check_loss(loss: float, epoch: int, recipe: Recipe, run: Run) -> None:
     if not np.isfinite(loss):
         raise ValueError(
             f"the loss became {loss} in epoch {epoch + 1}: lower the learning rate"
@@ -214,6 +330,25 @@ def _optimiser(recipe: Recipe, steps: int) -> optax.GradientTransformation:
         optax.add_decayed_weights(recipe.weight_decay, mask=is_kernel),
         optax.sgd(schedule, recipe.momentum, nesterov=True),
     )
+
+
+def augment(
+    images: UInt8[Array, "batch height width channels"], key: Array, padding: int, flip: bool
+) -> UInt8[Array, "batch height width channels"]:
+    """Random crops of the images in a margin of `padding` zeros, half of them mirrored."""
+    count, height, width, channels = images.shape
+    crop_key, flip_key = jax.random.split(key)
+    padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    corners = jax.random.randint(crop_key, (count, 2), 0, 2 * padding + 1)
+
+    def crop(image: Array, corner: Array) -> UInt8[Array, "height width channels"]:
+        return jax.lax.dynamic_slice(image, (*corner, 0), (height, width, channels))
+
+    images = jax.vmap(crop)(padded, corners)
+    if flip:
+        mirrored = jax.random.bernoulli(flip_key, shape=(count, 1, 1, 1))
+        images = jnp.where(mirrored, images[:, :, ::-1], images)
+    return images
 
 
 def _step(model, optimiser, recipe, state, totals, images, labels, batch):

@@ -1,4 +1,4 @@
-"""Checkpoints: an orbax tree of weights beside a card that says what they are."""
+"""Checkpoints: the weights of a network beside a card that says what they are."""
 
 import dataclasses
 import importlib.resources
@@ -6,18 +6,54 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from si_jax.data.directories import check_new, written_whole
+from si_jax.data.files import write_text
 from si_jax.model import Model, checked_size
 from si_jax.models import ARCHITECTURES, architecture
-from si_jax.weights.card import read_card
-from si_jax.weights.variables import load_variables, save_variables
+from si_jax.weights.saved import SUMS, check_sums, read_card, saving, write_arrays
+from si_jax.weights.variables import WEIGHTS, read_variables, to_store
+
+CARD = "card.json"
+INSIDE = "checkpoint"
+"""The folder of a saved detector that is a checkpoint."""
+
+Text = Annotated[str, Field(max_length=200)]
+Pixels = Annotated[int, Field(ge=1, le=16384)]
+Number = Annotated[float, Field(ge=-1e6, le=1e6)]
+Option = bool | Annotated[int, Field(ge=-1_000_000, le=1_000_000)] | Number | Text
+
+
+class Card(BaseModel):
+    """What a checkpoint's network is and how images enter it; what else it says is for people."""
+
+    model_config = ConfigDict(
+        title="checkpoint card", strict=True, extra="allow", allow_inf_nan=False
+    )
+
+    model: Text
+    num_classes: int = Field(ge=1, le=10_000_000)
+    input_size: list[Pixels] = Field(min_length=2, max_length=2)
+    mean: list[Number] = Field(min_length=1, max_length=4096)
+    std: list[Annotated[float, Field(ge=1e-12, le=1e6)]] = Field(min_length=1, max_length=4096)
+    options: dict[str, Option | Annotated[list[Option], Field(max_length=64)]] = {}
+    head: Text | None = None
+    classes: list[Text] | None = None
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")  # of a checkpoint without sums
+
+    @model_validator(mode="after")
+    def _lengths(self) -> "Card":
+        if len(self.mean) != len(self.std):
+            raise ValueError("mean and std must have one number a channel each")
+        if self.classes and len(self.classes) != self.num_classes:
+            raise ValueError(f"classes names {len(self.classes)} of {self.num_classes} classes")
+        return self
 
 
 def bundled_directory() -> Path:
@@ -147,14 +183,14 @@ def init(module: nn.Module, input_size: tuple[int, int], seed: int) -> dict[str,
 def save_checkpoint(
     directory: str | os.PathLike, model: Model, *, dtype: Any = None, overwrite: bool = False
 ) -> Path:
-    """Write `model` to `directory`: `weights/` by orbax, and `card.json`.
+    """Write `model` to `directory`: `weights/` by orbax, `card.json`, and the sums of both.
 
     Everything is written beside the directory and renamed at the end, so a directory of that name
     is always whole.
 
     Args:
         directory: the checkpoint directory; it must not exist unless `overwrite`.
-        model: a model made by `build_model`, or of a network of your own, which is loaded again by
+        model: a model made by `build_model`, or of a custom network, which is loaded again by
             `load_model(directory, like=model)`.
         dtype: dtype in which floating-point weights are stored, such as `jnp.bfloat16`; None keeps
             theirs. They are float32 again once loaded.
@@ -166,14 +202,15 @@ def save_checkpoint(
     Raises:
         ValueError: if the directory exists, or a weight is not finite or not in `dtype`.
     """
-    directory = Path(directory).resolve()
-    if not (overwrite and (directory / "card.json").is_file()):
-        check_new(directory)
-    card = dict(model.card) if _is_known(model) else _card_of_own_network(model)
-    with written_whole(directory) as temporary:
-        card["sha256"] = save_variables(temporary / "weights", model.variables, dtype=dtype)
-        (temporary / "card.json").write_text(json.dumps(card, indent=2) + "\n")
-    return directory
+    card = {key: value for key, value in model.card.items() if key != "sha256"}
+    if not is_known(model):
+        card.pop("options", None)
+        card |= {"model": model.name, "head": model.head, "num_classes": model.num_classes}
+    card |= {key: list(getattr(model, key)) for key in ("input_size", "mean", "std")}
+    with saving(directory, CARD, overwrite) as hidden:
+        write_arrays(hidden / WEIGHTS, to_store(model.variables, dtype))
+        write_text(hidden / CARD, json.dumps(card, indent=2) + "\n")
+    return Path(directory).resolve()
 
 
 def load_model(
@@ -182,9 +219,10 @@ def load_model(
     """Load a bundled checkpoint by its name, or any checkpoint directory.
 
     Args:
-        checkpoint: a name such as `"digits"`, or a directory that `save_checkpoint` wrote.
+        checkpoint: a name such as `"digits"`, a directory that `save_checkpoint` wrote, or that of
+            a saved detector, which contains one.
         precision: matrix precision, see `Model`.
-        like: for a checkpoint of a network of your own, a model of that network, whose weights are
+        like: for a checkpoint of a custom network, a model of that network, whose weights are
             replaced; None for a known architecture.
 
     Raises:
@@ -192,53 +230,53 @@ def load_model(
             or shapes than the network's.
     """
     directory = find_checkpoint(checkpoint)
-    card = read_card(directory / "card.json")
+    listed = check_sums(directory)
+    card = read_card(directory / CARD, Card)
+    if not listed and card.sha256 is None:
+        raise ValueError(f"{directory} is damaged: its file {SUMS} is missing")
+    facts = card.model_dump(exclude_unset=True)
+    shapes = like.variables if like is not None else _shapes(directory, facts)
+    sha256 = None if listed else card.sha256
+    given: dict[str, Any] = {
+        "input_size": tuple(card.input_size),
+        "mean": tuple(card.mean),
+        "std": tuple(card.std),
+        "variables": read_variables(directory / WEIGHTS, shapes, sha256=sha256),
+        "card": facts,
+        "precision": precision,
+    }
     if like is not None:
-        weights = load_variables(directory / "weights", like.variables, sha256=card["sha256"])
-        return dataclasses.replace(
-            like,
-            variables=weights,
-            input_size=tuple(card["input_size"]),
-            mean=tuple(card["mean"]),
-            std=tuple(card["std"]),
-            precision=precision,
-            card=card,
-        )
+        return dataclasses.replace(like, **given)
+    return build_model(card.model, card.num_classes, **given, **facts["options"])
+
+
+def _shapes(directory: Path, card: dict[str, Any]) -> Any:
+    """Names and shapes of the variables of the network that a card describes."""
     if "options" not in card:
         raise ValueError(
-            f"{directory} holds the weights of a network of your own: pass like=, a model of that"
+            f"{directory} holds the weights of a custom network: pass like=, a model of that"
             " network, whose weights are replaced"
         )
+    options = card["options"]
     try:
-        module = make_module(card["model"], card["num_classes"], card["options"])
-        abstract = abstract_variables(module, tuple(card["input_size"]))
+        module = make_module(card["model"], card["num_classes"], options)
+        return abstract_variables(module, tuple(card["input_size"]))
     except (TypeError, OverflowError) as error:
         raise ValueError(
-            f"{directory / 'card.json'}: the options {card['options']} do not make a"
-            f" {card['model']} ({error})"
+            f"{directory / CARD}: the options {options} do not make a {card['model']} ({error})"
         ) from None
-    return build_model(
-        card["model"],
-        card["num_classes"],
-        input_size=tuple(card["input_size"]),
-        mean=tuple(card["mean"]),
-        std=tuple(card["std"]),
-        variables=load_variables(directory / "weights", abstract, sha256=card["sha256"]),
-        card=card,
-        precision=precision,
-        **card["options"],
-    )
 
 
 def find_checkpoint(checkpoint: str | os.PathLike) -> Path:
-    """Directory of a bundled checkpoint's name or of a checkpoint directory.
+    """Directory of a bundled checkpoint's name, of a checkpoint, or of that in a saved detector.
 
     Raises:
         ValueError: if there is none; the message lists the bundled ones.
     """
-    for directory in (Path(checkpoint), bundled_directory() / checkpoint):
-        if (directory / "card.json").is_file():
-            return directory.resolve()
+    for place in (Path(checkpoint), bundled_directory() / checkpoint):
+        for directory in (place, place / INSIDE):
+            if (directory / CARD).is_file():
+                return directory.resolve()
     raise ValueError(
         f"unknown checkpoint {str(checkpoint)!r}: give the directory of a converted or trained"
         f" checkpoint, or one of the bundled: {', '.join(bundled()) or 'none'}"
@@ -247,22 +285,14 @@ def find_checkpoint(checkpoint: str | os.PathLike) -> Path:
 
 def bundled() -> list[str]:
     """Names of the checkpoints that come with the package."""
-    return sorted(card.parent.name for card in bundled_directory().glob("*/card.json"))
+    found = {*bundled_directory().glob(f"*/{CARD}"), *bundled_directory().glob(f"*/*/{CARD}")}
+    return sorted(card.relative_to(bundled_directory()).parts[0] for card in found)
 
 
-def _is_known(model: Model) -> bool:
-    """Whether the model's card tells how to build its network."""
-    arch = ARCHITECTURES.get(model.card.get("model", ""))
-    return arch is not None and type(model.module) is arch.build and "options" in model.card
-
-
-def _card_of_own_network(model: Model) -> dict[str, Any]:
-    facts = {k: v for k, v in model.card.items() if k not in ("options", "sha256")}
-    return facts | {
-        "model": model.name,
-        "head": model.head,
-        "num_classes": model.num_classes,
-        "input_size": list(model.input_size),
-        "mean": list(model.mean),
-        "std": list(model.std),
-    }
+def is_known(model: Model) -> bool:
+    """Whether the network can be built again from its card."""
+    card = model.card
+    if card.get("model") not in ARCHITECTURES or "options" not in card:
+        return False
+    built = build_model(card["model"], card["num_classes"], variables={}, **card["options"])
+    return repr(built.module) == repr(model.module) and built.head == model.head

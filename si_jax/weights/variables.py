@@ -1,7 +1,4 @@
-"""The arrays of any network on disk, compared by name; see `si_jax.weights.stored`.
-
-Names and shapes are compared before any memory is taken.
-"""
+"""The arrays of any network on disk, compared by name and shape before any memory is taken."""
 
 import hashlib
 import os
@@ -13,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from si_jax.data.directories import check_new
-from si_jax.weights.stored import open_arrays, read_array, write_arrays
+from si_jax.weights.saved import SUMS, check_sums, read_arrays, saving, stored_shapes, write_arrays
 
 SHOWN = 10  # faults that a message lists
+WEIGHTS = "weights"
+"""The folder of a network's arrays in a saved directory."""
 
 
 def save_variables(directory: str | os.PathLike, variables: Any, *, dtype: Any = None) -> str:
@@ -36,11 +34,9 @@ def save_variables(directory: str | os.PathLike, variables: Any, *, dtype: Any =
         ValueError: if the directory exists, there are no arrays, two have one name, or one holds
             values that are not finite, in its own dtype or in the one in which it is stored.
     """
-    directory = Path(directory).resolve()
-    check_new(directory)
-    arrays = {name: _stored(name, x, dtype) for name, x in _named(variables).items()}
-    tree = _nested(arrays)
-    write_arrays(directory, tree)
+    tree = to_store(variables, dtype)
+    with saving(directory, SUMS) as hidden:
+        write_arrays(hidden / WEIGHTS, tree)
     return weights_hash(tree)
 
 
@@ -61,10 +57,20 @@ def load_variables(directory: str | os.PathLike, like: Any, *, sha256: str | Non
             names or shapes than `like`, all of which are listed, or values that are not finite.
     """
     directory = Path(directory).resolve()
+    inside = check_sums(directory)  # an older version wrote no list, and the arrays without folder
+    return read_variables(directory / WEIGHTS if inside else directory, like, sha256=sha256)
+
+
+def to_store(variables: Any, dtype: Any = None) -> dict[str, Any]:
+    """The arrays of a network as they are written, nested by the parts of their names."""
+    return _nested({name: _stored(name, x, dtype) for name, x in _named(variables).items()})
+
+
+def read_variables(directory: Path, like: Any, *, sha256: str | None = None) -> Any:
+    """`load_variables` of a folder of arrays whose files have been compared."""
     if not directory.is_dir():
         raise ValueError(f"{directory} is not there: it should hold the weights")
-    expected = _named(like)
-    stored = {key.replace(".", "/"): array for key, array in open_arrays(directory).items()}
+    expected, stored = _named(like), _named(stored_shapes(directory))
     faults = [f"missing: {n} {tuple(x.shape)}" for n, x in expected.items() if n not in stored]
     faults += [f"left over: {n} {x.shape}" for n, x in stored.items() if n not in expected]
     faults += [
@@ -79,15 +85,13 @@ def load_variables(directory: str | os.PathLike, like: Any, *, sha256: str | Non
             + "\n  ".join(faults[:SHOWN])
             + more
         )
-    arrays = {name: read_array(directory, name, stored[name]) for name in expected}
-    leaves, structure = jax.tree.flatten(like)
+    arrays = _named(read_arrays(directory))
     if sha256 is not None and sha256 != weights_hash(_nested(arrays)):
         raise ValueError(f"{directory} is damaged: its weights do not have the hash that was noted")
     for name, array in arrays.items():
         _check_finite(f"{directory}: {name}", array, "the weights are unusable")
-    return jax.tree.unflatten(
-        structure, [arrays[n].astype(x.dtype) for n, x in zip(expected, leaves, strict=True)]
-    )
+    leaves = [arrays[name].astype(x.dtype) for name, x in expected.items()]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def weights_hash(weights: Any) -> str:

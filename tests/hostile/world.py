@@ -234,7 +234,7 @@ KINDS: dict[str, tuple[str, str, bool]] = {
     "score file of a run": ("run", "run/scores/**/*.npz", True),
     "thumbnails": ("run", "run/thumbnails.npz", True),
     "results.json": ("run", "run/results.json", False),
-    "card.json": ("checkpoint", "checkpoint/card.json", False),
+    "card.json": ("checkpoint", "checkpoint/card.json", True),
     "weights directory": ("checkpoint", "checkpoint/weights/**/*", True),
     "detector directory": ("detector", "detector/**/*", True),
     "state of a training": ("training", "training/state/**/*", True),
@@ -247,7 +247,7 @@ KINDS: dict[str, tuple[str, str, bool]] = {
 }
 """Kind -> reader, which files are damaged, and whether other values than the written are a fault.
 
-An image, a MATLAB file and JSON that people edit hold no hash: there, a value may become another.
+An image, a MATLAB file and a run's results hold no hash: there, a value may become another.
 """
 
 

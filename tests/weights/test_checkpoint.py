@@ -1,15 +1,31 @@
-"""Checkpoints: written whole, read back equal, refused in one sentence."""
+"""Checkpoints and their cards: written whole, read back equal, refused in one sentence."""
 
 import dataclasses
 import json
+import zipfile
+from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 import si_jax
 from si_jax.data import digits
 from si_jax.training.training import accuracy
+from si_jax.weights.checkpoint import Card
+from si_jax.weights.saved import read_card
+
+CARD = {
+    "model": "resnet8",
+    "options": {"blocks": [1, 1, 1], "widths": [16, 32, 64]},
+    "num_classes": 10,
+    "input_size": [32, 32],
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.2, 0.2, 1],
+    "sha256": "0" * 64,
+}
 
 
 def test_the_bundled_digits_network_is_as_good_as_its_card_says(digits_model):
@@ -29,50 +45,154 @@ def test_saved_and_loaded_is_equal(tiny, tiny_images, tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["b"]  # nothing temporary left
     with pytest.raises(ValueError, match="exists already"):
         si_jax.save_checkpoint(path, tiny)
-
-
-def test_stored_in_half_the_bytes(tiny, tiny_images, tmp_path):
-    loaded = si_jax.load_model(si_jax.save_checkpoint(tmp_path / "c", tiny, dtype=jnp.bfloat16))
-    assert loaded.variables["params"]["conv1"]["kernel"].dtype == np.float32
+    half = si_jax.load_model(si_jax.save_checkpoint(tmp_path / "c", tiny, dtype=jnp.bfloat16))
+    assert half.variables["params"]["conv1"]["kernel"].dtype == np.float32
     np.testing.assert_allclose(
-        loaded.logits(tiny_images), tiny.logits(tiny_images), rtol=0.1, atol=0.1
+        half.logits(tiny_images), tiny.logits(tiny_images), rtol=0.1, atol=0.1
     )
 
 
+class Own(nn.Module):
+    width: int = 2
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(self.width, (3, 3))(x))
+        return nn.Dense(3, name="head")(x.mean((1, 2)))
+
+
+def own_model(seed, width=2):
+    variables = Own(width).init(jax.random.key(seed), jnp.zeros((1, 8, 8, 3)))
+    return si_jax.Model(Own(width), variables, input_size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+def test_a_custom_network_is_saved_and_loaded_into_a_model_of_it(tmp_path, tiny_images):
+    path = si_jax.save_checkpoint(tmp_path / "own", own_model(0))
+    expected = own_model(0).logits(tiny_images)
+    assert np.ptp(expected - own_model(1).logits(tiny_images)) > 0.001
+    loaded = si_jax.load_model(path, like=own_model(1))
+    np.testing.assert_array_equal(loaded.logits(tiny_images), expected)
+    with pytest.raises(ValueError, match="a custom network: pass like="):
+        si_jax.load_model(path)
+    with pytest.raises(ValueError, match="weights of another network, with"):
+        si_jax.load_model(path, like=si_jax.load_model("digits"))
+
+
+def test_what_older_versions_wrote_is_loaded(tmp_path):
+    with zipfile.ZipFile(Path(__file__).with_name("former.zip")) as archive:
+        archive.extractall(tmp_path)
+    expected = np.load(tmp_path / "expected.npz")
+    images = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 3), np.uint8)
+    logits = si_jax.load_model(tmp_path / "checkpoint").logits(images)
+    np.testing.assert_allclose(logits, expected["logits"], rtol=1e-4, atol=1e-5)
+    detector = si_jax.load_detector(tmp_path / "detector")
+    np.testing.assert_allclose(detector.score(images), expected["knn"], rtol=1e-4, atol=1e-5)
+    assert detector.threshold.value == expected["threshold"]
+    own = si_jax.load_detector(tmp_path / "own", model=own_model(1))
+    np.testing.assert_allclose(own.score(images), expected["energy"], rtol=1e-4, atol=1e-5)
+    again = si_jax.load_detector(own.save(tmp_path / "again"), model=own_model(1))
+    np.testing.assert_array_equal(again.score(images), own.score(images))
+
+    with pytest.raises(ValueError, match="code is not saved"):
+        si_jax.load_detector(tmp_path / "own")
+    with pytest.raises(ValueError, match=r"not the one .* which has .*Conv_0"):
+        si_jax.load_detector(tmp_path / "own", model=own_model(1, width=5))
+    for directory, load in (("checkpoint", si_jax.load_model), ("detector", si_jax.load_detector)):
+        (path,) = (tmp_path / directory).glob("*.json")
+        content = json.loads(path.read_text())
+        content["sha256"] = "0" * 64 if directory == "checkpoint" else {"json": "0" * 64}
+        path.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=r"do not have the hash|does not have its own hash"):
+            load(tmp_path / directory)
+
+
 def test_damage_is_noticed(tiny, tmp_path):
-    path = si_jax.save_checkpoint(tmp_path / "c", tiny)
     with pytest.raises(ValueError, match=r"unknown checkpoint.*nowhere.*digits"):
         si_jax.load_model(tmp_path / "nowhere")
-    card = json.loads((path / "card.json").read_text())
-    (path / "card.json").write_text(json.dumps({**card, "sha256": "0"}))
-    with pytest.raises(ValueError, match="damaged"):
+    path = si_jax.save_checkpoint(tmp_path / "c", tiny)
+    (path / "notes.txt").write_text("may be added")
+    (path / "weights" / ".DS_Store").write_text("likewise")
+    si_jax.load_model(path)
+    card = (path / "card.json").read_text()
+    (path / "card.json").write_text(card.replace("4,", "5,"))
+    with pytest.raises(ValueError, match=r"is damaged or was edited: card\.json was changed"):
         si_jax.load_model(path)
-    options = {**card["options"], "widths": [4, 6, 10]}
-    (path / "card.json").write_text(json.dumps({**card, "options": options}))
-    with pytest.raises(ValueError, match=r"shape|orbax"):
-        si_jax.load_model(path)
-    for text in ("{", "[]", '{"model": "resnet8"}', '{"model": 3}'):
-        (path / "card.json").write_text(text)
-        with pytest.raises(ValueError, match=r"card.json|unknown model"):
-            si_jax.load_model(path)
-    (path / "card.json").write_text(json.dumps(card))
-    for file in (path / "weights").rglob("*"):
-        if file.is_file():
-            file.write_bytes(b"nonsense")
-    with pytest.raises(ValueError, match="cannot be read"):
+    (path / "card.json").write_text(card)
+    (path / "SHA256SUMS").unlink()
+    with pytest.raises(ValueError, match="its file SHA256SUMS is missing"):
         si_jax.load_model(path)
 
 
-def test_unknown_architectures_and_options():
+def write(path, card):
+    path.write_text(card if isinstance(card, str) else json.dumps(card))
+    return path
+
+
+def test_a_card_is_read(tmp_path):
+    card = {**CARD, "accuracy": 0.9, "note": [1, None], "classes": list("0123456789")}
+    read = read_card(write(tmp_path / "card.json", card), Card)
+    assert read.model_dump(exclude_unset=True) == card
+
+
+@pytest.mark.parametrize(
+    ("card", "message"),
+    [
+        ("{", "Expecting property name"),
+        ("[" * 100_000, "nested deeper than"),
+        ("[]", "valid dictionary"),
+        (CARD | {"model": 3}, r"model \(=3\): .*string"),
+        (CARD | {"mean": [float("nan")] * 3}, "NaN"),
+        (json.dumps(CARD).replace("0.2", "1e999"), "1e999"),
+        (CARD | {"accuracy": float("inf")}, "Infinity"),
+        (CARD | {"std": [0.2, 0, 0.2]}, r"std.1 \(=0\): "),
+        (CARD | {"std": [0.2]}, "one number a channel each"),
+        (CARD | {"num_classes": True}, r"num_classes \(=True\)"),
+        (CARD | {"num_classes": 10**8}, "num_classes"),
+        (CARD | {"classes": ["a", "b"]}, "classes names 2 of 10 classes"),
+        (CARD | {"classes": "ten"}, r"classes \(='ten'\)"),
+        (CARD | {"input_size": [32]}, "input_size"),
+        (CARD | {"input_size": [0, 32]}, "input_size"),
+        (CARD | {"input_size": 10**9}, "input_size"),
+        (CARD | {"options": {"blocks": [[1]]}}, "options"),
+        (CARD | {"options": {"blocks": [10**9, 1, 1]}}, "options"),
+        (CARD | {"sha256": "text"}, "sha256"),
+        ({k: v for k, v in CARD.items() if k != "mean"}, "mean .*Field required"),
+    ],
+)
+def test_what_is_no_card(card, message, tmp_path):
+    with pytest.raises(ValueError, match=rf"card\.json is no checkpoint card.*{message}") as info:
+        read_card(write(tmp_path / "card.json", card), Card)
+    assert len(str(info.value).splitlines()) == 1 and len(str(info.value)) < 500
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"blocks": [1_000_000, 1, 1]}, r"blocks \(=\(1000000, 1, 1\)\) must be"),
+        ({"blocks": [0, 1, 1]}, "must be"),
+        ({"blocks": [1, 1]}, "must be"),
+        ({"blocks": 3}, "must be"),
+        ({"widths": ["a", "b", "c"]}, "must be"),
+        ({"widths": [-4, 4, 4]}, "must be"),
+        ({"shortcut": 3}, "must be"),
+        ({"colour": "red"}, "does not take these options"),
+        ({"dtype": "text"}, "options"),
+    ],
+)
+def test_options_that_make_no_network(options, message, tmp_path):
+    write(tmp_path / "card.json", CARD | {"options": {**CARD["options"], **options}})
+    with pytest.raises(ValueError, match=message):
+        si_jax.load_model(tmp_path)
+
+
+def test_unknown_architectures_and_options(tiny, tiny_images):
     with pytest.raises(ValueError, match=r"unknown model 'resnet33'.*resnet34"):
         si_jax.build_model("resnet33")
     with pytest.raises(ValueError, match="colour"):
         si_jax.build_model("resnet8", colour="red")
     with pytest.raises(ValueError, match="6n"):
         si_jax.build_model("wrn_40_2", depth=41)
-
-
-def test_precision_is_an_option(tiny, tiny_images):
     fast = dataclasses.replace(tiny, precision="default")
     np.testing.assert_allclose(fast.logits(tiny_images), tiny.logits(tiny_images), atol=0.1)
     with pytest.raises(ValueError, match="precision"):
