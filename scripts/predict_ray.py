@@ -227,8 +227,9 @@ def main(
     except ImportError:
         raise ValueError('workers need Ray: pip install "si-jax[ray]"') from None
     if not ray.is_initialized():
-        local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers + 1}
+        local: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers + 1}
         ray.init(include_dashboard=False, log_to_driver=False, **local)
+    resources: dict[str, Any] = {"num_gpus": gpus} if gpus else {}
     done = predict_with_ray(
         paths,
         detector,
@@ -236,7 +237,7 @@ def main(
         workers=workers,
         part_size=part_size,
         column=column,
-        **({"num_gpus": gpus} if gpus else {}),
+        **resources,
     )
     print(
         "{rows} images in {parts} parts, {unreadable} unreadable; {skipped} parts were there"

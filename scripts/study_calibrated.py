@@ -12,13 +12,14 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import si_jax
 from si_jax import cli
 from si_jax.data import benchmarks
 from si_jax.data.files import write_atomically
 from si_jax.evaluation.job import labelled
+from si_jax.evaluation.results import Results
 from si_jax.reporting.panels import encode
 from study import ablations, cases, comparison, figures, report
 from study.readings import read_case
@@ -116,7 +117,7 @@ def run(case: cases.Case, args: argparse.Namespace, directory: Path) -> dict[str
     return {
         "network": case.network,
         "results": dataclasses.replace(
-            evaluated.results,
+            cast(Results, evaluated.results),
             intervals=intervals,
             average_intervals={},
             bootstrap={**bootstrap, "level": 0.95},
@@ -124,7 +125,7 @@ def run(case: cases.Case, args: argparse.Namespace, directory: Path) -> dict[str
         "over_msp": over_msp,
         "failures": failures,
         "calibration": {
-            "set": case.resolved.test.name if case.note else case.resolved.train.name,
+            "set": (case.resolved.train or case.resolved.test).name,
             "images": len(case.draws[0]),
             "draws": args.seeds,
             "disjoint_draws": len(case.draws),

@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from tqdm import trange
 import si_jax
 from si_jax import cli, splitting
 from si_jax.data import digits
+from si_jax.evaluation.results import Results
 
 WIDTH = 32
 
@@ -84,7 +86,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "convolutions, SiLU": TinySiLU,
 }
 
-DETECTORS = {
+DETECTORS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in ("msp", "energy", "knn", "mahalanobis")},
     "vim": ("vim", {"dim": 16}),
     "gaia-a": ("gaia-a", {}),
@@ -161,23 +163,19 @@ def measure(
     Returns:
         A share, and row of `DETECTORS` -> set of `OOD` -> AUROC, a share.
     """
-    runs = [
-        si_jax.evaluate_benchmark(
-            None,
-            trained(name, steps=steps, seed=seed),
-            detectors=DETECTORS,
-            id_set=digits.load("test"),
-            id_name="digits",
-            train_set=digits.load("train"),
-            ood={kind: getattr(digits, kind)(count) for kind in OOD},
-        ).results
-        for seed in seeds
-    ]
+    sets = {kind: getattr(digits, kind)(count) for kind in OOD}
+    train, test = digits.load("train"), digits.load("test")
+    found = []
+    for seed in seeds:
+        model = trained(name, steps=steps, seed=seed)
+        options: dict[str, Any] = {"id_set": test, "id_name": "digits", "train_set": train}
+        run = si_jax.evaluate_benchmark(None, model, detectors=DETECTORS, ood=sets, **options)
+        found.append(cast(Results, run.results))
     mean = {
-        row: {k: float(np.mean([run.results[row][k]["auroc"] for run in runs])) for k in OOD}
+        row: {k: float(np.mean([one.results[row][k]["auroc"] for one in found])) for k in OOD}
         for row in DETECTORS
     }
-    return float(np.mean([run.accuracy for run in runs])), mean
+    return float(np.mean([one.accuracy for one in found])), mean
 
 
 def table(measured: Mapping[str, tuple[float, Mapping[str, Mapping[str, float]]]]) -> str:
