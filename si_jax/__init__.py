@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from si_jax.weights.checkpoint import load_model as load_model
     from si_jax.weights.checkpoint import save_checkpoint as save_checkpoint
     from si_jax.weights.checkpoint import with_new_head as with_new_head
+    from si_jax.weights.convert import convert_checkpoint as convert_checkpoint
     from si_jax.weights.convert import convert_torch as convert_torch
-    from si_jax.weights.convert_checkpoint import convert_checkpoint as convert_checkpoint
 
 __version__ = "0.1.0"
 
@@ -36,7 +36,7 @@ _PUBLIC = {
     "Model": "si_jax.model",
     "Predictor": "si_jax.decision.predictor",
     "build_model": "si_jax.weights.checkpoint",
-    "convert_checkpoint": "si_jax.weights.convert_checkpoint",
+    "convert_checkpoint": "si_jax.weights.convert",
     "convert_torch": "si_jax.weights.convert",
     "evaluate_benchmark": "si_jax.reporting.evaluate",
     "load_detector": "si_jax.detectors.loading",

@@ -6,7 +6,7 @@ si-jax convert resnet34.pth --model resnet34 --out checkpoints/resnet34
 from functools import partial
 
 from si_jax.commands.options import command
-from si_jax.weights.convert_checkpoint import convert_checkpoint
+from si_jax.weights.convert import convert_checkpoint
 
 
 @command("si-jax convert", convert_checkpoint)

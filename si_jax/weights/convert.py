@@ -5,18 +5,117 @@ What is missing, left over or of another shape is an error that lists everything
 tell, and what in it is not needed, is noted in the model's card.
 """
 
+import os
+import re
+import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
 from si_jax.checks import check_choice
+from si_jax.data.directories import check_new
 from si_jax.model import Model, checked_size
 from si_jax.models import ARCHITECTURES, NORMALISATIONS, architecture
 from si_jax.models.family import Layout
-from si_jax.weights.checkpoint import abstract_variables, build_model, make_module
-from si_jax.weights.convert_files import find_state, load_file, shape_of
-from si_jax.weights.convert_fill import fill
-from si_jax.weights.convert_names import Names, canonical
+from si_jax.weights.checkpoint import (
+    abstract_variables,
+    build_model,
+    load_model,
+    make_module,
+    save_checkpoint,
+)
+from si_jax.weights.convert_files import load_state, shape_of, to_float32
+from si_jax.weights.convert_names import canonical, flax_name, source_name
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A finished conversion: the model as saved, its directory, and the logits of random input.
+
+    `print` says what was converted and how exactly it is read again.
+    """
+
+    model: Model
+    path: Path
+    logits: tuple[float, float]
+    difference: float
+
+    def __str__(self) -> str:
+        model, card = self.model, self.model.card
+        low, high = self.logits
+        lines = [
+            f"model         {model.name}, {model.num_classes} classes",
+            f"parameters    {model.num_parameters:,}",
+            f"input         {model.input_size[0]}x{model.input_size[1]}",
+            f"normalisation {card['normalisation']}: mean {model.mean}, deviation {model.std}",
+            f"weights       {len(jax.tree.leaves(model.variables))} arrays, equal after reloading",
+            f"logits        of random input from {low:.3g} to {high:.3g},",
+            f"              after reloading within {self.difference:.1g}",
+        ]
+        lines += [f"note          {note}" for note in card["notes"]]
+        return "\n".join([*lines, f"saved         {self.path}"])
+
+
+def convert_checkpoint(
+    name: str,
+    source: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    input_size: tuple[int, int] | None = None,
+    normalisation: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    part: str | None = None,
+) -> Converted:
+    """Convert a published checkpoint into a directory that `si_jax.load_model` reads.
+
+    The directory is read again: its weights must equal the converted ones, and the logits of random
+    images must agree but for rounding, as the network is compiled anew. If they do not, nothing is
+    left behind.
+
+    Args:
+        name: an architecture such as `"resnet34"`; the file must hold that very network.
+        source: the file, see `convert_torch`.
+        out: checkpoint directory to write; it must not exist.
+        input_size: height and width of the images in pixels; None for the architecture's.
+        normalisation: what the network was trained with: cifar10, cifar100, imagenet or half; None
+            for the architecture's.
+        mean: mean of each channel in [0, 1] units, in place of `normalisation`.
+        std: standard deviation of each channel, likewise.
+        part: which of several networks in the file: a key, or a prefix of names.
+
+    Raises:
+        ValueError: if `out` exists, as `convert_torch`, or if what is read again differs.
+        OSError: if a file cannot be written.
+    """
+    check_new(out)
+    model = convert_torch(
+        name,
+        Path(source),
+        input_size=input_size,
+        normalisation=normalisation,
+        mean=mean,
+        std=std,
+        part=part,
+    )
+    images = np.random.default_rng(0).normal(size=(2, *model.image_shape)).astype(np.float32)
+    expected = model.logits(images, batch_size=2)
+    path = save_checkpoint(out, model)
+    try:
+        saved = load_model(path)
+        same = jax.tree.map(np.array_equal, dict(saved.variables), dict(model.variables))
+        difference = float(np.abs(saved.logits(images, batch_size=2) - expected).max())
+        if not all(jax.tree.leaves(same)) or not difference <= 1e-4 * np.abs(expected).max():
+            raise ValueError(f"{path} was not the network once read again, and has been removed")
+    except BaseException:
+        shutil.rmtree(path)
+        raise
+    return Converted(model, path, (float(expected.min()), float(expected.max())), difference)
 
 
 def convert_torch(
@@ -63,20 +162,15 @@ def convert_torch(
         raise ValueError("mean and std: give both or neither")
     input_size = checked_size(input_size or arch.input_size)
     notes: list[str] = []
-    if isinstance(source, Mapping):
-        state, card = find_state(source, part, notes), {"source": "a mapping of arrays"}
-        if state is None:
-            raise ValueError("the mapping holds no state dict (names and their arrays)")
-    else:
-        state, card = load_file(source, part, notes)
+    state, card = load_state(source, part, notes)
     layout, names = _layout(name, state, part, notes)
-    shapes = {k: shape_of(state[original]) for k, original in names.items()}
-    options = layout.infer(shapes)
-    _check_options(name, {**arch.options, **options})
-    num_classes = _num_classes(shapes.get(layout.head, ()), layout) or arch.num_classes
+    shapes = {key: shape_of(state[original]) for key, original in names.items()}
+    options = {**arch.options, **layout.infer(shapes)}
+    _check_options(name, options)
+    head = shapes.get(layout.head)
+    num_classes = head[0 if layout.oihw else -1] if head else arch.num_classes
     abstract = abstract_variables(make_module(name, num_classes, options), input_size)
-    variables = fill(abstract, layout, state, names, notes)
-    options = {**arch.options, **options}
+    variables = _fill(abstract, layout, state, names, notes)
     notes += [f"assumed: {text}" for text in layout.assumed(options)]
     if mean is None or std is None:
         if normalisation is None:
@@ -98,33 +192,18 @@ def convert_torch(
 
 def _layout(
     name: str, state: Mapping[str, Any], part: str | None, notes: list[str]
-) -> tuple[Layout, Names]:
-    """The layout in which the checkpoint names this family's weights, and the names.
-
-    Raises:
-        ValueError: if no name is that of a block of this family.
-    """
+) -> tuple[Layout, Mapping[str, str]]:
+    """The layout in which a checkpoint names this family's weights, and the names."""
     family = ARCHITECTURES[name].family
     for layout in family.layouts:
-        names = canonical(layout, state, part, notes)
-        if names is not None:
+        if (names := canonical(layout, state, part, notes)) is not None:
             return layout, names
-    others = {arch.family.title: arch.family for arch in ARCHITECTURES.values()}
-    other = [
-        title
-        for title, family in others.items()
-        if any(canonical(layout, state, part, []) is not None for layout in family.layouts)
-    ]
-    if other:
-        is_what = f"its names are a {other[0]}'s"
-    else:
-        is_what = f"none of its names (such as {next(iter(state), None)!r}) is a block's"
-    raise ValueError(f"the checkpoint is not a {name}: {is_what}, and {name} is a {family.title}")
-
-
-def _num_classes(head: tuple[int, ...], layout: Layout) -> int:
-    """Number of logits of a head of that shape; 0 where there is none."""
-    return 0 if not head else head[0] if layout.oihw else head[-1]
+    what = f"none of its names (such as {next(iter(state), None)!r}) is a block's"
+    for other in {arch.family.title: arch.family for arch in ARCHITECTURES.values()}.values():
+        if any(canonical(layout, state, part, []) is not None for layout in other.layouts):
+            what = f"its names are a {other.title}'s"
+            break
+    raise ValueError(f"the checkpoint is not a {name}: {what}, and {name} is a {family.title}")
 
 
 def _check_options(name: str, options: Mapping[str, Any]) -> None:
@@ -142,3 +221,69 @@ def _check_options(name: str, options: Mapping[str, Any]) -> None:
     expected = ", ".join(f"{k} {arch.options[k]}" for k in different)
     hint = f"convert it as {same[0]!r}" if same else "no architecture here has that shape"
     raise ValueError(f"the checkpoint is not a {name} ({expected}): it has {has}; {hint}")
+
+
+def _fill(
+    abstract: Any,
+    layout: Layout,
+    state: Mapping[str, Any],
+    names: Mapping[str, str],
+    notes: list[str],
+) -> Any:
+    """The tree of `abstract`'s shapes, filled from `state`, or an error that lists every fault.
+
+    A head without bias gets zeros. Sub-modules of the file in which the network has no weight at
+    all, such as a second head, are left out if nothing else is wrong. Both are noted.
+    """
+    faults: list[str] = []
+    arrays, used = [], set()
+    leaves = jax.tree.leaves_with_path(abstract)
+    for path, leaf in leaves:
+        ours, key = flax_name(path), source_name(path, layout)
+        used.add(key)
+        if key in names:
+            original = names[key]
+            value = to_float32(original, state[original])
+            if path[-1].key == "kernel":
+                value = _to_kernel(value, leaf.ndim, layout.oihw)
+            if value.shape != leaf.shape:
+                shape = shape_of(state[original])
+                faults.append(f"wrong shape: {original} {shape}, for {ours} {leaf.shape}")
+            arrays.append(np.ascontiguousarray(value))
+        elif ours.endswith("/bias") and _module(key) == _module(layout.head):
+            notes.append(f"the head has no bias ({key}): zeros are taken")
+            arrays.append(np.zeros(leaf.shape, np.float32))
+        else:
+            faults.append(f"missing: {key} (for {ours} {leaf.shape})")
+    outermost = {key: key.partition(layout.separator)[0] for key in names}
+    left_over = [key for key in names if key not in used]
+    if not faults:
+        own = {key.partition(layout.separator)[0] for key in used}
+        apart = [key for key in left_over if outermost[key] not in {*own, key}]
+        left_over = [key for key in left_over if key not in apart]
+        for module, count in Counter(outermost[key] for key in apart).items():
+            notes.append(
+                f"assumed: {module} ({count} weights) plays no part in the network's logits"
+            )
+    faults += [f"left over: {names[key]} {shape_of(state[names[key]])}" for key in left_over]
+    if faults:
+        raise ValueError(
+            f"the checkpoint does not fit the network: {len(faults)} faults, where the network has"
+            f" {len(leaves)} weights:\n  " + "\n  ".join(faults)
+        )
+    return jax.tree.unflatten(jax.tree.structure(abstract), arrays)
+
+
+def _module(key: str) -> str:
+    return re.split(r"[./]\w+$", key)[0]
+
+
+def _to_kernel(value: np.ndarray, ndim: int, oihw: bool) -> np.ndarray:
+    """A kernel in Flax's order: (height, width, in, out), or (in, out) for a linear layer."""
+    if value.ndim == 4 and oihw:
+        value = value.transpose(2, 3, 1, 0)
+    elif value.ndim == 2 and oihw:
+        value = value.T
+    if ndim == 2 and value.ndim == 4 and value.shape[:2] == (1, 1):
+        value = value[0, 0]  # a 1x1 convolution that serves as the linear head
+    return value

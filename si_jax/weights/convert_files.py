@@ -3,48 +3,49 @@
 import hashlib
 import re
 import warnings
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from si_jax.data.files import check_members
+from si_jax.data.files import read_arrays
 
 TORCH_SUFFIXES = (".pth", ".pt", ".th", ".tar", ".bin", ".ckpt")
 NESTED = ("state_dict", "model", "model_state_dict", "net")
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
 
 
-def load_file(
-    path: str | Path, part: str | None = None, notes: list[str] | None = None
+def load_state(
+    source: str | Path | Mapping[str, Any], part: str | None, notes: list[str]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Names and arrays of a checkpoint file, and what a card says of it.
+    """Names and arrays of a checkpoint, and what a card says of it: the source's name and SHA-256.
 
     Args:
-        path: a `.pth`, `.pt`, `.th`, `.tar`, `.safetensors` or `.npz` file.
-        part: see `find_state`.
-        notes: see `find_state`.
-
-    Returns:
-        The state dict, bare (taken out from under `state_dict`, `model` or `model_state_dict`), and
-        the source file's name and SHA-256.
+        source: a file, or what one holds.
+        part: a key under which the state dict lies, or a prefix of names, to choose among several.
+        notes: gets a sentence if the weights are an average, or there is one beside them.
 
     Raises:
         ValueError: if there is no such file, it is no checkpoint, or what reads it is missing.
     """
-    path = Path(path)
+    if isinstance(source, Mapping):
+        if (state := _find_state(source, part, notes)) is None:
+            raise ValueError("the mapping holds no state dict (names and their arrays)")
+        return dict(state), {"source": "a mapping of arrays"}
+    path = Path(source)
     if not path.is_file():
         raise ValueError(f"{path} is not a file: give the path of a checkpoint file")
-    suffix = path.suffix.lower()
-    readers = {".npz": _read_npz, ".safetensors": _read_safetensors}
+    readers: dict[str, Callable[[Path], Any]] = {
+        ".npz": read_arrays,
+        ".safetensors": _read_safetensors,
+    }
     readers |= dict.fromkeys(TORCH_SUFFIXES, _read_torch)
-    if suffix not in readers:
+    if path.suffix.lower() not in readers:
         raise ValueError(
             f"{path}: a checkpoint's name must end in one of {', '.join(sorted(readers))}"
         )
-    state = find_state(readers[suffix](path), part, notes)
+    state = _find_state(readers[path.suffix.lower()](path), part, notes)
     if state is None:
         raise ValueError(f"{path} holds no state dict (names and their tensors)")
     with path.open("rb") as file:
@@ -52,40 +53,28 @@ def load_file(
     return dict(state), {"source": path.name, "source_sha256": digest}
 
 
-def find_state(
-    value: Any, part: str | None = None, notes: list[str] | None = None
-) -> Mapping[str, Any] | None:
-    """The state dict that `value` is, or has under a usual name; None if there is none.
-
-    Args:
-        value: what a file holds.
-        part: a key under which the state dict lies, to choose among several.
-        notes: gets a sentence if the weights are an average, or there is one beside them.
-
-    Raises:
-        ValueError: if `part` is neither a key nor a prefix of the names.
-    """
+def _find_state(value: Any, part: str | None, notes: list[str]) -> Mapping[str, Any] | None:
+    """The state dict that `value` is, or has under a usual name; None if there is none."""
     if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
         return None
-    notes = [] if notes is None else notes
     if part is not None:
-        if (inner := find_state(value.get(part), None, notes)) is not None:
+        if (inner := _find_state(value.get(part), None, notes)) is not None:
             return inner
-        state = find_state(value, None, notes)
+        state = _find_state(value, None, notes)
         if state is not None and not any(f".{part}." in f".{name}" for name in state):
             raise ValueError(
                 f"part (={part!r}) is no key in the file, which has {', '.join(list(value)[:8])},"
                 " and no prefix of the names"
             )
         return state
-    averaged = [key for key in AVERAGED if find_state(value.get(key)) is not None]
+    averaged = [key for key in AVERAGED if _find_state(value.get(key), None, []) is not None]
     for key in NESTED:
-        if (inner := find_state(value.get(key), None, notes)) is not None:
+        if (inner := _find_state(value.get(key), None, notes)) is not None:
             notes += [f"the file holds averaged weights as well: part={k!r}" for k in averaged[:1]]
             return inner
     if averaged:
         notes.append(f"the averaged weights under {averaged[0]!r} are taken")
-        return find_state(value[averaged[0]], None, notes)
+        return _find_state(value[averaged[0]], None, notes)
     return value if any(hasattr(v, "shape") for v in value.values()) else None
 
 
@@ -95,38 +84,33 @@ def shape_of(value: Any) -> tuple[int, ...]:
 
 
 def to_float32(key: str, value: Any) -> np.ndarray:
-    """One weight as a finite float32 array.
+    """One weight, of NumPy or PyTorch, as a finite float32 array.
 
     Raises:
         ValueError: if it is no array of floating-point numbers, or some are not finite.
     """
     if not hasattr(value, "dtype"):
         raise ValueError(f"{key} is of type {type(value).__name__}; weights must be arrays")
-    if hasattr(value, "detach"):
-        value = _from_torch(key, value.detach())
-    array = np.asarray(value)
-    if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
-        raise ValueError(f"{key} is of type {array.dtype}; weights must be floating-point")
+    kind = value.dtype
+    if hasattr(value, "detach") and kind.is_floating_point:
+        try:
+            value = value.detach().float().cpu().numpy()
+        except (TypeError, RuntimeError):  # sparse, or without data
+            raise ValueError(
+                f"{key} is a {value.layout} tensor on device {value.device}; weights must be dense"
+                " and hold their values"
+            ) from None
+    dtype = getattr(value, "dtype", None)
+    if getattr(dtype, "kind", "") != "f" and getattr(dtype, "name", "") != "bfloat16":
+        raise ValueError(f"{key} is of type {kind}; weights must be floating-point")
     with np.errstate(over="ignore"):
-        array = array.astype(np.float32)
+        array = np.asarray(value).astype(np.float32)
     bad = int(array.size - np.isfinite(array).sum())
     if bad:
         raise ValueError(
             f"{key} holds NaN or infinite values ({bad} of {array.size}): the file is unusable"
         )
     return array
-
-
-def _from_torch(key: str, tensor: Any) -> np.ndarray:
-    if not tensor.is_floating_point():
-        raise ValueError(f"{key} is of type {tensor.dtype}; weights must be floating-point")
-    try:
-        return tensor.float().cpu().numpy()
-    except (TypeError, RuntimeError):  # sparse, or without data
-        raise ValueError(
-            f"{key} is a {tensor.layout} tensor on device {tensor.device}; weights must be dense"
-            " and hold their values"
-        ) from None
 
 
 # What a reader raises for a damaged file depends on the byte that is damaged: besides its own
@@ -182,19 +166,4 @@ def _read_safetensors(path: Path) -> Any:
         raise ValueError(
             f"{path} is no safetensors file, is damaged or cut short, or has tensors of a type that"
             f" NumPy does not have ({type(error).__name__}: {error})"
-        ) from None
-
-
-def _read_npz(path: Path) -> Any:
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is no .npz file, or is cut short")
-    try:
-        with path.open("rb") as binary, zipfile.ZipFile(binary) as archive:
-            check_members(binary, archive)
-        with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-    except Exception as error:
-        raise ValueError(
-            f"{path} is damaged, or holds something else than arrays of numbers"
-            f" ({type(error).__name__})"
         ) from None

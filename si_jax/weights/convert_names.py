@@ -6,9 +6,6 @@ from typing import Any
 
 from si_jax.models.family import Layout
 
-Names = Mapping[str, str]
-"""Name as in a layout's table -> name as it stands in the checkpoint."""
-
 COUNTERS = ("num_batches_tracked", "n_averaged", "num_updates")
 WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod)\.)+")
 """What data parallelism, averaging and compilation put before every name."""
@@ -31,21 +28,13 @@ def source_name(path: tuple[Any, ...], layout: Layout) -> str:
 
 def canonical(
     layout: Layout, names: Iterable[str], part: str | None, notes: list[str]
-) -> Names | None:
-    """The checkpoint's names as the layout has them, without counters and prefixes.
+) -> Mapping[str, str] | None:
+    """Name as in a layout's table -> the checkpoint's, without counters; None if none is a block's.
 
-    Args:
-        layout: how checkpoints of the network name its weights.
-        names: names in the checkpoint.
-        part: a prefix to choose, where there are several; None for the only one.
-        notes: gets a sentence where a prefix was taken off.
-
-    Returns:
-        The names, or None if no name is that of a block of the network.
+    A prefix that all blocks have is taken off, which is noted; of several, `part` chooses one.
 
     Raises:
-        ValueError: if two names of the checkpoint mean the same weight, or the names of blocks have
-            several prefixes.
+        ValueError: if the names of blocks have several prefixes, or two names mean one weight.
     """
     names = [name for name in names if name.rpartition(".")[2] not in COUNTERS]
     matches = [re.match(rf"(?:(.*?)[./])??{layout.block}", name) for name in names]
@@ -65,14 +54,6 @@ def canonical(
         prefix += "/" if any(name.startswith(f"{prefix}/") for name in names) else "."
         if not WRAPPERS.fullmatch(prefix):
             notes.append(f"the prefix {prefix!r} was taken off the names")
-    return _table_names(layout, names, prefix)
-
-
-def _is_part(prefix: str, part: str) -> bool:
-    return prefix == part or prefix.startswith(f"{part}.") or prefix.endswith(f".{part}")
-
-
-def _table_names(layout: Layout, names: list[str], prefix: str) -> Names:
     result: dict[str, str] = {}
     for original in names:
         inside = prefix and original.startswith(prefix)
@@ -85,3 +66,7 @@ def _table_names(layout: Layout, names: list[str], prefix: str) -> Names:
             )
         result[name] = original
     return result
+
+
+def _is_part(prefix: str, part: str) -> bool:
+    return prefix == part or prefix.startswith(f"{part}.") or prefix.endswith(f".{part}")

@@ -205,7 +205,7 @@ class Readers:
 
     def weights(self, root: Path) -> str:
         """Another framework's weights."""
-        state = convert_files.load_file(root / "weights.npz")[0]
+        state = convert_files.load_state(root / "weights.npz", None, [])[0]
         return digest(*(convert_files.to_float32(k, v) for k, v in sorted(state.items())))
 
     def report(self, root: Path) -> str:

@@ -40,13 +40,14 @@ class Harmful:
         return os.mkdir, ("executed",)
 
 
+NO_NPZ = r"a\.npz can.* be read as a \.npz file"
 MISTAKES = {  # file's name, its bytes, what the message must say
-    "text npz": ("a.npz", lambda: TEXT, "is no .npz file"),
-    "npy": ("a.npz", lambda: npy(np.zeros(3)), "is no .npz file"),
-    "zip npz": ("a.npz", lambda: zipped(a="text"), "holds no state dict"),
-    "bad npy in npz": ("a.npz", lambda: zipped(**{"a.npy": "text"}), "is damaged|no state dict"),
-    "objects": ("a.npz", lambda: npz(a=np.array([{}], object)), "something else than arrays"),
-    "cut npz": ("a.npz", lambda: npz(**resnet8())[:-100], "is cut short"),
+    "text npz": ("a.npz", lambda: TEXT, NO_NPZ),
+    "npy": ("a.npz", lambda: npy(np.zeros(3)), NO_NPZ),
+    "zip npz": ("a.npz", lambda: zipped(a="text"), NO_NPZ),
+    "bad npy in npz": ("a.npz", lambda: zipped(**{"a.npy": "text"}), NO_NPZ),
+    "objects": ("a.npz", lambda: npz(a=np.array([{}], object)), NO_NPZ),
+    "cut npz": ("a.npz", lambda: npz(**resnet8())[:-100], NO_NPZ),
     "empty npz": ("a.npz", lambda: npz(), "holds no state dict"),
     "nan npz": ("a.npz", lambda: npz(**poisoned()), r"bn1.weight holds NaN or infinite"),
     "integers": ("a.npz", lambda: npz(**resnet8() | {"bn1.bias": np.zeros(16, np.int8)}), "int8"),
@@ -133,7 +134,7 @@ def test_damaged_bytes_raise_nothing_else(tmp_path):
             damaged[where] = rng.integers(0, 256, where.shape)
             path.write_bytes(damaged[: None if rng.random() < 0.8 else where[0]].tobytes())
             try:
-                convert_files.load_file(path)
+                convert_files.load_state(path, None, [])
             except ValueError:
                 refused += 1
     assert refused > 0

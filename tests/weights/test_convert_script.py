@@ -15,7 +15,7 @@ from checkpoint_states import NARROW, TEXT, assert_same, draw, resnet8, run
 
 import si_jax
 from si_jax.models import NORMALISATIONS
-from si_jax.weights import convert_checkpoint
+from si_jax.weights import convert
 
 ROOT = Path(__file__).parents[2]
 
@@ -103,7 +103,7 @@ def test_faults_are_all_printed_and_nothing_is_written(tmp_path, capsys):
 def test_what_does_not_read_back_is_removed(tmp_path, capsys, monkeypatch):
     np.savez(tmp_path / "a.npz", **resnet8())
     other = si_jax.convert_torch("resnet8", draw(recipe.resnet34_shapes(10, (1, 1, 1), NARROW), 1))
-    monkeypatch.setattr(convert_checkpoint, "load_model", lambda path: other)
+    monkeypatch.setattr(convert, "load_model", lambda path: other)
     status, out, err = run(
         capsys, tmp_path / "a.npz", "--model", "resnet8", "--out", tmp_path / "b"
     )
