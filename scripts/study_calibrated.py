@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import si_jax
 from si_jax import cli
+from si_jax.checks import check_least
 from si_jax.data import benchmarks
 from si_jax.data.files import write_atomically
 from si_jax.evaluation.job import labelled
@@ -52,7 +53,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Run the study, and print its tables."""
     args = parse(argv)
-    options.check_least(args, limit=2, calibration=20, seeds=1, resamples=2, seed=0, batch_size=1)
+    check_least(2, limit=args.limit, resamples=args.resamples)
+    check_least(20, calibration=args.calibration)
+    check_least(1, seeds=args.seeds)
     labelled(args.detectors)
     out = Path(args.out)
     if out.exists() and not out.is_dir():

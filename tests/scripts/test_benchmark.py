@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import benchmark
-from benchmarks import rounding, speed, speed_torch
+from benchmarks import rounding, speed
 from si_jax import splitting
 from si_jax.detectors import Inputs, make_detector
 
@@ -18,10 +18,7 @@ def test_data(tmp_path, capsys):
     printed = capsys.readouterr().out
     sources = json.loads(out.read_text())["sources"]
     assert [row["images"] for row in sources] == [8] * 4
-    for row in sources:
-        assert row["source"] in printed
-        assert len(row["images_per_second"]) == 1
-        assert row["images_per_second"][0] > 0
+    assert all(r["source"] in printed and r["images_per_second"][0] > 0 for r in sources)
 
 
 @pytest.mark.parametrize(
@@ -32,10 +29,6 @@ def test_data(tmp_path, capsys):
         (["memory", "--images", "0"], r"images \(=0\) must be at least 1"),
         (["rounding", "--detectors", "si-y"], "no detector 'si-y': choose among si-c"),
         (["engines", "--rows", "si-y"], "there is no si-y: choose of si-z, activation"),
-        (
-            ["engines", "--model", "bit_r50x1", "--against", "torch"],
-            "only CIFAR's ResNets",
-        ),
     ],
 )
 def test_mistakes(tmp_path, given, message):
@@ -82,18 +75,6 @@ def test_rounding():
     assert all(0 <= row[way] <= 1e-5 for way in (*ways, "spread"))
 
 
-def test_random_weights_have_the_shapes_of_fresh_ones():
-    model = speed.random_model("resnet8")
-    expected = jax.eval_shape(
-        model.module.init, jax.random.key(0), np.zeros((1, *model.image_shape), np.float32)
-    )
-    shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), model.variables)
-    assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), expected)
-    logits = model.logits(np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8))
-    assert np.isfinite(logits).all()
-    assert logits.std() > 0
-
-
 def test_every_detector_is_timed():
     assert {name for name, _ in speed.TIMED.values()} == set(speed.DETECTORS)
     assert set(speed.QUICK) <= set(speed.TIMED)
@@ -122,24 +103,11 @@ def test_what_the_engines_compute():
     assert cost("si-z", engine="gradient") <= 2.2
     assert cost("gaia-a") <= 2.2
     assert cost("si-z", combine="multiply") <= 3.3  # the closed form: two backward passes
-    shared = [make_detector(name, model) for name in ("msp", "energy", "gen", "ash-s", "gradnorm")]
-
-    def together(variables, images):
-        inputs = Inputs(model, variables, images)
-        return [detector.compute(inputs, {}) for detector in shared]
-
-    assert flops(model, together) <= 1.2 * plain
-
-
-def test_what_all_detectors_of_one_pass_compute():
-    """In floating-point operations, of those that learn from images too."""
-    model = speed.random_model("resnet8")
     others = ("si-", "gaia-", "adascale", "odin", "rankfeat")  # these run the network themselves
     names = [name for name in speed.DETECTORS if not any(word in name for word in others)]
     shared = speed.fitted(model, names, 50)
     assert all(d.shared_forward for d in shared.values()) and {"knn", "vim", "msp"} <= set(shared)
     states = jax.tree.map(jnp.asarray, {name: d.state for name, d in shared.items()})
-    plain = flops(model, lambda v, x: splitting.forward(model, v, x).logits)
     assert flops(model, lambda v, x: speed.scores(model, shared, v, x, states)) <= 1.2 * plain
 
 
@@ -158,7 +126,6 @@ def test_memory_is_bounded_by_the_number_of_taps_at_a_time(model):
         program = jax.jit(run).lower(model.variables, images).compile()
         memory[chunk] = program.memory_analysis().temp_size_in_bytes
         scores[chunk] = program(model.variables, images)
-    print(memory)
     assert memory[1] < 0.7 * memory[4]
     np.testing.assert_allclose(scores[1], scores[4], rtol=1e-6)
 
@@ -215,7 +182,11 @@ def names(jaxpr):
 def test_the_same_in_pytorch():
     """PyTorch's hooks and its loop over the taps run, and give a score to each image."""
     pytest.importorskip("torch")
+    from benchmarks import speed_torch
+
     for name in ("resnet8", "wrn_16_4"):
         for run in speed_torch.programs(name, (8, 8), 2).values():
             result = run()
             assert len(result) == 2 and np.isfinite(result).all()
+    with pytest.raises(ValueError, match="only CIFAR's ResNets and WRNs"):
+        benchmark.main(["engines", "--model", "bit_r50x1", "--against", "torch"])

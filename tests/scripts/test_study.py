@@ -145,7 +145,7 @@ def test_differences_are_paired():
         (["--network", "cifar100=digits"], "has 10 classes, but cifar100 has 100"),
         (["--network", "digits=digits"] * 2, "network digits=digits is given twice"),
         (["--network", "digits=digits", "--detectors", "nose"], "unknown detector 'nose': choose"),
-        (["--network", "digits=digits", "--limit", "0"], "--limit 0 must be at least 2"),
+        (["--network", "digits=digits", "--limit", "0"], r"limit \(=0\) must be at least 2"),
         (["--network", "digits=digits", "--out", __file__], "test_study.py is a file"),
     ],
 )
