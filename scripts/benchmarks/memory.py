@@ -40,7 +40,7 @@ def measure(counts: Sequence[int], names: Sequence[str]) -> list[dict[str, Any]]
 
     Raises:
         ValueError: if a count is not positive, or a detector needs a fit.
-        OSError: if this system does not tell what a process holds (Linux does).
+        OSError: if this system does not say what a process holds (Linux does).
     """
     for count in counts:
         check_least(1, images=count)
