@@ -66,12 +66,7 @@ Detectors = Sequence[str] | Mapping[str, str | tuple[str, Mapping[str, Any]]]
 
 
 def labelled(detectors: Detectors) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Label -> name and options of each detector; a name is its own label.
-
-    Raises:
-        ValueError: if a name is not in `si_jax.DETECTORS`, or a label is given twice, is another
-            detector's name or cannot be used.
-    """
+    """Label -> name and options of each detector; a name is its own label."""
     if not isinstance(detectors, Mapping):
         check_distinct(detectors, "detector")
         detectors = {name: name for name in detectors}
@@ -101,19 +96,7 @@ def make_detectors(
     options: Mapping[str, Mapping[str, Any]] | None = None,
     batch_size: int | None = None,
 ) -> dict[str, Detector]:
-    """Label -> detector.
-
-    Args:
-        detectors: which ones, with options of their own.
-        model: the network.
-        common: options for those detectors that take them.
-        options: label -> further options for it alone.
-        batch_size: images per batch; None for each detector's default.
-
-    Raises:
-        ValueError: as `labelled` and `make_detector`; or if an option is meant for a detector that
-            is not among them, is taken by none, or is given twice.
-    """
+    """Label -> detector; `common` is for those that take it, `options` label -> further options."""
     common, options, chosen = common or {}, options or {}, labelled(detectors)
     if stray := [label for label in options if label not in chosen]:
         raise ValueError(f"an option is set for {', '.join(stray)}, which is not evaluated")
@@ -132,11 +115,7 @@ def make_detectors(
 
 
 def check_job(job: Job) -> None:
-    """Refuse sets and detectors that would share a name, or whose names cannot be used.
-
-    Raises:
-        ValueError: naming it.
-    """
+    """Refuse sets and detectors that would share a name, or whose names cannot be used."""
     names = [image_set.name for image_set in job.sets]
     check_distinct(names)
     check_names(names)
