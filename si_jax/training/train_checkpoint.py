@@ -46,14 +46,9 @@ class OtherClasses(ValueError):
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished training. `print` tells its accuracy.
+    """A finished training: the network as saved, its directory and its accuracy; `print` says it.
 
-    Attributes:
-        model: the network as it was saved.
-        path: its checkpoint directory.
-        accuracy: on the held-out images, a fraction.
-        images: number of held-out images.
-        seconds: that the epochs took.
+    `accuracy` is a fraction of `images` held-out images, `seconds` are those of the epochs.
     """
 
     model: Model
@@ -110,35 +105,39 @@ def train_checkpoint(
     out, dataset = Path(out), str(dataset)
     check_new(out)
     check_choice(STORES, store=store)
+    if init and architecture:
+        raise ValueError("architecture and init exclude each other: give one of them")
     name, usual = DEFAULTS.get(dataset, (None, Recipe(100)))
     chosen = dataclasses.replace(FINE_TUNING if init else usual, **recipe)
     sets = training_sets.find(dataset, data_dir, seed=chosen.seed)
-    size = None if input_size is None else (input_size, input_size)
-    if init:
-        if architecture:
-            raise ValueError("architecture and init exclude each other: give one of them")
-        size, model = _from_checkpoint(init, size, new_head, sets)
-    else:
-        size, model = _fresh(architecture or name, size, dataset, sets, chosen.seed)
+    model = _start(dataset, sets, architecture or name, init, new_head, input_size, chosen.seed)
+    size = model.input_size
     if "crop_padding" not in recipe and size[0] != SIZE:
         chosen = dataclasses.replace(chosen, crop_padding=size[0] // 8)
     # images of the network's size already are left as they are
     transform = Preprocessing(resize=min(size), crop=size)
-    load = [(s, transform, (*size, 3)) for s in (sets.train, sets.held_out)]
-    images, held_out = (training_sets.load(*x, max_gib=max_gib) for x in load)
+    images, held_out = (
+        training_sets.load(one, transform, (*size, 3), max_gib=max_gib)
+        for one in (sets.train, sets.held_out)
+    )
     if dataset == "digits" and not init:
-        mean, std = _normalisation(images[0])
-        card = {**model.card, "mean": mean, "std": std}
-        model = dataclasses.replace(model, mean=mean, std=std, card=card)
+        scaled = images[0].reshape(-1, 3) / 255
+        mean, std = (tuple(x.round(4).tolist()) for x in (scaled.mean(0), scaled.std(0)))
+        model = dataclasses.replace(model, mean=mean, std=std)
 
     run = out.with_name(out.name + ".run")
     model = training.train(model, *images, chosen, held_out=held_out, directory=run)
     log = (run / "log.csv").read_text()
     seconds = sum(float(line.rsplit(",", 1)[-1]) for line in log.splitlines()[1:])
-    model = _as_stored(model, store)
+    # rounded as they are stored, so that the accuracy is theirs
+    variables = jax.tree.map(
+        lambda x: np.asarray(jax.numpy.asarray(x).astype(store).astype(x.dtype)), model.variables
+    )
+    model = dataclasses.replace(model, variables=variables)
     accuracy = training.accuracy(model, *held_out)
     card = {
         **model.card,
+        **{key: list(getattr(model, key)) for key in ("input_size", "mean", "std")},
         "data": LICENCES.get(dataset, sets.name),
         "split": sets.split,
         **({"classes": list(sets.classes)} if sets.classes else {}),
@@ -161,10 +160,24 @@ def train_checkpoint(
     return Trained(model, path, accuracy, len(held_out[1]), seconds)
 
 
-def _from_checkpoint(init, size, new_head: bool, sets: training_sets.TrainingSets):
-    """The images' size, and the network of a checkpoint to start from."""
+def _start(
+    dataset: str,
+    sets: training_sets.TrainingSets,
+    architecture: str | None,
+    init: str | os.PathLike | None,
+    new_head: bool,
+    input_size: int | None,
+    seed: int,
+) -> Model:
+    """The network to start from: a checkpoint's, or one with fresh weights."""
+    size = None if input_size is None else (input_size, input_size)
+    if init is None:
+        if architecture is None:
+            raise ValueError("a folder of images needs an architecture, or a checkpoint as init")
+        mean, std = NORMALISATIONS.get(dataset, (None, None))
+        classes = sets.num_classes
+        return build_model(architecture, classes, seed=seed, input_size=size, mean=mean, std=std)
     model = load_model(init)
-    size = size or tuple(model.input_size)
     if new_head:
         model = with_new_head(model, sets.num_classes)
     elif model.num_classes != sets.num_classes:
@@ -172,34 +185,7 @@ def _from_checkpoint(init, size, new_head: bool, sets: training_sets.TrainingSet
             f"checkpoint {init} has {model.num_classes} classes, but {sets.name} has"
             f" {sets.num_classes}"
         )
-    card = {**model.card, "input_size": list(size)}
-    return size, dataclasses.replace(model, input_size=size, card=card)
-
-
-def _fresh(name: str | None, size, dataset: str, sets: training_sets.TrainingSets, seed: int):
-    """The images' size, and a network with fresh weights."""
-    if name is None:
-        raise ValueError("a folder of images needs an architecture, or a checkpoint as init")
-    mean, std = NORMALISATIONS.get(dataset, (None, None))
-    model = build_model(name, sets.num_classes, seed=seed, input_size=size, mean=mean, std=std)
-    return tuple(model.input_size), model
-
-
-def _as_stored(model: Model, dtype: str) -> Model:
-    """The model with its weights rounded as they are stored, so that its accuracy is theirs."""
-    variables = jax.tree.map(
-        lambda x: np.asarray(jax.numpy.asarray(x).astype(dtype).astype(x.dtype)), model.variables
-    )
-    return dataclasses.replace(model, variables=variables)
-
-
-def _normalisation(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each channel of the training images, to four digits."""
-    scaled = images.reshape(-1, images.shape[-1]) / 255
-    mean, std = (
-        tuple(round(float(x), 4) for x in values) for values in (scaled.mean(0), scaled.std(0))
-    )
-    return mean, std
+    return dataclasses.replace(model, input_size=size or model.input_size)
 
 
 def _hardware() -> str:

@@ -97,18 +97,12 @@ class Run:
     """The directory of a training: its state after the last epoch, and `log.csv`.
 
     The data order and the random draws are functions of the seed and the step, so the step is all
-    of them that there is to save. Without a directory nothing is kept.
-
-    Attributes:
-        log: one row for each epoch that is done, as in `log.csv`.
+    of them that there is to save. Without a directory nothing is kept; `log` has a row an epoch.
     """
 
     def __init__(self, directory, model: Model, recipe: Recipe, images, labels):
         self.directory = None if directory is None else Path(directory).resolve()
         self.log: list[dict[str, Any]] = []
-        if self.directory is None:
-            return
-        self.states = self.directory / "state"
         facts = {
             "model": model.name,
             "options": model.card.get("options", {}),
@@ -121,20 +115,12 @@ class Run:
         self.facts = json.loads(json.dumps(facts))
 
     def restore(self, state: Any) -> Any:
-        """The state after the last epoch that was saved; `state` itself, if there is none.
-
-        Raises:
-            ValueError: if the directory holds another run, something else, or damaged files.
-        """
-        if self.directory is None:
+        """The state after the last epoch that was saved; `state` itself, if there is none."""
+        if self.directory is None or not os.path.lexists(self.directory):
             return state
-        saved = sorted(self.states.glob("[0-9]*"))
-        if not saved:
-            known = (self.states.name, "log.csv")
-            if self.directory.exists() and not (
-                self.directory.is_dir()
-                and all(p.name in known or p.name[0] == "." for p in self.directory.iterdir())
-            ):
+        if not (saved := self._saved()):
+            names = {path.name for path in self.directory.glob("[!.]*")}
+            if not self.directory.is_dir() or names - {"state", "log.csv"}:
                 raise ValueError(
                     f"{self.directory} exists and is no training run: choose another directory"
                 )
@@ -149,7 +135,7 @@ class Run:
             found = [arrays[name] for name in sorted(arrays)]
             if not different and [x.shape for x in found] != [x.shape for x in leaves]:
                 raise ValueError("other versions of its packages wrote it")
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             raise ValueError(
                 f"{self.directory} cannot be resumed ({error}): remove it to begin again"
             ) from None
@@ -171,14 +157,17 @@ class Run:
         writer.writeheader()
         writer.writerows({k: f"{v:.6g}" for k, v in one.items()} for one in self.log)
         write_text(self.directory / "log.csv", text.getvalue())
-        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
-        with saving(self.states / f"{len(self.log):06d}", "state.json") as hidden:
-            write_arrays(hidden / "arrays", {f"{i:05d}": leaf for i, leaf in enumerate(leaves)})
+        arrays = {f"{i:05d}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
+        older = self._saved()
+        with saving(self.directory / "state" / f"{len(self.log):06d}", SUMS) as hidden:
+            write_arrays(hidden / "arrays", arrays)
             content = {"run": self.facts, "log": self.log}
             write_text(hidden / "state.json", json.dumps(content, indent=2) + "\n")
-        for older in self.states.glob("[0-9]*"):
-            if int(older.name) < len(self.log):
-                shutil.rmtree(older)
+        for path in older:
+            shutil.rmtree(path)
+
+    def _saved(self) -> list[Path]:
+        return sorted((self.directory / "state").glob("[0-9]*")) if self.directory else []
 
     def kept(self) -> str:
         """For an error message: what is kept of the run."""
@@ -187,29 +176,20 @@ class Run:
         return f"; the weights after epoch {len(self.log)} are kept in {self.directory}"
 
 
-Labelled = tuple[UInt8[np.ndarray, "m height width channels"], Int[np.ndarray, "m"]]
-"""Images in the model's input size and their class indices."""
-
-
 def train(
     model: Model,
     images: UInt8[np.ndarray, "n height width channels"],
     labels: Int[np.ndarray, "n"],
     recipe: Recipe,
     *,
-    held_out: Labelled | None = None,
+    held_out: tuple[UInt8[np.ndarray, "m height width channels"], Int[np.ndarray, "m"]]
+    | None = None,
     directory: str | os.PathLike | None = None,
 ) -> Model:
-    """The model with trained weights.
+    """The model with trained weights; each epoch is evaluated on `held_out`, which chooses nothing.
 
-    Args:
-        model: the network and the weights to start from; its `__call__` takes `train`.
-        images: training images in the model's input size.
-        labels: class indices.
-        recipe: how to train.
-        held_out: images and labels on which each epoch is evaluated; nothing is chosen by them.
-        directory: where the state is saved after each epoch and `log.csv` is written; if it holds
-            an unfinished run of the same model, images and recipe, that is resumed. None for none.
+    The state is saved in `directory` after each epoch; an unfinished run of the same model, images
+    and recipe that lies there is resumed.
 
     Raises:
         ValueError: if images and labels do not fit the model, there are fewer images than one
