@@ -14,10 +14,15 @@ from jaxtyping import Array, Float
 from si_jax import batching, splitting
 from si_jax.checks import check_choice
 from si_jax.networks import checking
-from si_jax.networks.endings import ending, no_logits
 from si_jax.networks.framework import framework_of
-from si_jax.networks.heads import head_of
-from si_jax.networks.network import Network
+from si_jax.networks.head import (
+    LinearHead,
+    head_of,
+    linear_head,
+    no_logits,
+    output_activation,
+)
+from si_jax.networks.network import Network, may_mix_images
 
 PRECISIONS = ("highest", "high", "default")
 DEFAULT_BATCH_SIZE = 64
@@ -36,7 +41,8 @@ class Model(Network):
         input_size: height and width of the images, in pixels.
         mean: mean of each channel, in [0, 1] units, subtracted from uint8 images.
         std: standard deviation of each channel, in [0, 1] units, by which they are divided.
-        head: path of the last linear layer, such as `"linear"`; its input is the features.
+        head: path of the layer that gives the logits, such as `"linear"`; its input is the
+            features.
         name: architecture's name, for reports.
         call_kwargs: further keywords of the network's call, such as `{"train": False}`.
         precision: matrix precision: `"highest"` (float32 everywhere), `"high"` or `"default"`.
@@ -100,7 +106,7 @@ class Model(Network):
         module, variables = framework.prepare(module, variables)
         values = {
             "module": module,
-            "variables": variables,
+            "variables": jax.tree.map(_own, variables),
             "input_size": checked_size(input_size),
             "mean": _channels("mean", mean),
             "std": _channels("std", std),
@@ -122,23 +128,44 @@ class Model(Network):
         checking.check_constants(self.mean, self.std)
         checking.check_weights(variables)
         if jax.tree.leaves(variables):  # else weights are still to come
-            object.__setattr__(self, "head", head_of(self, head))
-            framework.head(self.module, variables, self.head)  # refuses what is certainly wrong
             self._check_logits()
+            object.__setattr__(self, "head", head_of(self, head))
 
     def _check_logits(self) -> None:
-        """Refuse what certainly is no logits."""
+        """Refuse what certainly is no logits, or depends on the other images of a batch."""
         if self.num_classes < 2:
             raise ValueError(
                 "the network gives one logit, and detectors need one for each of two classes or"
                 " more: give a network that returns (0, logit) instead"
             )
-        if self.outline.ends_in_head:
-            return
-        image = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
-        traced = splitting.trace(self, self.variables, image, ())
-        if kind := ending(traced.closed.jaxpr, traced.logits):
+        look = self.outline
+        if kind := output_activation(look.closed.jaxpr, look.logit_values):
             raise ValueError(no_logits(kind))
+        if may_mix_images(self) and self.is_concrete and self._mixes_images():
+            raise ValueError(
+                "the network's logits of an image depend on the other images of its batch, as where"
+                " BatchNorm uses the statistics of the batch: have it use the running ones, by an"
+                ' argument of the network\'s in call_kwargs, such as {"train": False}'
+            )
+
+    @property
+    def is_concrete(self) -> bool:
+        """Whether the weights are there, and not only their shapes."""
+        leaves = jax.tree.leaves(self.variables)
+        return not any(isinstance(x, jax.ShapeDtypeStruct | jax.core.Tracer) for x in leaves)
+
+    def _mixes_images(self) -> bool:
+        """Whether the logits of one image change with the images beside it."""
+        images = np.random.default_rng(0).uniform(0, 255, (3, 4, *self.image_shape))
+        images[1, 1:] /= 8
+        images[2, 1:] = images[2, 1:] / 8 + 200
+        images[:, 0] = images[0, 0]
+        run = jax.jit(
+            lambda variables, x: splitting.forward(self, variables, self.normalise(x)).logits
+        )
+        one, *others = (np.asarray(run(self.variables, x.astype(np.uint8)))[0] for x in images)
+        limit = 1e-3 * np.abs(one).max()
+        return any(np.abs(other - one).max() > limit for other in others)
 
     def __repr__(self) -> str:
         height, width, channels = self.image_shape
@@ -156,31 +183,34 @@ class Model(Network):
     def head_weights(
         self, variables: Mapping[str, Any]
     ) -> Float[Array | np.ndarray, "features classes"]:
-        """The weight matrix of the classifier head.
+        """The weights by which the features become the logits, float32.
 
         Raises:
-            ValueError: if the module at `head` is no linear layer.
+            ValueError: if the logits are not a linear map of what enters `head`.
         """
         return self._head(variables)[0]
 
     def head_bias(self, variables: Mapping[str, Any]) -> Float[Array | np.ndarray, "classes"]:
-        """The bias of the classifier head; zeros where it has none.
+        """The logits of features that are all zero, float32.
 
         Raises:
-            ValueError: if the module at `head` is no linear layer.
+            ValueError: as `head_weights`.
         """
-        weights, bias = self._head(variables)
-        return jnp.zeros(weights.shape[-1], weights.dtype) if bias is None else bias
+        return self._head(variables)[1]
+
+    @cached_property
+    def linear_head(self) -> LinearHead | None:
+        """The linear map from the features to the logits; None if they are not linear in them."""
+        return linear_head(self, self.head)
 
     def _head(self, variables):
-        head = self.framework.head(self.module, variables, self.head)
-        if head is None:
+        if self.linear_head is None:
             raise ValueError(
-                f"head (={self.head!r}) must be the path of a linear layer"
-                f" ({self.framework.linear_layer}) for this detector; those that need the logits"
-                " alone, such as 'energy', serve a network without one"
+                f"head (={self.head!r}) is not linear: the network's logits are not its input times"
+                " weights plus a bias, as this detector needs them; those that need the logits"
+                " alone, such as 'energy', serve this network"
             )
-        return head
+        return self.linear_head.weights(variables)
 
     def prepare_images(self, images: Any, scale: str | None = None) -> np.ndarray:
         """`images` as this network takes them, uint8 or float32 normalised.
@@ -274,6 +304,12 @@ class Model(Network):
             return {"logits": out.logits, "features": out.features}
 
         return batching.Batched(run, self.replicated)
+
+
+def _own(x: Any) -> Any:
+    """A copy of an array on a device, which is still there when the one given is donated."""
+    concrete = isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
+    return x.copy() if concrete else x
 
 
 def checked_size(input_size: int | Sequence[int] | None) -> tuple[int, int]:

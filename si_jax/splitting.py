@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from si_jax.networks.equations import is_literal
-from si_jax.networks.network import Network, run
+from si_jax.networks.network import Network, run, vector_shape
 
 FEATURES = "(features)"
 """Name of the one tap that is no module's output: the input of the classifier head."""
@@ -68,8 +68,10 @@ def forward(
 
     def visit(path, module, call, args):
         if path == model.head:
-            args = (done(FEATURES, args[0]), *args[1:])
-            features.append(args[0].astype(jnp.float32))
+            shape = (len(args[0]), *vector_shape(args[0].shape[1:]))
+            x = done(FEATURES, args[0] if shape == args[0].shape else args[0].reshape(shape))
+            features.append(x.astype(jnp.float32))
+            args = (x if shape == args[0].shape else x.reshape(args[0].shape), *args[1:])
         return done(path, call(*args))
 
     def done(path, out):

@@ -118,8 +118,13 @@ def select(model: Network, taps: Taps = None) -> tuple[str, ...]:
             + ", ".join(c.path for c in model.calls)
         )
     for call in chosen:
-        if call.shape is None or not call.shape:
+        if not call.shape:
             raise ValueError(f"taps: the output of {call.path!r} is not an array with channels")
+        if call.path in model.outline.unknown:
+            raise ValueError(
+                f"taps: it cannot be told which axis of the output of {call.path!r} is its"
+                " channels, in a network that has them first in places: name others"
+            )
     return tuple(call.path for call in chosen)
 
 

@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from si_jax.networks.framework import Framework, Head, Named, Visit, is_a
+from si_jax.networks.framework import Framework, Named, Visit, is_a
 from si_jax.networks.interception import intercepted
 from si_jax.networks.network import trace_of
 from si_jax.networks.one_image import at, foreign, see, seen, stateless, with_arrays
@@ -96,22 +96,10 @@ def _identity(module: eqx.Module) -> Any:
     return (type(module), arrays) if arrays else id(module)
 
 
-def head(network: Inference, variables: Named, path: str) -> Head | None:
-    """The weights of the `Linear` at a path."""
-    layer = dict(_modules(network.module)).get(path)
-    if not isinstance(layer, eqx.nn.Linear):
-        return None
-    weights = variables["params"]
-    return weights[f"{path}/weight"].T, weights[f"{path}/bias"] if layer.use_bias else None
-
-
 FRAMEWORK = Framework(
     name="Equinox",
     prepare=prepare,
     run=run,
-    head=head,
     is_norm=is_a(NORMS),
-    is_linear=is_a(eqx.nn.Linear),
-    linear_layer="equinox.nn.Linear",
     title=lambda network: type(network.module).__name__,
 )

@@ -17,9 +17,6 @@ Visit = Callable[[str, Any, Callable[..., Any], tuple[Any, ...]], Any]
 Named = Mapping[str, Any]
 """What has names: variables by their paths, or keywords of a call."""
 
-Head = tuple[Any, Any]
-"""Weights (features, classes) and bias (classes,), or None for no bias, of a linear layer."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Framework:
@@ -31,22 +28,18 @@ class Framework:
             user's own object is never changed. Trainable weights stand under `"params"` where
             there is such a key. Raises a ValueError if the network cannot be used.
         run: (network, variables, images, keywords of the call, visit) -> the network's output.
-        head: (network, variables, path) -> `Head` of the linear layer there; None if it is none.
         is_norm: whether a module normalises: these are the default taps.
-        is_linear: whether a module is a linear layer.
-        linear_layer: what a linear layer is called, for messages.
         inline: context in which the framework's own rematerialisation is left out.
+        unbound: a module without the arrays of the run in which it was called.
         title: what a network is called: its class, as the user named it.
     """
 
     name: str
     prepare: Callable[[Any, Any], tuple[Any, Named]]
     run: Callable[[Any, Named, Any, Named, Visit], Any]
-    head: Callable[[Any, Named, str], Head | None]
     is_norm: Callable[[Any], bool]
-    is_linear: Callable[[Any], bool]
-    linear_layer: str
     inline: Callable[[], AbstractContextManager[Any]] = nullcontext
+    unbound: Callable[[Any], Any] = lambda module: module
     title: Callable[[Any], str] = lambda network: type(network).__name__
 
 
@@ -116,8 +109,8 @@ def _refuse_class(network: Any, base: type) -> None:
         )
 
 
-class Chance(ValueError):
-    """A network's outputs depend on chance."""
+class StochasticNetworkError(ValueError):
+    """A network draws random numbers at inference."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -141,20 +134,3 @@ def first_positional(
     name, value = next(iter(kwargs.items()))
     rest = {k: v for k, v in kwargs.items() if k != name}
     return lambda first: call(**{name: first}, **rest), (value,)
-
-
-def at(tree: Any, path: str) -> Any:
-    """What lies in nested mappings at a path such as `"stage/block/conv"`; None if nothing."""
-    for name in path.split("/"):
-        if not isinstance(tree, Mapping):
-            return None
-        tree = tree.get(name, tree.get(int(name)) if name.isdigit() else None)
-    return tree
-
-
-def named_head(node: Any) -> Head | None:
-    """`Head` of a mapping with a `"kernel"` and perhaps a `"bias"`."""
-    kernel = node.get("kernel") if isinstance(node, Mapping) else None
-    if kernel is None or kernel.ndim != 2:
-        return None
-    return kernel, node.get("bias")

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from si_jax.networks.framework import Framework, Head, Named, Visit, at
+from si_jax.networks.framework import Framework, Named, Visit
 
 _visit: ContextVar[Visit | None] = ContextVar("visit", default=None)
 
@@ -17,8 +17,7 @@ def tap(x: jax.Array, name: str) -> jax.Array:
 
     Args:
         x: (batch, ..., channels) the activation; use the result in its place.
-        name: the tap's name. What enters the last linear layer is tapped under the path of that
-            layer's weights in the variables, which is the model's `head`.
+        name: the tap's name. That of what enters the last linear layer is the model's `head`.
 
     Returns:
         `x`, or what the library puts in its place.
@@ -52,24 +51,10 @@ def _visited(visit: Visit) -> Iterator[None]:
         _visit.reset(token)
 
 
-def head(network: Callable, variables: Named, path: str) -> Head | None:
-    """`"kernel"` or `"w"`, and `"bias"` or `"b"`, of the mapping at a path of the variables."""
-    node = variables.get(path, at(variables, path))
-    if not isinstance(node, Mapping):
-        return None
-    kernel = node.get("kernel", node.get("w"))
-    if kernel is None or kernel.ndim != 2:
-        return None
-    return kernel, node.get("bias", node.get("b"))
-
-
 FRAMEWORK = Framework(
     name="function",
     prepare=prepare,
     run=run,
-    head=head,
     is_norm=lambda tap: True,
-    is_linear=lambda tap: False,
-    linear_layer='a mapping with "kernel" and "bias" in the variables, whose path names a tap',
     title=lambda network: getattr(network, "__name__", "without a name"),
 )

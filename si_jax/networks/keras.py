@@ -1,17 +1,25 @@
 """Keras 3 on the JAX backend: `stateless_call`, with the calls of layers intercepted."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 
-from si_jax.networks.framework import Chance, Framework, Head, Named, Visit, first_positional, is_a
+from si_jax.networks.framework import (
+    Framework,
+    Named,
+    StochasticNetworkError,
+    Visit,
+    first_positional,
+    is_a,
+)
 from si_jax.networks.interception import intercepted
 
 NORMS = (
     keras.layers.BatchNormalization,
     keras.layers.GroupNormalization,
     keras.layers.LayerNormalization,
+    keras.layers.RMSNormalization,
 )
 
 
@@ -61,32 +69,8 @@ def run(network: keras.Model, variables: Named, images: Any, kwargs: Named, visi
         out, after = network.stateless_call(params, state, images, **{"training": False, **kwargs})
     seeds = [path.rpartition("/")[2].startswith("seed_generator_state") for path in owned["state"]]
     if any(a is not b for seed, a, b in zip(seeds, state, after, strict=True) if seed):
-        raise Chance
+        raise StochasticNetworkError
     return out
-
-
-def head(network: keras.Model, variables: Named, path: str) -> Head | None:
-    """The weights of the `Dense` layer at a path.
-
-    Raises:
-        ValueError: if the layer applies an activation, such as softmax, to the logits.
-    """
-    layer = dict(_layers(network, "")).get(path)
-    if not isinstance(layer, keras.layers.Dense):
-        return None
-    if layer.activation is not keras.activations.linear:
-        name = getattr(layer.activation, "__name__", layer.activation)
-        raise ValueError(
-            f"head (={path!r}) applies {name} to its logits, which scores need as they are: build"
-            " the model with classifier_activation=None, or set the layer's activation to"
-            " keras.activations.linear"
-        )
-    arrays = {
-        id(variable): variables[kind][path]
-        for kind, owned in _owned(network).items()
-        for path, variable in owned.items()
-    }
-    return arrays[id(layer.kernel)], arrays[id(layer.bias)] if layer.use_bias else None
 
 
 def _owned(network: keras.Model) -> dict[str, dict[str, Any]]:
@@ -107,18 +91,9 @@ def _named(variables: list[Any]) -> dict[str, Any]:
     return named
 
 
-def _layers(layer: Any, inside: str) -> Iterator[tuple[str, Any]]:
-    for inner in layer._flatten_layers(include_self=False, recursive=False):
-        yield f"{inside}{inner.name}", inner
-        yield from _layers(inner, f"{inside}{inner.name}/")
-
-
 FRAMEWORK = Framework(
     name="Keras",
     prepare=prepare,
     run=run,
-    head=head,
     is_norm=is_a(NORMS),
-    is_linear=is_a(keras.layers.Dense),
-    linear_layer="keras.layers.Dense",
 )

@@ -9,18 +9,9 @@ import jax
 from flax import linen as nn
 from flax.core import lift, meta
 
-from si_jax.networks.framework import (
-    Framework,
-    Head,
-    Named,
-    Visit,
-    at,
-    first_positional,
-    is_a,
-    named_head,
-)
+from si_jax.networks.framework import Framework, Named, Visit, first_positional, is_a
 
-NORMS = (nn.BatchNorm, nn.GroupNorm, nn.LayerNorm)
+NORMS = (nn.BatchNorm, nn.GroupNorm, nn.InstanceNorm, nn.LayerNorm, nn.RMSNorm)
 
 _inlining: ContextVar[bool] = ContextVar("inlining", default=False)
 
@@ -53,11 +44,6 @@ def run(network: nn.Module, variables: Named, images: Any, kwargs: Named, visit:
         return network.apply(variables, images, **kwargs)
 
 
-def head(network: nn.Module, variables: Named, path: str) -> Head | None:
-    """The weights of the `Dense` at a path."""
-    return named_head(at(variables.get("params"), path))
-
-
 class _Jax:
     """The package `jax` as `flax.core.lift` sees it: `remat` does nothing inside `inline`."""
 
@@ -82,9 +68,7 @@ FRAMEWORK = Framework(
     name="Flax Linen",
     prepare=prepare,
     run=run,
-    head=head,
     is_norm=is_a(NORMS),
-    is_linear=is_a(nn.Dense),
-    linear_layer="flax.linen.Dense",
     inline=inline,
+    unbound=lambda module: module.clone(parent=None),
 )

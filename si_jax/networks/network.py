@@ -1,6 +1,7 @@
 """A network with its weights: run with a visit around each call, and looked at from outside."""
 
 import contextlib
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from si_jax.networks import trouble
-from si_jax.networks.framework import Framework, Visit, framework_of
+from si_jax.networks.axes import channel_axes, may_mix, unused_size
+from si_jax.networks.framework import Framework, StochasticNetworkError, Visit, framework_of
 
 HIDDEN = (
     "lies inside a transformation of the network's own, such as nn.scan, nn.vmap or jax.lax.scan,"
@@ -42,11 +43,16 @@ class Outline(NamedTuple):
 
     Attributes:
         calls: every sub-module's call, in the order in which they end.
-        logits: shape and dtype of the network's output, without the batch axis.
-        inputs: path -> shape of the first input of each call, without the batch axis; None where
-            it is no array.
-        heads: paths of the linear layers that may have given the logits.
-        ends_in_head: whether the logits are what one of these returned, and nothing came after it.
+        logits: shape of the network's output, without the batch axis.
+        closed: the run's equations (a closed jaxpr), whose inputs are the leaves of the variables
+            and the images.
+        values: path -> variables of the first input and of the output of each call, in the order in
+            which they begin; None where that is no array or cannot be reached.
+        logit_values: the variable of the logits.
+        axes: path -> the axis of the channels in the output, where it is not the last: taps have
+            it last.
+        unknown: paths of maps of which the channels' axis cannot be told, in a network in which it
+            is not always the last.
         hidden: paths of calls inside a transformation, such as `nn.scan`: no value of theirs can be
             recorded or replaced, so they are no taps.
         inline: whether `jax.jit` and `nn.remat` inside the network are left out, so that what they
@@ -55,9 +61,11 @@ class Outline(NamedTuple):
 
     calls: tuple[Call, ...]
     logits: tuple[int, ...]
-    inputs: Mapping[str, tuple[int, ...] | None]
-    heads: tuple[str, ...]
-    ends_in_head: bool
+    closed: Any
+    values: Mapping[str, tuple[Any, Any]]
+    logit_values: Any
+    axes: Mapping[str, int]
+    unknown: frozenset[str]
     hidden: frozenset[str]
     inline: bool
 
@@ -116,10 +124,15 @@ class Network:
         return self.outline.logits[-1]
 
     @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """Shape of the features of one image, what enters the head; () where that is no array."""
+        x, _ = self.outline.values[self.head]
+        return vector_shape(tuple(x.aval.shape)[1:]) if x is not None else ()
+
+    @property
     def num_features(self) -> int:
         """Number of channels of what enters the head."""
-        shape = self.outline.inputs[self.head]
-        return shape[-1] if shape else 0
+        return self.feature_shape[-1] if self.feature_shape else 0
 
 
 def run(
@@ -136,7 +149,16 @@ def run(
     look = network.outline
 
     def shown(path, module, call, args):
-        return call(*args) if path in look.hidden else visit(path, module, call, args)
+        if path in look.hidden:
+            return call(*args)
+        axis = look.axes.get(path)
+        if axis is None:
+            return visit(path, module, call, args)
+
+        def channels_last(*args):
+            return jnp.moveaxis(call(*args), axis, -1)
+
+        return jnp.moveaxis(visit(path, module, channels_last, args), -1, axis)
 
     return _logits(network, _run(network, variables, images, shown, look.inline))
 
@@ -147,31 +169,30 @@ def outline(network: Network, *, inline: bool) -> Outline:
     Raises:
         ValueError: if the network cannot be run on an image, or does not return logits.
     """
-    ended: list[Call] = []
-    inputs: dict[str, tuple[int, ...] | None] = {}
-    linear: dict[str, Any] = {}
-    hidden: list[str] = []
-    outer: list[Any] = []
-    result: list[Any] = []
-
-    def visit(path, module, call, args):
-        if any(trace_of(x) not in (None, *outer) for x in jax.tree.leaves(args)):
-            hidden.append(path)
-            return call(*args)
-        before = len(ended)
-        out = call(*args)
-        ended.append(Call(path, module, _shape(out), leaf=len(ended) == before))
-        inputs[path] = _shape(args[0]) if args else None
-        if network.framework.is_linear(module):
-            linear[path] = out
-        return out
+    begun: list[str] = []
+    ended: list[tuple[str, Any, bool]] = []
+    hidden: set[str] = set()
 
     def trace(variables, images):
-        outer.append(trace_of(images))
+        inputs: dict[str, Any] = {}
+        outputs: dict[str, Any] = {}
+        outer = (None, trace_of(images))
+
+        def visit(path, module, call, args):
+            if any(trace_of(x) not in outer for x in jax.tree.leaves(args)):
+                hidden.add(path)
+                return call(*args)
+            begun.append(path)
+            before = len(ended)
+            out = call(*args)
+            ended.append((path, network.framework.unbound(module), len(ended) == before))
+            inputs[path], outputs[path] = (args[0] if args else None), out
+            return out
+
         try:
             out = _run(network, variables, images, visit, inline)
         except Exception as error:
-            raise trouble.told(error, network.image_shape) from error
+            raise explained(error, network.image_shape) from error
         logits = _logits(network, out)
         if getattr(logits, "ndim", None) != 2 or logits.shape[0] != 1:
             raise ValueError(
@@ -179,23 +200,56 @@ def outline(network: Network, *, inline: bool) -> Outline:
                 f" returns {jax.tree.map(jnp.shape, out)}: where one entry is the logits, give its"
                 " key or index as output"
             )
-        same = [path for path, out in linear.items() if out is logits]
-        alike = [path for path, out in linear.items() if jnp.shape(out) == logits.shape]
-        result.append(
-            Outline(
-                calls=tuple(ended),
-                logits=_shape(logits) or (),
-                inputs=inputs,
-                heads=tuple(same or alike),
-                ends_in_head=bool(same),
-                hidden=frozenset(hidden),
-                inline=inline,
-            )
-        )
+        kept = {path: (inputs[path], outputs[path]) for path in begun}
+        return logits, jax.tree.map(lambda x: x if isinstance(x, jax.Array) else None, kept)
 
     image = jax.ShapeDtypeStruct((1, *network.image_shape), jnp.float32)
-    jax.eval_shape(trace, network.variables, image)
-    return result[0]
+    closed, shapes = jax.make_jaxpr(trace, return_shape=True)(network.variables, image)
+    logits, found = jax.tree.unflatten(jax.tree.structure(shapes), closed.jaxpr.outvars)
+    values = {path: found[path] for path in begun}
+    channels = channel_axes(closed.jaxpr)
+    axes, unknown = {}, set()
+    for path, (_, out) in values.items():
+        ndim = 0 if out is None else out.aval.ndim
+        axis = None if ndim < 3 else channels.get(out)
+        if axis is not None and axis != ndim - 1:
+            axes[path] = axis
+        elif axis is None and ndim > 3:
+            unknown.add(path)
+    calls = []
+    for path, module, leaf in ended:
+        _, out = values[path]
+        shape = None if out is None else tuple(out.aval.shape)[1:]
+        if path in axes and shape is not None:
+            place = axes[path] - 1
+            shape = (*shape[:place], *shape[place + 1 :], shape[place])
+        calls.append(Call(path, module, shape, leaf))
+    return Outline(
+        calls=tuple(calls),
+        logits=tuple(logits.aval.shape)[1:],
+        closed=closed,
+        values=values,
+        logit_values=logits,
+        axes=axes,
+        unknown=frozenset(unknown if axes else ()),
+        hidden=frozenset(hidden),
+        inline=inline,
+    )
+
+
+def may_mix_images(network: Network) -> bool:
+    """Whether the logits of an image may depend on the other images of its batch."""
+    size = unused_size(network.outline.closed.jaxpr)
+    images = jax.ShapeDtypeStruct((size, *network.image_shape), jnp.float32)
+
+    def logits(variables, images):
+        return run(network, variables, images, lambda path, module, call, args: call(*args))
+
+    try:
+        closed = jax.make_jaxpr(logits)(network.variables, images)
+    except Exception as error:
+        raise explained(error, (size, *network.image_shape)) from error
+    return may_mix(closed.jaxpr, size)
 
 
 def _run(network, variables, images, visit, inline):
@@ -235,6 +289,50 @@ def trace_of(x: Any) -> Any:
     return x._trace if isinstance(x, jax.core.Tracer) else None
 
 
-def _shape(x: Any) -> tuple[int, ...] | None:
-    """Shape of an array without the batch axis; None of anything else."""
-    return tuple(x.shape[1:]) if isinstance(x, jax.Array) else None
+def vector_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of features without axes of one place, if they are a vector for each image then."""
+    long = tuple(size for size in shape if size > 1)
+    return shape if len(shape) < 2 or len(long) > 1 else long or (1,)
+
+
+HINTS = (
+    (
+        "rng|prng",
+        "it draws random numbers, as dropout does: switch that off by call_kwargs, such as"
+        ' {"deterministic": True} or {"train": False}',
+    ),
+    (
+        "immutable|running_average",
+        'it is in training mode: switch that off by call_kwargs, such as {"train": False}',
+    ),
+    (
+        "missing|required",
+        "where an argument of the network's own is missing, give it in call_kwargs, such as"
+        ' {"train": False} or {"key": None}',
+    ),
+    (
+        "same dtypes|float16",
+        "images enter as float32: convert each array of weights to it, by astype(jnp.float32)",
+    ),
+    (
+        "shape|dimension|channels|axis|axes|incompatible",
+        "do input_size, the number of channels in mean and the variables fit it?",
+    ),
+)
+"""What is looked for in an error of a network's own -> what may help; the first that is found."""
+
+
+def explained(error: Exception, image_shape: tuple[int, ...]) -> ValueError:
+    """What to raise in place of an error of a network that is run on an image of this shape."""
+    if isinstance(error, StochasticNetworkError):
+        return StochasticNetworkError()
+    text = str(error).strip().splitlines()
+    shape = image_shape if len(image_shape) == 4 else (1, *image_shape)
+    message = (
+        f"the network cannot be run on images of shape {shape}:"
+        f" {type(error).__name__}: {text[0] if text else ''}"
+    )
+    for words, hint in HINTS:
+        if re.search(words, f"{type(error).__name__} {error}", re.IGNORECASE):
+            return ValueError(f"{message} ({hint})")
+    return ValueError(message)

@@ -7,19 +7,16 @@ import jax
 from flax import nnx
 
 from si_jax.networks.framework import (
-    Chance,
     Framework,
-    Head,
     Named,
+    StochasticNetworkError,
     Visit,
-    at,
     first_positional,
     is_a,
-    named_head,
 )
 from si_jax.networks.interception import intercepted
 
-NORMS = (nnx.BatchNorm, nnx.GroupNorm, nnx.LayerNorm)
+NORMS = (nnx.BatchNorm, nnx.GroupNorm, nnx.InstanceNorm, nnx.LayerNorm, nnx.RMSNorm)
 
 
 def prepare(network: nnx.Module, variables: Any) -> tuple[nnx.Module, Named]:
@@ -58,13 +55,8 @@ def run(network: nnx.Module, variables: Named, images: Any, kwargs: Named, visit
     with intercepted(classes, seam):
         out = copy(images, **kwargs)
     if any(a is not b for a, b in zip(before, _counts(copy), strict=True)):
-        raise Chance
+        raise StochasticNetworkError
     return out
-
-
-def head(network: nnx.Module, variables: Named, path: str) -> Head | None:
-    """The weights of the `Linear` at a path."""
-    return named_head(at(variables["params"], path))
 
 
 def _modules(network: nnx.Module) -> Iterator[tuple[tuple[Any, ...], nnx.Module]]:
@@ -85,8 +77,5 @@ FRAMEWORK = Framework(
     name="Flax NNX",
     prepare=prepare,
     run=run,
-    head=head,
     is_norm=is_a(NORMS),
-    is_linear=is_a(nnx.Linear),
-    linear_layer="flax.nnx.Linear",
 )

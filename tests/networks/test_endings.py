@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 
 import si_jax
-from si_jax.networks.endings import ending
+from si_jax.networks.head import output_activation as ending
 
 
 def by_hand(x):
