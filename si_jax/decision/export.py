@@ -15,17 +15,12 @@ import jax.export
 import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Shaped, UInt8
 
 from si_jax.data.files import write_atomically
 from si_jax.detectors import Detector, Inputs
 
-ONNX = ".onnx"
-"""The ending of the files that `export` writes as ONNX."""
-
-CHECKED = 5
-"""Random images on which a file of ONNX is compared with the library before it is written."""
-
+ONNX = ".onnx"  # the ending of such files
+CHECKED = 5  # random images on which ONNX is compared with the library before it is written
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 LOADER = """\
@@ -62,53 +57,32 @@ def load(path):
 def export_jax(
     detector: Detector, path: str | os.PathLike, *, platforms: Sequence[str] = PLATFORMS
 ) -> Path:
-    """Write a detector as a program for `jax.export`, which `LOADER` runs.
+    """Write a fitted detector as a program for `jax.export`, which `LOADER` runs; returns the path.
 
     It takes uint8 images in the model's input size, any number of them, and gives the arrays of
     `Detector.predict`; without a threshold, `is_ood` and `p_value` are left out.
 
-    Args:
-        detector: fitted, and calibrated where it is to decide.
-        path: the file, written whole or not at all.
-        platforms: any of `PLATFORMS`.
-
-    Returns:
-        The path.
-
     Raises:
-        ValueError: if the detector is not fitted, or the package `flatbuffers` is missing.
+        ValueError: if the detector is not fitted.
     """
-    path, images = Path(path), _any_number(detector)
-    program = jax.export.export(jax.jit(program_of(detector)), platforms=tuple(platforms))(images)
-    try:
-        data = program.serialize()
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"an export needs the package {error.name!r}: pip install flatbuffers"
-        ) from None
-    write_atomically(path, lambda file: file.write(data))
-    return path
+    run, images = _program(detector)
+    data = jax.export.export(jax.jit(run), platforms=tuple(platforms))(images).serialize()
+    write_atomically(Path(path), lambda file: file.write(data))
+    return Path(path)
 
 
 def export_onnx(detector: Detector, path: str | os.PathLike) -> Path:
-    """Write a detector as ONNX, which `ONNX_LOADER` runs.
+    """Write a fitted detector as ONNX, which `ONNX_LOADER` runs; returns the path.
 
     Input and outputs are those of `export_jax`. Before it is written, it is run by onnxruntime, and
     its scores of random images are compared with this library's.
-
-    Args:
-        detector: fitted, and calibrated where it is to decide.
-        path: the file, written whole or not at all.
-
-    Returns:
-        The path.
 
     Raises:
         ValueError: if the detector is not fitted, the package `jax2onnx` is missing, it does not
             know this version of JAX, it has no conversion for what the detector computes, or the
             scores are others.
     """
-    run, images = program_of(detector), _any_number(detector)
+    run, images = _program(detector)
     try:
         import onnxruntime
         from jax2onnx import to_onnx
@@ -151,21 +125,14 @@ def export_onnx(detector: Detector, path: str | os.PathLike) -> Path:
             f"detector {detector.name!r} gives other scores once written as ONNX, up to"
             f" {np.abs(scores - expected).max():.3g} away: write it for JAX"
         )
-    path = Path(path)
-    write_atomically(path, lambda file: file.write(data))
-    return path
+    write_atomically(Path(path), lambda file: file.write(data))
+    return Path(path)
 
 
-def _any_number(detector: Detector) -> jax.ShapeDtypeStruct:
-    """Images of the model's input size, in a batch of any size."""
+def _program(detector: Detector) -> tuple[Callable, jax.ShapeDtypeStruct]:
+    """The function that is exported, with all else bound; and its images, a batch of any size."""
     (batch,) = jax.export.symbolic_shape("batch")
-    return jax.ShapeDtypeStruct((batch, *detector.model.image_shape), jnp.uint8)
-
-
-def program_of(
-    detector: Detector,
-) -> Callable[[UInt8[Array, "batch height width channels"]], dict[str, Shaped[Array, "batch"]]]:
-    """The function of images that is exported, with everything else bound."""
+    images = jax.ShapeDtypeStruct((batch, *detector.model.image_shape), jnp.uint8)
     learnt = detector.check_fitted()
     model, threshold = detector.model, detector.threshold
     variables = jax.tree.map(jnp.asarray, model.variables)
@@ -187,4 +154,4 @@ def program_of(
             results["p_value"] = (1 + below) / np.float32(1 + threshold.count)
         return results
 
-    return run
+    return run, images

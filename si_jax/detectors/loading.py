@@ -79,11 +79,7 @@ def load_detector(directory: str | os.PathLike, *, model: Model | None = None) -
 
 
 def find_detector(directory: str | os.PathLike) -> Path:
-    """The directory of a saved detector, or of a bundled one by its name.
-
-    Raises:
-        ValueError: if there is none; the message lists the bundled ones.
-    """
+    """The directory of a saved detector, or of a bundled one by its name."""
     for place in (Path(directory).expanduser(), bundled_directory() / directory):
         if (place / CARD).is_file():
             return place.resolve()

@@ -57,10 +57,7 @@ class Card(BaseModel):
 
 
 def bundled_directory() -> Path:
-    """Where the bundled checkpoints lie: inside the installed package, or beside it in a checkout.
-
-    An editable install is a checkout.
-    """
+    """Where the bundled checkpoints lie: in the installed package, or beside it in a checkout."""
     package = Path(str(importlib.resources.files("si_jax")))
     inside = package / "checkpoints"
     return inside if inside.is_dir() else package.parent / "checkpoints"
@@ -132,10 +129,8 @@ def with_new_head(model: Model, num_classes: int) -> Model:
         model: a model made by `build_model` or `load_model`.
         num_classes: number of logits.
     """
-    card = {k: model.card[k] for k in ("model", "options", "input_size", "mean", "std")}
-    abstract = abstract_variables(
-        make_module(card["model"], num_classes, card["options"]), model.input_size
-    )
+    options = model.card["options"]
+    abstract = abstract_variables(make_module(model.name, num_classes, options), model.input_size)
     path = ("params", *model.head.split("/"))
 
     def keep(keys: tuple, leaf: Any, expected: Any) -> np.ndarray:
@@ -143,26 +138,22 @@ def with_new_head(model: Model, num_classes: int) -> Model:
         return np.zeros(expected.shape, expected.dtype) if inside else np.asarray(leaf)
 
     return build_model(
-        card["model"],
+        model.name,
         num_classes,
         input_size=model.input_size,
         mean=model.mean,
         std=model.std,
         variables=jax.tree.map_with_path(keep, dict(model.variables), abstract),
         precision=model.precision,
-        **card["options"],
+        **options,
     )
 
 
 def make_module(name: str, num_classes: int, options: Mapping[str, Any]) -> nn.Module:
-    """The network of a known architecture, with `options` in place of its own.
-
-    Raises:
-        ValueError: if the architecture is unknown or does not take an option.
-    """
+    """The network of a known architecture, with `options` in place of its own."""
     arch = architecture(name)
-    merged = {k: tuple(v) if isinstance(v, list) else v for k, v in arch.options.items()}
-    merged |= {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    merged = {**arch.options, **options}
+    merged = {k: tuple(v) if isinstance(v, list) else v for k, v in merged.items()}
     try:
         return arch.build(num_classes=num_classes, **merged)
     except TypeError as error:
@@ -268,11 +259,7 @@ def _shapes(directory: Path, card: dict[str, Any]) -> Any:
 
 
 def find_checkpoint(checkpoint: str | os.PathLike) -> Path:
-    """Directory of a bundled checkpoint's name, of a checkpoint, or of that in a saved detector.
-
-    Raises:
-        ValueError: if there is none; the message lists the bundled ones.
-    """
+    """Directory of a bundled checkpoint's name, of a checkpoint, or of that in a saved detector."""
     for place in (Path(checkpoint), bundled_directory() / checkpoint):
         for directory in (place, place / INSIDE):
             if (directory / CARD).is_file():

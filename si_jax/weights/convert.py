@@ -62,15 +62,7 @@ class Converted:
 
 
 def convert_checkpoint(
-    name: str,
-    source: str | os.PathLike,
-    out: str | os.PathLike,
-    *,
-    input_size: tuple[int, int] | None = None,
-    normalisation: str | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    part: str | None = None,
+    name: str, source: str | os.PathLike, out: str | os.PathLike, **options: Any
 ) -> Converted:
     """Convert a published checkpoint into a directory that `si_jax.load_model` reads.
 
@@ -82,27 +74,14 @@ def convert_checkpoint(
         name: an architecture such as `"resnet34"`; the file must hold that very network.
         source: the file, see `convert_torch`.
         out: checkpoint directory to write; it must not exist.
-        input_size: height and width of the images in pixels; None for the architecture's.
-        normalisation: what the network was trained with: cifar10, cifar100, imagenet or half; None
-            for the architecture's.
-        mean: mean of each channel in [0, 1] units, in place of `normalisation`.
-        std: standard deviation of each channel, likewise.
-        part: which of several networks in the file: a key, or a prefix of names.
+        options: those of `convert_torch`.
 
     Raises:
         ValueError: if `out` exists, as `convert_torch`, or if what is read again differs.
         OSError: if a file cannot be written.
     """
     check_new(out)
-    model = convert_torch(
-        name,
-        Path(source),
-        input_size=input_size,
-        normalisation=normalisation,
-        mean=mean,
-        std=std,
-        part=part,
-    )
+    model = convert_torch(name, Path(source), **options)
     images = np.random.default_rng(0).normal(size=(2, *model.image_shape)).astype(np.float32)
     expected = model.logits(images, batch_size=2)
     path = save_checkpoint(out, model)

@@ -2,13 +2,13 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from si_jax.weights.saved import SUMS, check_sums, read_arrays, saving, stored_shapes, write_arrays
 
@@ -63,7 +63,8 @@ def load_variables(directory: str | os.PathLike, like: Any, *, sha256: str | Non
 
 def to_store(variables: Any, dtype: Any = None) -> dict[str, Any]:
     """The arrays of a network as they are written, nested by the parts of their names."""
-    return _nested({name: _stored(name, x, dtype) for name, x in _named(variables).items()})
+    arrays = {name: _stored(name, x, dtype) for name, x in _named(variables).items()}
+    return unflatten_dict(arrays, sep="/")
 
 
 def read_variables(directory: Path, like: Any, *, sha256: str | None = None) -> Any:
@@ -86,7 +87,7 @@ def read_variables(directory: Path, like: Any, *, sha256: str | None = None) -> 
             + more
         )
     arrays = _named(read_arrays(directory))
-    if sha256 is not None and sha256 != weights_hash(_nested(arrays)):
+    if sha256 is not None and sha256 != weights_hash(unflatten_dict(arrays, sep="/")):
         raise ValueError(f"{directory} is damaged: its weights do not have the hash that was noted")
     for name, array in arrays.items():
         _check_finite(f"{directory}: {name}", array, "the weights are unusable")
@@ -104,24 +105,8 @@ def weights_hash(weights: Any) -> str:
     return digest.hexdigest()
 
 
-def _nested(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """`{"a/b": x}` -> `{"a": {"b": x}}`, the form in which trees of all frameworks are stored."""
-    tree: dict[str, Any] = {}
-    for name, array in arrays.items():
-        node = tree
-        *folders, leaf = name.split("/")
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[leaf] = array
-    return tree
-
-
 def _named(tree: Any) -> dict[str, Any]:
-    """Path such as `params/conv1/kernel` -> leaf, in the order of the tree's leaves.
-
-    Raises:
-        ValueError: if there are no leaves, one is no array, or two have one name.
-    """
+    """Path such as `params/conv1/kernel` -> leaf, in the order of the tree's leaves."""
     arrays: dict[str, Any] = {}
     for path, leaf in jax.tree.leaves_with_path(tree):
         # orbax puts dots between the parts of a name, so those inside a part count as such
@@ -144,10 +129,8 @@ def _stored(name: str, value: Any, dtype: Any) -> np.ndarray:
     if not jnp.issubdtype(array.dtype, jnp.floating):
         return array
     _check_finite(name, array, "they are not saved")
-    if dtype is None:
-        return array
     with np.errstate(over="ignore"):
-        narrow = array.astype(dtype)
+        narrow = array.astype(dtype or array.dtype)
     if not np.isfinite(narrow.astype(np.float64)).all():
         largest = np.abs(array.astype(np.float64)).max()
         raise ValueError(
