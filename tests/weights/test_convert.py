@@ -5,6 +5,7 @@ PyTorch is asked for only where its own files are written.
 
 import hashlib
 import sys
+import tarfile
 
 import jax
 import numpy as np
@@ -19,6 +20,7 @@ from checkpoint_states import (
     google,
     names_of,
     resnet8,
+    run,
     tiny_bit,
 )
 
@@ -57,30 +59,27 @@ def test_a_mapping_lands_where_the_names_say():
     assert len(names) == len(state) - len(counters)
 
 
-@pytest.mark.parametrize("nested", [None, "state_dict", "model", "model_state_dict"])
-@pytest.mark.parametrize("prefix", ["", "module."])
-@pytest.mark.parametrize("suffix", [".pth", ".tar"])
-def test_pytorch_files(tmp_path, nested, prefix, suffix):
+@pytest.mark.parametrize(
+    ("nested", "prefix", "name"),
+    [
+        (None, "", "network.pth"),
+        ("state_dict", "module.", "network.tar"),
+        ("model", "", "network.pt"),
+        ("model_state_dict", "module.", "network.PTH"),
+        (None, "", "network.th"),
+    ],
+)
+def test_pytorch_files(tmp_path, nested, prefix, name):
     torch = pytest.importorskip("torch", reason=NO_TORCH)
     state = {prefix + k: torch.from_numpy(np.asarray(v)) for k, v in resnet8().items()}
     content = {nested: state, "epoch": 3, "best": torch.tensor(0.9)} if nested else state
-    path = tmp_path / f"network{suffix}"
+    path = tmp_path / name
     # what ends in .tar is mostly old, and so in the older of the two formats
-    torch.save(content, path, _use_new_zipfile_serialization=suffix == ".pth")
-    model = si_jax.convert_torch("resnet8", path)
+    torch.save(content, path, _use_new_zipfile_serialization=path.suffix != ".tar")
+    model = si_jax.convert_torch("resnet8", str(path))
     assert_same(model, si_jax.convert_torch("resnet8", resnet8()))
-    assert model.card["source"] == path.name
+    assert model.card["source"] == name
     assert model.card["source_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-@pytest.mark.parametrize("suffix", [".pt", ".th", ".PTH"])
-def test_further_suffixes(tmp_path, suffix):
-    torch = pytest.importorskip("torch", reason=NO_TORCH)
-    path = tmp_path / f"network{suffix}"
-    torch.save({k: torch.from_numpy(np.asarray(v)) for k, v in resnet8().items()}, path)
-    assert_same(
-        si_jax.convert_torch("resnet8", str(path)), si_jax.convert_torch("resnet8", resnet8())
-    )
 
 
 def test_safetensors_and_npz_need_no_pytorch(tmp_path, monkeypatch):
@@ -236,13 +235,9 @@ def test_weights_that_are_no_finite_numbers(value, message):
 def test_tensors_of_an_unexpected_kind():
     torch = pytest.importorskip("torch", reason=NO_TORCH)
     weight = torch.from_numpy(resnet8()["conv1.weight"])
-    values = {
-        "torch.int64": weight.long(),
-        "torch.complex64": weight.to(torch.complex64),
-        "torch.sparse_coo": weight.to_sparse(),
-        "device meta": weight.to("meta"),
-    }
-    for message, value in values.items():
+    kinds = (weight.long(), weight.to(torch.complex64), weight.to_sparse(), weight.to("meta"))
+    messages = ("torch.int64", "torch.complex64", "torch.sparse_coo", "device meta")
+    for message, value in zip(messages, kinds, strict=True):
         with pytest.raises(ValueError, match=rf"^conv1\.weight .*{message}.*weights must be"):
             si_jax.convert_torch("resnet8", {**resnet8(), "conv1.weight": value})
 
@@ -258,3 +253,105 @@ def test_arguments_that_make_no_sense():
     for mapping in ({}, {"model": {}}, {"model": {"a": 1}}):
         with pytest.raises(ValueError, match="the mapping holds no state dict"):
             si_jax.convert_torch("resnet8", mapping)
+
+
+# --- as others save them: prefixes, averages, counters, further heads -----------------------------
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return si_jax.convert_torch("resnet8", resnet8())
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["module.module.", "_orig_mod.", "module._orig_mod.", "model.", "model._orig_mod.", "a.b.net."],
+)
+def test_a_prefix_is_taken_off_whatever_its_depth(prefix, expected):
+    model = si_jax.convert_torch("resnet8", {prefix + k: v for k, v in resnet8().items()})
+    assert_same(model, expected)
+    told = any(repr(prefix) in note for note in model.card["notes"])
+    assert told == (not prefix.startswith(("module", "_orig")))
+
+
+def test_what_lies_beside_the_prefix_is_noted(expected):
+    state = {"model." + k: v for k, v in resnet8().items()}
+    state["criterion.weight"] = np.ones(10, np.float32)
+    state["fc.weight"], state["fc.bias"] = (
+        state.pop(f"model.linear.{x}") for x in ("weight", "bias")
+    )
+    model = si_jax.convert_torch("resnet8", state)
+    assert_same(model, expected)
+    assert any("criterion (1 weights) plays no part" in note for note in model.card["notes"])
+
+
+def test_one_of_several_networks_in_a_file(expected):
+    other = {k: v + 1 for k, v in resnet8().items()}
+    both = {f"teacher.{k}": v for k, v in other.items()}
+    both |= {f"student.{k}": v for k, v in resnet8().items()}
+    with pytest.raises(ValueError, match=r"prefixes 'teacher', 'student': choose one by part"):
+        si_jax.convert_torch("resnet8", both)
+    assert_same(si_jax.convert_torch("resnet8", both, part="student"), expected)
+    nested = {"state_dict": other, "state_dict_ema": resnet8(), "epoch": 3}
+    assert_same(si_jax.convert_torch("resnet8", nested, part="state_dict_ema"), expected)
+    model = si_jax.convert_torch("resnet8", nested)
+    assert_same(model, si_jax.convert_torch("resnet8", other))
+    assert any("part='state_dict_ema'" in note for note in model.card["notes"])
+    for missing in ({"part": "ema"}, {"part": "nothing"}):
+        with pytest.raises(ValueError, match=r"part \(='\w+'\) is"):
+            si_jax.convert_torch("resnet8", nested, **missing)
+
+
+def test_averaged_weights_and_their_counters(expected):
+    averaged = {"module." + k: v for k, v in resnet8().items()} | {"n_averaged": np.array(7)}
+    assert_same(si_jax.convert_torch("resnet8", averaged), expected)
+    model = si_jax.convert_torch("resnet8", {"ema": averaged, "epoch": 3})
+    assert_same(model, expected)
+    assert "the averaged weights under 'ema' are taken" in model.card["notes"]
+
+
+def test_a_head_without_bias_has_one_of_zeros():
+    state = {k: v for k, v in resnet8().items() if k != "linear.bias"}
+    model = si_jax.convert_torch("resnet8", state)
+    assert not model.variables["params"]["linear"]["bias"].any()
+    assert any("no bias (linear.bias): zeros" in note for note in model.card["notes"])
+    with pytest.raises(ValueError, match=r"1 faults[\s\S]*missing: bn1.bias"):
+        si_jax.convert_torch("resnet8", {k: v for k, v in state.items() if k != "bn1.bias"})
+
+
+def test_a_module_of_its_own_is_left_out_and_one_inside_a_block_is_not(expected):
+    extra = {"rotation.fc.weight": np.ones((4, 64)), "rotation.fc.bias": np.ones(4)}
+    model = si_jax.convert_torch("resnet8", resnet8() | extra)
+    assert_same(model, expected)
+    assert any("rotation (2 weights) plays no part" in note for note in model.card["notes"])
+    for name in ("layer2.0.gate.weight", "linear.scale", "scale"):
+        with pytest.raises(ValueError, match=rf"1 faults[\s\S]*left over: {name} \(2,\)"):
+            si_jax.convert_torch("resnet8", resnet8() | {name: np.ones(2)})
+
+
+def test_mean_and_deviation_by_number(tmp_path, capsys):
+    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    model = si_jax.convert_torch("resnet8", resnet8(), mean=mean, std=std)
+    assert (model.mean, model.std, model.card["normalisation"]) == (mean, std, "as given")
+    with pytest.raises(ValueError, match="give both or neither"):
+        si_jax.convert_torch("resnet8", resnet8(), mean=mean)
+    np.savez(tmp_path / "a.npz", **resnet8())
+    status, out, _ = run(
+        capsys, tmp_path / "a.npz", "--model", "resnet8", "--out", tmp_path / "b",
+        "--mean", *mean, "--std", *std,
+    )  # fmt: skip
+    assert status == 0
+    assert "mean (0.1, 0.2, 0.3), deviation (0.4, 0.5, 0.6)" in out
+    assert "assumed: no max-pool" in out and "assumed: trained with" not in out
+    assert si_jax.load_model(tmp_path / "b").std == std
+
+
+def test_an_old_tar_is_told_from_a_damaged_file(tmp_path):
+    pytest.importorskip("torch", reason=NO_TORCH)
+    for part in ("storages", "tensors", "pickle"):
+        (tmp_path / part).write_bytes(b"\x80\x02K\x00.")
+    with tarfile.open(tmp_path / "old.pth.tar", "w") as archive:
+        for part in ("storages", "tensors", "pickle"):
+            archive.add(tmp_path / part, part)
+    with pytest.raises(ValueError, match=r"old tar format.*save it again with a newer PyTorch"):
+        si_jax.convert_torch("resnet8", tmp_path / "old.pth.tar")

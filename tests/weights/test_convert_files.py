@@ -16,6 +16,7 @@ from checkpoint_states import (
     resnet8,
     run,
     safetensors_bytes,
+    tensors,
     tiny_bit,
     torch_bytes,
     zipped,
@@ -23,10 +24,6 @@ from checkpoint_states import (
 
 import si_jax
 from si_jax.weights import convert_files
-
-
-def tensors(torch):
-    return {k: torch.from_numpy(np.asarray(v)) for k, v in resnet8().items()}
 
 
 def poisoned():

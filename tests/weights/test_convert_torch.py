@@ -20,14 +20,10 @@ from si_jax.models.resnet import ResNet
 from si_jax.models.wide_resnet import WideResNet
 
 torch = pytest.importorskip("torch", reason="the networks to compare with are PyTorch's")
-from torch import nn  # noqa: E402
-from torch.nn import functional  # noqa: E402
 from torch_imagenet import ImageNetResNet, VisionTransformer  # noqa: E402
 from torch_networks import (  # noqa: E402
     CifarResNet,
-    Pad,
     ResNetV2,
-    Wide,
     Wrn,
     images_clear_of_zero,
     randomised,
@@ -146,75 +142,16 @@ def test_logits_and_gradients_at_every_tap(case, monkeypatch, tmp_path):
         np.testing.assert_allclose(value, grad, rtol=0, atol=tolerance, err_msg=path)
 
 
-@pytest.mark.parametrize("broken", ["epsilon", "stride", "shortcut", "pool"])
-def test_the_comparison_notices_another_network(broken, monkeypatch):
-    """Each peculiarity of a family changes the logits by far more than the tolerance."""
-    for name, architecture in EXTRA.items():
-        monkeypatch.setitem(ARCHITECTURES, name, architecture)
-    case = {"epsilon": "resnet8", "stride": "four stages, padded", "pool": "bit"}
-    name, build, size = NETWORKS[case.get(broken, "wrn_16_4")]
-    network = randomised(build(), seed=1)
-    model = si_jax.convert_torch(name, network.state_dict(), input_size=(size, size))
-    if broken == "epsilon":
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eps = 1e-3
-    elif broken == "stride":
-        monkeypatch.setattr(
-            Pad,
-            "forward",
-            lambda self, x: functional.pad(
-                x[:, :, :: self.stride, :: self.stride],
-                (0, 0, 0, 0, 0, self.before + self.after),
-            ),
-        )
-    elif broken == "shortcut":
-        monkeypatch.setattr(
-            Wide,
-            "forward",
-            lambda self, x: (
-                (x if self.convShortcut is None else self.convShortcut(x))
-                + self.conv2(self.relu2(self.bn2(self.conv1(self.relu1(self.bn1(x))))))
-            ),
-        )
-    else:
-        network.root.pad.value = -float("inf")
-    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        logits = network(images).numpy()
-    found = model.logits(images.numpy().transpose(0, 2, 3, 1), batch_size=2)
-    assert np.abs(found - logits).max() > 1e-3 * np.abs(logits).max()
-
-
 @pytest.mark.parametrize("name", IMAGENET)
-def test_the_networks_have_torchvisions_weights(name):
-    state = sorted(
-        (key, tuple(value.shape)) for key, value in IMAGENET[name]().state_dict().items()
-    )
-    lines = "\n".join(f"{key} {shape}" for key, shape in state)
-    assert hashlib.sha256(lines.encode()).hexdigest()[:16] == STATES[name]
-
-
-@pytest.mark.parametrize("name", ["resnet34", "resnet50", "resnet101"])
 def test_torchvisions_networks_convert(name):
+    """The networks here have torchvision's weights, by name and shape, and all of them land."""
     network = IMAGENET[name]()
-    model = si_jax.convert_torch(f"imagenet_{name}", network.state_dict())
-    assert (model.input_size, model.num_parameters, model.mean[0]) == (
-        (224, 224),
-        sum(p.numel() for p in network.parameters()),
-        0.485,
-    )
-
-
-@pytest.mark.slow
-def test_logits_of_torchvisions_resnet50():
-    network = randomised(IMAGENET["resnet50"](), seed=1)
-    model = si_jax.convert_torch("imagenet_resnet50", network.state_dict(), input_size=(64, 64))
-    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        logits = network(images).numpy()
-    converted = model.logits(images.numpy().transpose(0, 2, 3, 1), batch_size=2)
-    np.testing.assert_allclose(converted, logits, rtol=0, atol=1e-4 * np.abs(logits).max())
+    state = network.state_dict()
+    lines = "\n".join(f"{key} {tuple(value.shape)}" for key, value in sorted(state.items()))
+    assert hashlib.sha256(lines.encode()).hexdigest()[:16] == STATES[name]
+    model = si_jax.convert_torch(f"imagenet_{name.replace('vit_b_16', 'vit_b16')}", state)
+    assert model.num_parameters == sum(p.numel() for p in network.parameters())
+    assert (model.input_size, model.mean[0]) == ((224, 224), 0.485)
 
 
 def test_an_imagenet_resnet_is_no_cifar_resnet():
