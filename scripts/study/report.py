@@ -7,7 +7,7 @@ from typing import Any
 
 from si_jax.data.files import write_text
 from si_jax.evaluation.results import Results
-from si_jax.reporting import facts, report
+from si_jax.reporting import report
 from si_jax.reporting.tables import Cell, Table, mark_best, percent, plain, text_table
 from study.comparison import MEASURED, REFERENCE
 
@@ -33,15 +33,15 @@ networks; see its documentation."""
 
 def text(cases: Sequence[Mapping[str, Any]]) -> str:
     """All tables: of each case, and the summary."""
-    titles = {name: report.metric_titles()[name] for name in MEASURED}
     parts = [NOTES]
     for case in cases:
         results = case["results"]
         heading = f"== {case['network']}, protocol {results.protocol} =="
-        parts.append(f"{heading}\n{facts.heading(results)}\ncalibration: {calibrated(case)}")
+        rows = [*report.summary(results), ("calibration", calibrated(case))]
+        parts.append("\n".join([heading, *(f"{name}: {value}" for name, value in rows)]))
         if results.warning:
             parts.append(f"WARNING: {results.warning}")
-        for table in report.metric_tables(results, titles):
+        for table in report.metric_tables(results, MEASURED):
             parts.append(f"{table.title}\n{plain(table)}")
         parts.append(f"Difference from {REFERENCE}, points\n{over_reference(case)}")
         if case["failures"]:

@@ -26,7 +26,7 @@ def main(run: str, /, *further: str, out: str | None = None) -> None:
     """
     if not further:
         one = runs.load(run)
-        path = html.write(one, Path(out or run))
+        path = html.write(one, Path(out or runs.directory_of(run)))
         print(f"{one}\n")
     else:
         entries = comparison.join(runs.load_several([run, *further]))

@@ -1,7 +1,7 @@
 """What an evaluation measured, as `results.json` holds it: one typed record with a version."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,9 +16,9 @@ Rows = dict[str, dict[str, dict[str, Number]]]
 """Detector -> set or group -> metric -> a fraction."""
 
 
-@dataclass(frozen=True, eq=False)
-class Results(Mapping[str, Any]):
-    """What an evaluation measured; also a mapping of the same names, as JSON is.
+@dataclass(frozen=True)
+class Results:
+    """What an evaluation measured.
 
     A field with a default may be missing in a file, and a metric in any row of it.
 
@@ -97,20 +97,10 @@ class Results(Mapping[str, Any]):
     command: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
 
-    def __getitem__(self, name: str) -> Any:
-        if name in FIELDS:
-            return getattr(self, name)
-        return self.extra[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter([*FIELDS, *self.extra])
-
-    def __len__(self) -> int:
-        return len(FIELDS) + len(self.extra)
-
     def to_json(self) -> dict[str, Any]:
         """What `results.json` holds."""
-        return {"schema": SCHEMA, **self}
+        known = {name: getattr(self, name) for name in FIELDS}
+        return {"schema": SCHEMA, **known, **self.extra}
 
     @classmethod
     def from_json(cls, content: Any) -> "Results":

@@ -2,16 +2,16 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from si_jax.evaluation.results import Results
 from si_jax.reporting import report
-from si_jax.reporting.facts import listed
 from si_jax.reporting.runs import Run
-from si_jax.reporting.tables import Cell, Table, arrow, escape, mark_best, markdown_table, percent
+from si_jax.reporting.tables import Cell, Table, arrow, mark_best, percent
 
 SEED = re.compile(r"(seed[ _=-]?)(\d+)", re.IGNORECASE)
 NOTE = (
@@ -29,7 +29,7 @@ class Entry:
     runs: tuple[Run, ...]
 
     @property
-    def first(self) -> Mapping[str, Any]:
+    def first(self) -> Results:
         """Results of the first run, which stand for what all have in common."""
         return self.runs[0].results
 
@@ -37,7 +37,7 @@ class Entry:
 def join(runs: Sequence[Run]) -> list[Entry]:
     """Join the runs that differ only in their seed, in the order of the first of each.
 
-    A seed is `results["seed"]` and any `seed0` in the checkpoint's name. Where two runs agree in
+    A seed is `results.seed` and any `seed0` in the checkpoint's name. Where two runs agree in
     the seed as well, all runs of that kind are kept apart.
 
     Args:
@@ -60,9 +60,9 @@ def sections(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
     """Title -> the entries that can be compared: those of one benchmark, protocol and ID set."""
     alike: dict[str, list[Entry]] = {}
     for entry in entries:
-        facts = entry.first
-        title = f"{facts['benchmark']} ({facts['protocol']}), in-distribution set"
-        alike.setdefault(f"{title} {facts['in_distribution']}", []).append(entry)
+        run = entry.first
+        title = f"{run.benchmark} ({run.protocol}), in-distribution set {run.in_distribution}"
+        alike.setdefault(title, []).append(entry)
     return alike
 
 
@@ -77,10 +77,10 @@ def metric_tables(entries: Sequence[Entry]) -> list[Table]:
         (detector, entry)
         for detector in dict.fromkeys(d for e in entries for d in e.runs[0].detectors)
         for entry in entries
-        if detector in entry.first["results"]
+        if detector in entry.first.results
     ]
     shown = []
-    for metric, title in report.metric_titles().items():
+    for metric, title in report.titles().items():
         cells, means = [], []
         for detector, entry in lines:
             values = [_values(entry, detector, column, metric) for column in columns]
@@ -100,14 +100,13 @@ def overview(entries: Sequence[Entry]) -> Table:
     header = ("run", "seeds", "model", "checkpoint", "accuracy", "images per set", "directories")
     rows = []
     for entry in entries:
-        facts = entry.first
-        counts = sorted(facts["counts"].values())
+        counts = sorted(entry.first.counts.values())
         cells = (
             entry.name,
-            ", ".join(str(run.results["seed"]) for run in entry.runs),
-            facts["model"]["name"],
-            ", ".join(dict.fromkeys(run.results["checkpoint"] for run in entry.runs)),
-            _accuracy([run.results["accuracy"] for run in entry.runs]),
+            ", ".join(str(run.results.seed) for run in entry.runs),
+            entry.first.model["name"],
+            ", ".join(dict.fromkeys(run.results.checkpoint for run in entry.runs)),
+            _accuracy([run.results.accuracy for run in entry.runs]),
             " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1]))),
             ", ".join(run.name for run in entry.runs),
         )
@@ -128,17 +127,6 @@ def differences(entries: Sequence[Entry]) -> Table | None:
     return Table("", header, tuple(rows), text=True) if rows else None
 
 
-def markdown(entries: Sequence[Entry]) -> str:
-    """The comparison as Markdown."""
-    parts = ["# Comparison of out-of-distribution detection runs"]
-    parts += [markdown_table(overview(entries)), escape(NOTE)]
-    for title, members in sections(entries).items():
-        parts += [f"# {escape(title)}", *map(markdown_table, metric_tables(members))]
-    if differing := differences(entries):
-        parts += [f"# {escape(DIFFERENCES)}", markdown_table(differing)]
-    return "\n\n".join(parts) + "\n"
-
-
 def _common(names: Sequence[str]) -> str:
     """What the names begin with, less a word for the seed; the first name if that is nothing."""
     alike = [len(set(letters)) == 1 for letters in zip(*names, strict=False)]
@@ -146,20 +134,19 @@ def _common(names: Sequence[str]) -> str:
     return re.sub(r"[-_. ]*(seed)?[-_. =]*$", "", prefix) or names[0]
 
 
-def _kind(results: Mapping[str, Any]) -> str:
+def _kind(run: Results) -> str:
     """What two runs that differ only in their seed have in common."""
-    named = SEED.search(results["checkpoint"])
-    model = {k: v for k, v in results["model"].items() if not named or k != "weights_sha256"}
-    keys = ("benchmark", "protocol", "preprocessing", "in_distribution", "groups", "limit")
-    facts = {key: results.get(key) for key in (*keys, "counts", "absent")}
-    checkpoint = SEED.sub(r"\1*", results["checkpoint"])
-    settings = _seedless(results["settings"])
-    detectors = sorted(results["results"])
+    named = SEED.search(run.checkpoint)
+    model = {k: v for k, v in run.model.items() if not named or k != "weights_sha256"}
+    names = ("benchmark", "protocol", "preprocessing", "in_distribution", "groups", "limit")
+    facts = {name: getattr(run, name) for name in (*names, "counts", "absent")}
+    checkpoint = SEED.sub(r"\1*", run.checkpoint)
+    settings, detectors = _seedless(run.settings), sorted(run.results)
     return json.dumps([facts, model, checkpoint, settings, detectors], sort_keys=True)
 
 
-def _seed(results: Mapping[str, Any]) -> tuple:
-    return results["seed"], *(number for _, number in SEED.findall(results["checkpoint"]))
+def _seed(run: Results) -> tuple:
+    return run.seed, *(number for _, number in SEED.findall(run.checkpoint))
 
 
 def _seedless(value: Any) -> Any:
@@ -168,20 +155,20 @@ def _seedless(value: Any) -> Any:
     return value
 
 
-def _columns(results: Mapping[str, Any]) -> list[tuple[str, str, bool, tuple[str, ...]]]:
-    """(title, set or group, whether an average, the sets in it); alike in all runs if the same."""
+def _columns(run: Results) -> list[tuple[str, report.Column, tuple[str, ...]]]:
+    """(title, column, the sets that it averages); alike in all runs if the same."""
     table = []
-    for title, key, is_group in report.columns(results):
-        members = tuple(n for n, g in results["groups"].items() if g == key) if is_group else ()
-        table.append((report.column_title(results, title, key, is_group), key, is_group, members))
+    for column in report.columns(run):
+        _, key, is_group = column
+        members = tuple(n for n, g in run.groups.items() if g == key) if is_group else ()
+        table.append((report.column_title(run, column), column, members))
     return table
 
 
 def _values(entry: Entry, detector: str, column: tuple, metric: str) -> list[float]:
     if column not in _columns(entry.first):
         return []
-    _, key, is_group, _ = column
-    values = [report.cell(run.results, detector, key, is_group, metric) for run in entry.runs]
+    values = [report.cell(run.results, detector, column[1], metric) for run in entry.runs]
     measured = [value for value in values if value is not None]
     return measured if len(measured) == len(values) else []
 
@@ -201,15 +188,17 @@ def _accuracy(values: Sequence[float | None]) -> str:
     return f"{np.mean(known):.2%}{spread}"
 
 
-def _flat(results: Mapping[str, Any]) -> dict[str, str]:
-    """Name -> value of everything that a run was told."""
-    facts = {key: results.get(key) for key in ("benchmark", "protocol", "preprocessing", "limit")}
-    facts |= {f"model: {k}": v for k, v in results["model"].items() if k != "weights_sha256"}
-    facts["model: weights"] = str(results["model"].get("weights_sha256", ""))[:12]
+def _flat(run: Results) -> dict[str, str]:
+    """Name -> value of everything that a run was given."""
+    facts = {
+        name: getattr(run, name) for name in ("benchmark", "protocol", "preprocessing", "limit")
+    }
+    facts |= {f"model: {k}": v for k, v in run.model.items() if k != "weights_sha256"}
+    facts["model: weights"] = str(run.model.get("weights_sha256", ""))[:12]
     facts |= {
         f"{detector}: {k}": v
-        for detector in results["results"]
-        for k, v in results["settings"].get(detector, {}).items()
+        for detector in run.results
+        for k, v in run.settings.get(detector, {}).items()
     }
-    facts |= {f"version of {k}": v for k, v in results.get("versions", {}).items()}
-    return {name: listed(value) for name, value in facts.items()}
+    facts |= {f"version of {k}": v for k, v in run.versions.items()}
+    return {name: report.listed(value) for name, value in facts.items()}

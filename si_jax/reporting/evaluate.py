@@ -21,7 +21,7 @@ from si_jax.evaluation.scorer import PREDICTION
 from si_jax.evaluation.sets import find_sets, order_note, overlap_notes
 from si_jax.evaluation.store import Store, check_names
 from si_jax.model import Model
-from si_jax.reporting import extremes, files, html, runs
+from si_jax.reporting import html, runs
 from si_jax.reporting.runs import RESULTS, Run
 
 IDENTITY = ("benchmark", "protocol", "limit", "seed", "checkpoint", "settings", "groups")
@@ -214,15 +214,15 @@ def evaluate_benchmark(
             **measuring.intervals(job, arrays),
         )
         image_sets = (job.id_set, *job.ood_sets.values())
-        extremes.save(where, arrays, image_sets, job.transform, list(made))
-        run = Run(where.resolve().name, results, arrays, extremes.load(where))
+        runs.save_thumbnails(where, arrays, image_sets, job.transform, list(made))
+        run = Run(where.resolve().name, results, arrays, runs.load_thumbnails(where))
         if not directory:  # the files are about to go
             whole = {
                 name: {detector: dict(one) for detector, one in files.items()}
                 for name, files in arrays.items()
             }
             return dataclasses.replace(run, name=sets.benchmark.name, arrays=whole)
-        saved = [*files.write(results, directory), html.write(run, directory)]
+        saved = [*runs.write(results, directory), html.write(run, directory)]
         return dataclasses.replace(run, saved=tuple(saved))
 
 
@@ -245,7 +245,7 @@ def _tell_of_other_run(directory: Path, job: Job, about: Mapping[str, Any]) -> N
     if not (directory / RESULTS).is_file():
         return
     try:
-        old: Mapping[str, Any] = runs.load(directory, scores=False).results
+        old = runs.load(directory, scores=False).results
     except ValueError:
         print(f"{directory / RESULTS} cannot be read and will be replaced", file=sys.stderr)
         return
@@ -256,7 +256,7 @@ def _tell_of_other_run(directory: Path, job: Job, about: Mapping[str, Any]) -> N
         "settings": job.settings,
     }
     new = json.loads(json.dumps(new))  # as the file has it
-    if different := [key for key in IDENTITY if old.get(key) != new[key]]:
+    if different := [key for key in IDENTITY if getattr(old, key) != new[key]]:
         print(
             f"{directory} holds the results of a run that differs in {', '.join(different)}; they"
             " will be replaced by this run's: give another directory to keep both",

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from si_jax.evaluation.scorer import PREDICTION
 from si_jax.reporting.panels import (
     ID_COLOUR,
     OOD_COLOUR,
@@ -23,9 +24,10 @@ from si_jax.reporting.panels import (
     tap_map,
     tidy,
 )
-from si_jax.reporting.runs import Run
+from si_jax.reporting.runs import COUNT, ENDS, Run
 
 POINTS = 400  # of a ROC curve
+LONGEST = 40  # letters of a detector's name
 
 
 def log_odds(probability: np.ndarray) -> np.ndarray:
@@ -53,36 +55,35 @@ def overview(run: Run) -> Figure:
     Args:
         run: its results are enough.
     """
-    rows = run.results["results"]
+    rows, intervals = run.results.results, run.results.intervals
     order = sorted(rows, key=lambda d: np.mean([row["auroc"] for row in rows[d].values()]))
-    count = len(run.ood_sets)
-    figure, panels = grid(count, columns=3 if count % 4 else 4, height=0.85 + 0.2 * len(order))
+    longest = max(len(short(name, LONGEST)) for name in order)
+    count, left = len(run.ood_sets), 0.3 + 0.075 * longest  # inches
+    columns = 3 if count % 4 or longest > 20 else 4
+    figure, panels = grid(count, columns=columns, height=0.85 + 0.2 * len(order), left=left)
     lowest = 45.0
     places = np.arange(len(order))
     for axes, name in zip(panels, run.ood_sets, strict=True):
         auroc = np.array([100 * rows[d][name]["auroc"] for d in order])
-        bounds = run.results.get("intervals", {})
-        ends = [bounds.get(d, {}).get(name, {}).get("auroc") for d in order]
+        ends = [intervals.get(d, {}).get(name, {}).get("auroc") for d in order]
         low, high = (
             [100 * e[side] if e else value for e, value in zip(ends, auroc, strict=True)]
             for side in (0, 1)
         )
         axes.hlines(places, low, high, color=ID_COLOUR, linewidth=2.2, alpha=0.45)
-        axes.plot(auroc, places, "o", color=ID_COLOUR, markersize=5)
+        axes.plot(auroc, places, "o", color=ID_COLOUR, markersize=5, clip_on=False)
         axes.axvline(50, color="#999999", linewidth=0.8, linestyle=":")
         lowest = min(lowest, np.min(low) - 2)
         axes.set_ylim(-0.6, len(order) - 0.4)
         first = axes.get_subplotspec().is_first_col()
-        axes.set_yticks(places, [short(d, 20) for d in order] if first else [""] * len(order))
+        axes.set_yticks(places, [short(d, LONGEST) if first else "" for d in order])
         axes.grid(axis="y", color="#eeeeee")
         axes.set_axisbelow(True)
-        axes.set_title(f"{short(name)} ({run.results['groups'][name]})", fontsize=9)
+        axes.set_title(_title(run, name, 34 - 3 * columns), fontsize=9)
         tidy(axes)
         axes.set_xlabel("AUROC, %", fontsize=8)
     for axes in panels:
-        axes.set_xlim(lowest, 101)
-    if panels:
-        figure.subplots_adjust(left=1.35 / WIDTH, wspace=0.08)
+        axes.set_xlim(lowest, 100)
     return figure
 
 
@@ -128,9 +129,9 @@ def histograms(run: Run, detector: str) -> Figure:
             axes.stairs(share, edges, fill=True, color=colour, alpha=0.3)
             axes.stairs(share, edges, color=colour, linewidth=1.2, label=short(label))
         axes.axvline(threshold, color="#444444", linestyle="--", linewidth=0.9)
-        row = run.results["results"][detector][name]
+        row = run.results.results[detector][name]
         axes.set_title(
-            f"{short(name)} ({run.results['groups'][name]})   AUROC {100 * row['auroc']:.2f}",
+            f"{_title(run, name)}   AUROC {100 * row['auroc']:.2f}",
             fontsize=9,
         )
         axes.legend(fontsize=7.5, frameon=False)
@@ -156,7 +157,7 @@ def roc_curves(run: Run) -> Figure:
             axes.plot(fpr, tpr, linewidth=1.5, label=detector, **style(number))
         axes.axhline(0.95, color="#999999", linestyle=":", linewidth=0.9)
         axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
-        axes.set_title(f"{short(name)} ({run.results['groups'][name]})", fontsize=9)
+        axes.set_title(_title(run, name), fontsize=9)
         tidy(axes)
     handles = panels[0].get_legend_handles_labels() if panels else ([], [])
     figure.legend(*handles, loc="upper left", ncols=6, fontsize=9, frameon=False)
@@ -171,7 +172,7 @@ def tap_kind(run: Run, detector: str) -> str | None:
         run: with its scores loaded.
         detector: one of `run.detectors`.
     """
-    taps = run.results["settings"].get(detector, {}).get("taps", [])
+    taps = run.results.settings.get(detector, {}).get("taps", [])
     for kind in TAP_ARRAYS:
         if kind in (arrays := run.arrays[run.id_set][detector]):
             return kind if arrays[kind].shape[1:] == (len(taps),) else None
@@ -191,7 +192,7 @@ def tap_densities(run: Run, detector: str) -> Figure:
     kind = tap_kind(run, detector)
     if kind is None:
         raise ValueError(f"{detector} keeps nothing of its layers one by one")
-    taps = run.results["settings"][detector]["taps"]
+    taps = run.results.settings[detector]["taps"]
     sets = run.ood_sets
     names = 0.3 + 0.057 * max(len(tap) + 3 for tap in taps)  # inches
     foot = names + 0.35 * len(sets) + 0.3
@@ -216,7 +217,7 @@ def tap_densities(run: Run, detector: str) -> Figure:
             axes.fill_between(places, low, high, color=colour, alpha=0.22, linewidth=0)
             mean = values.mean(axis=0)
             axes.plot(places, mean, ".-", color=colour, label=short(label), **thin)
-        axes.set_title(f"{short(name)} ({run.results['groups'][name]})", fontsize=9)
+        axes.set_title(_title(run, name), fontsize=9)
         axes.legend(fontsize=7.5, frameon=False)
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         tidy(axes)
@@ -224,6 +225,55 @@ def tap_densities(run: Run, detector: str) -> Figure:
     title = "AUROC of each layer alone, % (50: the layer tells nothing)"
     tap_map(figure, place, auroc, sets, taps, title=title, colours="PuOr")
     return figure
+
+
+def gallery(run: Run, image_set: str) -> Figure:
+    """The images of a set that look most and least in-distribution, one row for each detector.
+
+    Args:
+        run: with its picks loaded.
+        image_set: a set of which `run.picks` has images.
+    """
+    detectors = [d for d in run.detectors if (image_set, d, "most") in run.picks]
+    left, step, gap, head, line = 1.15, 0.8, 0.25, 0.3, 1.2
+    height = head + line * len(detectors)
+    figure = Figure(figsize=(WIDTH, height))
+    axes = figure.add_axes((0, 0, 1, 1))
+    threshold = {
+        d: np.sort(run.scores(run.id_set, d))[round(0.05 * len(run.scores(run.id_set, d)))]
+        for d in detectors
+    }
+    for end, name in enumerate(ENDS):
+        start = left + end * (COUNT * step + gap)
+        title = f"{name} in-distribution-looking"
+        axes.text(start, 0.08, title, fontsize=9, va="top", weight="bold")
+        for row, detector in enumerate(detectors):
+            top = head + row * line
+            if not end:
+                axes.text(left - 0.1, top + 0.36, detector, fontsize=9, ha="right", va="center")
+            for place, pick in enumerate(run.picks.get((image_set, detector, name), [])[:COUNT]):
+                _thumbnail(axes, pick.image, start + place * step, top, step - 0.08)
+                middle = start + place * step + (step - 0.08) / 2
+                accepted = pick.score >= threshold[detector]
+                lines = [f"{pick.score:.4g}", "accepted" if accepted else "rejected"]
+                lines += _classes(run, image_set, pick.index)
+                axes.text(
+                    middle,
+                    top + 0.75,
+                    "\n".join(lines),
+                    fontsize=6.2,
+                    ha="center",
+                    va="top",
+                    color="#333333" if accepted else OOD_COLOUR,
+                    parse_math=False,
+                )
+    axes.set(xlim=(0, WIDTH), ylim=(height, 0))
+    axes.set_axis_off()
+    return figure
+
+
+def _title(run: Run, image_set: str, length: int = 28) -> str:
+    return f"{short(image_set, length)} ({run.results.groups[image_set]})"
 
 
 def _edges(id_scores: np.ndarray, ood_scores: np.ndarray, bins: int = 60) -> np.ndarray:
@@ -267,3 +317,26 @@ def _auroc(id_scores: Float[np.ndarray, "n"], ood_scores: Float[np.ndarray, "m"]
     """Chance that the second has a greater value than the first, which is in ascending order."""
     below = [np.searchsorted(id_scores, ood_scores, side=side).mean() for side in ("left", "right")]
     return float(sum(below) / (2 * len(id_scores)))
+
+
+def _classes(run: Run, image_set: str, index: int) -> list[str]:
+    """An image's predicted class and, where it is known, its true one."""
+    arrays = run.arrays[image_set].get(PREDICTION)
+    if arrays is None:
+        return []
+    row = int(np.searchsorted(arrays["index"], index))
+    predicted, label = int(arrays["score"][row]), int(arrays["label"][row])
+    shown = f"class {predicted}"
+    return [shown if image_set != run.id_set or label < 0 else f"{shown}, true {label}"]
+
+
+def _thumbnail(axes, image: np.ndarray, left: float, top: float, side: float) -> None:
+    """An image fitted into a square, `top` measured downwards."""
+    height, width = (side * n / max(image.shape[:2]) for n in image.shape[:2])
+    left, top = left + (side - width) / 2, top + (side - height) / 2
+    axes.imshow(
+        image,
+        extent=(left, left + width, top + height, top),
+        interpolation="nearest",
+        aspect="auto",
+    )

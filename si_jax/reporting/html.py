@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from si_jax.data.files import write_atomically, write_text
-from si_jax.reporting import comparison, facts, report
-from si_jax.reporting.pages import PAGES
+from si_jax.reporting import comparison, report
 from si_jax.reporting.runs import Run
-from si_jax.reporting.tables import Table
+from si_jax.reporting.tables import PAGES, Table
 
 CAPTIONS = {
     "overview": "AUROC of each detector on each set: 50 is chance, 100 is perfect. The bars are"
@@ -59,7 +58,7 @@ class Section:
         notes: sentences.
         tables: see `si_jax.reporting.tables`.
         figures: (heading or empty, picture).
-        facts: (heading or empty, rows of name and value).
+        facts: (name, value).
     """
 
     anchor: str
@@ -67,7 +66,7 @@ class Section:
     notes: Sequence[str] = ()
     tables: Sequence[Table] = ()
     figures: Sequence[tuple[str, Picture]] = ()
-    facts: Sequence[tuple[str, Sequence[tuple[str, str]]]] = ()
+    facts: Sequence[tuple[str, str]] = ()
 
 
 def write(run: Run, directory: Path) -> Path:
@@ -80,12 +79,12 @@ def write(run: Run, directory: Path) -> Path:
     if run.ood_sets:
         picture = panels.encode(figures.overview(run))
         write_atomically(Path(directory) / "overview.png", lambda file: file.write(picture))
-    return _write(Path(directory) / "report.html", run_page(run))
+    return _write(Path(directory), run_page(run))
 
 
 def write_comparison(entries: Sequence[comparison.Entry], directory: Path) -> Path:
     """Write `report.html` that compares runs; returns the path."""
-    return _write(Path(directory) / "report.html", comparison_page(entries))
+    return _write(Path(directory), comparison_page(entries))
 
 
 def run_page(run: Run) -> str:
@@ -96,23 +95,20 @@ def run_page(run: Run) -> str:
     """
     from si_jax.reporting import figures  # here, as matplotlib takes a while to import
 
-    results = run.results
-    overview = None
+    results, overview = run.results, None
     if run.ood_sets:
         text = f"AUROC of {', '.join(run.detectors)} on {', '.join(run.ood_sets)}"
         overview = _picture(figures.overview(run), text, CAPTIONS["overview"])
-    tables = Section("results", "Results", facts.notes(results), report.metric_tables(results))
-    settings = facts.setting_rows(results)
     return PAGES.get_template("run.html").render(
-        title=facts.title(results),
-        warnings=facts.warnings(results),
-        answer=facts.answer(results),
+        title=report.title(results),
+        warnings=report.warnings(results),
+        headline=report.headline(results),
         overview=overview,
         sections=[
-            tables,
+            Section("results", "Results", report.notes(results), report.metric_tables(results)),
             *_pictures(run),
-            Section("settings", "Settings", facts=[("", settings)]),
-            Section("facts", "Facts", facts=[("", facts.fact_rows(results))]),
+            Section("settings", "Settings", facts=report.settings(results)),
+            Section("metadata", "Metadata", facts=report.metadata(results)),
         ],
     )
 
@@ -136,7 +132,6 @@ def comparison_page(entries: Sequence[comparison.Entry]) -> str:
 
 def _pictures(run: Run) -> Iterator[Section]:
     from si_jax.reporting import figures  # here, as matplotlib takes a while to import
-    from si_jax.reporting.gallery import gallery
 
     names = ", ".join(run.ood_sets)
     if run.ood_sets:
@@ -161,7 +156,7 @@ def _pictures(run: Run) -> Iterator[Section]:
         # a PNG of small images is the smaller file, of large ones a JPEG
         form = "jpeg" if max(pick.image.shape[0] for pick in picks) > 48 else "png"
         text = f"Most and least in-distribution-looking images of {name}"
-        pictures.append((name, _picture(gallery(run, name), text, form=form)))
+        pictures.append((name, _picture(figures.gallery(run, name), text, form=form)))
     note = CAPTIONS["gallery"] if sets else "No images were kept with this run."
     yield Section("images", "Images", [note], figures=pictures)
 
@@ -172,6 +167,6 @@ def _picture(figure, text: str, caption: str = "", form: str = "png") -> Picture
     return Picture(base64.b64encode(panels.encode(figure, form)).decode(), text, caption, form)
 
 
-def _write(path: Path, content: str) -> Path:
-    write_text(path, content)
-    return path
+def _write(directory: Path, content: str) -> Path:
+    write_text(directory / "report.html", content)
+    return directory / "report.html"

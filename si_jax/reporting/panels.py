@@ -36,7 +36,13 @@ def encode(figure: Figure, form: str = "png", dpi: int = 160) -> bytes:
 
 
 def grid(
-    count: int, *, columns: int = 3, height: float, head: float = 0.0, foot: float = 0.0
+    count: int,
+    *,
+    columns: int = 3,
+    height: float,
+    head: float = 0.0,
+    foot: float = 0.0,
+    left: float = 0.6,
 ) -> tuple[Figure, list]:
     """A figure with `count` panels in rows of `columns`, a `height` and margins in inches."""
     rows = math.ceil(count / columns)
@@ -45,7 +51,7 @@ def grid(
     if not count:
         return figure, []
     space = {"wspace": 0.2, "hspace": 0.75 / (height - 0.75)}
-    inside = {"left": 0.6 / WIDTH, "right": 1 - 0.15 / WIDTH}
+    inside = {"left": left / WIDTH, "right": 1 - 0.15 / WIDTH}
     inside |= {"bottom": (foot + 0.45) / total, "top": 1 - (head + 0.3) / total}
     panels = list(figure.subplots(rows, columns, squeeze=False, gridspec_kw=inside | space).flat)
     for axes in panels[count:]:

@@ -1,22 +1,12 @@
-"""Results as text tables and Markdown."""
+"""What is said of a run: its metadata, its tables, and sentences about them."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 from si_jax.evaluation.metrics import METRICS
-from si_jax.reporting import facts
-from si_jax.reporting.tables import (
-    Cell,
-    Table,
-    arrow,
-    escape,
-    mark_best,
-    markdown_facts,
-    markdown_table,
-    percent,
-    text_table,
-)
+from si_jax.evaluation.results import Results
+from si_jax.reporting.tables import Cell, Table, arrow, mark_best, percent, text_table
 
 CONVENTIONS = {
     "published convention (in-distribution positive)": "fpr95",
@@ -24,135 +14,279 @@ CONVENTIONS = {
 }
 """Title -> the metric that it reports beside AUROC."""
 
-MAIN = {METRICS[name].report: name for name in ("auroc", "fpr95")}
-"""Title -> metric of the tables that a notebook shows."""
+Column = tuple[str, str, bool]
+"""Title of a table's column, the set or group, and whether it is a group's average."""
 
 
-def metric_titles() -> dict[str, str]:
-    """Metric -> title of its table in the Markdown and HTML reports."""
+def titles() -> dict[str, str]:
+    """Metric -> title of its table."""
     return {name: metric.report for name, metric in METRICS.items() if metric.report}
 
 
-def columns(report: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
-    """(title, set or group, whether a group's average) of each column of a table.
+def title(run: Results) -> str:
+    """A run in a few words."""
+    name = run.model["name"]
+    return f"Out-of-distribution detection: {run.benchmark} ({run.protocol}), {name}"
+
+
+def summary(run: Results) -> list[tuple[str, str]]:
+    """(name, value) of what was evaluated."""
+    model, counts = run.model, run.counts
+    classes = f", {model['classes']} classes" if "classes" in model else ""
+    ids = [("in-distribution", run.in_distribution, run.accuracy)]
+    ids += [("shifted", name, share) for name, share in run.shifted.items()]
+    rows = [
+        ("benchmark", f"{run.benchmark}, protocol {run.protocol}, seed {run.seed}"),
+        ("model", f"{model['name']}, {model['parameters']:,} parameters{classes}"),
+        ("checkpoint", run.checkpoint),
+    ]
+    for kind, name, share in ids:
+        accuracy = "unknown (no labels)" if share is None else f"{share:.2%}"
+        rows.append((f"{kind} {name}", f"{counts[name]:,} images, accuracy {accuracy}"))
+    errors = ", ".join(f"{name} {error:.2%}" for name, error in run.calibration_error.items())
+    rows.append(("expected calibration error", errors))
+    for name, images in run.unreadable.items():
+        some = ", ".join(images[:3]) + (", ..." if len(images) > 3 else "")
+        rows.append((f"left out of {name}", f"{len(images)} unreadable images ({some})"))
+    rows.append(("absent sets", ", ".join(_absent(run))))
+    return [(name, value) for name, value in rows if value]
+
+
+def metadata(run: Results) -> list[tuple[str, str]]:
+    """(name, value) of all that a reader must know of a run, in order."""
+    model, images = run.model, ", ".join(f"{name} {run.counts[name]:,}" for name in run.groups)
+    rows = {
+        "out-of-distribution images": images,
+        "at most per set": "" if run.limit is None else f"{run.limit:,} (subset)",
+        "weights (SHA-256)": model.get("weights_sha256", ""),
+        "preprocessing": run.preprocessing,
+        "input": " x ".join(map(str, model.get("input_size", ()))) + " pixels",
+        "normalisation": f"mean {listed(model.get('mean'))}, std {listed(model.get('std'))}",
+        "device": run.device,
+        "matrix products": f"{model['precision']} precision" if "precision" in model else "",
+        "seconds": f"{run.seconds['total']:.1f} (scores already stored take none)"
+        if "total" in run.seconds
+        else "",
+        "versions": ", ".join(f"{name} {version}" for name, version in run.versions.items()),
+        "command": run.command,
+    }
+    return summary(run) + [(name, value) for name, value in rows.items() if value]
+
+
+def settings(run: Results) -> list[tuple[str, str]]:
+    """(detector, its settings) of each detector."""
+    return [
+        (name, ", ".join(f"{k}={listed(v)}" for k, v in run.settings.get(name, {}).items()))
+        for name in run.results
+    ]
+
+
+def warnings(run: Results) -> list[str]:
+    """Sentences that a reader must see before the numbers."""
+    shown = [f"{run.warning}."] if run.warning else []
+    if run.incomplete:
+        groups, absent = " and ".join(run.incomplete), ", ".join(_absent(run))
+        shown.append(
+            f"Sets of the benchmark are absent, so means over the {groups} sets are not the"
+            f" benchmark's averages: {absent}."
+            if absent
+            else f"Means over the {groups} sets are not the benchmark's averages, since sets were"
+            " taken otherwise than it lists them."
+        )
+    return shown
+
+
+def headline(run: Results) -> str:
+    """The result in a sentence or two: which detector is best on which group of sets."""
+    best: dict[str, list[str]] = {}
+    for group in dict.fromkeys(run.groups.values()):
+        members = [name for name, its in run.groups.items() if its == group]
+        first = max(run.averages, key=lambda d: run.averages[d][group]["auroc"])
+        row = run.averages[first][group]
+        sets = f"the {len(members)} {group} sets" if len(members) > 1 else f"{members[0]} ({group})"
+        values = f"AUROC {percent(row['auroc'])} %, FPR95 {percent(row['fpr95'])} %"
+        best.setdefault(first, []).append(f"on {sets} ({values})")
+    id_set, count = run.in_distribution, len(run.results)
+    if not best:
+        return f"{id_set} was scored; there is no out-of-distribution set to tell it from."
+    said = "; ".join(
+        f"{name} {'is best' if count > 1 else 'was evaluated'} {' and '.join(places)}"
+        for name, places in best.items()
+    )
+    lead = f"Of {count} detectors, " if count > 1 else ""
+    return f"{lead}{said}. In-distribution is {id_set}."
+
+
+def notes(run: Results) -> list[str]:
+    """Sentences that belong beside the tables of a page."""
+    sentences = [
+        "A higher score means that an image looks more in-distribution. Best values in bold."
+    ]
+    if draws := run.bootstrap:
+        sentences.append(
+            "In brackets: 95 % confidence intervals by bootstrap over images"
+            f" ({draws['resamples']} resamples, seed {draws['seed']})."
+        )
+    if full := full_spectrum(run):
+        sentences.append(
+            f"Full spectrum: {full.in_distribution} are all counted as in-distribution, so that"
+            " a shift of style or quality alone is to be accepted."
+        )
+    return [*sentences, *tie_notes(run), *run.notes]
+
+
+def tie_notes(run: Results) -> list[str]:
+    """A sentence for each detector whose scores tie at the threshold of FPR95, where it matters."""
+    shown = []
+    for detector, sets in run.ties.items():
+        if all(
+            sets.get(name) == run.counts[name] and row["auroc"] == 0.5
+            for name, row in run.results[detector].items()
+        ):
+            shown.append(
+                f"{detector} gives every image of every set the same score: it tells nothing on"
+                " this network, and its FPR95 means nothing. Use another detector."
+            )
+            continue
+        shares = ", ".join(f"{100 * n / run.counts[s]:.0f} % of {s}" for s, n in sets.items())
+        shown.append(
+            f"{detector}: {shares} have the very score of the threshold at which 95 % of the"
+            " in-distribution images are kept. FPR95 in the published convention counts them as"
+            " rejected; if they were kept, it would be higher by as much."
+        )
+    return shown
+
+
+def full_spectrum(run: Results) -> Results | None:
+    """The same run with shifted sets counted as in-distribution; None where there are none."""
+    if not run.full_spectrum:
+        return None
+    changed: dict[str, Any] = {"intervals": {}, "average_intervals": {}, "full_spectrum": {}}
+    changed |= run.full_spectrum | {
+        "in_distribution": ", ".join([run.in_distribution, *run.shifted])
+    }
+    return dataclasses.replace(run, **changed)
+
+
+def text(run: Results) -> str:
+    """What a run prints: what was evaluated, warnings if there are some, and the tables."""
+    lines = [f"{name}: {value}" for name, value in summary(run)]
+    lines += [f"note: {note}" for note in run.notes]
+    lines += [f"WARNING: {warning}" for warning in warnings(run)]
+    lines += ["", tables(run)]
+    if full := full_spectrum(run):
+        lines += ["", f"full spectrum: in-distribution {full.in_distribution}", tables(full)]
+    return "\n\n".join(filter(None, ["\n".join(lines), "\n".join(tie_notes(run))]))
+
+
+def tables(run: Results) -> str:
+    """The tables that a run prints: AUROC / FPR95 in per cent, one table per convention."""
+    shown = []
+    for convention, metric in CONVENTIONS.items():
+        rows = [
+            [detector]
+            + [
+                f"{_number(cell(run, detector, column, 'auroc'))} /"
+                f" {_number(cell(run, detector, column, metric)):>6}"
+                for column in columns(run)
+            ]
+            for detector in run.results
+        ]
+        header = ["AUROC / FPR95, %", *(name for name, _, _ in columns(run))]
+        shown.append(f"{convention}\n{text_table(header, rows)}")
+    return "\n\n".join(shown)
+
+
+def metric_tables(run: Results, metrics: Sequence[str] = ()) -> list[Table]:
+    """One table per metric, all by default, in per cent, detectors by sets and averages."""
+    shown_columns = columns(run)
+    header = ("detector", *(column_title(run, column) for column in shown_columns))
+    shown = []
+    for metric, name in titles().items():
+        if metrics and metric not in metrics:
+            continue
+        values = [[cell(run, d, c, metric) for c in shown_columns] for d in run.results]
+        if all(value is None for row in values for value in row):
+            continue  # a run of before the metric was there
+        rows = [[_value_cell(run, d, c, metric) for c in shown_columns] for d in run.results]
+        marked = zip(run.results, mark_best(rows, values, metric), strict=True)
+        cells = tuple((Cell(detector), *row) for detector, row in marked)
+        shown.append(Table(f"{name}, % ({arrow(metric)})", header, cells))
+    if full := full_spectrum(run):
+        shown += [
+            dataclasses.replace(table, title=f"Full spectrum: {table.title}")
+            for table in metric_tables(full, metrics)
+        ]
+    return shown
+
+
+def csv_rows(run: Results) -> list[list[Any]]:
+    """The header and a row for each detector and set, with fractions; None where there is none.
+
+    Metrics of the full spectrum have columns of their own, where they were measured.
+    """
+    full = full_spectrum(run)
+    header = ["detector", "set", "group", "images", *METRICS]
+    rows: list[list[Any]] = [header + [f"full_spectrum_{metric}" for metric in METRICS if full]]
+    for detector, sets in run.results.items():
+        for name, values in sets.items():
+            row = [detector, name, run.groups[name], run.counts[name]]
+            row += [values.get(metric) for metric in METRICS]
+            row += [full.results[detector][name].get(metric) for metric in METRICS] if full else []
+            rows.append(row)
+    return rows
+
+
+def columns(run: Results) -> list[Column]:
+    """The columns of a table.
 
     The average of a group that lacks sets of the benchmark says over how many sets it is; sets
     that the user added, in the group `extra`, are averaged nowhere.
     """
-    groups = report["groups"]
-    names = list(dict.fromkeys(groups.values()))
-    headed = []
-    for group in names:
-        members = [name for name in groups if groups[name] == group]
+    headed: list[Column] = []
+    for group in dict.fromkeys(run.groups.values()):
+        members = [name for name in run.groups if run.groups[name] == group]
         headed += [(name, name, False) for name in members]
-        if group == "extra" or len(members) < 2:
-            continue
-        title = f"{group} average"
-        if group in report.get("incomplete", ()):
-            title = f"mean of these {len(members)}"
-        headed.append((title, group, True))
+        if group != "extra" and len(members) > 1:
+            partial = group in run.incomplete
+            name = f"mean of these {len(members)}" if partial else f"{group} average"
+            headed.append((name, group, True))
     return headed
 
 
-def cell(
-    report: Mapping[str, Any], detector: str, key: str, is_group: bool, metric: str
-) -> float | int | None:
+def column_title(run: Results, column: Column) -> str:
+    """A column's title with its group's name, as reports have it."""
+    name, key, is_group = column
+    group = key if is_group else run.groups[key]
+    return name if is_group and key in name else f"{name} ({group})"
+
+
+def cell(run: Results, detector: str, column: Column, metric: str) -> float | int | None:
     """One value of a table, a fraction; None where the run did not measure it."""
-    return report["averages" if is_group else "results"][detector][key].get(metric)
+    _, key, is_group = column
+    return (run.averages if is_group else run.results)[detector][key].get(metric)
 
 
-def text(report: Mapping[str, Any]) -> str:
-    """What a run prints: what was evaluated, a warning if there is one, and the tables."""
-    lines = [facts.heading(report)]
-    if warning := report.get("warning"):
-        lines.append(f"WARNING: {warning}")
-    lines += ["", tables(report)]
-    if full := facts.full_spectrum(report):
-        lines += ["", f"full spectrum: in-distribution {full['in_distribution']}", tables(full)]
-    notes = "\n".join(facts.tie_notes(report))
-    return "\n".join(lines) + (f"\n\n{notes}" if notes else "")
-
-
-def tables(report: Mapping[str, Any]) -> str:
-    """The tables that a run prints: AUROC / FPR95 in per cent, one table per convention."""
-    shown = []
-    for title, metric in CONVENTIONS.items():
-        shown_columns = columns(report)
-        rows = [
-            [detector]
-            + [
-                f"{_number(cell(report, detector, key, group, 'auroc'))} /"
-                f" {_number(cell(report, detector, key, group, metric)):>6}"
-                for _, key, group in shown_columns
-            ]
-            for detector in report["results"]
-        ]
-        header = ["AUROC / FPR95, %", *(name for name, _, _ in shown_columns)]
-        shown.append(f"{title}\n{text_table(header, rows)}")
-    return "\n\n".join(shown)
+def listed(value: Any) -> str:
+    """A setting's value as text."""
+    return "[" + ", ".join(map(str, value)) + "]" if isinstance(value, list | tuple) else str(value)
 
 
 def _number(fraction: float | int | None) -> str:
     return "–" if fraction is None else percent(fraction)
 
 
-def metric_tables(
-    report: Mapping[str, Any], titles: Mapping[str, str] | None = None
-) -> list[Table]:
-    """One table per metric, in per cent, detectors by sets and averages.
-
-    Args:
-        report: the results.
-        titles: metric -> title of its table; None for those of reports.
-    """
-    shown_columns = columns(report)
-    header = ("detector", *(column_title(report, *column) for column in shown_columns))
-    shown = []
-    for metric, title in (metric_titles() if titles is None else titles).items():
-        rows = [
-            [_value_cell(report, detector, key, group, metric) for _, key, group in shown_columns]
-            for detector in report["results"]
-        ]
-        values = [
-            [cell(report, detector, key, group, metric) for _, key, group in shown_columns]
-            for detector in report["results"]
-        ]
-        if all(value is None for row in values for value in row):
-            continue  # a run of before the metric was there
-        marked = zip(report["results"], mark_best(rows, values, metric), strict=True)
-        cells = tuple((Cell(name), *row) for name, row in marked)
-        shown.append(Table(f"{title}, % ({arrow(metric)})", header, cells))
-    if full := facts.full_spectrum(report):
-        shown += [
-            dataclasses.replace(table, title=f"Full spectrum: {table.title}")
-            for table in metric_tables(full, titles)
-        ]
-    return shown
+def _value_cell(run: Results, detector: str, column: Column, metric: str) -> Cell:
+    _, key, is_group = column
+    value = cell(run, detector, column, metric)
+    kept = run.average_intervals if is_group else run.intervals
+    ends: Sequence[float] = kept.get(detector, {}).get(key, {}).get(metric, ())
+    detail = f"({100 * ends[0]:.1f}–{100 * ends[1]:.1f})" if ends and value is not None else ""
+    return Cell(_number(value), detail)
 
 
-def column_title(report: Mapping[str, Any], title: str, key: str, is_group: bool) -> str:
-    """A column's title with its group's name, in the Markdown and HTML reports."""
-    if not is_group:
-        return f"{title} ({report['groups'][key]})"
-    return title if key in title else f"{title} ({key})"
-
-
-def _value_cell(report, detector, key, is_group, metric) -> Cell:
-    value = cell(report, detector, key, is_group, metric)
-    text = _number(value)
-    kept = report.get("average_intervals" if is_group else "intervals") or {}
-    ends = kept.get(detector, {}).get(key, {}).get(metric)
-    if value is None or not ends:
-        return Cell(text)
-    return Cell(text, f"({100 * ends[0]:.1f}–{100 * ends[1]:.1f})")
-
-
-def markdown(report: Mapping[str, Any]) -> str:
-    """A run's facts and tables as Markdown."""
-    parts = [f"# {escape(facts.title(report))}"]
-    parts += [f"**Warning:** {escape(warning)}" for warning in facts.warnings(report)]
-    parts += [escape(facts.answer(report)), *map(escape, facts.notes(report))]
-    parts += map(markdown_table, metric_tables(report))
-    parts += ["## Settings", markdown_facts(facts.setting_rows(report))]
-    parts += ["## Facts", markdown_facts(facts.fact_rows(report))]
-    return "\n\n".join(parts) + "\n"
+def _absent(run: Results) -> list[str]:
+    return [
+        f"{name} ({stand_in} stands in)" if stand_in else name
+        for name, stand_in in run.absent.items()
+    ]

@@ -1,27 +1,61 @@
-"""Finished runs, read from their directories and checked."""
+"""Finished runs: what is kept of them in their directories, read again and checked.
 
+Beside results and scores lie small copies of the images that look most and least in-distribution,
+so that a report shows images without having the sets at hand.
+"""
+
+import csv
+import io
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
 
-from si_jax.data.files import BrokenArchive, read_arrays
+from si_jax.data.files import BROKEN, BrokenArchive, read_arrays, write_atomically, write_text
+from si_jax.data.image_set import ImageSet
 from si_jax.data.json_files import read_json
 from si_jax.evaluation import metrics
 from si_jax.evaluation.results import Results
 from si_jax.evaluation.scorer import PREDICTION
 from si_jax.evaluation.store import META, Store
-from si_jax.reporting import extremes, facts, report
-from si_jax.reporting.files import csv_rows
-from si_jax.reporting.pages import html_table
+from si_jax.reporting import report
+from si_jax.reporting.tables import html_table
 
 Arrays = Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
 
 RESULTS = "results.json"
+THUMBNAILS = "thumbnails.npz"
+COUNT = 6  # images at either end
+SIDE = 96  # pixels, the longer side of a thumbnail
+ENDS = ("most", "least")
+
+
+@dataclass(frozen=True)
+class Pick:
+    """One image at one end of a set's scores.
+
+    Attributes:
+        image: (h, w, 3) thumbnail.
+        ident: the image's name within its set.
+        index: its place in the set.
+        score: the detector's.
+    """
+
+    image: UInt8[np.ndarray, "h w 3"]
+    ident: str
+    index: int
+    score: float
+
+
+Extremes = Mapping[tuple[str, str, str], Sequence[Pick]]
+"""(set, detector, `"most"` or `"least"`) -> the images, the most extreme one first."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +71,18 @@ class Run:
     """
 
     name: str
-    results: Mapping[str, Any]
+    results: Results
     arrays: Arrays = field(default_factory=dict, repr=False)
-    picks: extremes.Extremes = field(default_factory=dict, repr=False)
+    picks: Extremes = field(default_factory=dict, repr=False)
     saved: tuple[Path, ...] = field(default=(), repr=False)
 
     def __str__(self) -> str:
         return report.text(self.results)
 
     def _repr_html_(self) -> str:
-        shown = report.metric_tables(self.results, {m: t for t, m in report.MAIN.items()})
-        notes = [*facts.heading(self.results).splitlines(), *facts.tie_notes(self.results)]
+        shown = report.metric_tables(self.results, ("auroc", "fpr95"))
+        notes = [f"{name}: {value}" for name, value in report.summary(self.results)]
+        notes += report.warnings(self.results) + report.tie_notes(self.results)
         return "".join([*map(html_table, shown), *(f"<p>{escape(note)}</p>" for note in notes)])
 
     def to_pandas(self) -> Any:
@@ -64,49 +99,72 @@ class Run:
             raise ImportError(
                 'to_pandas needs pandas: pip install "si-jax[pandas]", or read results.csv'
             ) from error
-        header, *rows = csv_rows(self.results)
+        header, *rows = report.csv_rows(self.results)
         return pandas.DataFrame(rows, columns=header)
 
     @property
     def detectors(self) -> list[str]:
         """The detectors, in the order of the tables."""
-        return list(self.results["results"])
+        return list(self.results.results)
 
     @property
     def id_set(self) -> str:
         """Name of the in-distribution set."""
-        return self.results["in_distribution"]
+        return self.results.in_distribution
 
     @property
     def ood_sets(self) -> list[str]:
         """Names of the out-of-distribution sets."""
-        return list(self.results["groups"])
+        return list(self.results.groups)
 
     def scores(self, image_set: str, detector: str) -> np.ndarray:
         """(n,) scores of a set's images."""
         return self.arrays[image_set][detector]["score"]
 
 
+def write(results: Results, directory: Path) -> list[Path]:
+    """Write `results.json` and `results.csv`; returns their paths."""
+    table = io.StringIO()
+    for row in report.csv_rows(results):
+        csv.writer(table).writerow(f"{v:.6f}" if isinstance(v, float) else v for v in row)
+    content = json.dumps(results.to_json(), indent=2, allow_nan=False) + "\n"
+    paths = [directory / RESULTS, directory / "results.csv"]
+    for path, text in zip(paths, (content, table.getvalue()), strict=True):
+        write_text(path, text)
+    return paths
+
+
+def directory_of(path: str | Path) -> Path:
+    """The directory of a finished run, or that which holds the file of one.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    path = Path(path)
+    directory = path.parent if path.is_file() else path
+    if not directory.is_dir():
+        raise ValueError(f"{path} is no run directory: there is no such directory")
+    if not (directory / RESULTS).is_file():
+        lacking = "results.json, which a finished si-jax evaluate leaves"
+        if path.is_file():
+            raise ValueError(f"{path} is a file of no run: beside it lies no {lacking}")
+        raise ValueError(f"{path} is no run directory: it holds no {lacking}")
+    return directory
+
+
 def load(directory: str | Path, *, scores: bool = True) -> Run:
     """Read a run from its directory.
 
     Args:
-        directory: where `si-jax evaluate` wrote it.
+        directory: where `si-jax evaluate` wrote it, or a file in it.
         scores: whether to read the score files and thumbnails too, not `results.json` alone.
 
     Raises:
         ValueError: if this is no run directory, `results.json` is broken, or a score file is
             missing, broken, or of another computation than `results.json`.
     """
-    directory = Path(directory)
-    if not directory.is_dir():
-        raise ValueError(f"{directory} is no run directory: there is no such directory")
+    directory = directory_of(directory)
     path = directory / RESULTS
-    if not path.is_file():
-        raise ValueError(
-            f"{directory} is no run directory: it holds no results.json, which a finished"
-            " si-jax evaluate leaves"
-        )
     try:
         content = read_json(path)
     except ValueError as error:
@@ -119,7 +177,7 @@ def load(directory: str | Path, *, scores: bool = True) -> Run:
     if not scores:
         return Run(name, results)
     arrays = _arrays(results, Store(directory / "scores"))
-    picks = extremes.load(directory)
+    picks = load_thumbnails(directory)
     _check_picks(picks, arrays, directory)
     return Run(name, results, arrays, picks)
 
@@ -130,7 +188,7 @@ def load_several(directories: Sequence[str | Path]) -> list[Run]:
     Raises:
         ValueError: as for `load`; or if a directory is given twice.
     """
-    paths = [Path(directory).resolve() for directory in directories]
+    paths = [directory_of(directory).resolve() for directory in directories]
     if len(set(paths)) < len(paths):
         twice = next(d for d, p in zip(directories, paths, strict=True) if paths.count(p) > 1)
         raise ValueError(f"{twice} is given twice: a comparison needs runs that differ")
@@ -142,22 +200,22 @@ def load_several(directories: Sequence[str | Path]) -> list[Run]:
     return [replace(one, name=name) for one, name in zip(runs, names, strict=True)]
 
 
-def _arrays(results: Mapping[str, Any], store: Store) -> Arrays:
-    id_set = results["in_distribution"]
+def _arrays(results: Results, store: Store) -> Arrays:
+    id_set = results.in_distribution
     arrays = {
-        name: {detector: _read(store.path(detector, name)) for detector in results["results"]}
-        for name in (id_set, *results["groups"])
+        name: {detector: _read(store.path(detector, name)) for detector in results.results}
+        for name in (id_set, *results.groups)
     }
     for name, files in arrays.items():
         for detector, file in list(files.items()):
-            other = len(file["score"]) != results["counts"][name]
+            other = len(file["score"]) != results.counts[name]
             if not other and name != id_set:
                 pair = arrays[id_set][detector]["score"], file["score"]
                 try:
                     auroc = metrics.auroc(*pair)
                 except ValueError:
                     auroc = math.nan
-                other = not abs(auroc - results["results"][detector][name]["auroc"]) < 1e-6
+                other = not abs(auroc - results.results[detector][name]["auroc"]) < 1e-6
             if other:
                 raise ValueError(
                     f"{store.path(detector, name)} is of another computation than results.json:"
@@ -188,20 +246,121 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _check_picks(picks: extremes.Extremes, arrays: Arrays, directory: Path) -> None:
+def _check_picks(picks: Extremes, arrays: Arrays, directory: Path) -> None:
     for (name, detector, _), chosen in picks.items():
         file = arrays.get(name, {}).get(detector)
         if file is None or not _holds(file, chosen):
             raise ValueError(
-                f"{directory / extremes.FILE} is of another computation than the scores: delete it"
+                f"{directory / THUMBNAILS} is of another computation than the scores: delete it"
                 " for a report without images, or evaluate again"
             )
 
 
-def _holds(file: Mapping[str, np.ndarray], picks: Sequence[extremes.Pick]) -> bool:
+def _holds(file: Mapping[str, np.ndarray], picks: Sequence[Pick]) -> bool:
     """Whether a score file gives these images these scores."""
     indices, scores = file["index"], file["score"]
     wanted = np.array([pick.index for pick in picks])
     rows = np.minimum(np.searchsorted(indices, wanted), len(indices) - 1)
     expected = np.array([pick.score for pick in picks]).astype(scores.dtype)
     return bool((indices[rows] == wanted).all() and (scores[rows] == expected).all())
+
+
+def save_thumbnails(
+    directory: Path,
+    arrays: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]],
+    image_sets: Sequence[ImageSet],
+    transform: Callable[[np.ndarray], np.ndarray],
+    detectors: Sequence[str],
+    *,
+    count: int = COUNT,
+    side: int = SIDE,
+) -> Path:
+    """Write the thumbnails of every set's most and least in-distribution-looking images.
+
+    An image that several detectors pick is decoded and kept once.
+
+    Args:
+        directory: the run's.
+        arrays: set -> detector -> `"score"` (n,) and `"index"` (n,), as `evaluation.evaluate` gives
+            them.
+        image_sets: the sets that were scored.
+        transform: what brought the images, (h, w, 3), to the model's input size.
+        detectors: those to pick for.
+        count: how many images at either end.
+        side: the longer side of a thumbnail at most; smaller images are not enlarged.
+
+    Returns:
+        The file's path.
+    """
+    images: list[np.ndarray] = []
+    names: list[str] = []
+    picks: list[tuple[str, str, str, int, int, float]] = []
+    for image_set in image_sets:
+        chosen = {
+            (detector, end): order
+            for detector in detectors
+            for end, order in _ends(arrays[image_set.name][detector]["score"], count).items()
+        }
+        rows: dict[int, int] = {}  # the image's place in the set -> in `images`
+        for (detector, end), order in chosen.items():
+            scored = arrays[image_set.name][detector]
+            for place in order:
+                index = int(scored["index"][place])
+                if index not in rows:
+                    rows[index] = len(images)
+                    images.append(_thumbnail(transform(image_set.load(index)[0]), side))
+                    names.append(image_set.ident(index))
+                score = float(scored["score"][place])
+                picks.append((image_set.name, detector, end, rows[index], index, score))
+    fields = ("set", "detector", "end", "row", "index", "score")
+    columns = zip(fields, zip(*picks, strict=True), strict=True)
+    table: dict[str, Any] = {f"pick_{name}": np.array(values) for name, values in columns}
+    path = Path(directory) / THUMBNAILS
+    write_atomically(
+        path,
+        lambda file: np.savez_compressed(
+            file, image=np.stack(images), ident=np.array(names), **table
+        ),
+    )
+    return path
+
+
+def load_thumbnails(directory: Path) -> Extremes:
+    """What `save_thumbnails` wrote; empty where there is no such file.
+
+    Raises:
+        ValueError: if the file is broken.
+    """
+    path = Path(directory) / THUMBNAILS
+    if not path.is_file():
+        return {}
+    picks: dict[tuple[str, str, str], list[Pick]] = {}
+    try:
+        arrays = read_arrays(path)
+        images, names = arrays["image"], arrays["ident"]
+        fields = (arrays[f"pick_{k}"] for k in ("set", "detector", "end", "row", "index", "score"))
+        for image_set, detector, end, row, index, score in zip(*fields, strict=True):
+            pick = Pick(images[row], str(names[row]), int(index), float(score))
+            picks.setdefault((str(image_set), str(detector), str(end)), []).append(pick)
+    except BROKEN as error:
+        raise ValueError(
+            f"{path} is broken ({error}): delete it for a report without images, or evaluate again"
+        ) from None
+    return picks
+
+
+def _ends(scores: np.ndarray, count: int) -> dict[str, np.ndarray]:
+    """Places of the highest and of the lowest scores, ties in the set's order."""
+    return {
+        "most": np.argsort(-scores, kind="stable")[:count],
+        "least": np.argsort(scores, kind="stable")[:count],
+    }
+
+
+def _thumbnail(image: np.ndarray, side: int) -> np.ndarray:
+    height, width = image.shape[:2]
+    scale = min(1, side / max(height, width))
+    if scale == 1:
+        return image
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))

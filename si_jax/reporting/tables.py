@@ -1,10 +1,19 @@
-"""Tables as data, with the best values marked, and as plain text and Markdown."""
+"""Tables as data, with the best values marked, and as plain text and HTML."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import jinja2
+
 from si_jax.evaluation.metrics import METRICS
+
+PAGES = jinja2.Environment(
+    loader=jinja2.PackageLoader("si_jax.reporting"),
+    autoescape=lambda name: name is None or name.endswith(".html"),
+    undefined=jinja2.StrictUndefined,
+    keep_trailing_newline=True,
+)
+"""The templates of pages, which escape what they are given."""
 
 
 @dataclass(frozen=True)
@@ -93,27 +102,7 @@ def arrow(metric: str) -> str:
     return "higher is better" if METRICS[metric].higher_is_better else "lower is better"
 
 
-def markdown_table(table: Table) -> str:
-    """A table under its title as a heading, if it has one."""
-
-    def shown(one: Cell) -> str:
-        text = escape(one.text)
-        text = f"**{text}**" if one.best else text
-        return f"{text} {escape(one.detail)}" if one.detail else text
-
-    names = len(table.header) if table.text else table.stubs
-    rule = ["---"] * names + ["---:"] * (len(table.header) - names)
-    rows = [[escape(name) for name in table.header], rule]
-    rows += [[shown(one) for one in row] for row in table.rows]
-    title = f"## {escape(table.title)}\n\n" if table.title else ""
-    return title + "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def markdown_facts(rows: Sequence[tuple[str, str]]) -> str:
-    """Names and values as a list."""
-    return "\n".join(f"- {escape(name)}: {escape(value) or '-'}" for name, value in rows)
-
-
-def escape(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
-    return re.sub(r"([\\`*_\[\]<>|#&~$])", r"\\\1", " ".join(text.split()))
+def html_table(table: Table) -> str:
+    """A table under its title, as HTML without a style of its own."""
+    source = '{% from "macros.html" import table %}{{ table(shown) }}'
+    return PAGES.from_string(source).render(shown=table)

@@ -31,8 +31,8 @@ CONTENT = {
 
 def test_there_and_back():
     results = Results.from_json(CONTENT)
-    assert results.benchmark == results["benchmark"] == "cifar10"
-    assert results.limit is None and results["note of another version"] == [1, 2]
+    assert results.benchmark == "cifar10"
+    assert results.limit is None and results.extra["note of another version"] == [1, 2]
     written = json.loads(json.dumps(results.to_json()))
     assert written["schema"] == SCHEMA
     assert Results.from_json(written) == results
@@ -107,4 +107,4 @@ def test_altered_records_are_read_or_refused_in_one_sentence(seed):
         assert "\n" not in str(error)
         return
     report.text(results)
-    report.markdown(results)
+    report.metadata(results)

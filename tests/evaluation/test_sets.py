@@ -14,7 +14,7 @@ from si_jax.commands import evaluate as command
 from si_jax.data import benchmarks, downloads
 from si_jax.data.sequences import as_image_set
 from si_jax.evaluation import defaults, measuring, metrics, sets
-from si_jax.reporting import facts, html, report, runs
+from si_jax.reporting import html, report, runs
 from si_jax.reporting.evaluate import evaluate_benchmark
 from si_jax.testing import small_model
 
@@ -40,11 +40,11 @@ def root(tmp_path_factory):
 def test_a_folder_of_ones_own(root, tiny):
     run = evaluate_benchmark(root, tiny, detectors=["msp", "knn"], options={"knn": {"k": 2}})
     found = run.results
-    assert (found["benchmark"], found["protocol"]) == ("pets", "own")
-    assert found["preprocessing"] == "shorter side to 8, centre crop 8x8"
-    assert set(found["groups"].items()) == {(n, "made") for n in ("noise", "shuffled", "blurred")}
-    assert found["accuracy"] is not None and found["incomplete"] == []
-    overlap, order = found["notes"]
+    assert (found.benchmark, found.protocol) == ("pets", "own")
+    assert found.preprocessing == "shorter side to 8, centre crop 8x8"
+    assert set(found.groups.items()) == {(n, "made") for n in ("noise", "shuffled", "blurred")}
+    assert found.accuracy is not None and found.incomplete == []
+    overlap, order = found.notes
     assert overlap == (
         "pets: 2 of its 10 images are, byte for byte, among the 10 training images that detectors"
         " are fitted on"
@@ -54,7 +54,7 @@ def test_a_folder_of_ones_own(root, tiny):
     )
     printed = str(run)
     assert overlap in printed and order in printed
-    assert overlap in facts.notes(found)
+    assert overlap in report.notes(found)
     labels = run.arrays["pets"]["prediction"]["label"]
     np.testing.assert_array_equal(labels, [0, 0, 1, 1, 4, 4, 2, 2, 3, 3])
 
@@ -65,9 +65,9 @@ def test_a_folder_of_ones_own(root, tiny):
         id_set=(OOD, np.arange(5)),
         ood={"mine": [(image, 0) for image in OOD[::-1]]},
     )
-    assert given.results["counts"] == {"pets": 5, "mine": 5}
-    assert given.results["results"]["msp"]["mine"]["auroc"] == 0.5
-    assert given.results["notes"] == []
+    assert given.results.counts == {"pets": 5, "mine": 5}
+    assert given.results.results["msp"]["mine"]["auroc"] == 0.5
+    assert given.results.notes == []
 
 
 def test_ones_own_classes_without_a_folder_of_all(root, tiny, tmp_path, monkeypatch, capsys):
@@ -87,7 +87,7 @@ def test_ones_own_classes_without_a_folder_of_all(root, tiny, tmp_path, monkeypa
     assert found["fit"] == {"set": "pets_train", "images": 10, "detectors": ["knn"]}
     assert "cars" in capsys.readouterr().out
     run = evaluate_benchmark(None, tiny, detectors=["msp"], id_set=root / "val", ood={"x": OOD})
-    assert run.results["counts"] == {"val": 10, "x": 5}
+    assert run.results.counts == {"val": 10, "x": 5}
 
     for given, message in (
         ({}, "the data set has no folder val or test"),
@@ -112,18 +112,18 @@ def test_the_full_spectrum_beside_the_usual_result(root, tiny, tmp_path, monkeyp
         out=tmp_path,
     )
     found = run.results
-    assert list(found["groups"]) == ["cars", "noise"]
-    assert found["counts"] == {"pets": 10, "cars": 5, "noise": 5, "dark": 5, "photos": 10}
-    assert found["shifted"]["photos"] is None and 0 <= found["shifted"]["dark"] <= 1
+    assert list(found.groups) == ["cars", "noise"]
+    assert found.counts == {"pets": 10, "cars": 5, "noise": 5, "dark": 5, "photos": 10}
+    assert found.shifted["photos"] is None and 0 <= found.shifted["dark"] <= 1
     known = [run.scores(name, "energy") for name in ("pets", "dark", "photos")]
     for name in ("cars", "noise"):
         scores = run.scores(name, "energy")
-        usual, full = found["results"], found["full_spectrum"]["results"]
+        usual, full = found.results, found.full_spectrum["results"]
         assert usual["energy"][name]["auroc"] == metrics.auroc(known[0], scores)
         assert full["energy"][name]["auroc"] == metrics.auroc(np.concatenate(known), scores)
         assert "oscr" in usual["energy"][name] and "oscr" not in full["energy"][name]
-    means = found["full_spectrum"]["averages"]["energy"]["ood"]["auroc"]
-    assert means == pytest.approx(np.mean([full["energy"][n]["auroc"] for n in found["groups"]]))
+    means = found.full_spectrum["averages"]["energy"]["ood"]["auroc"]
+    assert means == pytest.approx(np.mean([full["energy"][n]["auroc"] for n in found.groups]))
     printed = str(run)
     assert "full spectrum: in-distribution pets, dark, photos" in printed
     assert "shifted photos: 10 images, accuracy unknown (no labels)" in printed

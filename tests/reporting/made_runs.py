@@ -10,7 +10,7 @@ from si_jax.data.image_set import ImageSet
 from si_jax.evaluation import measuring, metrics
 from si_jax.evaluation.results import Results
 from si_jax.evaluation.store import Store
-from si_jax.reporting import extremes, files
+from si_jax.reporting import runs
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu"}
@@ -28,8 +28,19 @@ def image_set(name, size):
     return ImageSet(name, size, name, load, lambda index: f"{name}/{index}.png")
 
 
+def minimal(**changes):
+    """Results of one detector, but for what is given."""
+    content = {
+        "results": {"msp": {}}, "settings": {"msp": {"seed": changes.get("seed", 0)}},
+        "model": {"name": "resnet8", "weights_sha256": "0"}, "checkpoint": "c", "seed": 0,
+        "averages": {}, "groups": {}, "counts": {}, "accuracy": None, "benchmark": "b",
+        "in_distribution": "a", "protocol": "published", "preprocessing": "none",
+    }  # fmt: skip
+    return Results(**content | changes)
+
+
 def make_run(directory, *, seed=0, shift=0.0, **changes):
-    """A small finished run, as scripts/evaluate.py leaves it."""
+    """A small finished run, as si-jax evaluate leaves it."""
     rng = np.random.default_rng(seed)
     arrays = {}
     for name, size in SETS.items():
@@ -74,9 +85,9 @@ def make_run(directory, *, seed=0, shift=0.0, **changes):
         "command": "python scripts/evaluate.py --out a&b",
         "seconds": {"total": 1.5},
     } | changes  # fmt: skip
-    files.write(Results.from_json(content), directory)
+    runs.write(Results.from_json(content), directory)
     sets = [image_set(name, size) for name, size in SETS.items()]
-    extremes.save(directory, arrays, sets, lambda image: image[:120], list(SETTINGS))
+    runs.save_thumbnails(directory, arrays, sets, lambda image: image[:120], list(SETTINGS))
     return directory
 
 

@@ -1,13 +1,14 @@
 """The pictures of a report, and the images that are kept for them."""
 
+import dataclasses
+
 import numpy as np
 import pytest
-from made_runs import GROUPS, SETS, SETTINGS
+from made_runs import GROUPS, SETS, SETTINGS, minimal
 
 from si_jax.data.image_set import ImageSet
 from si_jax.evaluation import metrics
-from si_jax.reporting import extremes, figures, panels, runs
-from si_jax.reporting.gallery import gallery
+from si_jax.reporting import figures, panels, runs
 
 
 def test_figures_leave_matplotlib_alone(run):
@@ -22,8 +23,7 @@ def test_figures_leave_matplotlib_alone(run):
 def test_figures_of_constant_scores_of_one_image_each(tmp_path):
     one = {"score": np.ones(1, np.float32), "index": np.arange(1)}
     row = metrics.evaluate(one["score"], one["score"])
-    results = {"results": {"msp": {"b": row}}, "groups": {"b": "far"}, "in_distribution": "a",
-               "settings": {}}  # fmt: skip
+    results = minimal(results={"msp": {"b": row}}, groups={"b": "far"})
     run = runs.Run("x", results, {"a": {"msp": one}, "b": {"msp": one}})
     for figure in (figures.histograms(run, "msp"), figures.roc_curves(run)):
         assert panels.encode(figure, dpi=40)
@@ -74,22 +74,36 @@ def test_thumbnails_are_kept_once_and_small_images_not_enlarged(tmp_path):
         return np.zeros((8, 9, 3), np.uint8), -1
 
     images = ImageSet("s", 4, "s", load, str)
-    path = extremes.save(tmp_path, arrays, [images], lambda image: image, ["a", "b"])
+    path = runs.save_thumbnails(tmp_path, arrays, [images], lambda image: image, ["a", "b"])
     assert sorted(loaded) == [0, 1, 2, 3]
     with np.load(path, allow_pickle=False) as file:
         assert file["image"].shape == (4, 8, 9, 3)
-    assert len(extremes.load(tmp_path)["s", "b", "most"]) == 4
+    assert len(runs.load_thumbnails(tmp_path)["s", "b", "most"]) == 4
 
 
 def test_overview_shows_every_detector_on_every_set(run):
-    figure = figures.overview(run)
-    assert len(figure.axes) == len(GROUPS)
-    for axes, name in zip(figure.axes, GROUPS, strict=True):
+    """Whole: no dot is cut at 100 %, no name is cut or runs into another."""
+    groups = {f"{name}, and more words than fit": group for name, group in GROUPS.items()}
+    results = {"perfect": {name: {"auroc": 1.0} for name in groups}}
+    for detector, rows in run.results.results.items():
+        for label in (f"{detector}, a rather long label {n}" for n in "12"):
+            results[label] = dict(zip(groups, rows.values(), strict=True))
+    shown = runs.Run("x", dataclasses.replace(run.results, results=results, groups=groups))
+    figure = figures.overview(shown)
+    panels.encode(figure)
+    assert len(figure.axes) == len(groups)
+    titles = []
+    for axes, name in zip(figure.axes, groups, strict=True):
         (points,) = axes.lines[:1]
-        shown = sorted(points.get_xdata())
-        assert shown == pytest.approx(
-            sorted(100 * run.results["results"][d][name]["auroc"] for d in run.detectors)
-        )
+        expected = [100 * results[d][name]["auroc"] for d in results]
+        assert sorted(points.get_xdata()) == pytest.approx(sorted(expected))
+        assert not points.get_clip_on()
+        texts = [text for text in axes.get_yticklabels() if text.get_text()]
+        titles.append(axes.title.get_window_extent())
+        for box in (titles[-1], *(text.get_window_extent() for text in texts)):
+            assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
+    assert {text.get_text() for text in figure.axes[0].get_yticklabels()} == set(results)
+    assert not titles[0].overlaps(titles[1])
 
 
 def test_curves_that_coincide_are_named(run):
@@ -111,10 +125,10 @@ def test_gallery_says_class_and_verdict(run):
         predicted = {"score": np.full(size, 3), "label": labels, "index": np.arange(size)}
         arrays[name] = {**run.arrays[name], "prediction": predicted}
     shown = runs.Run("x", run.results, arrays, run.picks)
-    texts = [text.get_text() for text in gallery(shown, "known").axes[0].texts]
+    texts = [text.get_text() for text in figures.gallery(shown, "known").axes[0].texts]
     assert any("accepted\nclass 3, true" in text for text in texts)
     assert any("rejected" in text for text in texts)
-    texts = [text.get_text() for text in gallery(shown, "svhn").axes[0].texts]
+    texts = [text.get_text() for text in figures.gallery(shown, "svhn").axes[0].texts]
     assert any(text.endswith("class 3") for text in texts)
 
 

@@ -1,13 +1,15 @@
 """A run as a page."""
 
+import dataclasses
 import re
 import subprocess
 import sys
+from html import escape
 from html.parser import HTMLParser
 
 from made_runs import ENVIRONMENT, SETS, SETTINGS
 
-from si_jax.reporting import html, runs
+from si_jax.reporting import html, report, runs
 
 
 def test_page_is_whole_and_loads_nothing(page):
@@ -41,17 +43,21 @@ def test_page_escapes_what_users_named(page):
     assert "a&amp;b" in page
 
 
-def test_page_tells_the_facts(page):
+def test_page_and_text_render_the_metadata(page, run):
+    for name, value in report.metadata(run.results):
+        assert f'class="name">{name}</th><td class="name">{escape(value)}</td>' in page
+    for name, value in report.summary(run.results):
+        assert f"\n{name}: {value}\n" in f"\n{run}"
     for text in ("resnet8, 78,042 parameters", "made-up, protocol published", "90.00%", "no resize",
-                 "known 60", "lsun (places stands in)", "python 3.11", "steps=2"):  # fmt: skip
+                 "svhn 40", "lsun (places stands in)", "python 3.11", "steps=2"):  # fmt: skip
         assert text in page
     warnings = re.findall(r'<p class="warning">(.*?)</p>', page)
     assert len(warnings) == 1
-    assert "lsun (places stands in)" in warnings[0]
+    assert "lsun (places stands in)" in warnings[0] and "WARNING: Sets of the" in str(run)
 
 
 def test_page_warns_and_does_without_images(run):
-    results = {**run.results, "warning": "near chance"}
+    results = dataclasses.replace(run.results, warning="near chance")
     page = html.run_page(runs.Run("x", results, run.arrays, {}))
     assert "near chance" in page
     assert "No images were kept" in page
@@ -65,7 +71,6 @@ def test_matplotlib_is_imported_only_when_it_draws():
     subprocess.run([sys.executable, "-c", code], check=True, env=ENVIRONMENT)
 
 
-def test_the_page_answers_first_and_tells_facts_last(page, run):
-    answer = page.index('class="answer"')
-    assert answer < page.index("<figure>") < page.index('id="results"') < page.index('id="facts"')
-    assert page.index('id="settings"') < page.index('id="facts"')
+def test_the_page_answers_first_and_has_metadata_last(page):
+    places = ['class="headline"', "<figure>", 'id="results"', 'id="settings"', 'id="metadata"']
+    assert sorted(places, key=page.index) == places

@@ -1,32 +1,35 @@
 """A run's tables, and what is told beside them."""
 
+import dataclasses
 import re
 
 import numpy as np
-from made_runs import SETTINGS
 
 from si_jax.evaluation import metrics
-from si_jax.reporting import facts, files, report
+from si_jax.reporting import report, tables
 
 
 def test_every_metric_has_its_table_with_the_groups_apart(run):
-    tables = report.metric_tables(run.results)
-    assert [table.title.split(",")[0] for table in tables] == [
+    shown = report.metric_tables(run.results)
+    assert [table.title.split(",")[0] for table in shown] == [
         "AUROC", "FPR95", "FPR95", "AUPR", "AUPR", "Detection error",
     ]  # fmt: skip
-    assert tables[0].header == (
+    assert shown[0].header == (
         "detector", "svhn (far)", "places (far)", "mean of these 2 (far)", "near<b>|* (near)",
     )  # fmt: skip
-    assert report.metric_tables({**run.results, "incomplete": []})[0].header[3] == "far average"
+    assert (
+        report.metric_tables(dataclasses.replace(run.results, incomplete=[]))[0].header[3]
+        == "far average"
+    )
 
 
 def test_the_best_of_each_column_is_marked(run):
-    titles = report.metric_titles()
+    titles = report.titles()
     measured = [m for m in titles if not metrics.METRICS[m].needs_correct]  # no labels here
     for metric, table in zip(measured, report.metric_tables(run.results), strict=True):
         choose = np.argmax if metrics.METRICS[metric].higher_is_better else np.argmin
         for place, name in ((1, "svhn"), (2, "places"), (4, "near<b>|*")):
-            values = [run.results["results"][d][name][metric] for d in run.detectors]
+            values = [run.results.results[d][name][metric] for d in run.detectors]
             marked = [row[place].best for row in table.rows]
             assert marked[choose(values)]
             shown = {row[place].text for row in table.rows if row[place].best}
@@ -34,17 +37,19 @@ def test_the_best_of_each_column_is_marked(run):
 
 
 def test_equal_values_are_all_best_and_one_row_is_not(run):
-    rows = [[report.Cell("1")], [report.Cell("2")], [report.Cell("3")]]
-    marked = report.mark_best(rows, [[0.5], [0.500001], [0.4]], "auroc")
+    rows = [[tables.Cell("1")], [tables.Cell("2")], [tables.Cell("3")]]
+    marked = tables.mark_best(rows, [[0.5], [0.500001], [0.4]], "auroc")
     assert [row[0].best for row in marked] == [True, True, False]
-    assert not report.mark_best(rows[:1], [[0.5]], "auroc")[0][0].best
-    marked = report.mark_best(rows, [[None], [0.1], [0.2]], "fpr95")
+    assert not tables.mark_best(rows[:1], [[0.5]], "auroc")[0][0].best
+    marked = tables.mark_best(rows, [[None], [0.1], [0.2]], "fpr95")
     assert [row[0].best for row in marked] == [False, True, False]
 
 
 def test_averages_have_their_own_intervals(run):
     means = {d: {"far": {"auroc": [0.4, 0.6]}} for d in run.detectors}
-    auroc, fpr95, *_ = report.metric_tables({**run.results, "average_intervals": means})
+    auroc, fpr95, *_ = report.metric_tables(
+        dataclasses.replace(run.results, average_intervals=means)
+    )
     assert auroc.rows[0][3].detail == "(40.0–60.0)"
     assert fpr95.rows[0][3].detail == ""
 
@@ -55,25 +60,10 @@ def test_intervals_of_sets_are_not_those_of_averages(run):
     assert auroc.rows[0][3].detail == fpr95.rows[0][1].detail == ""
 
 
-def test_markdown(directory):
-    text = (directory / "report.md").read_text()
-    assert "| near\\<b\\>\\|\\* (near) |" in text
-    assert "<script>" not in text
-    assert re.search(r"\| \*\*\d+\.\d\d\*\* \(25\.0–75\.0\) \|", text)
-    tables = [line for line in text.splitlines() if line.startswith("|")]
-    assert len(tables) == 6 * (2 + len(SETTINGS))
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in tables} == {6}
-    assert "lsun (places stands in)" in text
-
-
-def test_the_answer_names_the_best_of_each_group(run):
-    sentence = facts.answer(run.results)
+def test_the_headline_names_the_best_of_each_group(run):
+    sentence = report.headline(run.results)
     for group in ("far", "near"):
-        rows = {d: run.results["averages"][d][group]["auroc"] for d in run.detectors}
+        rows = {d: run.results.averages[d][group]["auroc"] for d in run.detectors}
         best = max(rows, key=rows.get)
         assert re.search(rf"{best} is best .*\(AUROC {100 * rows[best]:.2f} %", sentence)
     assert sentence.startswith("Of 3 detectors, ")
-
-
-def test_a_name_that_is_no_text_is_written_as_an_escape(tmp_path):
-    assert files.write_markdown("a \udc80 name", tmp_path).read_text() == "a \\udc80 name"

@@ -5,10 +5,10 @@ import re
 
 import numpy as np
 import pytest
-from made_runs import make_run, script
+from made_runs import make_run, minimal, script
 
 from si_jax.evaluation import metrics
-from si_jax.reporting import comparison, extremes, files, report, runs
+from si_jax.reporting import comparison, report, runs
 
 
 def test_rebuilt_report_is_the_same(directory, page, tmp_path):
@@ -27,9 +27,7 @@ def test_seeds_are_joined(tmp_path):
     assert [(row[0].text, row[1].text) for row in auroc.rows[:2]] == [
         ("si-z", "run (3 seeds)"), ("si-z", "other"),
     ]  # fmt: skip
-    values = [
-        runs.load(p, scores=False).results["results"]["gaia-a"]["svhn"]["auroc"] for p in paths
-    ]
+    values = [runs.load(p, scores=False).results.results["gaia-a"]["svhn"]["auroc"] for p in paths]
     (cell,) = (r[2] for r in auroc.rows if (r[0].text, r[1].text) == ("gaia-a", "run (3 seeds)"))
     assert cell.text == f"{100 * np.mean(values[:3]):.2f}"
     assert cell.detail == f"± {100 * np.std(values[:3], ddof=1):.2f}"
@@ -42,11 +40,7 @@ def test_seeds_are_joined(tmp_path):
 
 
 def fake(name, **changes):
-    base = {
-        "results": {"msp": {}}, "settings": {"msp": {"seed": changes.get("seed", 0)}},
-        "model": {"name": "resnet8", "weights_sha256": "0"}, "checkpoint": "c", "seed": 0,
-    }  # fmt: skip
-    return runs.Run(name, base | changes)
+    return runs.Run(name, minimal(**changes))
 
 
 @pytest.mark.parametrize(
@@ -77,10 +71,11 @@ def test_a_run_of_before_a_metric_is_read_and_compared(directory, tmp_path, monk
     monkeypatch.setitem(metrics.METRICS, "new", new)
     recent = make_run(tmp_path / "recent", preprocessing="resize 32")
     old, new = runs.load_several([directory, recent])
-    assert "A new metric" not in report.markdown(old.results)
-    assert "A new metric" in report.markdown(new.results)
+    for run, there in ((old, False), (new, True)):
+        titles = [table.title for table in report.metric_tables(run.results)]
+        assert any(title.startswith("A new metric") for title in titles) == there
     for run, value in ((old, None), (new, 0.25)):
-        header, row, *_ = files.csv_rows(run.results)
+        header, row, *_ = report.csv_rows(run.results)
         assert dict(zip(header, row, strict=True))["new"] == value
     entries = comparison.join([old, new])
     (table,) = (t for t in comparison.metric_tables(entries) if t.title.startswith("A new metric"))
@@ -147,7 +142,7 @@ def test_wrong_run_is_told_in_one_sentence(case, tmp_path):
 def test_thumbnails_of_other_scores_are_refused(tmp_path):
     make_run(tmp_path / "a", seed=0)
     make_run(tmp_path / "b", seed=1)
-    (tmp_path / "a" / extremes.FILE).write_bytes((tmp_path / "b" / extremes.FILE).read_bytes())
+    (tmp_path / "a" / runs.THUMBNAILS).write_bytes((tmp_path / "b" / runs.THUMBNAILS).read_bytes())
     with pytest.raises(ValueError, match=r"thumbnails\.npz is of another computation"):
         runs.load(tmp_path / "a")
 
@@ -158,6 +153,13 @@ def test_script_ends_with_status_2(tmp_path):
     assert done.stderr == (
         f"error: {tmp_path / 'nothing'} is no run directory: there is no such directory\n"
     )
+
+
+def test_a_file_of_a_run_stands_for_it(directory, run, tmp_path):
+    assert runs.load(directory / "results.csv", scores=False).results == run.results
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ValueError, match=r"notes\.txt is a file of no run: beside it lies no"):
+        runs.load(tmp_path / "notes.txt")
 
 
 def test_the_same_run_twice(directory):
