@@ -230,7 +230,9 @@ class Model(Network):
         """uint8 images scaled to [0, 1] and standardised; float32 images as they are."""
         if images.dtype != jnp.uint8:
             return images
-        mean, std = jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.std, jnp.float32)
+        shape = (1,) * (images.ndim - 1) + (-1,)
+        mean = jnp.asarray(self.mean, jnp.float32).reshape(shape)
+        std = jnp.asarray(self.std, jnp.float32).reshape(shape)
         return (images.astype(jnp.float32) / 255 - mean) / std
 
     def logits(

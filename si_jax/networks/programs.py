@@ -11,6 +11,7 @@ measured in `scripts/README.md`.
 import functools
 import os
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,13 +20,15 @@ YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
 """XLA's option that lists what goes to YNNPACK; where the environment sets it, that holds."""
 
 
-def compiled(function: jax.stages.Wrapped, *arguments: Any) -> jax.stages.Compiled:
+def compiled(function: jax.stages.Wrapped, *arguments: Any) -> Callable[..., Any]:
     """A function compiled for arguments of the shapes, dtypes and devices of those given.
 
     Args:
         function: what `jax.jit` gave.
         arguments: arrays, or trees of arrays.
     """
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]  # it is one of JAX's flags
+        return function
     traced = function.trace(*arguments)
     return traced.lower().compile(compiler_options=_options(traced.jaxpr))
 

@@ -308,7 +308,7 @@ def _optimiser(recipe: Recipe, steps: int) -> optax.GradientTransformation:
 
     return optax.chain(
         optax.add_decayed_weights(recipe.weight_decay, mask=is_kernel),
-        optax.sgd(schedule, recipe.momentum, nesterov=True),
+        optax.sgd(lambda step: schedule(step.astype(jnp.float32)), recipe.momentum, nesterov=True),
     )
 
 
@@ -359,7 +359,8 @@ def _step(model, optimiser, recipe, state, totals, images, labels, batch):
     variables = {**variables, **updates, "params": params}
     average = state["average"]
     if recipe.ema:  # a shorter memory at first, or the average would keep the first weights
-        decay = jnp.minimum(recipe.ema, (1 + state["step"]) / (10 + state["step"]))
+        done = state["step"].astype(jnp.float32)
+        decay = jnp.minimum(recipe.ema, (1 + done) / (10 + done))
         average = optax.incremental_update(variables, average, 1 - decay)
     correct = jnp.sum(jnp.argmax(logits, axis=-1) == labels)
     state = {
@@ -376,7 +377,7 @@ def _evaluate(model, variables, images, labels, batch, mask):
     labels = labels[batch]
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     correct = jnp.argmax(logits, axis=-1) == labels
-    return jnp.sum(losses * mask), jnp.sum(correct & mask)
+    return jnp.sum(jnp.where(mask, losses, 0)), jnp.sum(correct & mask)
 
 
 def _held_out(evaluate, variables, images: Array, labels: Array) -> dict[str, float]:

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+import si_jax
 from benchmarks import speed
 from si_jax.training import training
 from si_jax.training.training import augment
@@ -92,6 +93,24 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_epoch(
     state = run.restore(training._initial_state(tiny, optimiser, recipe))
     assert len(run.log) == 1 and state["step"] == 4
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+
+
+STRICT = {
+    "rank promotion": lambda: jax.numpy_rank_promotion("raise"),
+    "dtype promotion": lambda: jax.numpy_dtype_promotion("strict"),
+    "tracer leaks": jax.checking_leaks,
+    "NaN": lambda: jax.debug_nans(True),
+    "no jit": jax.disable_jit,
+}
+
+
+@pytest.mark.parametrize("mode", STRICT)
+def test_it_trains_under_jaxs_strict_modes(mode, coloured):
+    model = si_jax.build_model("resnet8", 3, input_size=(8, 8), widths=(2, 2, 2))
+    recipe = dataclasses.replace(RECIPE, epochs=1, batch_size=32, ema=0.5, label_smoothing=0.1)
+    with STRICT[mode]():
+        trained = training.train(model, *coloured, recipe, held_out=coloured)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(trained.variables))
 
 
 def test_devices_share_a_batch(tiny, coloured, one_device, monkeypatch):
