@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from si_jax import data as data
     from si_jax.decision.drift import monitor as monitor
     from si_jax.decision.predictor import Predictor as Predictor
     from si_jax.detectors import DETECTORS as DETECTORS
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from si_jax.weights.convert import convert_torch as convert_torch
 
 __version__ = "0.1.0"
+__docformat__ = "google"  # of the docstrings, for pdoc
 
 _PUBLIC = {
     "DETECTORS": "si_jax.detectors",
@@ -38,6 +40,7 @@ _PUBLIC = {
     "build_model": "si_jax.weights.checkpoint",
     "convert_checkpoint": "si_jax.weights.convert",
     "convert_torch": "si_jax.weights.convert",
+    "data": "si_jax.data",
     "evaluate_benchmark": "si_jax.reporting.evaluate",
     "load_detector": "si_jax.detectors.loading",
     "load_model": "si_jax.weights.checkpoint",
@@ -67,4 +70,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_PUBLIC})
+    return sorted([*_PUBLIC, "__version__"])

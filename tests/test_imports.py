@@ -3,6 +3,9 @@
 import ast
 import importlib
 import inspect
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -113,3 +116,25 @@ def test_public_names_are_what_type_checkers_are_told():
             assert value.__name__ == f"{module}.{inner}", name
         else:
             assert value is getattr(importlib.import_module(module), inner), name
+
+
+def test_what_a_newcomer_sees():
+    """In a fresh process: public names alone, data at hand, quickly; and sentences for mistakes."""
+    code = """
+import sys, time
+start = time.perf_counter()
+import si_jax
+assert time.perf_counter() - start < 0.1
+assert dir(si_jax) == sorted([*si_jax.__all__, "__version__"]), dir(si_jax)
+assert "jax" not in sys.modules
+assert si_jax.data.digits.load("test")[0].shape[0] == 597
+for arguments in (("msp", "digits"), (si_jax.load_model("digits"), "msp")):
+    try:
+        si_jax.make_detector(*arguments)
+    except ValueError as error:
+        assert "takes a detector's name, then a model" in str(error)
+    else:
+        raise AssertionError(arguments)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)

@@ -52,6 +52,11 @@ def make_detector(
         ValueError: if there is no such detector, it does not take an option, or an option's value
             makes no sense.
     """
+    if isinstance(model, str) or isinstance(name, Model):
+        raise ValueError(
+            f"make_detector takes a detector's name, then a model, not {name!r}, {model!r}: try"
+            ' make_detector("msp", si_jax.load_model("digits"))'
+        )
     if name not in DETECTORS:
         raise ValueError(f"unknown detector {name!r}: choose one of {', '.join(DETECTORS)}")
     method = DETECTORS[name]
