@@ -68,7 +68,7 @@ def forward(
 
     def visit(path, module, call, args):
         if path == model.head:
-            shape = (len(args[0]), *vector_shape(args[0].shape[1:]))
+            shape = (args[0].shape[0], *vector_shape(args[0].shape[1:]))
             x = done(FEATURES, args[0] if shape == args[0].shape else args[0].reshape(shape))
             features.append(x.astype(jnp.float32))
             args = (x if shape == args[0].shape else x.reshape(args[0].shape), *args[1:])
