@@ -24,10 +24,11 @@ FLAGS = {
 FAULTS = {
     "RESOURCE_EXHAUSTED|bad_alloc|Out of memory|can't start new thread|^MemoryError": "memory is"
     " exhausted: take smaller batches or fewer images",
-    "Unable to initialize backend": "",  # JAX_PLATFORMS names another machine's
+    r"Unable to initialize backend '(\w*)'": r"JAX has no backend '\1' here: set JAX_PLATFORMS"
+    " to one that it has (cpu is always there), or unset it",
     "Could not determine home directory": "no home folder is known; set HOME to one",
 }
-"""What an error of the machine says -> the sentence for it; '' for its own."""
+"""What an error of the machine says -> the sentence for it."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -87,9 +88,9 @@ def run(main: Callable[[], None]) -> None:
             print(f"error: the output could not be written: {failures[0]}", file=sys.stderr)
             sys.exit(1)
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        text = " ".join(str(error).split())
-        named = f"{type(error).__name__}: {text}"
-        known = [told or text for sign, told in FAULTS.items() if re.search(sign, named)]
+        text = f"{type(error).__name__}: {error}"
+        found = [(re.search(sign, text), told) for sign, told in FAULTS.items()]
+        known = [sign.expand(told) for sign, told in found if sign]
         mistake = isinstance(error, ValueError | OSError)
         if not (known or mistake) or (mistake and os.environ.get("SI_JAX_TRACEBACK")):
             raise

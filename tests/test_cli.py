@@ -81,7 +81,10 @@ def test_a_mistake_is_told_on_standard_error(capsys):
         (MemoryError("std::bad_alloc"), "memory is exhausted"),
         (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory."), "memory is exhausted"),
         (RuntimeError("can't start new thread"), "memory is exhausted"),
-        (RuntimeError("Unable to initialize backend 'gpu': it is not here"), "backend 'gpu': it"),
+        (
+            RuntimeError("Unable to initialize backend 'gpu': not here"),
+            "no backend 'gpu' here",
+        ),
         (RuntimeError("Could not determine home directory."), "no home folder is known"),
     ],
 )

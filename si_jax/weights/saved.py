@@ -146,6 +146,7 @@ def read_arrays(directory: Path) -> Any:
 def _orbax(directory: Path, read: Callable[[Any, Any, Any], Any]) -> Any:
     import orbax.checkpoint as ocp
 
+    jax.devices()  # fails here where JAX has none, which is no damage
     try:
         with ocp.PyTreeCheckpointer(use_ocdbt=True) as checkpointer:
             return read(ocp, checkpointer, checkpointer.metadata(directory).item_metadata.tree)
