@@ -39,9 +39,6 @@ def join(runs: Sequence[Run]) -> list[Entry]:
 
     A seed is `results.seed` and any `seed0` in the checkpoint's name. Where two runs agree in
     the seed as well, all runs of that kind are kept apart.
-
-    Args:
-        runs: their names must differ.
     """
     kinds: dict[str, list[Run]] = {}
     for run in runs:

@@ -50,11 +50,7 @@ AXES = {"msp": ("log-odds of the largest softmax probability", log_odds)}
 
 
 def overview(run: Run) -> Figure:
-    """AUROC of every detector on every set, with its interval where there is one.
-
-    Args:
-        run: its results are enough.
-    """
+    """AUROC of every detector on every set, with its interval where there is one."""
     rows, intervals = run.results.results, run.results.intervals
     order = sorted(rows, key=lambda d: np.mean([row["auroc"] for row in rows[d].values()]))
     longest = max(len(short(name, LONGEST)) for name in order)
@@ -88,11 +84,7 @@ def overview(run: Run) -> Figure:
 
 
 def coincidences(run: Run) -> list[str]:
-    """A sentence for each group of detectors whose ROC curves are the same on every set.
-
-    Args:
-        run: with its scores loaded.
-    """
+    """A sentence for each group of detectors whose ROC curves are the same on every set."""
     groups: dict[bytes, list[str]] = {}
     for detector in run.detectors:
         curves = [
@@ -143,11 +135,7 @@ def histograms(run: Run, detector: str) -> Figure:
 
 
 def roc_curves(run: Run) -> Figure:
-    """ROC curves, one panel for each out-of-distribution set and one line for each detector.
-
-    Args:
-        run: with its scores loaded.
-    """
+    """ROC curves, one panel for each out-of-distribution set and one line for each detector."""
     head = 0.13 + 0.22 * math.ceil(len(run.detectors) / 6)
     figure, panels = grid(len(run.ood_sets), height=3.75, head=head)
     for axes, name in zip(panels, run.ood_sets, strict=True):
@@ -166,12 +154,7 @@ def roc_curves(run: Run) -> Figure:
 
 
 def tap_kind(run: Run, detector: str) -> str | None:
-    """The array in a detector's score files that has a column for each tap; None if there is none.
-
-    Args:
-        run: with its scores loaded.
-        detector: one of `run.detectors`.
-    """
+    """The array in a detector's score files with a column for each tap; None if there is none."""
     taps = run.results.settings.get(detector, {}).get("taps", [])
     for kind in TAP_ARRAYS:
         if kind in (arrays := run.arrays[run.id_set][detector]):
@@ -184,10 +167,6 @@ def tap_densities(run: Run, detector: str) -> Figure:
 
     Lines are means over the images, bands hold the middle 80 % of them; the last panel shows the
     AUROC that each layer alone would have.
-
-    Args:
-        run: with its scores loaded.
-        detector: one for which `tap_kind` is not None.
     """
     kind = tap_kind(run, detector)
     if kind is None:
@@ -228,12 +207,7 @@ def tap_densities(run: Run, detector: str) -> Figure:
 
 
 def gallery(run: Run, image_set: str) -> Figure:
-    """The images of a set that look most and least in-distribution, one row for each detector.
-
-    Args:
-        run: with its picks loaded.
-        image_set: a set of which `run.picks` has images.
-    """
+    """The images of a set that look most and least in-distribution, one row for each detector."""
     detectors = [d for d in run.detectors if (image_set, d, "most") in run.picks]
     left, step, gap, head, line = 1.15, 0.8, 0.25, 0.3, 1.2
     height = head + line * len(detectors)

@@ -33,14 +33,7 @@ CAPTIONS = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as it stands in a page.
-
-    Attributes:
-        data: the file, in base 64.
-        text: what is shown where the picture cannot be.
-        caption: what it shows, below it; may be empty.
-        form: `"png"` or `"jpeg"`.
-    """
+    """A figure as it stands in a page."""
 
     data: str
     text: str
@@ -50,16 +43,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page: notes, then tables, then figures, then facts.
-
-    Attributes:
-        anchor: its name in links.
-        title: its heading.
-        notes: sentences.
-        tables: see `si_jax.reporting.tables`.
-        figures: (heading or empty, picture).
-        facts: (name, value).
-    """
+    """A part of a page: notes, then tables, then figures, then facts."""
 
     anchor: str
     title: str
@@ -88,11 +72,7 @@ def write_comparison(entries: Sequence[comparison.Entry], directory: Path) -> Pa
 
 
 def run_page(run: Run) -> str:
-    """A run's answer, tables, pictures and facts as a page.
-
-    Args:
-        run: with its scores loaded.
-    """
+    """A run's answer, tables, pictures and facts as a page."""
     from si_jax.reporting import figures  # here, as matplotlib takes a while to import
 
     results, overview = run.results, None

@@ -94,17 +94,7 @@ def tap_map(
     title: str,
     colours: str,
 ) -> None:
-    """A map of fractions, one row for each set and one column for each tap, in per cent.
-
-    Args:
-        figure: where it is drawn.
-        place: left, bottom, width and height, in parts of the figure.
-        values: fractions.
-        sets: names of the rows.
-        taps: names of the columns.
-        title: what the values are.
-        colours: name of a colour map.
-    """
+    """A map of fractions, one row for each set and one column for each tap, in per cent."""
     axes = figure.add_axes(place)
     picture = axes.imshow(100 * values, cmap=colours, vmin=0, vmax=100, aspect="auto")
     every = math.ceil(len(taps) / TAPS_NAMED)

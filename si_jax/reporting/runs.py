@@ -39,14 +39,7 @@ ENDS = ("most", "least")
 
 @dataclass(frozen=True)
 class Pick:
-    """One image at one end of a set's scores.
-
-    Attributes:
-        image: (h, w, 3) thumbnail.
-        ident: the image's name within its set.
-        index: its place in the set.
-        score: the detector's.
-    """
+    """One image at one end of a set's scores."""
 
     image: UInt8[np.ndarray, "h w 3"]
     ident: str
@@ -135,11 +128,7 @@ def write(results: Results, directory: Path) -> list[Path]:
 
 
 def directory_of(path: str | Path) -> Path:
-    """The directory of a finished run, or that which holds the file of one.
-
-    Raises:
-        ValueError: if there is none.
-    """
+    """The directory of a finished run, or that which holds the file of one."""
     path = Path(path)
     directory = path.parent if path.is_file() else path
     if not directory.is_dir():
@@ -278,19 +267,6 @@ def save_thumbnails(
     """Write the thumbnails of every set's most and least in-distribution-looking images.
 
     An image that several detectors pick is decoded and kept once.
-
-    Args:
-        directory: the run's.
-        arrays: set -> detector -> `"score"` (n,) and `"index"` (n,), as `evaluation.evaluate` gives
-            them.
-        image_sets: the sets that were scored.
-        transform: what brought the images, (h, w, 3), to the model's input size.
-        detectors: those to pick for.
-        count: how many images at either end.
-        side: the longer side of a thumbnail at most; smaller images are not enlarged.
-
-    Returns:
-        The file's path.
     """
     images: list[np.ndarray] = []
     names: list[str] = []
@@ -326,11 +302,7 @@ def save_thumbnails(
 
 
 def load_thumbnails(directory: Path) -> Extremes:
-    """What `save_thumbnails` wrote; empty where there is no such file.
-
-    Raises:
-        ValueError: if the file is broken.
-    """
+    """What `save_thumbnails` wrote; empty where there is no such file."""
     path = Path(directory) / THUMBNAILS
     if not path.is_file():
         return {}

@@ -69,13 +69,7 @@ def plain(table: Table) -> str:
 def mark_best(
     rows: Sequence[Sequence[Cell]], values: Sequence[Sequence[float | None]], metric: str
 ) -> list[tuple[Cell, ...]]:
-    """The rows with each column's best value marked, and all that read the same; none of one row.
-
-    Args:
-        rows: cells, detectors by columns.
-        values: the numbers in them, None where there is none.
-        metric: which decides what is better.
-    """
+    """The rows with each column's best value marked, and all that read so; none of one row."""
     if len(rows) < 2:
         return [tuple(row) for row in rows]
     choose = max if METRICS[metric].higher_is_better else min
