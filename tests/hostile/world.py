@@ -178,7 +178,7 @@ class Readers:
         run = runs.load(root / "run")
         scores = [a["score"] for sets in run.arrays.values() for a in sets.values()]
         picks = [p.image for picks in run.picks.values() for p in picks]
-        return digest(*scores, *picks) + json.dumps(dict(run.results), sort_keys=True)
+        return digest(*scores, *picks) + json.dumps(run.results.to_json(), sort_keys=True)
 
     def checkpoint(self, root: Path) -> str:
         """Load a network."""
