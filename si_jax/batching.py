@@ -57,10 +57,18 @@ class Batched:
     Args:
         function: (*weights, batch of images) -> tree of arrays with the batch axis first.
         weights: what it takes first; each is copied to the devices once.
+        exact: what computes those images for which the function's `"settled"` is false; its results
+            take the place of the function's.
     """
 
-    def __init__(self, function: Callable[..., Any], *weights: Replicated):
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *weights: Replicated,
+        exact: Callable[..., Any] | None = None,
+    ):
         self._function = jax.jit(function)
+        self._exact = Batched(exact, *weights) if exact else None
         self._weights = weights
         self._programs: dict[Any, Any] = {}
 
@@ -120,12 +128,25 @@ class Batched:
         if count < size:
             images = np.concatenate([images, images[-1:].repeat(size - count, axis=0)])
         weights = [tree.on(devices) for tree in self._weights]
-        images = jax.device_put(images, _sharding(devices, PartitionSpec("batch")))
+        placed = jax.device_put(images, _sharding(devices, PartitionSpec("batch")))
         key = (devices, images.shape, images.dtype)
         if key not in self._programs:
-            self._programs[key] = compiled(self._function, *weights, images)
-        results = self._programs[key](*weights, images)
-        return lambda: jax.tree.map(lambda x: x[:count], jax.device_get(results))
+            self._programs[key] = compiled(self._function, *weights, placed)
+        results = self._programs[key](*weights, placed)
+
+        def fetch():
+            fetched = jax.tree.map(lambda x: x[:count], jax.device_get(results))
+            if self._exact is None:
+                return fetched
+            open_ = np.flatnonzero(~fetched.pop("settled"))
+            if len(open_):
+                exact = self._exact(images[open_], batch_size=batch_size)
+                for name in fetched:
+                    fetched[name] = np.array(fetched[name])
+                    fetched[name][open_] = exact[name]
+            return fetched
+
+        return fetch
 
 
 def fitting_batch_size(count: int, batch_size: int) -> int:

@@ -150,8 +150,8 @@ def integrate_from(
     if path.steps == 1:
         return {tap: reduce(gradient) for tap, gradient in first.items()}
     combine = COMBINE[path.combine]
-    direction = _direction(linear, target, path)
-    ascent = _select(linear.gradient(direction), taps)
+    upwards = direction(linear, target, path)
+    ascent = _select(linear.gradient(upwards), taps)
     results: dict[str, Array] = {}
     previous: list[Array] = []
     # from the network's end on: when the long passes come, least is left to be held
@@ -162,7 +162,7 @@ def integrate_from(
             z = _moved(z, up, path)
             gradient = linear.split(z)
             combined = jax.tree.map(combine, combined, gradient(target))
-            return (z, gradient(direction), combined), None
+            return (z, gradient(upwards), combined), None
 
         z = _after(previous, _select(linear.out.outputs, chunk))
         start = (z, _select(ascent, chunk), _select(first, chunk))
@@ -189,15 +189,15 @@ def gradients_along_path(
 ) -> dict[str, Trace]:
     """Every gradient of every step, for inspection; arguments as for `integrate`."""
     linear = splitting.linearise(model, variables, images, taps)
-    direction = _direction(linear, target, path)
-    first = linear.gradient(target), linear.gradient(direction)
+    upwards = direction(linear, target, path)
+    first = linear.gradient(target), linear.gradient(upwards)
     results = {}
     for chunk in _chunks(taps, tap_chunk):
 
         def step(carry, _):
             z = _moved(*carry, path)
             gradient = linear.split(z)
-            g, up = gradient(target), gradient(direction)
+            g, up = gradient(target), gradient(upwards)
             return (z, up), (g, up)
 
         g, up = (_select(gradients, chunk) for gradients in first)
@@ -221,7 +221,7 @@ def first_gradients(
     return splitting.linearise(model, variables, images, taps).gradient(target)
 
 
-def _direction(linear: splitting.Linearised, target: Target, path: AscentPath) -> Target:
+def direction(linear: splitting.Linearised, target: Target, path: AscentPath) -> Target:
     """What the adversarial step ascends."""
     labels = jnp.argmax(linear.out.logits, axis=-1)
     return target if path.objective == "max" else lambda out: cross_entropy(out, labels)

@@ -66,12 +66,12 @@ def default_taps(model: Model, role: str, variant: str | None = None) -> tuple[s
 
 def _density_taps(model: Model) -> tuple[str, ...]:
     norms = select(model)
-    if not activation.without_relu(model, norms, smooth=True):
+    if not activation.without_activation(model, norms):
         return norms
     if len(activation.never_off(model, norms)) < len(norms):
         return norms
     innermost = [call.path for call in model.calls if call.leaf and call.shape]
-    return activation.followed(model, innermost)
+    return activation.taps_with_activation(model, innermost)
 
 
 def select(model: Network, taps: Taps = None) -> tuple[str, ...]:

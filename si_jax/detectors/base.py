@@ -79,9 +79,12 @@ class Plan:
         shared_forward: whether `compute` runs the network by nothing but `Inputs.forward`, the one
             forward pass that such detectors share.
         fit: what is learnt from in-distribution images before scoring; None if nothing is.
+        exact: computes the images of which `compute` says, by a `"settled"` (batch,) that is false,
+            that it cannot be sure; None where there are none.
     """
 
     compute: Compute
     settings: Mapping[str, Any] = field(default_factory=dict)
     shared_forward: bool = True
     fit: Fit | None = None
+    exact: Compute | None = None

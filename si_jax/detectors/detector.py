@@ -1,12 +1,14 @@
 """A method applied to a model: fitted, calibrated, and asked for scores and decisions."""
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float32, Shaped
 
 from si_jax.batching import SMALL_BATCH, Batched, Replicated, progress_bar
 from si_jax.data.opening import batches_of
@@ -56,6 +58,7 @@ class Detector:
         self.card: dict[str, Any] = {}
         self.preprocessing: Preprocessing = preprocessing_for(model.input_size, model.card)
         self._compute = plan.compute
+        self._exact = plan.exact
         self._fit = plan.fit
         self._fitted_on: np.dtype | None = None
         self.state: State | None = None
@@ -66,13 +69,16 @@ class Detector:
         options = ", ".join(f"{k}={v!r}" for k, v in self.settings.items() if k != "taps")
         return f"Detector({self.name!r}, {self.model.name}, {options})"
 
-    def compute(self, inputs: Inputs, state: State) -> dict[str, Float[Array, "batch ..."]]:
+    def compute(
+        self, inputs: Inputs, state: State, *, exact: bool = False
+    ) -> dict[str, Shaped[Array, "batch ..."]]:
         """The method's arrays for a batch, traced; see `Compute`.
 
-        The score is float32, and NaN wherever a logit is not finite: what is read off a broken
-        forward pass (a ReLU of NaN is off, as in a quiet network) is never a good score.
+        With `exact`, by the method's `Plan.exact`. The score is float32, and NaN wherever a logit
+        is not finite: what is read off a broken forward pass (a ReLU of NaN is off, as in a quiet
+        network) is never a good score.
         """
-        results = self._compute(inputs, state)
+        results = (self._exact if exact and self._exact else self._compute)(inputs, state)
         if results["score"].ndim != 1:
             raise ValueError(
                 f"detector {self.name!r} must give one score an image, (batch,), not an array of"
@@ -82,12 +88,20 @@ class Detector:
         score = jnp.where(finite, results["score"].astype(jnp.float32), jnp.nan)
         return {**results, "score": score}
 
-    def _details(self, variables, state, images):
-        return self.compute(Inputs(self.model, variables, images), state)
+    def details_of(self, variables, state, images, exact=False):
+        """`compute` of images as the model takes them."""
+        return self.compute(Inputs(self.model, variables, images), state, exact=exact)
 
-    def _prediction_rows(self, variables, state, images):
+    def _prediction_rows(self, variables, state, images, exact=False):
         inputs = Inputs(self.model, variables, images)
-        return predictions.prediction_rows(inputs, self.compute(inputs, state))
+        results = self.compute(inputs, state, exact=exact)
+        rows = predictions.prediction_rows(inputs, results)
+        return rows | {k: results[k] for k in ("settled",) if k in results}
+
+    def batched(self, function: Callable[..., Any], state: Replicated) -> Batched:
+        """A function of (variables, state, images, exact) over batches of images."""
+        exact = partial(function, exact=True) if self._exact else None
+        return Batched(function, self.model.replicated, state, exact=exact)
 
     def prediction_rows(
         self, images: np.ndarray, *, batch_size: int, allow_small_batch: bool = False
@@ -167,9 +181,9 @@ class Detector:
         self.state = dict(state)
         self.threshold = None
         self._fitted_on = None
-        weights = self.model.replicated, Replicated(self.state)
-        self._run = Batched(self._details, *weights)
-        self._predict_run = Batched(self._prediction_rows, *weights)
+        placed = Replicated(self.state)
+        self._run = self.batched(self.details_of, placed)
+        self._predict_run = self.batched(self._prediction_rows, placed)
 
     def calibrate(self, images: Any, *, tpr: float = 0.95, keep_images: int = 0) -> "Detector":
         """Set the threshold by held-out in-distribution images; returns itself.

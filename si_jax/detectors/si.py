@@ -4,19 +4,24 @@ Two scores of the integrated gradients `a`: zero-deflation (the share of positio
 not zero) and channel-average (the mean of `a`, relative to that at the network's end). With one
 step they are GAIA's.
 
-The engines of zero-deflation, from the cheapest to the dearest (cost in forward passes, by FLOPs,
-of a CIFAR ResNet34 with 36 taps):
+The engines of zero-deflation, from the cheapest to the most expensive (cost in forward passes, by
+FLOPs, of a CIFAR ResNet34 with 36 taps):
 
-- `activation` (1.01): where the ReLU behind each tap is on. Exact for one step, and for any number
-  that is added up, since a unit that is off is never moved. It could differ from `gradient` in one
-  way: a unit that is on while everything behind it is off; see `si_jax.activation`.
-- `gradient` (2.0): where the first gradient is not zero, for the same settings and any taps.
-- `closed` (3.0): two steps that are multiplied. The product is not zero where the first gradient is
-  not, and the ReLU behind the tap is still on after the step. Taps that no ReLU follows are left to
-  `general`.
+- `activation` (1.01): where the first gradient is not zero, told from the forward pass alone, by
+  `si_jax.support`. It serves networks of the equations listed there. Exact for one step. Exact too
+  for any number of steps that are added up, in images where the first gradient is not zero
+  wherever the activation behind the tap has a slope: a position without one is never moved, so
+  that no later gradient can add to it.
+- `gradient` (2.0): the same of the first gradient itself. With one step it serves every network.
+- `closed` (3.0): two steps. What lies right behind the tap is computed again after the step, up to
+  the first convolution or product; what reads that is taken to do so still if `support.READERS`
+  units that are on do, or if none needs to be on. Taps for which that cannot be told are left to
+  `general`, and taps that `activation` serves to that.
 - `general` (38 with two steps): every step's gradient at every tap, as the definition says.
 
-`auto` takes the cheapest of those that serve the settings and the taps.
+`auto` takes the cheapest of those that serve the settings and the taps. Where the conditions do not
+hold in an image, that image is computed by `general`, whatever the engine: none gives another
+number than the definition.
 """
 
 import math
@@ -25,9 +30,9 @@ from dataclasses import asdict, replace
 from typing import Annotated, Literal, get_args
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from si_jax import activation, splitting
+from si_jax import activation, splitting, support
 from si_jax.detectors.base import Inputs, Plan, State
 from si_jax.detectors.head import num_features
 from si_jax.detectors.options import Count, OneOf, Range, Step
@@ -35,6 +40,7 @@ from si_jax.integration import (
     COMBINE,
     PRESETS,
     AscentPath,
+    direction,
     integrate_from,
     log_softmax_sum,
     max_logit,
@@ -171,46 +177,94 @@ def _zero_deflation(model, path, role, engine, taps, variant, tap_chunk) -> Plan
             " reads the inputs of GELU and SiLU as well, gaia-a, or a detector of logits or"
             " features, such as energy or knn"
         )
-    steppable: tuple[str, ...] = ()
-    if path.steps == 1 or path.combine == "add":
-        if engine == "activation":
-            activation.check(model, taps)
-        fitting = ["gradient", "general"]
-        if engine != "gradient" and not activation.without_relu(model, taps):
-            fitting.insert(0, "activation")
-    else:
-        fitting = ["general"]
-        if path.steps == 2 and (steppable := activation.steppable(model, taps)):
-            fitting.insert(0, "closed")
+    fitting, bounded, stepped = _served(model, taps, path)
     engine = _engine(engine, fitting, f"{role} with combine={path.combine!r}, steps={path.steps}")
 
-    def density(on):
-        return over_positions(on.astype(jnp.float32))
+    def masks(linear, traced, values, bounded, stepped):
+        """Where integrated gradients are not zero, and for each image whether that is certain."""
+        tape = support.record(traced, values, model.variables, [*bounded, *stepped])
+        plain = traced.outputs(values).outputs
+        found, certain = {}, []
+        first = linear.gradient(max_logit) if engine == "gradient" else {}
+        for tap in bounded:
+            found[tap] = first[tap] != 0 if first else tape.support(tap)
+            if path.steps > 1:
+                certain.append(found[tap] == tape.bound(tap, plain[tap]))
+        ascent = linear.gradient(direction(linear, max_logit, path)) if stepped else {}
+        for tap in stepped:
+            moved = plain[tap] + path.step_size * jnp.sign(ascent[tap])
+            first_mask, (most, least) = tape.support(tap), tape.after_step(tap, moved)
+            adding = path.combine == "add"
+            found[tap] = first_mask | most if adding else first_mask & most
+            certain.append((most == least) | (first_mask == adding))
+            # what is not finite counts, lest a broken pass look like a quiet one
+        found = {tap: on | ~jnp.isfinite(plain[tap]) for tap, on in found.items()}
+        settled = [jnp.all(x, axis=tuple(range(1, x.ndim))) for x in certain]
+        return found, jnp.all(jnp.stack(settled), axis=0) if settled else None
 
-    def densities(args):
+    def densities(args, engine):
+        """The density of each channel, by tap, and whether it is certain, if that may be open."""
+        if engine == "gradient" and path.steps == 1:
+            first = splitting.linearise(*args, taps).gradient(max_logit)
+            return {tap: density(g != 0) for tap, g in first.items()}, None
+        fast = () if engine == "general" else (*bounded, *stepped)
+        others = [tap for tap in taps if tap not in fast]
+        linear = None
         if engine == "activation":
-            return {k: density(on) for k, on in activation.active(*args, taps).items()}
-        linear = splitting.linearise(*args, taps)
-        if engine == "gradient":
-            return {k: density(g != 0) for k, g in linear.gradient(max_logit).items()}
-        masks = {}
-        if engine == "closed":
-            masks = activation.active_after_step(args[0], linear, steppable, path)
-        others = [k for k in taps if k not in masks]
-        options = {"path": path, "tap_chunk": tap_chunk, "reduce": lambda a: density(a != 0)}
-        integrated = integrate_from(linear, others, target=max_logit, **options)
-        return {k: density(on) for k, on in masks.items()} | integrated
+            traced = splitting.trace(*args, taps)
+            values = dict(zip(traced.variables, traced.run(), strict=True))
+        else:
+            watched = bounded if engine == "closed" else ()
+            differentiated = [tap for tap in taps if tap not in watched]
+            linear = splitting.linearise(*args, differentiated, watch=watched)
+            traced, values = linear.traced, linear.values
+        found, settled = {}, None
+        if fast:
+            on, settled = masks(linear, traced, values, bounded, stepped)
+            found = {tap: density(mask) for tap, mask in on.items()}
+        if others:
+            options = {"path": path, "tap_chunk": tap_chunk, "reduce": lambda a: density(a != 0)}
+            found |= integrate_from(linear, others, target=max_logit, **options)
+        return found, settled
 
-    def compute(inputs: Inputs, state: State):
-        found = densities((inputs.model, inputs.variables, inputs.images))
-        channels = jnp.concatenate([found[k] for k in taps], axis=-1)
-        return {
-            "score": -jnp.mean(channels**2, axis=-1),
-            "tap_density": jnp.stack([jnp.mean(found[k], axis=-1) for k in taps], axis=-1),
-        }
+    def computed_by(engine):
+        def compute(inputs: Inputs, state: State):
+            args = (inputs.model, inputs.variables, inputs.images)
+            found, settled = densities(args, engine)
+            channels = jnp.concatenate([found[tap] for tap in taps], axis=-1)
+            results = {
+                "score": -jnp.mean(channels**2, axis=-1),
+                "tap_density": jnp.stack([jnp.mean(found[k], axis=-1) for k in taps], axis=-1),
+            }
+            return results if settled is None else {**results, "settled": settled}
+
+        return compute
 
     settings = {**asdict(path), "engine": engine, "tap_chunk": tap_chunk, "taps": list(taps)}
-    return Plan(compute, settings, shared_forward=False)
+    exact = computed_by("general") if path.steps > 1 and engine != "general" else None
+    return Plan(computed_by(engine), settings, shared_forward=False, exact=exact)
+
+
+def density(on: Bool[Array, "batch *tap"]) -> Float[Array, "batch channels"]:
+    """The share of each channel's positions at which a mask is on."""
+    return over_positions(on.astype(jnp.float32))
+
+
+def _served(model, taps, path) -> tuple[list[str], list[str], list[str]]:
+    """Engines from the cheapest on; the taps known by a bound, and by a look after the step."""
+    look = support.look(model, taps)
+    if path.steps == 1:
+        fits = not any(tap.blocked for tap in look.values())
+        return ["activation"] * fits + ["gradient", "general"], [*taps] if fits else [], []
+    by = {tap: "" if found.blocked else found.steps_by for tap, found in look.items()}
+    adding = path.combine == "add"
+    bounded = [tap for tap in taps if by[tap] == "bound" and adding]
+    rest = [tap for tap in taps if by[tap] and tap not in bounded]
+    stepped = rest if path.steps == 2 else []
+    if len(bounded) == len(taps):
+        return ["activation", "gradient", "general"], bounded, []
+    fast = ["closed", *["gradient"] * adding] if bounded + stepped else []
+    return [*fast, "general"], bounded, stepped
 
 
 def constant(model: Model, role: str, taps: Sequence[str] | None = None) -> bool:

@@ -1,6 +1,7 @@
 """Score images with many detectors at once; those that need one forward pass alone share it."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +63,9 @@ class Scorer:
                 size = max(d.batch_size for d in group.values())
                 size = fitting_batch_size(len(images), size) if few else size
                 parts = [images[i : i + size] for i in range(0, len(images), size)]
-                started += [run.start(part, batch_size=size) for part in parts]
+                started += [
+                    partial(_named, group, run.start(part, batch_size=size)) for part in parts
+                ]
 
         def fetch():
             parts: dict[str, list[dict[str, np.ndarray]]] = {}
@@ -77,13 +80,20 @@ class Scorer:
         return fetch
 
 
+def _named(group, fetch):
+    return dict(zip(group, [fetch()], strict=True)) if len(group) == 1 else fetch()
+
+
 def _batched(group: Mapping[str, Detector]) -> Batched:
+    for detector in group.values():
+        detector.check_fitted()
+    if len(group) == 1:
+        (detector,) = group.values()
+        return detector.batched(detector.details_of, Replicated(detector.state))
     model = next(iter(group.values())).model
 
     def run(variables, states, images):
         inputs = Inputs(model, variables, images)
         return {name: d.compute(inputs, states[name]) for name, d in group.items()}
 
-    for detector in group.values():
-        detector.check_fitted()
     return Batched(run, model.replicated, Replicated({name: d.state for name, d in group.items()}))

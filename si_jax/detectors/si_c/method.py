@@ -113,7 +113,7 @@ def si_c_forward(
     components = canonical_components(components, FORWARD)
     options = {"components": components, "taps": taps, "inner": None}
     plan = _plan(model, options, form, shrinkage, max_channels, max_calibration, seed)
-    missing = activation.without_relu(model, plan.settings.get("taps", ()), smooth=True)
+    missing = activation.without_activation(model, plan.settings.get("taps", ()))
     if missing:
         raise ValueError(
             "si-c-forward needs a ReLU, GELU, SiLU or their like behind every tap; there is none"

@@ -179,7 +179,7 @@ def _passes(model, variables, images, taps, by_gradient, inner):
         model, variables, images, (*inner, *by_gradient), watch=by_activation
     )
     gradients = linear.gradient(lambda out: jnp.sum(out.features, axis=-1)) if inner else {}
-    active = activation.active_in(linear.traced, linear.values, by_activation, smooth=True)
+    active = activation.active(linear.traced, linear.values, by_activation)
     if by_gradient:
         by_logit = linear.gradient(max_logit)
         active |= {k: by_logit[k] != 0 for k in by_gradient}
@@ -192,7 +192,7 @@ def _by_gradient(model: Model, taps: Sequence[str]) -> tuple[str, ...]:
     Raises:
         ValueError: if there is nothing to be read off any tap.
     """
-    missing = activation.without_relu(model, taps, smooth=True)
+    missing = activation.without_activation(model, taps)
     if len(activation.never_off(model, missing)) == len(taps):
         raise ValueError(
             "zero-deflation reads where the activation behind a tap is on, but neither a ReLU nor"
