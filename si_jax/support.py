@@ -527,7 +527,8 @@ def _through_function(node, value, counts, run, array, open_: bool) -> Array:
         return counts
     x = array(value)
     slope = jax.jvp(lambda x: run(x)[0], (x,), (jnp.ones_like(x),))[1]
-    return ((slope != 0) & (counts > 0)).astype(jnp.float32)
+    # what is not finite counts, lest a broken pass look like a quiet one
+    return (((slope != 0) & (counts > 0)) | ~jnp.isfinite(x)).astype(jnp.float32)
 
 
 def _gathered(counts: Array, shape: tuple[int, ...], spread: tuple[int, ...]) -> Array:
@@ -582,21 +583,39 @@ def _through_convolution(eqn: Any, counts: Array) -> Array:
     else:
         counts = counts.reshape(counts.shape[0], groups, -1, *space).sum(axis=2)
         counts = jnp.repeat(counts, shape[spec.lhs_spec[1]] // groups, axis=1)
-    pads, window = [(0, 0, 0)] * 2, [1, 1]
+    window = [1, 1]
     for axis, a in enumerate(spec.lhs_spec[2:]):
-        stride, dilation = params["window_strides"][axis], params["rhs_dilation"][axis]
-        taken = (kernel[spec.rhs_spec[2 + axis]] - 1) * dilation
-        low = params["padding"][axis][0]
+        size, dilation = kernel[spec.rhs_spec[2 + axis]], params["rhs_dilation"][axis]
+        stride, low = params["window_strides"][axis], params["padding"][axis][0]
         length = (shape[a] - 1) * params["lhs_dilation"][axis] + 1
-        pads.append((taken - low, length - 1 + low - (space[axis] - 1) * stride, stride - 1))
-        window.append(kernel[spec.rhs_spec[2 + axis]])
-    counts = lax.pad(counts, jnp.zeros((), counts.dtype), pads)
+        before = (size - 1) * dilation - low
+        after = length - 1 + low - (space[axis] - 1) * stride
+        counts = _padded(_dilated(counts, axis + 2, stride), axis + 2, before, after)
+        window.append(size)
     counts = lax.reduce_window(
         counts, 0.0, lax.add, window, [1] * len(window), "VALID",
         window_dilation=[1, 1, *params["rhs_dilation"]],
     )  # fmt: skip
     every = (slice(None), slice(None), *(slice(None, None, d) for d in params["lhs_dilation"]))
     return counts[every].transpose(np.argsort(spec.lhs_spec))
+
+
+def _dilated(x: Array, axis: int, by: int) -> Array:
+    """With `by - 1` zeros between the elements along an axis."""
+    if by == 1:
+        return x
+    length = x.shape[axis]
+    spread = _padded(jnp.expand_dims(x, axis + 1), axis + 1, 0, by - 1)
+    spread = spread.reshape(*x.shape[:axis], length * by, *x.shape[axis + 1 :])
+    return lax.slice_in_dim(spread, 0, (length - 1) * by + 1, axis=axis)
+
+
+def _padded(x: Array, axis: int, before: int, after: int) -> Array:
+    """With zeros before and after along an axis, or less where that is negative."""
+    x = lax.slice_in_dim(x, max(-before, 0), x.shape[axis] - max(-after, 0), axis=axis)
+    shapes = [(*x.shape[:axis], max(n, 0), *x.shape[axis + 1 :]) for n in (before, after)]
+    zeros = [jnp.zeros(shape, x.dtype) for shape in shapes]
+    return jnp.concatenate([zeros[0], x, zeros[1]], axis=axis)
 
 
 def _run(eqn: Any, arrays: Sequence[Any]) -> list[Any]:

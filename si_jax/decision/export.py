@@ -18,6 +18,7 @@ import numpy as np
 
 from si_jax.data.files import write_atomically
 from si_jax.detectors import Detector, Inputs
+from si_jax.detectors.base import State
 
 ONNX = ".onnx"  # the ending of such files
 CHECKED = 5  # random images on which ONNX is compared with the library before it is written
@@ -82,7 +83,7 @@ def export_onnx(detector: Detector, path: str | os.PathLike) -> Path:
             know this version of JAX, it has no conversion for what the detector computes, or the
             scores are others.
     """
-    run, images = _program(detector)
+    run, images = _program(detector, branches=False)
     try:
         import onnxruntime
         from jax2onnx import to_onnx
@@ -129,8 +130,12 @@ def export_onnx(detector: Detector, path: str | os.PathLike) -> Path:
     return Path(path)
 
 
-def _program(detector: Detector) -> tuple[Callable, jax.ShapeDtypeStruct]:
-    """The function that is exported, with all else bound; and its images, a batch of any size."""
+def _program(detector: Detector, *, branches: bool = True) -> tuple[Callable, jax.ShapeDtypeStruct]:
+    """The function that is exported, with all else bound; and its images, a batch of any size.
+
+    What the detector cannot be sure of (see `Plan.exact`) is computed in a branch of its own; where
+    there are to be none, its score is NaN, which is below any threshold.
+    """
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *detector.model.image_shape), jnp.uint8)
     learnt = detector.check_fitted()
@@ -140,7 +145,7 @@ def _program(detector: Detector) -> tuple[Callable, jax.ShapeDtypeStruct]:
 
     def run(images):
         inputs = Inputs(model, variables, images)
-        score = detector.compute(inputs, state)["score"]
+        score = _certain_score(detector, inputs, state, branches)
         logits = inputs.forward.logits
         results = {
             "score": score,
@@ -155,3 +160,17 @@ def _program(detector: Detector) -> tuple[Callable, jax.ShapeDtypeStruct]:
         return results
 
     return run, images
+
+
+def _certain_score(detector: Detector, inputs: Inputs, state: State, branches: bool) -> Array:
+    results = detector.compute(inputs, state)
+    score, settled = results["score"], results.get("settled")
+    if settled is None:
+        return score
+    if not branches:
+        return jnp.where(settled, score, jnp.nan)
+
+    def exact():
+        return jnp.where(settled, score, detector.compute(inputs, state, exact=True)["score"])
+
+    return jax.lax.cond(jnp.all(settled), lambda: score, exact)

@@ -197,8 +197,6 @@ def _zero_deflation(model, path, role, engine, taps, variant, tap_chunk) -> Plan
             adding = path.combine == "add"
             found[tap] = first_mask | most if adding else first_mask & most
             certain.append((most == least) | (first_mask == adding))
-            # what is not finite counts, lest a broken pass look like a quiet one
-        found = {tap: on | ~jnp.isfinite(plain[tap]) for tap, on in found.items()}
         settled = [jnp.all(x, axis=tuple(range(1, x.ndim))) for x in certain]
         return found, jnp.all(jnp.stack(settled), axis=0) if settled else None
 

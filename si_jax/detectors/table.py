@@ -36,7 +36,7 @@ DETECTORS: dict[str, Method] = {
         si.si_z,
         "S&I zero-deflation",
         "S&I, ICML 2025",
-        version=1,
+        version=2,
         needs=("gradient",),
         batch_size=32,
     ),
@@ -52,7 +52,7 @@ DETECTORS: dict[str, Method] = {
         si.gaia_z,
         "GAIA zero-deflation",
         "Chen et al., NeurIPS 2023",
-        version=1,
+        version=2,
         needs=("gradient",),
     ),
     "gaia-a": Method(

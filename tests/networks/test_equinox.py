@@ -76,7 +76,7 @@ def test_blocks_are_reached_or_it_is_said_that_they_are_not(lift):
             select(model)
         return
     taps = ("blocks/0/norm", "blocks/1/norm")
-    assert select(model) == taps and not activation.without_relu(model, taps)
+    assert select(model) == taps and not activation.without_activation(model, taps)
     edit = {taps[0]: lambda z: 0 * z - 1}
     edited = [splitting.forward(m, m.variables, images, edit=edit).logits for m in (model, plain)]
     np.testing.assert_allclose(*edited, rtol=1e-5, atol=1e-6)
@@ -112,7 +112,7 @@ def test_tokens_and_feature_maps_have_their_channels_last():
     np.testing.assert_allclose(out["conv"], expected, rtol=1e-5, atol=1e-5)
     expected = expected.reshape(6, 16, 5) @ up.weight.T + up.bias
     np.testing.assert_allclose(out["up"], expected, rtol=1e-5, atol=1e-5)
-    assert activation.followed(model, ("conv", "up")) == ("up",)
+    assert activation.taps_with_activation(model, ("conv", "up")) == ("up",)
 
 
 def test_the_users_module_stays_as_it_is_and_mistakes_are_told(tmp_path):

@@ -178,7 +178,7 @@ def test_networks_without_relu(name, densities):
     variables = module.init(jax.random.key(0), jnp.zeros(shape))
     model = si_jax.Model(module, variables, digits.SIZE, (0.5,) * 3, (0.5,) * 3)
     assert default_taps(model, "si-c") == densities
-    assert not activation.without_relu(model, densities, smooth=True)
+    assert not activation.without_activation(model, densities)
     for detector in ("si-z", "gaia-z"):
         with pytest.raises(ValueError, match=rf"{detector} .* no ReLU .*norm.*: .* use si-c"):
             si_jax.make_detector(detector, model)
