@@ -96,9 +96,9 @@ def test_every_detector_works_on_it(other):
     assert chosen.settings["taps"] == ["twice", "twice#1"]
     assert chosen.details(images)["tap_density"].shape == (5, 2)
     # a ReLU follows these two, and none follows the late norm
-    for taps in ("twice*", None):
+    for chosen_taps in ("twice*", None):
         by_gradient, by_activation = (
-            si_jax.make_detector("gaia-z", other, taps=taps, engine=engine).score(images)
+            si_jax.make_detector("gaia-z", other, taps=chosen_taps, engine=engine).score(images)
             for engine in ("gradient", "activation")
         )
         np.testing.assert_allclose(by_activation, by_gradient, atol=1e-6)
