@@ -12,8 +12,10 @@ Exit status 0; 1 if an image could not be read (it is named, the others go on); 
 import collections
 import dataclasses
 import glob
+import hashlib
 import itertools
 import json as json_text
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -67,6 +69,8 @@ def main(
     first = next(files, None)  # a path that does not exist is refused before anything is printed
     if first is None:
         raise ValueError("no image is named: give files or folders, or one path a line after -")
+    if explain:
+        Path(explain).mkdir(parents=True, exist_ok=True)
     out = sys.stderr if json else sys.stdout
     print(f"{loaded.name} on {loaded.model.name}: {loaded.threshold}", file=out)
     print(f"images are prepared by: {loaded.preprocessing}", file=out)
@@ -78,7 +82,7 @@ def main(
         for row in predict_files(loaded, itertools.chain([first], files)):
             counts["unreadable" if row.error else "ood" if row.is_ood else "trusted"] += 1
             if row.error:
-                bar.write(f"unreadable: {row.error}", file=sys.stderr)
+                bar.write(printable(f"unreadable: {row.error}"), file=sys.stderr)
             if json or not row.error:
                 bar.write(json_text.dumps(row.as_dict()) if json else line(loaded, row))
             if explain and not row.error:
@@ -100,15 +104,23 @@ def line(detector: Detector, row: FilePrediction) -> str:
     name = row.label if row.label is None or row.label >= len(classes) else classes[row.label]
     return (
         f"{verdict:7}  {row.p_value:7.4f}  {row.score:9.4g}  {name!s:5}  {row.probability:11.1%}"
-        f"  {row.file}"
+        f"  {printable(row.file)}"
     )
 
 
 def write_explanation(detector: Detector, file: str, directory: Path) -> None:
-    """Write the picture of one image, named after its path."""
-    directory.mkdir(parents=True, exist_ok=True)
-    name = re.sub(r"[^\w.-]+", "_", str(Path(file))).strip("_.")
-    detector.explain(file, title=Path(file).name).savefig(directory / f"{name}.png")
+    """Write the picture of one image, named after its path, which a hash tells from all others."""
+    path = os.fsencode(file)
+    name = re.sub(r"[^\w.-]+", "_", path.decode(errors="replace")).strip("_.")
+    name = name.encode()[-150:].decode(errors="ignore").lstrip("_.")
+    digest = hashlib.blake2b(path, digest_size=5).hexdigest()
+    title = printable(Path(file).name)
+    detector.explain(file, title=title).savefig(directory / f"{digest}_{name}.png")
+
+
+def printable(text: str) -> str:
+    """Text in which what is no UTF-8, as in names of files, is written as an escape."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def listed(paths: tuple[str, ...]) -> Iterator[str]:
@@ -124,5 +136,9 @@ def listed(paths: tuple[str, ...]) -> Iterator[str]:
         if path != "-":
             yield from find_images([path])
             continue
-        for text in filter(None, (text.rstrip("\r\n") for text in sys.stdin)):
-            yield from find_images([text]) if Path(text).is_dir() else [text]
+        lines = getattr(sys.stdin, "buffer", sys.stdin)  # names need not be text
+        for number, line in enumerate(lines):
+            text = os.fsdecode(line).rstrip("\r\n")
+            text = text.removeprefix("\ufeff") if not number else text
+            if text:
+                yield from find_images([text]) if Path(text).is_dir() else [text]

@@ -3,11 +3,12 @@
 import io
 import re
 import struct
+import threading
 import zlib
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from si_jax.data.image_set import UnreadableImage
 
@@ -61,48 +62,86 @@ def looks_like_an_image(head: bytes) -> bool:
     return any(magic.match(head) for magic in _MAGIC)
 
 
+_UPRIGHT = {
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: np.rot90(a),
+}
+"""EXIF's orientation -> what turns such an image upright."""
+
+_PICTURES = threading.Lock()  # a Pillow image is read, and its tags too, by one thread at a time
+
+
 def decode(data: bytes, name: str, *, upright: bool = False) -> UInt8[np.ndarray, "height width 3"]:
     """Decode an image in one of `FORMATS` (the first, where it holds several) to RGB.
 
-    The result is what Pillow's `convert("RGB")`, and so torchvision's folder loader, gives:
-    grey is replicated, palettes are looked up, CMYK is converted, an alpha channel is *dropped*
-    (not composited on a background), a rotation noted in EXIF is not applied. The exception is
-    16-bit grey, which Pillow may clip: here it keeps its high byte, as Pillow does for 16-bit
-    colour.
+    The result is what Pillow's `convert("RGB")`, and so torchvision's folder loader, gives: grey is
+    replicated, palettes are looked up, CMYK is converted, an alpha channel is *dropped* (not
+    composited on a background). The exception is 16-bit grey, which Pillow may clip: here it keeps
+    its high byte, as Pillow does for 16-bit colour.
 
     Args:
         data: the file's content.
         name: the file's name, for the message.
-        upright: whether to apply the rotation or flip that a camera noted in EXIF; the benchmarks'
-            protocols don't.
+        upright: whether to turn the image as EXIF notes, which is done for all files; only what a
+            prepared set of TFDS holds is left as it is.
 
     Returns:
         The image, uint8 of shape (height, width, 3).
 
     Raises:
-        UnreadableImage: if the image is truncated, damaged, in another format or of more than 50
-            million pixels.
+        UnreadableImage: if the image is truncated, damaged, in another format, of more than 50
+            million pixels, or of numbers whose scale is not known.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise ValueError(f"its {image.width}x{image.height} pixels are over 50 million")
-            image.load()
-            return to_rgb(ImageOps.exif_transpose(image) if upright else image)
+            return _rgb(image, upright)
     except _DAMAGE as error:
         raise UnreadableImage(
-            f"{name} can't be decoded ({_reason(error, data)}); replace the file or skip"
-            " unreadable images."
+            f"{name} can't be decoded ({_reason(error, data)}): replace the file or skip"
+            " unreadable images"
         ) from error
 
 
-def to_rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
-    """Convert a Pillow image of any mode as `decode` does; ValueError for floating-point ones."""
-    if image.mode == "F":
-        raise ValueError("its values are floating-point numbers in a scale not known")
-    if image.mode.startswith("I"):  # "I;16", "I;16B" and, in older Pillow, "I"
-        return _high_byte(np.asarray(image))
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+def to_rgb(image: Image.Image, name: str = "a Pillow image") -> UInt8[np.ndarray, "height width 3"]:
+    """Convert a Pillow image of any mode as `decode` does, upright, be it read yet or not."""
+    try:
+        with _PICTURES:
+            return _rgb(image, upright=True)
+    except _DAMAGE as error:
+        raise UnreadableImage(f"{name} can't be read ({_reason(error, b'?')})") from error
+
+
+def to_grey(image: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 1"]:
+    """Luminance, as Pillow's mode `L`; of replicated grey exactly the grey."""
+    return np.asarray(Image.fromarray(image).convert("L"))[..., None]
+
+
+def _rgb(image: Image.Image, upright: bool) -> np.ndarray:
+    if image.width * image.height > MOST_PIXELS:
+        raise ValueError(f"its {image.width}x{image.height} pixels are over 50 million")
+    image.load()
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        kind = "floating-point" if image.mode == "F" else "32-bit"
+        raise ValueError(f"its values are {kind} numbers in a scale not known")
+    if image.mode.startswith("I"):  # "I;16", "I;16B" and, of 16 bits in some formats, "I"
+        pixels = _high_byte(np.asarray(image))
+    else:
+        pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    turned = _UPRIGHT.get(_orientation(image)) if upright else None
+    return pixels if turned is None else np.ascontiguousarray(turned(pixels))
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation; 1, upright, where the tags cannot be read."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except _DAMAGE:
+        return 1
 
 
 def _high_byte(values: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ def from_folder(
     name: str | None = None,
     wnid_to_index: str | os.PathLike | None = None,
     num_classes: int | None = None,
-    upright: bool = False,
+    upright: bool = True,
     classes: Sequence[str] = (),
 ) -> ImageSet:
     """Read the images of a folder, in the order of their relative paths.
@@ -46,7 +46,7 @@ def from_folder(
             of their positions.
         num_classes: number of top-level folders that there must be for their positions to be the
             classifier's classes; not checked by default, nor with `wnid_to_index`.
-        upright: whether images are turned as EXIF notes, which the benchmarks' protocols don't.
+        upright: whether images are turned as EXIF notes, as everywhere.
         classes: names of the top-level folders in the order of the labels, used instead of their
             positions; a folder by another name is an error.
 
@@ -85,7 +85,7 @@ def from_files(
     *,
     name: str | None = None,
     notes: tuple[str, ...] = (),
-    upright: bool = False,
+    upright: bool = True,
     other_labels: tuple[int, ...] = (),
 ) -> ImageSet:
     """Read the given files below a folder, in that order.
@@ -123,7 +123,7 @@ def from_files(
     return ImageSet(
         name=set_name,
         size=len(names),
-        structure=fingerprint_of("folder", len(names)),
+        structure=fingerprint_of("folder, upright" if upright else "folder", len(names)),
         load_fn=load,
         ident_fn=names.__getitem__,
         digest_fn=digests,

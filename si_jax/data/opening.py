@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 
 from si_jax.data.decoding import decode, to_rgb
 from si_jax.data.files import read_bytes
@@ -48,7 +48,7 @@ def open_image(
             f"the network takes images of {channels} channels, which no picture has: give arrays"
         )
     if isinstance(item, Image.Image):
-        image = to_rgb(ImageOps.exif_transpose(item))
+        image = to_rgb(item)
     elif isinstance(item, str | os.PathLike):
         image = decode(_read(Path(item)), str(item), upright=True)
     else:

@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 PROTOCOLS = ("published", "openood")
+MOST_PIXELS = 50_000_000  # of a resized image; so long a one is cut before
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,18 @@ class Preprocessing:
         self, image: UInt8[np.ndarray, "height width 3"]
     ) -> UInt8[np.ndarray, "crop_height crop_width 3"]:
         """Apply it to one image, uint8 of shape (height, width, 3)."""
-        return center_crop(resize(image, self.resize), self.crop)
+        return center_crop(self.resized(image), self.crop)
+
+    def resized(
+        self, image: UInt8[np.ndarray, "height width 3"]
+    ) -> UInt8[np.ndarray, "new_height new_width 3"]:
+        """The image before the crop; a very long one is cut about its middle, to bound memory."""
+        short, long = sorted(image.shape[:2])
+        if isinstance(self.resize, int) and self.resize**2 * long // short > MOST_PIXELS:
+            kept = max(short, -(-max(self.crop) * short // self.resize) + 4)
+            kept += (long - kept) % 2  # what lies in the middle stays there
+            image = center_crop(image, tuple(min(side, kept) for side in image.shape[:2]))
+        return resize(image, self.resize)
 
     def __str__(self) -> str:
         if self.resize is None:

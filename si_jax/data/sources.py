@@ -46,7 +46,7 @@ def from_path(
     *,
     name: str | None = None,
     num_classes: int | None = None,
-    upright: bool = False,
+    upright: bool = True,
 ) -> ImageSet:
     """Open a folder, a `.npz` file, a list (`.txt`) or one of SVHN's `.mat` files.
 

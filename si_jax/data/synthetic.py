@@ -11,7 +11,7 @@ from PIL import Image, ImageFilter
 
 from si_jax.data.fingerprints import digest_of
 from si_jax.data.image_set import NO_LABEL, ImageSet, fingerprint_of, subset
-from si_jax.data.preprocessing import Preprocessing, resize
+from si_jax.data.preprocessing import Preprocessing
 
 PATCHES = 4  # shuffled images are cut into this many patches a side
 MOST = 1000  # images of a set
@@ -73,7 +73,7 @@ def sets_of(images: ImageSet, transform: Preprocessing, seed: int = 0) -> dict[s
 
 def _made(kind: str, images: ImageSet, transform: Preprocessing, seed: int) -> ImageSet:
     def load(index: int) -> tuple[np.ndarray, int]:
-        image = resize(images.load(index)[0], transform.resize)
+        image = transform.resized(images.load(index)[0])
         rng = np.random.default_rng([seed, index])
         return KINDS[kind](image, rng), NO_LABEL
 

@@ -93,8 +93,14 @@ class Predictor:
         errors: list[str] = []
         for item in items:
             if isinstance(item, Mapping):  # Hugging Face's image that is not decoded
-                item = item["bytes"] if item.get("bytes") is not None else item["path"]
+                item = item.get("bytes") if item.get("bytes") is not None else item.get("path")
             try:
+                if (
+                    item is None
+                    or isinstance(item, float)
+                    or (isinstance(item, str | bytes) and not item)
+                ):
+                    raise UnreadableImage(f"there is no image in this row (={item!r})")
                 if is_encoded(item):
                     image = open_image(item, detector.preprocessing, channels)
                 else:

@@ -66,8 +66,11 @@ class Detector:
             self._take({})
 
     def __repr__(self) -> str:
-        options = ", ".join(f"{k}={v!r}" for k, v in self.settings.items() if k != "taps")
-        return f"Detector({self.name!r}, {self.model.name}, {options})"
+        known = [f"{k}={v!r}" for k, v in self.settings.items() if k != "taps"]
+        if self.needs_fit:
+            known.append("not fitted" if self.state is None else "fitted")
+        known.append("not calibrated" if self.threshold is None else "calibrated")
+        return f"Detector({self.name!r}, {self.model.name}, {', '.join(known)})"
 
     def compute(
         self, inputs: Inputs, state: State, *, exact: bool = False
