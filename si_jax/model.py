@@ -130,9 +130,10 @@ class Model(Network):
         if jax.tree.leaves(variables):  # else weights are still to come
             self._check_logits()
             object.__setattr__(self, "head", head_of(self, head))
+            self._check_independence()
 
     def _check_logits(self) -> None:
-        """Refuse what certainly is no logits, or depends on the other images of a batch."""
+        """Refuse what certainly is no logits."""
         if self.num_classes < 2:
             raise ValueError(
                 "the network gives one logit, and detectors need one for each of two classes or"
@@ -141,6 +142,9 @@ class Model(Network):
         look = self.outline
         if kind := output_activation(look.closed.jaxpr, look.logit_values):
             raise ValueError(no_logits(kind))
+
+    def _check_independence(self) -> None:
+        """Refuse a network whose logits depend on the other images of a batch."""
         if may_mix_images(self) and self.is_concrete and self._mixes_images():
             raise ValueError(
                 "the network's logits of an image depend on the other images of its batch, as where"

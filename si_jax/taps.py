@@ -70,8 +70,13 @@ def _density_taps(model: Model) -> tuple[str, ...]:
         return norms
     if len(activation.never_off(model, norms)) < len(norms):
         return norms
-    innermost = [call.path for call in model.calls if call.leaf and call.shape]
-    return activation.taps_with_activation(model, innermost)
+    return activation.taps_with_activation(model, _innermost(model))
+
+
+def _innermost(model: Network) -> list[str]:
+    """Paths of the calls inside which there are no others, but for the head."""
+    hidden = model.outline.hidden | {model.head}
+    return [c.path for c in model.calls if c.leaf and c.shape and c.path not in hidden]
 
 
 def select(model: Network, taps: Taps = None) -> tuple[str, ...]:
@@ -80,8 +85,8 @@ def select(model: Network, taps: Taps = None) -> tuple[str, ...]:
     Args:
         model: the network.
         taps: a path or a glob such as `"layer3_*/bn?"` (in which `*` also matches `/`), several of
-            them, a predicate on modules, or None for the output of every BatchNorm, GroupNorm and
-            LayerNorm.
+            them, a predicate on modules, or None for the output of every normalisation layer; in a
+            network without any, for what enters its activations.
 
     Raises:
         ValueError: if nothing matches, or a path or glob matches nothing.
@@ -94,9 +99,12 @@ def select(model: Network, taps: Taps = None) -> tuple[str, ...]:
             c for c in model.calls if c.path != model.head and model.framework.is_norm(c.module)
         ]
         asked = (
-            "a BatchNorm, GroupNorm or LayerNorm, the default: name others by taps (those of si-c's"
-            " channel-average by inner)"
+            "a normalisation layer, the default, and no activation follows any: name others by taps"
+            " (those of si-c's channel-average by inner)"
         )
+        if not chosen:
+            names = activation.taps_with_activation(model, _innermost(model))
+            chosen = [c for c in model.calls if c.path in names]
     elif callable(taps):
         chosen = [c for c in model.calls if taps(c.module)]
         asked = "the predicate"

@@ -13,6 +13,7 @@ from si_jax.detectors.head import head_logits, num_features
 from si_jax.detectors.options import Count, Percentile
 from si_jax.model import Model
 from si_jax.models import family_of
+from si_jax.networks.network import HIDDEN
 from si_jax.taps import Taps, select
 
 SQUARINGS, POWERS = 6, 256
@@ -229,6 +230,8 @@ def _maps(model: Model, stages: int) -> tuple[str, ...]:
     family = family_of(model.module)
     if family is not None and (outputs := family.stages(model.module)):
         return outputs[-stages:]
+    if hidden := model.outline.hidden:
+        raise ValueError(f"rankfeat: {', '.join(sorted(hidden))} {HIDDEN}")
     paths = [call.path for call in model.calls]
     maps = [
         call.path

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from si_jax.detectors.base import Inputs, Plan, State
 from si_jax.detectors.options import Count, Positive
+from si_jax.detectors.probabilities import log_probabilities
 from si_jax.model import Model
 
 
@@ -60,7 +61,8 @@ def gen(model: Model, *, gamma: Positive = 0.1, top: Count = 100) -> Plan:
     count = min(top, model.num_classes)
 
     def compute(inputs: Inputs, state: State):
-        p, _ = jax.lax.top_k(jax.nn.softmax(inputs.forward.logits), count)
-        return {"score": -jnp.sum((p * (1 - p)) ** gamma, axis=-1)}
+        log_p, _ = jax.lax.top_k(log_probabilities(inputs.forward.logits), count)
+        log_rest = jnp.log(-jnp.expm1(log_p))  # of 1 - p
+        return {"score": -jnp.sum(jnp.exp(gamma * (log_p + log_rest)), axis=-1)}
 
     return Plan(compute, {"gamma": gamma, "top": top})

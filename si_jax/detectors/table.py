@@ -30,7 +30,7 @@ DETECTORS: dict[str, Method] = {
         "S&I calibrated, without a gradient: energy and zero-deflation",
         "this library, after S&I",
         version=1,
-        needs=("fit", "linear head"),
+        needs=("fit",),
     ),
     "si-z": Method(
         si.si_z,
@@ -84,7 +84,7 @@ DETECTORS: dict[str, Method] = {
     "energy": Method(
         logits.energy, "logsumexp of the logits", "Liu et al., NeurIPS 2020", version=1
     ),
-    "gen": Method(logits.gen, "minus the generalised entropy", "Liu et al., CVPR 2023", version=1),
+    "gen": Method(logits.gen, "minus the generalised entropy", "Liu et al., CVPR 2023", version=2),
     "odin": Method(
         gradients.odin,
         "largest softmax probability at a high temperature after a step on the image",

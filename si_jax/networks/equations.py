@@ -1,8 +1,10 @@
 """What the equations of a traced computation (a jaxpr) do: which of them are activations.
 
-An activation counts as *like a ReLU* if it is element-wise, vanishes far below zero and is
-proportional to its input far above: ReLU, GELU in both its forms, SiLU, Mish, softplus. Whether it
-is so is told by its values, so it does not matter how JAX spells it.
+An activation counts as *like a ReLU* if it is element-wise and tells positive inputs from others:
+ReLU and those with a cap, such as ReLU6, which are zero for the others; those that vanish far below
+zero and are proportional to their input far above, GELU in both its forms, SiLU, Mish, softplus;
+and those that have another slope below zero, LeakyReLU, PReLU, ELU, CELU, SELU. Whether it is so
+is seen from its values, so it does not matter how JAX spells it.
 """
 
 import itertools
@@ -14,8 +16,11 @@ import jax
 import numpy as np
 from scipy import special
 
-FAR = np.array([-80.0, -40.0, -20.0, -3.5, 20.0, 40.0, 80.0])
+FAR = np.array([-80.0, -40.0, -20.0, -3.5, -0.5, 0.0, 1e-3, 0.5, 3.5, 20.0, 40.0, 80.0])
 """Where an activation is looked at; at -3.5 smooth ones are not zero, while a ReLU is."""
+
+SLOPES = (0.1, 0.3)
+"""Two values of a learnt factor, such as PReLU's slope, which must change nothing above zero."""
 
 TOLERANCE = 1e-3
 LONGEST = 32
@@ -149,17 +154,27 @@ class Equations:
         Other equations may use `x` too, but none may use what lies inside the activation. Its
         output is the last possible one, or the variable `made_of_it`.
         """
-        values, made = {x: FAR, **self._constants}, {}
-        for eqn in self._behind(x, values):
-            if len(eqn.outvars) != 1 or eqn.outvars[0].aval.shape != x.aval.shape:
-                continue
-            value = _apply(eqn, values)
-            if value is not None:
-                values[eqn.outvars[0]] = value
-                made[eqn.outvars[0]] = eqn
+        made: dict[Any, Any] = {}
+        found = []
+        for slope in SLOPES:
+            values = {x: FAR, **self._constants}
+            for eqn in self._behind(x, values):
+                out = eqn.outvars[0]
+                if len(eqn.outvars) != 1 or out.aval.shape != x.aval.shape:
+                    continue
+                unknown = {v: slope for v in eqn.invars if not is_literal(v) and v not in values}
+                value = _apply(eqn, {**values, **unknown})
+                if value is not None:
+                    values[out], made[out] = value, eqn
+            found.append(values)
         for output in reversed(made) if made_of_it is None else {made_of_it} & made.keys():
-            if _like_relu(values[output]) and (inside := self._inside(output, made)):
-                switches = not abs(values[output][FAR == -3.5]).item() > 1e-6
+            one, other = (values.get(output) for values in found)
+            if not (_like_relu(one) and _like_relu(other)):
+                continue
+            if not np.array_equal(one[FAR > 0], other[FAR > 0]):  # a factor of what is above zero
+                continue
+            if inside := self._inside(output, made):
+                switches = not abs(one[FAR == -3.5]).item() > 1e-6
                 ids = frozenset(id(made[v]) for v in inside)
                 return Activation(ids, frozenset(inside), output, switches)
         return None
@@ -185,12 +200,16 @@ class Equations:
         return None
 
     def _behind(self, x: Any, values: Mapping[Any, Any]) -> Iterator[Any]:
-        """The equations whose operands are all in `values`, which may grow, in order."""
+        """The equations whose operands are all in `values`, which may grow, in order.
+
+        Products of one of them and of something else are among them.
+        """
         seen, waiting = set(), list(self.users.get(x, ()))
         while waiting:
             eqn = min(waiting, key=lambda e: self._order[id(e)])
             waiting.remove(eqn)
-            if id(eqn) in seen or any(not is_literal(v) and v not in values for v in eqn.invars):
+            unknown = sum(not is_literal(v) and v not in values for v in eqn.invars)
+            if id(eqn) in seen or unknown > (eqn.primitive.name == "mul"):
                 continue
             seen.add(id(eqn))
             yield eqn
@@ -223,17 +242,18 @@ def outputs(jaxpr: Any) -> set[Any]:
 
 
 def _like_relu(y: Any) -> bool:
-    """Whether values at `FAR` are nothing far below zero, and proportional to `FAR` far above."""
-    if np.shape(y) != FAR.shape:
+    """Whether values at `FAR` are those of one of the three kinds of activations."""
+    if np.shape(y) != FAR.shape or not np.isfinite(y).all():
         return False
-    low, high = y[FAR <= -20], y[FAR >= 20]
-    slope = high / FAR[FAR >= 20]
-    with np.errstate(all="ignore"):
-        return bool(
-            slope[0] > 0
-            and (abs(low) <= TOLERANCE * slope[0]).all()
-            and (abs(slope / slope[0] - 1) <= TOLERANCE).all()
-        )
+    steps = np.diff(y)
+    slope = (y / np.where(FAR, FAR, 1))[FAR >= 20]
+    straight = slope[0] > 0 and bool((abs(slope / slope[0] - 1) <= TOLERANCE).all())
+    vanishes = straight and bool((abs(y[FAR <= -20]) <= TOLERANCE * slope[0]).all())
+    switches = not y[FAR <= 0].any() and bool((y[FAR > 0] > 0).all() and (steps >= 0).all())
+    below = y[FAR == -20].item() / -20
+    bent = abs(y[FAR == 0].item()) == 0 and bool((steps >= 0).all() and (y[FAR < 0] < 0).all())
+    bent = bent and straight and below < slope[0] * (1 - TOLERANCE)
+    return bool(vanishes or switches or bent)
 
 
 def _apply(eqn: Any, values: Mapping[Any, Any]) -> Any:
@@ -260,3 +280,17 @@ def _apply(eqn: Any, values: Mapping[Any, Any]) -> Any:
     params = {"y": eqn.params["y"]} if name == "integer_pow" else {}
     with np.errstate(all="ignore"):
         return ELEMENTWISE[name](*operands, **params)
+
+
+def uses(jaxpr: Any, names: Sequence[str]) -> bool:
+    """Whether some operation of these names is needed for what a computation returns."""
+    needed = outputs(jaxpr)
+    for eqn in reversed(jaxpr.eqns):
+        if not needed.isdisjoint(eqn.outvars):
+            needed.update(v for v in eqn.invars if not is_literal(v))
+            parts = [getattr(x, "jaxpr", x) for x in eqn.params.values()]
+            if eqn.primitive.name in names or any(
+                hasattr(part, "eqns") and uses(part, names) for part in parts
+            ):
+                return True
+    return False

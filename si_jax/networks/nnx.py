@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from si_jax.networks.equations import uses
 from si_jax.networks.framework import (
     Framework,
     Named,
@@ -17,6 +18,10 @@ from si_jax.networks.framework import (
 from si_jax.networks.interception import intercepted
 
 NORMS = (nnx.BatchNorm, nnx.GroupNorm, nnx.InstanceNorm, nnx.LayerNorm, nnx.RMSNorm)
+
+
+PATH = "_si_jax_path"
+"""A module's attribute that holds its path: copies that `nnx.jit` makes of it have it too."""
 
 
 def prepare(network: nnx.Module, variables: Any) -> tuple[nnx.Module, Named]:
@@ -36,26 +41,37 @@ def prepare(network: nnx.Module, variables: Any) -> tuple[nnx.Module, Named]:
 
 def run(network: nnx.Module, variables: Named, images: Any, kwargs: Named, visit: Visit) -> Any:
     """Call a fresh copy with `variables` and with `visit` around each sub-module's call."""
-    parts: Any = nnx.split(nnx.clone(network), nnx.Param, nnx.RngState, ...)
-    graphdef, params, rngs, state = parts
-    nnx.replace_by_pure_dict(params, variables["params"])
-    nnx.replace_by_pure_dict(state, variables["state"])
-    copy = nnx.merge(graphdef, params, rngs, state)
     originals = {_name(path): module for path, module in _modules(network)}
-    paths = {id(module): _name(path) for path, module in _modules(copy)}
+
+    paths: dict[int, str] = {}
 
     def seam(module, call, args, kwargs):
-        path = paths.get(id(module))
+        path = vars(module).get(PATH, paths.get(id(module)))
         if not path:
             return call(*args, **kwargs)
         return visit(path, originals[path], *first_positional(call, args, kwargs))
 
-    before = _counts(copy)
-    classes = {type(module) for module in originals.values()}
-    with intercepted(classes, seam):
+    def called(variables, images):
+        parts: Any = nnx.split(nnx.clone(network), nnx.Param, nnx.RngState, ...)
+        graphdef, params, rngs, state = parts
+        nnx.replace_by_pure_dict(params, variables["params"])
+        nnx.replace_by_pure_dict(state, variables["state"])
+        copy = nnx.merge(graphdef, params, rngs, state)
+        for path, module in _modules(copy):
+            paths[id(module)] = _name(path)
+            if not isinstance(module, nnx.bridge.ToNNX):  # which takes each attribute for weights
+                setattr(module, PATH, _name(path))
+        before = _counts(copy)
         out = copy(images, **kwargs)
-    if any(a is not b for a, b in zip(before, _counts(copy), strict=True)):
-        raise StochasticNetworkError
+        drawn = any(a is not b for a, b in zip(before, _counts(copy), strict=True))
+        return (out, drawn)
+
+    with intercepted({type(module) for module in originals.values()}, seam):
+        out, drawn = called(variables, images)
+    if drawn:  # by nnx.bridge.ToNNX in vain, perhaps
+        closed = jax.make_jaxpr(lambda *args: called(*args)[0])(variables, images)
+        if uses(closed.jaxpr, ("random_bits", "threefry2x32")):
+            raise StochasticNetworkError
     return out
 
 

@@ -79,7 +79,6 @@ def reader(
         ValueError: as `si_c`.
     """
     components = canonical_components(components)
-    num_features(model)  # refuses a head that is not linear
     channels, engine, positions = None, None, 1
     inner_paths: tuple[str, ...] = ()
     by_gradient: tuple[str, ...] = ()
@@ -89,6 +88,7 @@ def reader(
         channels = select_channels(_shapes(model, paths), max_channels, seed)
         engine = {0: "activation", len(paths): "gradient"}.get(len(by_gradient), "mixed")
     if "channel-average" in components:
+        num_features(model)  # refuses a head that is not linear
         inner_paths = default_taps(model, "si-c-inner") if inner is None else select(model, inner)
         (outer,) = default_taps(model, "outer")
         if outer != splitting.FEATURES:
