@@ -21,6 +21,7 @@ from si_jax import splitting
 from si_jax.model import Model
 from si_jax.networks import switching
 from si_jax.networks.equations import Equations, is_literal, is_relu
+from si_jax.networks.network import Network
 from si_jax.splitting import Traced
 
 AFFINE = ("add", "sub", "mul", "convert_element_type", "copy", "add_any")
@@ -82,7 +83,7 @@ def without_activation(model: Model, taps: Sequence[str]) -> tuple[str, ...]:
     return tuple(tap for tap, gate in gates.items() if gate is None)
 
 
-def taps_with_activation(model: Model, taps: Sequence[str]) -> tuple[str, ...]:
+def taps_with_activation(model: Network, taps: Sequence[str]) -> tuple[str, ...]:
     """Those taps that a ReLU follows, or GELU, SiLU or their like, or that these make.
 
     Of those with the same activations, the first.
@@ -99,7 +100,7 @@ def never_off(model: Model, taps: Sequence[str]) -> tuple[str, ...]:
     return tuple(tap for tap in taps if switching.never_off(equations, traced.taps[tap]))
 
 
-def _abstract(model: Model, taps: Sequence[str]) -> Traced:
+def _abstract(model: Network, taps: Sequence[str]) -> Traced:
     image = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
     return splitting.trace(model, model.variables, image, taps)
 

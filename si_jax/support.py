@@ -276,7 +276,8 @@ class Tape:
 
     def _behind(self, tap: str, allowed: Callable[[Node], bool]) -> dict[Node, None]:
         """The equations from a tap on that `allowed` admits, and that need no others behind it."""
-        carried, moved, behind = {self.taps[tap]}, {self.taps[tap]}, {}
+        carried, moved = {self.taps[tap]}, {self.taps[tap]}
+        behind: dict[Node, None] = {}
         for node in self.nodes:
             dependent = [v for v in node.inputs if v in moved]
             if not dependent:

@@ -15,6 +15,7 @@ import jax.export
 import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from si_jax.data.files import write_atomically
 from si_jax.detectors import Detector, Inputs

@@ -169,7 +169,7 @@ class Equations:
             found.append(values)
         for output in reversed(made) if made_of_it is None else {made_of_it} & made.keys():
             one, other = (values.get(output) for values in found)
-            if not (_like_relu(one) and _like_relu(other)):
+            if one is None or other is None or not (_like_relu(one) and _like_relu(other)):
                 continue
             if not np.array_equal(one[FAR > 0], other[FAR > 0]):  # a factor of what is above zero
                 continue
