@@ -26,7 +26,16 @@ LAYERS = (  # from the top down; packages on one line may not import each other
     ("networks", "models", "data"),
     ("checks",),
 )
-CORE = ("activation", "batching", "cli", "integration", "model", "splitting", "taps")
+CORE = (
+    "activation",
+    "batching",
+    "cli",
+    "integration",
+    "model",
+    "splitting",
+    "support",
+    "taps",
+)
 """The modules at the root of the package; the only ones."""
 
 LEVEL = {name: len(LAYERS) - row for row, names in enumerate(LAYERS) for name in names}

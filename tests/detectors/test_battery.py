@@ -145,9 +145,9 @@ def test_needs_are_what_the_table_says(name, models):
 
 
 class Scaled(nn.Module):
-    """A scale behind the head, so that the head is not the map from features to logits."""
+    """A `tanh` behind the head, so that the head is not the map from features to logits."""
 
-    layer: str = "scaled"
+    layer: str = "squashed"
 
     @nn.compact
     def __call__(self, x):
@@ -161,10 +161,11 @@ class Scaled(nn.Module):
         logits = nn.Dense(1 if self.layer == "one logit" else 4, name="head")(features)
         if self.layer in ("softmax", "log_softmax"):
             return getattr(nn, self.layer)(logits)
-        return {"scaled": 20 * logits, "cast": logits.astype(jnp.float32)}.get(self.layer, logits)
+        others = {"scaled": 20 * logits, "squashed": jnp.tanh(logits)}
+        return {**others, "cast": logits.astype(jnp.float32)}.get(self.layer, logits)
 
     @classmethod
-    def model(cls, layer="scaled"):
+    def model(cls, layer="squashed"):
         variables = cls(layer).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
         return si_jax.Model(cls(layer), variables, (8, 8), (0.5,) * 3, (0.25,) * 3, head="head")
 
@@ -172,8 +173,8 @@ class Scaled(nn.Module):
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        ("scaled", r"head \(='head'\): its weights times its input .* not the network's logits"),
-        ("hidden", r"head \(='head'\) has weights of shape \(8, 12\).* 5 logits of 8 features"),
+        ("squashed", r"head \(='head'\) is not linear: .* logits are not its input times weights"),
+        ("hidden", r"head \(='head'\) is not linear: .* logits are not its input times weights"),
         ("positions", r"head \(='head'\) takes 4x4x8 numbers an image, not a vector"),
     ],
 )
@@ -188,6 +189,17 @@ def test_a_head_that_is_not_the_map_is_refused_where_it_is_needed(layer, message
     scores = si_jax.make_detector("energy", model).score(random_images(model, 12, seed=1))
     logits = model.logits(random_images(model, 12, seed=1)).astype(np.float64)
     np.testing.assert_allclose(scores, np.log(np.exp(logits).sum(axis=1)), rtol=1e-5)
+
+
+def test_what_scales_the_logits_belongs_to_the_head():
+    model = Scaled.model("scaled")
+    kernel = model.variables["params"]["head"]["kernel"]
+    np.testing.assert_allclose(model.head_weights(model.variables), 20 * kernel, rtol=1e-6)
+    images = random_images(model, 12, seed=1)
+    features, logits = model.features(images), model.logits(images)
+    bias = model.head_bias(model.variables)
+    expected = features @ model.head_weights(model.variables) + bias
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_head_behind_which_only_the_dtype_changes_is_the_map_without_a_run(monkeypatch):
