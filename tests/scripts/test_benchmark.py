@@ -99,7 +99,8 @@ def test_what_the_engines_compute():
         compute = make_detector(name, model, **options).compute
         return flops(model, lambda v, x: compute(Inputs(model, v, x), {})) / plain
 
-    assert cost("si-z", engine="activation") <= 1.15
+    assert cost("gaia-z", engine="activation") <= 1.15
+    assert cost("si-z", engine="activation") <= 1.25  # and the bound that later steps need
     assert cost("si-z", engine="gradient") <= 2.2
     assert cost("gaia-a") <= 2.2
     assert cost("si-z", combine="multiply") <= 3.3  # the closed form: two backward passes
