@@ -214,7 +214,8 @@ class Model(Network):
                 " weights plus a bias, as this detector needs them; those that need the logits"
                 " alone, such as 'energy', serve this network"
             )
-        return self.linear_head.weights(variables)
+        with jax.transfer_guard("allow"):  # weights on the host are moved once, outside any batch
+            return self.linear_head.weights(variables)
 
     def prepare_images(self, images: Any, scale: str | None = None) -> np.ndarray:
         """`images` as this network takes them, uint8 or float32 normalised.
