@@ -118,7 +118,7 @@ def write_arrays(directory: Path, tree: Any) -> None:
     """Write a tree of arrays to a new directory."""
     import orbax.checkpoint as ocp
 
-    with ocp.PyTreeCheckpointer(use_ocdbt=True) as checkpointer:
+    with _checkpointer(ocp) as checkpointer:
         checkpointer.save(directory, tree)
     # needed on storage without renaming alone, and it names this machine's directories
     (directory / "commit_success.txt").unlink(missing_ok=True)
@@ -143,12 +143,22 @@ def read_arrays(directory: Path) -> Any:
     return _orbax(directory, restore)
 
 
+def _checkpointer(ocp: Any) -> Any:
+    """Orbax's, which reads and writes without waiting for other processes of the run."""
+    index = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process{index}"
+    )
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=True, multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
 def _orbax(directory: Path, read: Callable[[Any, Any, Any], Any]) -> Any:
     import orbax.checkpoint as ocp
 
     jax.devices()  # fails here where JAX has none, which is no damage
     try:
-        with ocp.PyTreeCheckpointer(use_ocdbt=True) as checkpointer:
+        with _checkpointer(ocp) as checkpointer:
             return read(ocp, checkpointer, checkpointer.metadata(directory).item_metadata.tree)
     except Exception as error:  # of any kind, whichever byte is damaged
         reason = (str(error).splitlines() or [""])[0][:200]

@@ -79,7 +79,7 @@ def test_two_processes_of_which_one_dies_at_first(tmp_path, monkeypatch, capsys)
     driver.write_text(DRIVER)
 
     survivor, dead = pair(driver, out, "shuffled")
-    assert dead.returncode == -signal.SIGKILL
+    assert dead.returncode == -signal.SIGKILL, survivor.stderr + dead.stderr
     assert survivor.returncode == 2, survivor.stderr
     errors = [line for line in survivor.stderr.splitlines() if "error" in line.lower()]
     assert len(errors) == 1 and errors[0].startswith("error: process 1 of 2 gives no sign of life")
