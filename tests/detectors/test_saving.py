@@ -135,7 +135,7 @@ def test_a_directory_is_not_replaced_unless_asked(saved, tiny, tmp_path, monkeyp
     def fail(*args, **kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr("orbax.checkpoint.PyTreeCheckpointer.save", fail)
+    monkeypatch.setattr("orbax.checkpoint.Checkpointer.save", fail)
     with pytest.raises(OSError, match="disk full"):
         detector.save(tmp_path / "half")
     with pytest.raises(OSError, match="disk full"):
