@@ -7,13 +7,13 @@ step they are GAIA's.
 The engines of zero-deflation, from the cheapest to the most expensive (cost in forward passes, by
 FLOPs, of a CIFAR ResNet34 with 36 taps):
 
-- `activation` (1.01): where the first gradient is not zero, told from the forward pass alone, by
+- `activation` (1.05): where the first gradient is not zero, told from the forward pass alone, by
   `si_jax.support`. It serves networks of the equations listed there. Exact for one step. Exact too
   for any number of steps that are added up, in images where the first gradient is not zero
   wherever the activation behind the tap has a slope: a position without one is never moved, so
   that no later gradient can add to it.
 - `gradient` (2.0): the same of the first gradient itself. With one step it serves every network.
-- `closed` (3.0): two steps. What lies right behind the tap is computed again after the step, up to
+- `closed` (2.1): two steps. What lies right behind the tap is computed again after the step, up to
   the first convolution or product; what reads that is taken to do so still if `support.READERS`
   units that are on do, or if none needs to be on. Taps for which that cannot be told are left to
   `general`, and taps that `activation` serves to that.
