@@ -145,12 +145,12 @@ class Node:
         return self.eqn.primitive.name
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def shape(self) -> tuple[Any, ...]:
         """The shape of its first result."""
         return self.eqn.outvars[0].aval.shape
 
     @property
-    def graded_shapes(self) -> list[tuple[int, ...]]:
+    def graded_shapes(self) -> list[tuple[Any, ...]]:
         """The shapes of those operands that gradients come back to."""
         pairs = zip(self.inputs, self.eqn.invars, strict=True)
         return [var.aval.shape for v, var in pairs if v.graded]
@@ -532,7 +532,7 @@ def _through_function(node, value, counts, run, array, open_: bool) -> Array:
     return (((slope != 0) & (counts > 0)) | ~jnp.isfinite(x)).astype(jnp.float32)
 
 
-def _gathered(counts: Array, shape: tuple[int, ...], spread: tuple[int, ...]) -> Array:
+def _gathered(counts: Array, shape: tuple[Any, ...], spread: tuple[Any, ...]) -> Array:
     """Counts of an operand of a shape that an element-wise function spread to another."""
     axes = tuple(a for a in range(len(shape)) if shape[a] != spread[a])
     if not axes:
@@ -542,7 +542,7 @@ def _gathered(counts: Array, shape: tuple[int, ...], spread: tuple[int, ...]) ->
     return jnp.sum(_read(counts), axis=axes, keepdims=True) * (lengths // held)
 
 
-def _spreads(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+def _spreads(shape: tuple[Any, ...], to: tuple[Any, ...]) -> bool:
     pairs = zip(shape, to, strict=False)
     return not shape or (len(shape) == len(to) and all(n in (1, m) for n, m in pairs))
 
