@@ -196,6 +196,13 @@ DETECTORS: dict[str, Method] = {
         version=1,
         needs=("fit",),
     ),
+    "relation": Method(
+        neighbours.relation,
+        "sum of the relations to training images",
+        "Kim et al., NeurIPS 2023",
+        version=1,
+        needs=("fit",),
+    ),
     "she": Method(
         class_geometry.she,
         "inner product with the predicted class's mean",
@@ -231,6 +238,13 @@ DETECTORS: dict[str, Method] = {
         version=1,
         needs=("fit", "labels"),
     ),
+    "gmm": Method(
+        gaussians.gmm,
+        "log-likelihood under a Gaussian for each class",
+        "class-conditional Gaussians, as in pytorch-ood",
+        version=1,
+        needs=("fit", "labels"),
+    ),
     "vim": Method(
         subspace.vim,
         "energy minus a virtual logit",
@@ -242,6 +256,13 @@ DETECTORS: dict[str, Method] = {
         subspace.residual,
         "norm of the features outside their subspace",
         "Wang et al., CVPR 2022",
+        version=1,
+        needs=("fit", "linear head"),
+    ),
+    "pnml": Method(
+        subspace.pnml,
+        "minus the regret of the best prediction in hindsight",
+        "Bibas et al., NeurIPS 2021",
         version=1,
         needs=("fit", "linear head"),
     ),

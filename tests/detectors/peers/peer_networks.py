@@ -11,7 +11,7 @@ CLASSES, FEATURES = 4, 10
 FITTED = (
     "react", "vra", "dice", "knn", "nnguide", "she", "fdbd", "nci", "mahalanobis",
     "relative-mahalanobis", "vim", "residual", "kl-matching", "temperature-scaling", "adascale-a",
-    "adascale-l",
+    "adascale-l", "gmm", "pnml", "relation",
 )  # fmt: skip
 FREE = (
     "entropy", "gen", "odin", "i-odin", "gradnorm", "ash-p", "ash-b", "ash-s", "scale", "lts",
