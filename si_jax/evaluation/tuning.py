@@ -51,6 +51,8 @@ GRIDS: dict[str, dict[str, tuple]] = {
     "nci": {"alpha": (0.0001, 0.001, 0.01, 0.1)},
     "mahalanobis": _UNIT,
     "relative-mahalanobis": _UNIT,
+    "gram": {"orders": (1, 3, 5, 10)},
+    "nac": {"alpha": (1, 10, 100, 1000), "bins": (50, 500), "least": (10, 50, 500)},
     "gmm": {"reg": (1e-6, 1e-4, 1e-2)},
     "vim": {"dim": (256, 1000)},
     "residual": {"dim": (256, 1000)},
