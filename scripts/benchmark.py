@@ -197,14 +197,14 @@ def memory(args: argparse.Namespace) -> dict:
         f"one process a set, images of {memory_use.SIDE}x{memory_use.SIDE} that are made up,"
         f" batches of {memory_use.BATCH}, a tiny ResNet, {' and '.join(args.detectors)}\n"
     )
-    header = ["images", "at start, MiB", "peak, MiB", "parts", "largest, KiB", "seconds"]
+    header = ["images", "at start, MiB", "peak, MiB", "files", "largest, KiB", "seconds"]
     table = [
         [
             f"{row['images']:,}",
             f"{row['start_bytes'] / 2**20:.0f}",
             f"{row['peak_bytes'] / 2**20:.0f}",
-            str(row["parts"]),
-            f"{row['largest_part_bytes'] / 2**10:.0f}",
+            str(row["files"]),
+            f"{row['largest_file_bytes'] / 2**10:.0f}",
             f"{row['seconds']:.0f}",
         ]
         for row in rows

@@ -10,7 +10,7 @@ import numpy as np
 
 import si_jax
 from si_jax import batching
-from si_jax.evaluation.scorer import Scorer
+from si_jax.evaluation.scoring import Scorer
 
 ROOT = Path(__file__).parents[1]
 

@@ -17,9 +17,7 @@ from tqdm import tqdm
 from si_jax.checks import check_least
 from si_jax.data.image_set import ImageSet
 from si_jax.detectors import make_detector
-from si_jax.evaluation.scorer import Scorer
-from si_jax.evaluation.scoring import score_set
-from si_jax.evaluation.store import Store
+from si_jax.evaluation.scoring import Scorer, score_set
 from si_jax.weights.checkpoint import build_model
 
 SIDE = 8  # pixels
@@ -35,8 +33,8 @@ def measure(counts: Sequence[int], names: Sequence[str]) -> list[dict[str, Any]]
 
     Returns:
         For each set `"images"`, `"start_bytes"` (resident before the first image is read, JAX and
-        the compiled programs included), `"peak_bytes"` (the most that was resident), `"parts"` and
-        `"largest_part_bytes"` (files that were written before the set was done), and `"seconds"`.
+        the compiled programs included), `"peak_bytes"` (the most that was resident), `"files"` and
+        `"largest_file_bytes"` (score files), and `"seconds"`.
 
     Raises:
         ValueError: if a count is not positive, or a detector needs a fit.
@@ -73,14 +71,6 @@ def score_made_up(count: int, names: Sequence[str]) -> dict[str, Any]:
     images = np.zeros((BATCH, *model.image_shape), np.uint8)
     for group in (images, images[:8], images[:1]):
         scorer(group)  # compiles
-    sizes = []
-
-    class Watched(Store):
-        def save_part(self, *args: Any) -> Path:
-            path = super().save_part(*args)
-            sizes.append(path.stat().st_size)
-            return path
-
     start = _resident()["VmRSS"]
     with tempfile.TemporaryDirectory() as scratch:
         scored = score_set(
@@ -88,17 +78,18 @@ def score_made_up(count: int, names: Sequence[str]) -> dict[str, Any]:
             made_up(count),
             lambda image: image,
             facts={},
-            store=Watched(scratch),
+            directory=Path(scratch),
             batch_size=BATCH,
         )
+        sizes = [path.stat().st_size for path in Path(scratch).rglob("*.npz")]
     assert all(len(arrays["score"]) == count for arrays in scored.arrays.values())
     peak = _resident()["VmHWM"]
     return {
         "images": count,
         "start_bytes": start,
         "peak_bytes": peak,
-        "parts": len(sizes),
-        "largest_part_bytes": max(sizes, default=0),
+        "files": len(sizes),
+        "largest_file_bytes": max(sizes),
         "seconds": scored.seconds,
     }
 

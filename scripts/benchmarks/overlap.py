@@ -73,9 +73,7 @@ def _measure(kind, side, size, count, batch_size, repeats, workers, name, cores)
     from si_jax.data.pipeline import batches
     from si_jax.data.preprocessing import PREPROCESSING
     from si_jax.detectors import make_detector
-    from si_jax.evaluation.scorer import Scorer
-    from si_jax.evaluation.scoring import score_set
-    from si_jax.evaluation.store import Store
+    from si_jax.evaluation.scoring import Scorer, score_set
 
     transform = PREPROCESSING["openood", size]
     model = random_model(name, transform.crop)
@@ -105,8 +103,9 @@ def _measure(kind, side, size, count, batch_size, repeats, workers, name, cores)
 
         def together():
             with tempfile.TemporaryDirectory(dir=scratch) as results:
-                options = {"store": Store(results), "batch_size": batch_size, "workers": workers}
-                score_set(scorer, image_set, transform, facts={}, **options)
+                options = {"batch_size": batch_size, "workers": workers}
+                where = {"facts": {}, "directory": Path(results)}
+                score_set(scorer, image_set, transform, **where, **options)
 
         def timed(what, function):
             began = time.perf_counter()

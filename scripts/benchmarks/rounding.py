@@ -16,7 +16,7 @@ import numpy as np
 from si_jax.data import digits
 from si_jax.detectors import DETECTORS, make_detector
 from si_jax.detectors.fitting import Batches
-from si_jax.evaluation.scorer import Scorer
+from si_jax.evaluation.scoring import Scorer
 from si_jax.weights.checkpoint import load_model
 
 WAYS = {"batches of 5": (1, 5), "2 devices": (2, 16), "8 devices": (8, 16)}

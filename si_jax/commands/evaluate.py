@@ -19,13 +19,11 @@ from si_jax.detectors import DETECTORS, describe
 from si_jax.detectors.si import si_z
 from si_jax.evaluation import defaults
 from si_jax.evaluation.job import make_detectors
-from si_jax.evaluation.processes import ALONE, Processes, start
 from si_jax.evaluation.sets import is_own
 from si_jax.evaluation.store import escaped
 from si_jax.reporting.evaluate import checked_directory, evaluate_benchmark
 
 ASIDE = ("benchmark", "protocol", "out", "data_dir", "ood_root", "download", "batch_size")
-DISTRIBUTED = ("distributed", "coordinator", "processes", "process_id")
 """Options on which no result depends, or which the directory's name says."""
 
 
@@ -46,10 +44,6 @@ def main(
     out: str | None = None,
     list_detectors: bool = False,
     list_taps: bool = False,
-    distributed: bool = False,
-    coordinator: str | None = None,
-    processes: int | None = None,
-    process_id: int | None = None,
     given: Mapping[str, Any],
 ) -> None:
     """Evaluate and print.
@@ -77,12 +71,6 @@ def main(
             where an option differs from its default.
         list_detectors: print the detectors and leave.
         list_taps: print each detector's taps and leave.
-        distributed: this is one of several processes, each of which scores a share of every set;
-            --out must be on a file system of them all.
-        coordinator: HOST:PORT where process 0 is reached; default: $JAX_COORDINATOR_ADDRESS, or
-            what Slurm, Open MPI or a TPU says.
-        processes: how many there are; default: $JAX_NUM_PROCESSES, or likewise.
-        process_id: which one this is, from 0 on; default: $JAX_PROCESS_ID, or likewise.
         given: the options that are not at their defaults.
     """
     if list_detectors:
@@ -103,27 +91,11 @@ def main(
         names = run.keywords.get("detectors") or defaults.serving(model, own)
         print_taps(make_detectors(names, model, common=common, options=own))
         return
-    shared: Processes = ALONE
-    if distributed:
-        shared = start(directory, coordinator, processes, process_id)
-    elif stray := [name for name in DISTRIBUTED if name in given]:
-        raise ValueError(f"--{stray[0].replace('_', '-')} needs --distributed")
-    with shared:
-        done = run(
-            dataset,
-            network,
-            common=common,
-            id_set=id_path,
-            id_name=id_name,
-            out=directory,
-            processes=shared,
-        )
-        if shared.index:
-            return
-        print(f"\n{done}\n")
-        for path in done.saved:
-            print(f"saved {path}")
-        print(f"saved {directory / 'scores'}/<detector>/<set>.npz")
+    done = run(dataset, network, common=common, id_set=id_path, id_name=id_name, out=directory)
+    print(f"\n{done}\n")
+    for path in done.saved:
+        print(f"saved {path}")
+    print(f"saved {directory / 'scores'}/<detector>/<set>/<chunk>.npz")
 
 
 def in_distribution(dataset: str | None, text: str | None) -> tuple[str, str | None]:
@@ -144,7 +116,7 @@ def default_directory(dataset: str | None, id_set: str | None, given: Mapping[st
         id_name, id_path = in_distribution(dataset, id_set)
         called = id_name or Path(dataset or id_path or ".").resolve().name
         name = f"{escaped(called)[:40]}-own"
-    changed = {k: v for k, v in given.items() if k not in (*ASIDE, *DISTRIBUTED)}
+    changed = {k: v for k, v in given.items() if k not in ASIDE}
     if not changed:
         return Path("results", name)
     if "checkpoint" in given:

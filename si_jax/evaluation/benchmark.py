@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,48 +10,46 @@ import numpy as np
 from si_jax import cli
 from si_jax.evaluation.job import Job, check_job
 from si_jax.evaluation.measuring import Arrays, measure
-from si_jax.evaluation.processes import Processes
 from si_jax.evaluation.results import Results
-from si_jax.evaluation.scorer import PREDICTION, Scorer, prediction
-from si_jax.evaluation.scoring import score_set, score_share
-from si_jax.evaluation.store import Store
+from si_jax.evaluation.scoring import (
+    PREDICTION,
+    Scorer,
+    chunk_count,
+    prediction,
+    score_chunks,
+    score_set,
+)
 from si_jax.model import Model
 
 
-def score_shares(
-    job: Job, store: Store, processes: Processes, **options: Any
-) -> dict[str, tuple[int, float]]:
-    """Score this process's share of all sets, and wait until the others have done theirs.
+def score_share(
+    job: Job, directory: Path, share: tuple[int, int], *, skip_unreadable: bool = False
+) -> None:
+    """Score and store every n-th chunk of all sets.
 
     Args:
-        job: what is evaluated, the same in all processes.
-        store: where score files are kept, the same for all.
-        processes: all of them.
-        **options: as for `si_jax.evaluation.scoring.score_share`.
-
-    Returns:
-        Set -> images gone through by all processes, and the seconds of the slowest.
+        job: what is evaluated.
+        directory: where score files are kept.
+        share: which of how many shares, from 1 on.
+        skip_unreadable: as for `evaluate`.
 
     Raises:
         ValueError: as `evaluate`.
     """
-    scorer = _scorer(job)
-    done = {
-        image_set.name: score_share(
+    scorer, (k, n) = _scorer(job), share
+    first = k - 1
+    for image_set in job.sets:
+        count = chunk_count(image_set)
+        score_chunks(
             scorer,
             image_set,
             job.transform,
+            range(first, count, n),
             facts=job.score_facts,
-            store=store,
-            processes=processes,
-            **options,
+            directory=directory,
+            skip_unreadable=skip_unreadable,
         )
-        for image_set in job.sets
-    }
-    shares = processes.gather("scored", done)
-    return {
-        name: (sum(s[name][0] for s in shares), max(s[name][1] for s in shares)) for name in done
-    }
+        first = (first - count) % n
 
 
 def _scorer(job: Job) -> Scorer:
@@ -63,22 +61,16 @@ def _scorer(job: Job) -> Scorer:
 
 def evaluate(
     job: Job,
-    store: Store,
+    directory: Path,
     *,
-    batch_size: int = 64,
-    workers: int = 4,
     skip_unreadable: bool = False,
-    shared: Mapping[str, tuple[int, float]] | None = None,
 ) -> tuple[Results, Arrays]:
     """Score all sets and measure how well each detector tells them apart.
 
     Args:
         job: what to evaluate.
-        store: where score files are kept; what is there already is not computed again.
-        batch_size: images decoded at a time.
-        workers: threads that decode.
+        directory: where score files are kept; what is there already is not computed again.
         skip_unreadable: whether to leave out images that cannot be read; otherwise an error.
-        shared: what `score_shares` returned, where several processes have scored the sets.
 
     Returns:
         The results, with fractions; and set -> detector -> arrays.
@@ -96,19 +88,13 @@ def evaluate(
             image_set,
             job.transform,
             facts=job.score_facts,
-            store=store,
-            batch_size=batch_size,
-            workers=workers,
+            directory=directory,
             skip_unreadable=skip_unreadable,
         )
         if image_set is job.id_set or image_set.name in job.shifted_sets:
             _check_labels(image_set.name, scored[image_set.name].arrays[PREDICTION], model)
     arrays = {name: one.arrays for name, one in scored.items()}
-    computed = {name: one.computed for name, one in scored.items()}
     seconds = {name: one.seconds for name, one in scored.items()}
-    for name, (images, duration) in (shared or {}).items():
-        computed[name] += images
-        seconds[name] += duration
     results = Results(
         **measure(job, arrays),
         groups=dict(job.groups),
@@ -132,7 +118,7 @@ def evaluate(
         seed=0,
         device=f"{jax.local_device_count()} x {jax.devices()[0].device_kind}",
         unreadable={name: list(s.unreadable) for name, s in scored.items() if s.unreadable},
-        computed=computed,
+        computed={name: one.computed for name, one in scored.items()},
         seconds={**seconds, "total": time.monotonic() - began},
         versions=cli.versions(),
     )

@@ -11,9 +11,8 @@ from si_jax.data.pipeline import batches as image_batches
 from si_jax.data.pipeline import shown, tell_unreadable
 from si_jax.detectors import Detector
 from si_jax.detectors.fitting import Batches
-from si_jax.evaluation.keyed_files import read_keyed, write_keyed
 from si_jax.evaluation.keys import detector_facts, key_of
-from si_jax.evaluation.store import escaped
+from si_jax.evaluation.store import escaped, read_keyed, write_keyed
 
 
 def fit_detectors(

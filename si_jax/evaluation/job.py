@@ -10,7 +10,7 @@ import numpy as np
 from si_jax.data.image_set import ImageSet
 from si_jax.detectors import DETECTORS, Detector, default_options, make_detector
 from si_jax.evaluation.keys import model_facts
-from si_jax.evaluation.scorer import PREDICTION
+from si_jax.evaluation.scoring import PREDICTION
 from si_jax.evaluation.store import check_distinct, check_names
 from si_jax.model import Model
 

@@ -21,7 +21,7 @@ from si_jax.detectors import Detector
 from si_jax.model import Model
 from si_jax.weights.variables import weights_hash
 
-FORMAT = 2
+FORMAT = 3
 """Raised when the arrays of a score file, or what this module hashes, change their meaning."""
 
 

@@ -10,7 +10,7 @@ from si_jax.evaluation.calibration import PROBABILITIES, calibration_error
 from si_jax.evaluation.job import Job
 from si_jax.evaluation.metrics import METRICS
 from si_jax.evaluation.results import Rows
-from si_jax.evaluation.scorer import PREDICTION
+from si_jax.evaluation.scoring import PREDICTION
 
 Arrays = Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
 """Set -> detector -> name -> array with a row for each image."""

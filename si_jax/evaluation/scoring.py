@@ -1,30 +1,117 @@
-"""Score image sets with many detectors in one pass over the images."""
+"""Score image sets with many detectors in one pass over the images, chunk by chunk."""
 
 import contextlib
+import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from si_jax.batching import PREFETCH
+from si_jax.batching import PREFETCH, Batched, Replicated, fitting_batch_size
 from si_jax.data.image_set import ImageSet, UnreadableImage, take
-from si_jax.data.pipeline import Batch, batches, tell_unreadable
-from si_jax.evaluation.keyed_files import Stored
+from si_jax.data.pipeline import NO_INDEX, Batch, batches, tell_unreadable
+from si_jax.detectors import Detector, Inputs, Plan
+from si_jax.detectors.base import State
 from si_jax.evaluation.keys import detector_facts, fit_hash, key_of
-from si_jax.evaluation.processes import ALONE, Processes
-from si_jax.evaluation.rows import Rows
-from si_jax.evaluation.scorer import Scorer
-from si_jax.evaluation.store import NOTHING, Progress, Store, gaps
+from si_jax.evaluation.store import Chunk, Scores, chunk_path, held, read_chunk, write_keyed
+from si_jax.model import Model
 
-SAVE_EVERY = 20.0
-"""Seconds after which what is new is stored."""
+CHUNK = 512
+"""Images of a score file, less what does not fill a batch."""
 
-MOST_ROWS = 2**16
-"""Images after which it is stored in any case, so that no part is large."""
+PREDICTION = "prediction"
+
+
+def prediction(model: Model, batch_size: int) -> Detector:
+    """The classifier itself as one more forward-only score: the predicted class."""
+
+    def compute(inputs: Inputs, state: State):
+        return {"score": jnp.argmax(inputs.forward.logits, axis=-1).astype(jnp.float32)}
+
+    detector = Detector(PREDICTION, model, Plan(compute), batch_size)
+    detector.version = 1
+    return detector
+
+
+class Scorer:
+    """Several detectors of one model; those that need a forward pass alone share one.
+
+    Args:
+        detectors: name -> detector, all of the same model.
+    """
+
+    def __init__(self, detectors: Mapping[str, Detector]):
+        self.detectors = dict(detectors)
+        shared = {k: d for k, d in detectors.items() if d.shared_forward}
+        groups = [{k: d} for k, d in detectors.items() if not d.shared_forward]
+        self._groups = [shared, *groups] if shared else groups
+        self._run = [_batched(group) for group in self._groups]
+
+    def __call__(
+        self, images: np.ndarray, wanted: Sequence[str] | None = None
+    ) -> dict[str, dict[str, np.ndarray]]:
+        """Detector's name -> its arrays for these images; see `Detector.details`."""
+        return self.start(images, wanted)()
+
+    def start(
+        self, images: np.ndarray, wanted: Sequence[str] | None = None, *, few: bool = False
+    ) -> Callable[[], dict[str, dict[str, np.ndarray]]]:
+        """Begin to score images; what is returned waits for the results and gives them.
+
+        Args:
+            images: at most a few batches of them.
+            wanted: detectors that are needed; None for all.
+            few: whether these are all images of a set, so that fewer than a batch may make a
+                smaller one.
+        """
+        started: list[Callable[[], dict[str, dict[str, np.ndarray]]]] = []
+        for group, run in zip(self._groups, self._run, strict=True):
+            if wanted is None or set(group) & set(wanted):
+                size = max(d.batch_size for d in group.values())
+                size = fitting_batch_size(len(images), size) if few else size
+                parts = [images[i : i + size] for i in range(0, len(images), size)]
+                started += [
+                    partial(_named, group, run.start(part, batch_size=size)) for part in parts
+                ]
+
+        def fetch():
+            parts: dict[str, list[dict[str, np.ndarray]]] = {}
+            for get in started:
+                for name, arrays in get().items():
+                    parts.setdefault(name, []).append(arrays)
+            return {
+                name: jax.tree.map(lambda *arrays: np.concatenate(arrays), *rows)
+                for name, rows in parts.items()
+            }
+
+        return fetch
+
+
+def _named(group, fetch):
+    return dict(zip(group, [fetch()], strict=True)) if len(group) == 1 else fetch()
+
+
+def _batched(group: Mapping[str, Detector]) -> Batched:
+    for detector in group.values():
+        detector.check_fitted()
+    if len(group) == 1:
+        (detector,) = group.values()
+        return detector.batched(detector.details_of, Replicated(detector.state))
+    model = next(iter(group.values())).model
+
+    def run(variables, states, images):
+        inputs = Inputs(model, variables, images)
+        return {name: d.compute(inputs, states[name]) for name, d in group.items()}
+
+    return Batched(run, model.replicated, Replicated({name: d.state for name, d in group.items()}))
 
 
 @dataclass(frozen=True)
@@ -33,13 +120,13 @@ class Scored:
 
     Attributes:
         arrays: detector's name -> its arrays (`"score"`, `"label"`, `"index"` and more), with a
-            row for each image that can be read. Those three are in memory, the others in the file.
+            row for each image that can be read. Those three are in memory, the others in files.
         unreadable: names of the images that cannot, and are left out.
         computed: number of images gone through now, by the detector with the least stored.
         seconds: what that took, compilation included; 0 where everything was stored.
     """
 
-    arrays: dict[str, Stored]
+    arrays: dict[str, Scores]
     unreadable: tuple[str, ...]
     computed: int
     seconds: float
@@ -51,22 +138,22 @@ def score_set(
     transform: Callable[[np.ndarray], np.ndarray],
     *,
     facts: Mapping[str, Any],
-    store: Store,
+    directory: Path,
     batch_size: int = 64,
     workers: int = 4,
     skip_unreadable: bool = False,
 ) -> Scored:
-    """Score one image set with every detector, resuming from what is stored.
+    """Score one image set with every detector, beginning at the first chunk that is not stored.
 
-    What is new is stored every `SAVE_EVERY` seconds, in a small file for each detector, and when an
-    error or an interruption ends it.
+    A chunk's scores are stored as soon as it is finished, in a file for each detector. Batches are
+    those of the whole set, so that no score depends on what was stored.
 
     Args:
         scorer: the detectors.
         image_set: the images.
         transform: a decoded image -> an image in the model's input size.
         facts: what else determines the scores (weights, protocol), for the files' keys.
-        store: where score files are kept.
+        directory: where score files are kept, as `<directory>/<detector>/<set>/<chunk>.npz`.
         batch_size: images decoded at a time.
         workers: threads that decode.
         skip_unreadable: whether to leave out images that cannot be read, and say so; otherwise an
@@ -79,205 +166,185 @@ def score_set(
         ValueError: if an image cannot be read, not one can, or a score is not finite.
     """
     began = time.monotonic()
-    results, open_rows = _open(scorer, image_set, facts, store, skip_unreadable)
-    options = {"batch_size": batch_size, "workers": workers, "skip_unreadable": skip_unreadable}
-    with _kept(open_rows):
-        computed = _score(scorer, image_set, transform, open_rows, **options)
-        for name, rows in open_rows.items():
-            if rows.empty:
-                raise UnreadableImage(f"{image_set.name}: not one image can be read")
-            results[name] = rows.save()
-            _share(results)
+    numbers = range(chunk_count(image_set, batch_size))
+    arrays, computed = score_chunks(
+        scorer,
+        image_set,
+        transform,
+        numbers,
+        facts=facts,
+        directory=directory,
+        batch_size=batch_size,
+        workers=workers,
+        skip_unreadable=skip_unreadable,
+    )
     seconds = time.monotonic() - began if computed else 0.0
-    results = {name: results[name] for name in scorer.detectors}
-    unreadable = _unreadable(results, image_set)
+    for scores in arrays.values():  # what an earlier, larger set left
+        for path in {*scores.paths[0].parent.glob("*.npz")} - {*scores.paths}:
+            path.unlink(missing_ok=True)
+    unreadable = _unreadable(arrays, image_set)
     if unreadable:
         tell_unreadable(image_set, unreadable)
-    return Scored(results, unreadable, computed, seconds)
+    return Scored(arrays, unreadable, computed, seconds)
 
 
-def score_share(
+def score_chunks(
     scorer: Scorer,
     image_set: ImageSet,
     transform: Callable[[np.ndarray], np.ndarray],
+    numbers: Sequence[int],
     *,
     facts: Mapping[str, Any],
-    store: Store,
-    processes: Processes,
+    directory: Path,
     batch_size: int = 64,
     workers: int = 4,
     skip_unreadable: bool = False,
-) -> tuple[int, float]:
-    """Score one process's share of a set, and store it in parts, for `score_set` to join.
+) -> tuple[dict[str, Scores], int]:
+    """Score and store those chunks of a set that are not stored.
 
-    Batches are those of the whole set; each process takes as many. The arguments are those of
-    `score_set`, and `processes`. Returns the number of images gone through now, and the seconds
-    that took; raises what `score_set` does.
+    The arguments are those of `score_set`, and the chunks' numbers. Returns detector -> scores of
+    all of them, and the number of images that were gone through now.
     """
-    began = time.monotonic()
-    _, open_rows = _open(scorer, image_set, facts, store, skip_unreadable)
-    options = {"batch_size": batch_size, "workers": workers, "skip_unreadable": skip_unreadable}
-    with _kept(open_rows):
-        computed = _score(scorer, image_set, transform, open_rows, processes=processes, **options)
-        for rows in open_rows.values():
-            rows.save_part()
-    return computed, time.monotonic() - began if computed else 0.0
-
-
-def _open(scorer, image_set, facts, store, skip_unreadable):
-    """What is stored: name -> arrays of the detectors that are done, name -> rows of the others."""
-    results, open_rows = {}, {}
+    spans = _spans(len(image_set), batch_size)
+    facts = {**facts, "set": image_set.fingerprint, "batch": batch_size, "chunk": CHUNK}
+    stored: dict[str, dict[int, Chunk]] = {}
+    files: dict[str, dict[int, Path]] = {}
+    keys = {}
     for name, detector in scorer.detectors.items():
-        own = {**detector_facts(detector), "fit": fit_hash(detector)}
-        key = key_of({**facts, **own, "set": image_set.fingerprint})
-        progress = _usable(store.load(name, image_set.name, key), image_set, skip_unreadable)
-        if progress.done:
-            results[name] = progress.arrays
-            _share(results)
-            store.drop_parts(name, image_set.name)  # what another, unfinished computation left
-        else:
-            open_rows[name] = Rows(store, name, image_set, key, progress)
-    return results, open_rows
+        keys[name] = key_of({**facts, **detector_facts(detector), "fit": fit_hash(detector)})
+        files[name] = {i: chunk_path(directory, name, image_set.name, i) for i in numbers}
+        found = {i: read_chunk(path, keys[name]) for i, path in files[name].items()}
+        stored[name] = {
+            i: chunk
+            for i, chunk in found.items()
+            if chunk and _usable(chunk, spans[i], image_set, skip_unreadable)
+        }
+    lacking = {
+        i: names for i in numbers if (names := [name for name in stored if i not in stored[name]])
+    }
+    if lacking:
+        total = sum(len(spans[i]) for i in numbers)
+        options = {"workers": workers, "skip_unreadable": skip_unreadable}
+        wanted = [(spans[i], names) for i, names in lacking.items()]
+        made = _scored(scorer, image_set, transform, wanted, batch_size, total, **options)
+        with contextlib.closing(made):
+            for (i, names), results in zip(lacking.items(), made, strict=True):
+                for name in names:
+                    write_keyed(files[name][i], keys[name], results[name])
+                    stored[name][i] = held(results[name])
+    arrays = {}
+    for name, key in keys.items():
+        chunks = [stored[name].pop(i) for i in numbers]
+        arrays[name] = Scores([*files[name].values()], key, chunks)
+    return arrays, sum(len(spans[i]) for i in lacking)
 
 
-@contextlib.contextmanager
-def _kept(open_rows: Mapping[str, Rows]) -> Iterator[None]:
-    """Store what is known when an error or an interruption comes."""
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):
-            for rows in open_rows.values():
-                rows.save_part()
-        raise
+def chunk_count(image_set: ImageSet, batch_size: int = 64) -> int:
+    """The number of a set's chunks."""
+    return len(_spans(len(image_set), batch_size))
 
 
-def _score(
-    scorer, image_set, transform, open_rows, *, batch_size, processes=ALONE, **options
-) -> int:
-    """Go through the images that some rows lack, in whole batches, and add to those rows.
-
-    While the devices work on `PREFETCH` batches, the next ones are decoded.
-
-    Returns:
-        The number of images that some rows lacked.
-    """
-    lacking = np.zeros(len(image_set), bool)
-    for rows in open_rows.values():
-        lacking |= rows.lacks
-    first, last = processes.share(-(-len(image_set) // batch_size))
-    lacking[: first * batch_size] = lacking[last * batch_size :] = False
-    if not lacking.any():
-        return 0
-    positions = None if lacking.all() else _whole_batches(lacking, batch_size)
-    remaining = image_set if positions is None else take(image_set, positions)
-    few = len(image_set) < batch_size  # also where a run is resumed, so that it gives the same
-    model = next(iter(scorer.detectors.values())).model
-    options["image_shape"] = model.image_shape
-    saved, fresh = time.monotonic(), 0
-    pending: deque[tuple[Batch, np.ndarray, list[str], Callable]] = deque()
-    size = int(np.clip(len(image_set) - first * batch_size, 0, (last - first) * batch_size))
-
-    def finish():
-        batch, indices, wanted, fetch = pending[0]
-        _add_rows(open_rows, image_set, batch, indices, wanted, fetch())
-        pending.popleft()  # only now, so that after an error none is left out
-        bar.update(len(indices))
-
-    with tqdm(total=size, initial=size - len(remaining), desc=image_set.name, unit="img") as bar:
-        try:
-            for batch in batches(remaining, transform, batch_size, **options):
-                indices = batch.indices[batch.indices >= 0]
-                indices = indices if positions is None else positions[indices]
-                wanted = [k for k, rows in open_rows.items() if rows.lacks[indices].any()]
-                fetch = dict
-                if wanted and batch.mask.any():
-                    fetch = scorer.start(batch.images[batch.mask], wanted, few=few)
-                pending.append((batch, indices, wanted, fetch))
-                if len(pending) > PREFETCH:
-                    finish()
-                fresh += len(indices)
-                if time.monotonic() - saved > SAVE_EVERY or fresh >= MOST_ROWS:
-                    while pending:
-                        finish()
-                    for rows in open_rows.values():
-                        rows.save_part()
-                    saved, fresh = time.monotonic(), 0
-            while pending:
-                finish()
-        except BaseException:
-            with contextlib.suppress(Exception):
-                while pending:  # what was begun is not lost
-                    finish()
-            raise
-    return int(lacking.sum())
+def _spans(size: int, batch_size: int) -> list[range]:
+    """The indices of each chunk of a set, whole batches but for the last."""
+    step = max(CHUNK // batch_size, 1) * batch_size
+    return [range(first, min(first + step, size)) for first in range(0, size, step)]
 
 
-def _whole_batches(lacking: np.ndarray, batch_size: int) -> np.ndarray:
-    """Indices of the images of all batches in which one is lacking.
+def _scored(
+    scorer: Scorer,
+    image_set: ImageSet,
+    transform: Callable[[np.ndarray], np.ndarray],
+    chunks: Sequence[tuple[range, list[str]]],
+    batch_size: int,
+    total: int,
+    **options: Any,
+) -> Generator[dict[str, dict[str, np.ndarray]], None, None]:
+    """Detector -> arrays of each chunk, of which indices and wanted detectors are given."""
+    positions = np.concatenate([np.asarray(span) for span, _ in chunks])
+    remaining = image_set if len(positions) == len(image_set) else take(image_set, positions)
+    shape = next(iter(scorer.detectors.values())).model.image_shape
+    counts = [-(-len(span) // batch_size) for span, _ in chunks]
+    wanted = itertools.chain.from_iterable(
+        [names] * count for (_, names), count in zip(chunks, counts, strict=True)
+    )
+    made = batches(remaining, transform, batch_size, image_shape=shape, **options)
+    small = len(image_set) < batch_size  # also where a part is lacking: bits are the same
+    rows = _rows(scorer, image_set, positions, zip(made, wanted, strict=True), small)
+    with tqdm(total=total, initial=total - len(positions), desc=image_set.name, unit="img") as bar:
+        for (_, names), count in zip(chunks, counts, strict=True):
+            parts = []
+            for images, part in itertools.islice(rows, count):
+                parts.append(part)
+                bar.update(images)
+            found = {name: [part[name] for part in parts if name in part] for name in names}
+            yield {
+                name: jax.tree.map(lambda *a: np.concatenate(a), *several) if several else EMPTY
+                for name, several in found.items()
+            }
 
-    Batches are those of the whole set, so that what is computed of one never depends on what is
-    known of others.
-    """
-    wanted = np.logical_or.reduceat(lacking, np.arange(0, len(lacking), batch_size))
-    return np.flatnonzero(np.repeat(wanted, batch_size)[: len(lacking)])
 
+def _rows(
+    scorer: Scorer,
+    image_set: ImageSet,
+    positions: np.ndarray,
+    made: Iterable[tuple[Batch, list[str]]],
+    small: bool,
+) -> Iterator[tuple[int, dict[str, dict[str, np.ndarray]]]]:
+    """Size, and detector -> arrays, of each batch; more are decoded while the devices work."""
+    pending: deque[tuple[Batch, Callable[[], dict]]] = deque()
 
-def _add_rows(open_rows, image_set, batch, indices, wanted, results):
-    """Add a batch's results to the rows of the detectors that want them.
-
-    Args:
-        open_rows: name -> rows.
-        image_set: the set.
-        batch: the batch.
-        indices: the images of the batch, padding left out.
-        wanted: names of the detectors that the batch was scored with.
-        results: what they gave for the images that could be read.
-    """
-    mask = batch.mask[: len(indices)]
-    scored, labels = indices[mask], batch.labels[batch.mask]
-    for name in wanted:
-        lacks = open_rows[name].lacks
-        new = lacks[scored]
-        arrays = {k: v[new] for k, v in results[name].items()} if new.any() else {}
-        if arrays:
+    def finish() -> tuple[int, dict[str, dict[str, np.ndarray]]]:
+        batch, fetch = pending.popleft()
+        more = {"label": batch.labels[batch.mask], "index": positions[batch.indices[batch.mask]]}
+        results = fetch()
+        for name, arrays in results.items():
             if not (finite := np.isfinite(arrays["score"])).all():
-                bad = image_set.ident(int(scored[new][~finite][0]))
+                bad = image_set.ident(int(more["index"][~finite][0]))
                 raise ValueError(f"detector {name!r} gave a score that is not finite for {bad}")
-            arrays |= {"label": labels[new], "index": scored[new]}
-        left_out = indices[~mask]
-        open_rows[name].add(arrays, left_out[lacks[left_out]])
+        count = int((batch.indices != NO_INDEX).sum())
+        return count, {name: {**arrays, **more} for name, arrays in results.items()}
+
+    for batch, names in made:
+        readable = batch.images[batch.mask]
+        pending.append((batch, scorer.start(readable, names, few=small) if len(readable) else dict))
+        if len(pending) > PREFETCH:
+            yield finish()
+    while pending:
+        yield finish()
 
 
-def _usable(progress: Progress, image_set: ImageSet, skip_unreadable: bool) -> Progress:
-    """Stored progress, unless images that it left out are wanted or can be read by now."""
-    if len(progress.left_out) and not skip_unreadable:
-        return NOTHING
-    if progress.arrays and progress.arrays["index"].max() >= len(image_set):
-        return NOTHING
-    for index in progress.left_out:
+EMPTY = {"score": np.zeros(0, np.float32)} | dict.fromkeys(("label", "index"), np.zeros(0, int))
+"""What is stored of a chunk of which no image can be read."""
+
+
+def _usable(chunk: Chunk, span: range, image_set: ImageSet, skip_unreadable: bool) -> bool:
+    """Whether a stored chunk lacks no image but those that cannot be read even now."""
+    index = chunk["index"]
+    if not np.isin(index, span).all():
+        return False
+    left_out = np.setdiff1d(span, index)
+    if len(left_out) and not skip_unreadable:
+        return False
+    for position in left_out:
         try:
-            image_set.load(int(index))
+            image_set.load(int(position))
         except UnreadableImage:
             continue
-        return NOTHING
-    return progress
+        return False
+    return True
 
 
-def _share(results: Mapping[str, Stored]) -> None:
-    """Let the newest result hold the first's index and label, which all detectors have alike."""
-    first, *others = results.values()
-    if others:
-        others[-1].share(first, ("index", "label"))
-
-
-def _unreadable(results, image_set: ImageSet) -> tuple[str, ...]:
-    """Names of the images that were left out, by all detectors alike."""
-    first = next(iter(results.values()))
-    for name, arrays in results.items():
-        if not np.array_equal(arrays["index"], first["index"]):
+def _unreadable(arrays: Mapping[str, Scores], image_set: ImageSet) -> tuple[str, ...]:
+    """Names of the images that were left out, by all detectors alike, which then share indices."""
+    (_, first), *others = arrays.items()
+    for name, scores in others:
+        if not np.array_equal(scores["index"], first["index"]):
             raise ValueError(
                 f"{image_set.name}: the stored scores of {name!r} and others are of different"
                 " images, a file having changed meanwhile: evaluate into a new directory"
             )
-    return tuple(image_set.ident(int(i)) for i in gaps(first["index"], len(image_set)))
+        scores.held |= {"index": first["index"], "label": first["label"]}  # one copy
+    if not len(first["index"]):
+        raise UnreadableImage(f"{image_set.name}: not one image can be read")
+    left_out = np.setdiff1d(range(len(image_set)), first["index"])
+    return tuple(image_set.ident(int(i)) for i in left_out)

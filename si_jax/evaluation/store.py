@@ -1,31 +1,23 @@
-"""Score files: one for each detector and image set, valid for exactly one computation.
+"""Score files: one for each chunk of images, of one set by one detector, and their names.
 
-A file carries a key, the hash of all that determines its scores (`si_jax.evaluation.keys`). Files
-are written beside their final name and renamed, so what has that name is always whole, whoever
-else writes at the time. What is known of a set that is not finished lies beside it in parts: small
-files, each with the rows of some of its images.
+A file carries a key, the hash of all that determines its content (`si_jax.evaluation.keys`); under
+another key it is as good as none. It is written beside its final name and renamed, so what has that
+name is always whole, whoever else writes at the time.
 """
 
-import glob
-import os
+import itertools
 import urllib.parse
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from si_jax.data.files import BrokenArchive, array_shapes
-from si_jax.evaluation.keyed_files import Gathered, Stored, read_keyed, write_keyed
-
-META = ("key", "seen")
-"""What a score file holds beside its arrays."""
+from si_jax.data.files import BrokenArchive, read_arrays, write_atomically
 
 HELD = ("score", "index", "label")
 """What every score file has, with one number an image; these alone are held in memory."""
 
-PARTIAL = ".partial"
 LONGEST = 150
 """Bytes of a set's name, escaped; file systems allow 255, prefixes and endings included."""
 
@@ -75,189 +67,125 @@ def check_distinct(names: Iterable[str], what: str = "set") -> None:
 
 
 def escaped(name: str) -> str:
-    """A name as a file's, different for different names: `%` and hex for what is no plain letter.
-
-    No escaped name ends in what marks a file of partial progress.
-    """
+    """A name as a folder's, another for another name: `%` and hex for what is no plain letter."""
     text = urllib.parse.quote(name, safe="")
-    text = "%2E" + text[1:] if text.startswith(".") else text
-    return text.replace(PARTIAL, "%2E" + PARTIAL[1:])
+    return "%2E" + text[1:] if text.startswith(".") else text
 
 
-@dataclass(frozen=True)
-class Progress:
-    """What is known of one detector on one set.
-
-    Attributes:
-        arrays: name -> array with a row for each image that was scored; empty if there is none.
-        left_out: indices of the images that could not be read, and have no row.
-        done: whether that is the whole set.
-    """
-
-    arrays: Mapping[str, Any]
-    left_out: np.ndarray
-    done: bool
-
-    @property
-    def seen(self) -> int:
-        """Number of images that were gone through."""
-        return len(self.left_out) + len(self.arrays.get("index", ()))
+def write_keyed(path: Path, key: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays, compressed, beside the key of what determines them."""
+    content: dict[str, Any] = {"key": np.array(key), **arrays}
+    write_atomically(path, lambda file: np.savez_compressed(file, **content))
 
 
-NOTHING = Progress({}, np.zeros(0, np.int64), False)
-
-
-def gaps(index: np.ndarray, size: int) -> np.ndarray:
-    """The indices below `size` that are not in `index`."""
-    absent = np.ones(size, bool)
-    absent[index] = False
-    return np.flatnonzero(absent)
-
-
-class Store:
-    """Score files below one directory.
-
-    Args:
-        directory: where they lie, as `<directory>/<detector>/<set>.npz`.
-    """
-
-    def __init__(self, directory: str | os.PathLike):
-        self.directory = Path(directory)
-
-    def path(self, detector: str, image_set: str, *, part: int | None = None) -> Path:
-        """Path of a score file, or of the part of one whose first image has the index `part`."""
-        ending = ".npz" if part is None else f"{PARTIAL}.{part}.npz"
-        return self.directory / escaped(detector) / (escaped(image_set) + ending)
-
-    def load(self, detector: str, image_set: str, key: str) -> Progress:
-        """What is stored under that key; nothing where the files are of another computation.
-
-        Files are read through, to find any damage; of their arrays, `HELD` alone is held.
-        """
-        whole = _whole(self.path(detector, image_set), key)
-        if whole is not None:
-            return whole
-        paths = self._parts(detector, image_set)
-        parts = [part for path in paths if (part := _part(path, key)) is not None]
-        rows = Gathered(part.arrays for part in parts)
-        without = [part.left_out for part in parts] or [NOTHING.left_out]
-        left_out = np.unique(np.concatenate(without))
-        left_out = left_out[~_within(rows["index"], left_out)]
-        return Progress(rows, left_out, False)
-
-    def save(
-        self,
-        detector: str,
-        image_set: str,
-        key: str,
-        arrays: Mapping[str, Any],
-        *,
-        seen: int | None = None,
-    ) -> Path:
-        """Write all scores of a set, and delete the parts.
-
-        Args:
-            detector: the detector's name.
-            image_set: the set's name.
-            key: see `si_jax.evaluation.keys.key_of`.
-            arrays: `"score"`, `"index"`, `"label"` and others with as many rows.
-            seen: images that were gone through; as many as there are rows by default.
-
-        Returns:
-            The file's path.
-        """
-        path = self.path(detector, image_set)
-        seen = len(arrays["score"]) if seen is None else seen
-        write_keyed(path, key, {"seen": np.array(seen)}, arrays)
-        self.drop_parts(detector, image_set)
-        return path
-
-    def save_part(self, detector: str, image_set: str, key: str, progress: Progress) -> Path:
-        """Write the rows of some images of a set, beside the parts that are there.
-
-        A part with the same first image is replaced.
-        """
-        indices = [progress.left_out, progress.arrays.get("index", NOTHING.left_out)]
-        path = self.path(detector, image_set, part=int(np.concatenate(indices).min()))
-        write_keyed(path, key, {"left_out": progress.left_out}, progress.arrays)
-        return path
-
-    def drop_parts(self, detector: str, image_set: str) -> None:
-        """Delete the parts of a set, of whichever computation."""
-        for path in self._parts(detector, image_set):
-            path.unlink(missing_ok=True)
-
-    def _parts(self, detector: str, image_set: str) -> list[Path]:
-        whole = self.path(detector, image_set)
-        return sorted(whole.parent.glob(glob.escape(whole.stem) + f"{PARTIAL}*.npz"))
-
-
-def _within(ascending: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Which values are among others, of which no copy is made."""
-    if not len(ascending):
-        return np.zeros(len(values), bool)
-    place = np.searchsorted(ascending, values).clip(max=len(ascending) - 1)
-    return ascending[place] == values
-
-
-def _whole(path: Path, key: str) -> Progress | None:
-    """A score file's content; None where it is damaged, or not as `Store.save` writes it."""
-    opened = _open(path, key, HELD, "seen")
-    if opened is None:
-        return None
-    arrays, seen = opened
-    if seen.ndim or seen.dtype.kind != "i" or not len(arrays["index"]) <= seen:
-        return None
-    if arrays["index"].max() >= seen:
-        return None
-    return Progress(arrays, gaps(arrays["index"], int(seen)), True)
-
-
-def _part(path: Path, key: str) -> Progress | None:
-    """A part's content; None where it is damaged, or not as `Store.save_part` writes it."""
-    opened = _open(path, key, (), "left_out")
-    if opened is None:
-        return None
-    arrays, left_out = opened
-    if left_out.ndim != 1 or left_out.dtype.kind != "i":
-        return None
-    return Progress(arrays, left_out, False)
-
-
-def _open(
-    path: Path, key: str, held: Collection[str], fact: str
-) -> tuple[Mapping[str, np.ndarray], np.ndarray] | None:
-    """The rows in a file (of a part they may lack), and its one array beside them."""
+def read_keyed(path: Path, key: str) -> dict[str, np.ndarray] | None:
+    """The arrays that `write_keyed` wrote under that key; None for anything else."""
     try:
-        shapes = array_shapes(path)
+        arrays = read_arrays(path)
     except (OSError, BrokenArchive):
         return None
-    arrays = read_keyed(path, key, {*held, fact, "index"})
-    if arrays is None or fact not in arrays:
-        return None
-    names = [name for name in shapes if name not in ("key", fact)]
-    alone = arrays.pop(fact)
-    if not names and not held:
-        return {}, alone
-    rows = {name: shapes[name] for name in names}
-    if not _are_rows(rows, arrays.get("index")):
-        return None
-    kept = {name: arrays[name] for name in names if name in held}
-    return Stored(path, key, kept, [name for name in names if name not in held]), alone
+    return arrays if str(arrays.pop("key", "")) == key else None
 
 
-def _are_rows(
-    shapes: Mapping[str, tuple[tuple[int, ...], np.dtype]], index: np.ndarray | None
-) -> bool:
-    """Whether these are a score, an index and a label for each image, and what more there is."""
-    if index is None or any(name not in shapes for name in HELD):
-        return False
-    (count, *more), kind = shapes["score"][0] or (0,), shapes["score"][1].kind
-    if more or kind != "f" or not count:
-        return False
-    if any(shape[:1] != (count,) for shape, _ in shapes.values()):
-        return False
-    if index.ndim != 1 or index.dtype.kind != "i" or index.min() < 0:
-        return False
-    shape, dtype = shapes["label"]
-    return len(shape) == 1 and dtype.kind in "iu"
+def chunk_path(directory: Path, detector: str, image_set: str, number: int = 0) -> Path:
+    """The score file of one chunk."""
+    return directory / escaped(detector) / escaped(image_set) / f"{number:06d}.npz"
+
+
+Chunk = dict[str, Any]
+"""The `HELD` arrays of a score file, and None under the names of its others."""
+
+
+def held(arrays: Mapping[str, np.ndarray]) -> Chunk:
+    """What is kept in memory of a score file's arrays."""
+    return {name: array if name in HELD else None for name, array in arrays.items()}
+
+
+def read_chunk(path: Path, key: str) -> Chunk | None:
+    """What a score file holds; None where it is absent, damaged or under another key."""
+    arrays = read_keyed(path, key)
+    if arrays is None or not set(HELD) <= set(arrays):
+        return None
+    score, index, label = (arrays[name] for name in HELD)
+    kinds = score.dtype.kind == "f", index.dtype.kind == "i", label.dtype.kind in "iu"
+    if not all(kinds) or not score.ndim == index.ndim == label.ndim == 1:
+        return None
+    if any(array.shape[:1] != index.shape for array in arrays.values()):
+        return None
+    if (index < 0).any() or (index[1:] <= index[:-1]).any():
+        return None
+    return held(arrays)
+
+
+class Scores(Mapping[str, np.ndarray]):
+    """One detector's arrays for one set, from the files of its chunks, with a row for each image.
+
+    `HELD` is in memory; any other array is read each time it is asked for.
+
+    Args:
+        paths: the files.
+        key: the key of all of them.
+        chunks: what `read_chunk` gives of each.
+
+    Attributes:
+        paths: the files.
+        held: what is in memory.
+    """
+
+    def __init__(self, paths: Sequence[Path], key: str, chunks: Sequence[Chunk]):
+        self.paths, self._key = paths, key
+        filled = [len(chunk["index"]) > 0 for chunk in chunks]
+        self._filled = list(itertools.compress(paths, filled))
+        self._names = list(next(itertools.compress(chunks, filled), HELD))
+        self.held = {
+            name: np.concatenate([chunk[name] for chunk in chunks] or [np.zeros(0)])
+            for name in HELD
+        }
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name in self.held:
+            return self.held[name]
+        if name not in self._names:
+            raise KeyError(name)
+        parts = []
+        for path in self._filled:
+            arrays = read_keyed(path, self._key)
+            if arrays is None or name not in arrays:
+                raise OSError(
+                    f"{path} was deleted or changed meanwhile: run it again, and let nothing else"
+                    " write there"
+                )
+            parts.append(arrays[name])
+        return np.concatenate(parts)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def load_scores(directory: Path, detector: str, image_set: str) -> Scores:
+    """The scores of a finished set, whatever they were computed with.
+
+    Raises:
+        ValueError: if there are none, or a file is damaged or of another computation than others.
+    """
+    folder = chunk_path(directory, detector, image_set).parent
+    paths = sorted(folder.glob("*.npz"))
+    if not paths:
+        raise ValueError(f"{folder} holds no scores: evaluate again into the same directory")
+    key, end, chunks = "", -1, []
+    for path in paths:
+        try:
+            key = key or str(read_arrays(path, ["key"])["key"])
+        except (OSError, BrokenArchive, KeyError):
+            key = "none"
+        chunk = read_chunk(path, key)
+        if chunk is None or (len(chunk["index"]) and chunk["index"][0] <= end):
+            raise ValueError(
+                f"{path} is no score file of that run: evaluate again into the same directory"
+            )
+        end = max(end, *chunk["index"][-1:])
+        chunks.append(chunk)
+    return Scores(paths, key, chunks)

@@ -14,12 +14,11 @@ from typing import Any
 from si_jax.checks import check_least
 from si_jax.data import benchmarks, sources
 from si_jax.evaluation import defaults, fitting, measuring
-from si_jax.evaluation.benchmark import chance_warning, evaluate, score_shares
+from si_jax.evaluation.benchmark import chance_warning, evaluate
 from si_jax.evaluation.job import Detectors, Job, check_job, labelled, make_detectors
-from si_jax.evaluation.processes import ALONE, Processes
-from si_jax.evaluation.scorer import PREDICTION
+from si_jax.evaluation.scoring import PREDICTION
 from si_jax.evaluation.sets import find_sets, order_note, overlap_notes
-from si_jax.evaluation.store import Store, check_names
+from si_jax.evaluation.store import check_names
 from si_jax.model import Model
 from si_jax.reporting import html, runs
 from si_jax.reporting.runs import RESULTS, Run
@@ -54,7 +53,6 @@ def evaluate_benchmark(
     out: str | os.PathLike | None = None,
     checkpoint: str | None = None,
     command: str = "",
-    processes: Processes = ALONE,
 ) -> Run:
     """Score a benchmark's sets with detectors, measure, and write scores, tables and a report.
 
@@ -99,9 +97,6 @@ def evaluate_benchmark(
         out: directory for the results; None keeps nothing.
         checkpoint: what reports call the network's weights; None for `model` if that names them.
         command: the command line, for reports.
-        processes: what `si_jax.evaluation.processes.start` gave, entered, where several processes
-            make this same call; each scores a share of every set, and process 0 writes the results,
-            which all return.
 
     Returns:
         The run: `run.results`, `print(run)`, `run.to_pandas()`.
@@ -116,8 +111,6 @@ def evaluate_benchmark(
     ood, options = dict(ood or {}), dict(options or {})
     check_names([*ood, *(shifted or {})])
     directory = None if out is None else checked_directory(out)
-    if directory is None and processes.count > 1:
-        raise ValueError("out must be given where several processes share an evaluation")
     if model is None or isinstance(model, (str, os.PathLike)):
         defaults.which_checkpoint(benchmark, model)
     elif table is not None and isinstance(model, Model):
@@ -188,15 +181,8 @@ def evaluate_benchmark(
         about: dict[str, Any] = {"limit": limit, "seed": seed, "checkpoint": checkpoint}
         if directory:
             _tell_of_other_run(where, job, about)
-        with processes.first("fitted"):
-            fit, notes = _fit(job, sets, where, fit_limit, seed, skip_unreadable)
-        store, shared = Store(where / "scores"), None
-        if processes.count > 1:
-            shared = score_shares(job, store, processes, skip_unreadable=skip_unreadable)
-        stack.enter_context(processes.first("written"))
-        if processes.index:
-            return runs.load(where)
-        results, arrays = evaluate(job, store, skip_unreadable=skip_unreadable, shared=shared)
+        fit, notes = _fit(job, sets, where, fit_limit, seed, skip_unreadable)
+        results, arrays = evaluate(job, where / "scores", skip_unreadable=skip_unreadable)
         absent = {a.name: a.stand_in or "" for a in sets.absent}
         results = dataclasses.replace(
             results,

@@ -18,13 +18,13 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from si_jax.data.files import READ_ERRORS, BrokenArchive, read_arrays, write_atomically, write_text
+from si_jax.data.files import BROKEN, read_arrays, write_atomically, write_text
 from si_jax.data.image_set import ImageSet
 from si_jax.data.json_files import read_json
 from si_jax.evaluation import metrics
 from si_jax.evaluation.results import Results
-from si_jax.evaluation.scorer import PREDICTION
-from si_jax.evaluation.store import META, Store
+from si_jax.evaluation.scoring import PREDICTION
+from si_jax.evaluation.store import Scores, chunk_path, load_scores
 from si_jax.reporting import report
 from si_jax.reporting.tables import html_table
 
@@ -165,7 +165,7 @@ def load(directory: str | Path, *, scores: bool = True) -> Run:
     name = directory.resolve().name
     if not scores:
         return Run(name, results)
-    arrays = _arrays(results, Store(directory / "scores"))
+    arrays = _arrays(results, directory / "scores")
     picks = load_thumbnails(directory)
     _check_picks(picks, arrays, directory)
     return Run(name, results, arrays, picks)
@@ -189,17 +189,17 @@ def load_several(directories: Sequence[str | Path]) -> list[Run]:
     return [replace(one, name=name) for one, name in zip(runs, names, strict=True)]
 
 
-def _arrays(results: Results, store: Store) -> Arrays:
+def _arrays(results: Results, directory: Path) -> Arrays:
     id_set = results.in_distribution
-    arrays = {
-        name: {detector: _read(store.path(detector, name)) for detector in results.results}
+    arrays: dict[str, dict[str, Scores]] = {
+        name: {detector: load_scores(directory, detector, name) for detector in results.results}
         for name in (id_set, *results.groups)
     }
-    for name, files in arrays.items():
-        for detector, file in list(files.items()):
-            other = len(file["score"]) != results.counts[name]
+    for name, found in arrays.items():
+        for detector, scores in list(found.items()):
+            other = len(scores["score"]) != results.counts[name]
             if not other and name != id_set:
-                pair = arrays[id_set][detector]["score"], file["score"]
+                pair = arrays[id_set][detector]["score"], scores["score"]
                 try:
                     auroc = metrics.auroc(*pair)
                 except ValueError:
@@ -207,31 +207,14 @@ def _arrays(results: Results, store: Store) -> Arrays:
                 other = not abs(auroc - results.results[detector][name]["auroc"]) < 1e-6
             if other:
                 raise ValueError(
-                    f"{store.path(detector, name)} is of another computation than results.json:"
+                    f"{scores.paths[0].parent} is of another computation than results.json:"
                     " evaluate again into the same directory"
                 )
-        predicted = store.path(PREDICTION, name)
-        if predicted.is_file() and PREDICTION not in files:
-            file = _read(predicted)
-            first = next(iter(files.values()))
-            if np.array_equal(file["index"], first["index"]):
-                files[PREDICTION] = file
-    return arrays
-
-
-def _read(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise ValueError(f"{path} is missing: evaluate again into the same directory")
-    try:
-        arrays = read_arrays(path)
-    except (OSError, BrokenArchive):
-        arrays = {}
-    score, index = (arrays.get(name, np.empty((0, 0))) for name in ("score", "index"))
-    whole = score.ndim == 1 and index.shape == score.shape and score.dtype.kind == "f"
-    whole = whole and len(score) > 0 and index.dtype.kind == "i"
-    arrays = {name: array for name, array in arrays.items() if name not in META}
-    if not whole:
-        raise ValueError(f"{path} is no score file: evaluate again into the same directory")
+        if PREDICTION not in found and chunk_path(directory, PREDICTION, name).is_file():
+            predicted = load_scores(directory, PREDICTION, name)
+            first = next(iter(found.values()))
+            if np.array_equal(predicted["index"], first["index"]):
+                found[PREDICTION] = predicted
     return arrays
 
 
@@ -314,7 +297,7 @@ def load_thumbnails(directory: Path) -> Extremes:
         for image_set, detector, end, row, index, score in zip(*fields, strict=True):
             pick = Pick(images[row], str(names[row]), int(index), float(score))
             picks.setdefault((str(image_set), str(detector), str(end)), []).append(pick)
-    except READ_ERRORS as error:
+    except BROKEN as error:
         raise ValueError(
             f"{path} is broken ({error}): delete it for a report without images, or evaluate again"
         ) from None

@@ -13,7 +13,7 @@ import si_jax
 from si_jax import testing
 from si_jax.detectors import DETECTORS, Detector, Method, Plan
 from si_jax.detectors.base import NEEDS
-from si_jax.evaluation.scorer import Scorer
+from si_jax.evaluation.scoring import Scorer
 from si_jax.testing.battery import random_images
 
 OPTIONS = {"knn": {"k": 5}, "lts": {"percentile": 60}}

@@ -14,7 +14,7 @@ import pytest
 import si_jax
 from si_jax.data import digits
 from si_jax.detectors import DETECTORS
-from si_jax.evaluation.scorer import Scorer
+from si_jax.evaluation.scoring import Scorer
 
 PATH = Path(__file__).parents[1] / "golden" / "detector_scores.json"
 OPTIONS = {"lts": {"percentile": 85.0}, "si-c": {"max_channels": 64}}

@@ -5,7 +5,6 @@ import numpy as np
 from si_jax.data.image_set import ImageSet, UnreadableImage
 from si_jax.detectors import make_detector
 from si_jax.evaluation import scoring
-from si_jax.evaluation.store import Store
 
 
 class Counting(scoring.Scorer):
@@ -55,7 +54,7 @@ def score(model, directory, images, *, scorer=None, facts=None, **options):
     options = {"batch_size": 4, "workers": 1, **options}
     facts = facts or {"protocol": "published"}
     found = scoring.score_set(
-        scorer, images.set, lambda x: x, facts=facts, store=Store(directory), **options
+        scorer, images.set, lambda x: x, facts=facts, directory=directory, **options
     )
     return found, scorer
 

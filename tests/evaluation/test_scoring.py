@@ -21,7 +21,7 @@ def test_what_is_stored_is_not_computed_again(digits_model, tmp_path):
     assert scorer.computed["energy"] == list(range(20))
     assert first.computed == 20
     assert first.seconds > 0
-    assert files(tmp_path) == ["energy/made.npz", "msp/made.npz"]
+    assert files(tmp_path) == ["energy/made/000000.npz", "msp/made/000000.npz"]
 
     images = Images()
     again, scorer = score(digits_model, tmp_path, images)
@@ -81,14 +81,14 @@ def damaged(kind, content):
 @pytest.mark.parametrize("kind", ["empty", "truncated", "garbage", "flipped", "array", "objects"])
 def test_a_damaged_file_is_computed_anew(digits_model, tmp_path, kind):
     score(digits_model, tmp_path, Images())
-    path = tmp_path / "energy" / "made.npz"
+    path = tmp_path / "energy" / "made" / "000000.npz"
     path.write_bytes(damaged(kind, path.read_bytes()))
     found, scorer = score(digits_model, tmp_path, Images())
     assert scorer.computed == {"energy": list(range(20)), "msp": []}
     assert indices(found) == list(range(20))
 
 
-def test_memory_grows_by_less_than_an_image_s_arrays(digits_model, tmp_path, monkeypatch):
+def test_memory_grows_by_less_than_an_image_s_arrays(digits_model, tmp_path):
     """But for scores, labels and indices: 32 bytes an image for two detectors, and a copy.
 
     An image has 768 bytes.
@@ -113,13 +113,12 @@ def test_memory_grows_by_less_than_an_image_s_arrays(digits_model, tmp_path, mon
             return found
 
     digits_model = dataclasses.replace(digits_model, input_size=(16, 16))
-    monkeypatch.setattr(scoring, "MOST_ROWS", 500)
     peak(50)  # makes what is made once
     assert peak(4000) - peak(1500) < 2500 * 150
 
 
-def test_what_is_known_of_the_layers_is_not_held_in_memory(digits_model, tmp_path, monkeypatch):
-    """It is written part by part, and read from the file when it is asked for."""
+def test_what_is_known_of_the_layers_is_not_held_in_memory(digits_model, tmp_path):
+    """It is written chunk by chunk, and read from the files when it is asked for."""
 
     class Layered(Counting):
         def start(self, images, wanted=None, *, few=False):
@@ -141,7 +140,6 @@ def test_what_is_known_of_the_layers_is_not_held_in_memory(digits_model, tmp_pat
         return np.full((16, 16, 3), index % 256, np.uint8), 0
 
     digits_model = dataclasses.replace(digits_model, input_size=(16, 16))
-    monkeypatch.setattr(scoring, "MOST_ROWS", 500)
     peak(50)
     few, many = peak(1200), peak(3000)
     assert many[1] - few[1] < 1800 * 128  # a quarter of what the layers' shares take
@@ -149,8 +147,8 @@ def test_what_is_known_of_the_layers_is_not_held_in_memory(digits_model, tmp_pat
     assert set(arrays) == {"score", "index", "label", "tap_density"} and len(arrays) == 4
     assert arrays["tap_density"].shape == (3000, 128)
     np.testing.assert_array_equal(arrays["tap_density"][:, 0], arrays["score"])
-    (tmp_path / "energy" / "made3000.npz").unlink()
-    with pytest.raises(OSError, match=r"made3000\.npz was deleted or changed meanwhile"):
+    (tmp_path / "energy" / "made3000" / "000002.npz").unlink()
+    with pytest.raises(OSError, match=r"000002\.npz was deleted or changed meanwhile"):
         arrays["tap_density"]
 
 
@@ -188,12 +186,13 @@ def test_decoding_and_computing_overlap(digits_model, tmp_path):
     assert min(ratios) < 1.25, ratios
 
 
-def test_an_unreadable_image_is_an_error_that_names_it(digits_model, tmp_path):
-    with pytest.raises(ValueError, match=r"made/9\.png can't be decoded"):
-        score(digits_model, tmp_path, Images(unreadable={9}))
-    found, scorer = score(digits_model, tmp_path, Images(unreadable={9}), skip_unreadable=True)
-    assert scorer.computed["energy"] == [*range(8, 9), *range(10, 20)]  # the rest was kept
-    assert found.unreadable == ("made/9.png",)
+def test_an_unreadable_image_is_an_error_that_names_it(digits_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "CHUNK", 8)
+    with pytest.raises(ValueError, match=r"made/18\.png can't be decoded"):
+        score(digits_model, tmp_path, Images(unreadable={18}))
+    found, scorer = score(digits_model, tmp_path, Images(unreadable={18}), skip_unreadable=True)
+    assert scorer.computed["energy"] == [*range(8, 18), 19]  # the first chunk was kept
+    assert found.unreadable == ("made/18.png",)
 
 
 def test_skipped_images_are_counted_and_named_every_time(digits_model, tmp_path, capsys):
@@ -228,13 +227,14 @@ def test_an_image_that_is_damaged_between_two_runs(digits_model, tmp_path):
         score(digits_model, tmp_path, Images(unreadable={3}), scorer=more, skip_unreadable=True)
 
 
-def test_a_score_that_is_not_finite_is_an_error(digits_model, tmp_path):
+def test_a_score_that_is_not_finite_is_an_error(digits_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "CHUNK", 8)
     with pytest.raises(ValueError, match=r"'energy' .* not finite for made/14\.png"):
         score(digits_model, tmp_path, Images(), scorer=Counting(digits_model, bad=14))
-    assert "energy/made.npz" not in files(tmp_path)
+    assert files(tmp_path) == ["energy/made/000000.npz", "msp/made/000000.npz"]
     found, scorer = score(digits_model, tmp_path, Images())
     assert indices(found) == list(range(20))
-    assert scorer.computed["energy"] == list(range(12, 20))
+    assert scorer.computed["energy"] == list(range(8, 20))
 
 
 def test_images_that_do_not_fit_the_network(digits_model, tmp_path):

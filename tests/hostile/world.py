@@ -23,7 +23,6 @@ from si_jax.data.preprocessing import Preprocessing
 from si_jax.detectors.loading import load_detector
 from si_jax.evaluation import benchmark, fitting
 from si_jax.evaluation.job import Job, make_detectors
-from si_jax.evaluation.store import Store
 from si_jax.reporting import runs
 from si_jax.training import training
 from si_jax.weights import convert_files
@@ -156,7 +155,7 @@ class Readers:
 
     def scores(self, root: Path) -> str:
         """Score what is not stored."""
-        _, arrays = benchmark.evaluate(self.job, Store(root / "store"), batch_size=8)
+        _, arrays = benchmark.evaluate(self.job, root / "store")
         return digest(*(a["msp"]["score"] for a in arrays.values()))
 
     def fit(self, root: Path) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from si_jax.data.image_set import ImageSet
 from si_jax.evaluation import measuring, metrics
 from si_jax.evaluation.results import Results
-from si_jax.evaluation.store import Store
+from si_jax.evaluation.store import chunk_path, write_keyed
 from si_jax.reporting import runs
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +55,7 @@ def make_run(directory, *, seed=0, shift=0.0, **changes):
                 found["tap_average"] = rng.random((size, 2)).astype(np.float32)
                 found["outer"] = 1 + rng.random(size).astype(np.float32)
             arrays[name][detector] = found
-            Store(directory / "scores").save(detector, name, "key", found)
+            write_keyed(chunk_path(directory / "scores", detector, name), detector, found)
     results = {
         d: {n: metrics.evaluate(arrays["known"][d]["score"], arrays[n][d]["score"]) for n in GROUPS}
         for d in SETTINGS

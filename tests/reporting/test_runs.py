@@ -112,17 +112,20 @@ WRONG = {
         "'msp' on 'svhn'",
     ),
     "average": (lambda d: edit(d, lambda c: c["averages"].pop("msp")), "averages of detector"),
-    "missing": (lambda d: (d / "scores/msp/svhn.npz").unlink(), "svhn.npz is missing"),
-    "broken": (lambda d: (d / "scores/msp/svhn.npz").write_bytes(b"PK"), "is no score file"),
+    "missing": (lambda d: (d / "scores/msp/svhn/000000.npz").unlink(), "svhn holds no scores"),
+    "broken": (
+        lambda d: (d / "scores/msp/svhn/000000.npz").write_bytes(b"PK"),
+        "svhn/000000.npz is no score file",
+    ),
     "swapped": (
-        lambda d: (d / "scores/msp/svhn.npz").write_bytes(
-            (d / "scores/si-z/svhn.npz").read_bytes()
+        lambda d: (d / "scores/msp/svhn/000000.npz").write_bytes(
+            (d / "scores/si-z/svhn/000000.npz").read_bytes()
         ),
         "another computation",
     ),
     "shorter": (
-        lambda d: (d / "scores/msp/known.npz").write_bytes(
-            (d / "scores/msp/svhn.npz").read_bytes()
+        lambda d: (d / "scores/msp/known/000000.npz").write_bytes(
+            (d / "scores/msp/svhn/000000.npz").read_bytes()
         ),
         "another computation",
     ),
