@@ -68,6 +68,8 @@ def peers(weights: np.ndarray, bias: np.ndarray) -> dict[str, tuple[Callable[[],
         "nci": (lambda: p.NCI(None, head, alpha=0.0001), {}),
         "mahalanobis": (lambda: p.Mahalanobis(None), {}),
         "relative-mahalanobis": (lambda: p.RMD(None), {}),
+        "gmm": (lambda: p.GMM(None), {}),
+        "pnml": (lambda: p.PNML(None, head), {}),
         "vim": (lambda: p.ViM(None, d=weights.shape[0] // 2, w=w, b=b), {}),
     }
 

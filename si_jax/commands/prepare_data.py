@@ -75,11 +75,8 @@ def order_validation(folder: str, labels: str | None, data_dir: str | None) -> N
 def list_downloads() -> None:
     """Print every set that can be downloaded."""
     for name, download in downloads.DOWNLOADS.items():
-        source = download.address
-        if source.startswith(downloads.DRIVE):
-            source = f"Google Drive, {source.removeprefix(downloads.DRIVE)}"
         print(f"{name}: {download.holds}; terms: {download.terms}")
-        print(f"    from {source}")
+        print(f"    from {download.address}")
         print(f"    to   {download.folder}; MD5 {download.md5 or 'recorded at the first download'}")
     others = (
         "Sets that TensorFlow Datasets has prepared are taken as they are. ImageNet has to be"

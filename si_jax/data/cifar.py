@@ -135,5 +135,5 @@ def _mapped(path: Path) -> np.ndarray:
         raise MissingSet(f"{path} is not a file; take it from the archive.")
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except files.BROKEN as error:
+    except files.READ_ERRORS as error:
         raise ValueError(f"{path} can't be read ({error}); unpack it again.") from error

@@ -1,10 +1,9 @@
-"""Directories that are written whole or not at all, and read without waiting on what is no file."""
+"""Directories that are written whole or not at all."""
 
 import contextlib
 import os
 import secrets
 import shutil
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,28 +74,6 @@ def check_new(directory: str | os.PathLike) -> None:
     """
     if os.path.lexists(directory):
         raise ValueError(f"{directory} exists already: choose another directory or remove it")
-
-
-def check_files(directory: Path) -> None:
-    """See that a directory holds directories and regular files alone.
-
-    Reading anything else, such as a named pipe or a device, may never end.
-
-    Raises:
-        ValueError: naming the first other thing, or if there are more than `MAX_FILES` files.
-    """
-    count = 0
-    for folder, _, names in os.walk(directory):
-        for name in names:
-            path, count = Path(folder) / name, count + 1
-            try:
-                mode = path.stat().st_mode
-            except OSError as error:
-                raise ValueError(f"{path} cannot be read ({error.strerror})") from None
-            if not stat.S_ISREG(mode):
-                raise ValueError(f"{path} is no regular file, and is not opened")
-            if count > MAX_FILES:
-                raise ValueError(f"{directory} holds more than {MAX_FILES} files")
 
 
 @contextlib.contextmanager

@@ -2,15 +2,13 @@
 
 import dataclasses
 
-DRIVE = "drive:"  # begins an address that is an identifier of Google Drive
-
 
 @dataclasses.dataclass(frozen=True)
 class Download:
     """A file that holds a set.
 
     Attributes:
-        address: of the file; an identifier of Google Drive behind 'drive:'.
+        address: of the file.
         folder: where it is unpacked, below the data root; or a file's own place.
         holds: what is in it, in words.
         images: number of images in it, 0 where that is not known.
@@ -28,11 +26,14 @@ class Download:
     terms: str = "none given"
 
 
+_DRIVE = "https://drive.google.com/uc?id="
 _OTHERS = "of the photographs' sources"
 
 
 def _openood(identifier: str, folder: str, holds: str = "", images: int = 0) -> Download:
-    return Download(DRIVE + identifier, folder, holds or f"{images} images", images, terms=_OTHERS)
+    return Download(
+        f"{_DRIVE}{identifier}", folder, holds or f"{images} images", images, terms=_OTHERS
+    )
 
 
 DOWNLOADS = {

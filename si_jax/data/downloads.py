@@ -1,10 +1,10 @@
-"""`prepare`, which brings the public sets of a benchmark; `download_table` says whence.
+"""`prepare`, which downloads the public sets of a benchmark; `download_table` says from where.
 
-Archives on Google Drive come by gdown (the extra `download`), what TFDS alone prepares by TFDS, the
-rest over HTTP.
+Files are downloaded by gdown (the extra `download`), what TFDS alone prepares by TFDS.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -14,8 +14,7 @@ from pathlib import Path
 from si_jax.checks import check_choice
 from si_jax.data import files, finding, sources
 from si_jax.data.catalogue import Listing, SetEntry, Tfds
-from si_jax.data.download_table import BRINGS, DOWNLOADS, DRIVE
-from si_jax.data.fetching import FailedDownload, fetch, fetch_from_drive
+from si_jax.data.download_table import BRINGS, DOWNLOADS
 from si_jax.data.image_set import MissingSet
 from si_jax.data.preprocessing import PROTOCOLS
 from si_jax.data.tables import BENCHMARKS
@@ -65,6 +64,51 @@ def prepare(
     return _prepare(entries, protocol, where)
 
 
+def fetch(url: str, path: Path, md5: str = "") -> str:
+    """Download a file with gdown, going on where an earlier attempt ended.
+
+    Args:
+        url: its address, http or https, of Google Drive too.
+        path: what to write; nothing has that name before its sum has been compared.
+        md5: hexadecimal sum that it must have; '' where none is known.
+
+    Returns:
+        The file's MD5 sum.
+
+    Raises:
+        FailedDownload: if it cannot be downloaded or written, or its sum is another.
+    """
+    try:
+        import gdown
+    except ImportError as error:
+        raise FailedDownload('downloads need gdown: pip install "si-jax[download]"') from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    came = path.with_name(f"{path.name}.unchecked")
+    options = {"resume": True, "retries": 4, "timeout": 30.0, "use_cookies": False}
+    try:
+        gdown.download(url, str(came), **options)
+    except Exception as error:  # gdown raises its own errors and those of what it uses
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise FailedDownload(
+            f"{url} cannot be downloaded ({reason}): what has come is kept, so run the same command"
+            f" again; or download it with a browser as {path}"
+        ) from error
+    with files.open_regular(came) as file:
+        found = hashlib.file_digest(file, "md5").hexdigest()
+    if md5 and found != md5:
+        came.unlink()
+        raise FailedDownload(
+            f"{url} has the MD5 sum {found} where {md5} is known, so it is another file or was"
+            " damaged on its way: run the same command again, or look for another copy"
+        )
+    os.replace(came, path)
+    return found
+
+
+class FailedDownload(OSError):
+    """A file that could not be downloaded; the message says why and what to do."""
+
+
 def bring(name: str, root: Path) -> Path:
     """Download one file, unpack it below the data root and count its images.
 
@@ -85,11 +129,7 @@ def bring(name: str, root: Path) -> Path:
     archive = target if single else root / "downloads" / name
     md5 = download.md5 or _recorded(root).get(name, "")
     if not archive.exists():
-        address = download.address
-        if address.startswith(DRIVE):
-            md5_sum = fetch_from_drive(address.removeprefix(DRIVE), archive, md5)
-        else:
-            md5_sum = fetch(address, archive, md5)
+        md5_sum = fetch(download.address, archive, md5)
         if not md5:
             _record(root, name, md5_sum)
     if not single:

@@ -10,14 +10,14 @@ import tarfile
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-BROKEN = (
+READ_ERRORS = (
     OSError,
     ValueError,
     EOFError,
@@ -83,14 +83,15 @@ def read_bytes(path: str | os.PathLike, limit: int = LARGEST_FILE) -> bytes:
 def read_arrays(
     path: str | os.PathLike, names: Collection[str] | None = None
 ) -> dict[str, np.ndarray]:
-    """Read the arrays of a `.npz` file; headers are checked before any memory is taken.
+    """Read the arrays of a `.npz` file.
 
     Nothing is unpickled. The arrays that are read may take 1 GiB, or 20 times the file's own size
-    where that is more.
+    where that is more. NumPy's own `load` reads on where a member is shorter or longer than its
+    header says, or is lost from the archive's list; here that is an error.
 
     Args:
         path: the file.
-        names: the arrays to read; those that are not there are left out. All by default.
+        names: the arrays to read; those that are not in it are left out. All by default.
 
     Returns:
         Name -> array.
@@ -99,65 +100,47 @@ def read_arrays(
         OSError: if there is no such file, or it cannot be opened.
         BrokenArchive: if it is damaged, holds Python objects, or claims more than that.
     """
-    with open_regular(path) as file:
-        try:
-            return _read_arrays(file, names)
-        except BROKEN as error:
-            raise _broken(path, error) from error
+    return _read(path, names, lambda member: np.lib.format.read_array(member, allow_pickle=False))
 
 
 def array_shapes(path: str | os.PathLike) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Shape and dtype of each array of a `.npz` file, which is read through to find any damage.
+    """Shape and dtype of each array of a `.npz` file; all is read to find damage, nothing kept."""
 
-    Raises:
-        OSError: as `read_arrays`.
-        BrokenArchive: as `read_arrays`.
-    """
+    def read(member: Any) -> tuple[tuple[int, ...], np.dtype]:
+        np.lib.format.read_magic(member)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+        while member.read(2**20):
+            pass
+        return shape, dtype
+
+    return _read(path, None, read)
+
+
+def _read(
+    path: str | os.PathLike, names: Collection[str] | None, read: Callable[[Any], Any]
+) -> dict[str, Any]:
+    """Read members of a `.npz` file; each to its end, where its check sum is compared."""
     with open_regular(path) as file:
         try:
             with zipfile.ZipFile(file) as archive:
-                found = {}
-                for name, info in _members(file, archive, None):
+                check_members(file, archive)
+                members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+                if len(members) < len(archive.infolist()):
+                    raise ValueError("it holds two arrays of one name")
+                chosen = {k: v for k, v in members.items() if names is None or k in names}
+                size = sum(info.file_size for info in chosen.values())
+                if size > max(LEAST_UNPACKED, UNPACKED_SHARE * os.fstat(file.fileno()).st_size):
+                    raise ValueError(f"it claims {size / 2**30:.1f} GiB, more than is credible")
+                arrays = {}
+                for name, info in chosen.items():
                     with archive.open(info) as member:
-                        found[name] = _check_header(name, member, info.file_size)
-                        while member.read(2**20):  # the check sum is compared at its end
-                            pass
-                return found
-        except BROKEN as error:
-            raise _broken(path, error) from error
-
-
-def _broken(path: str | os.PathLike, error: BaseException) -> BrokenArchive:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return BrokenArchive(f"{path} can't be read as a .npz file ({reason}).")
-
-
-def _read_arrays(file: BinaryIO, names: Collection[str] | None) -> dict[str, np.ndarray]:
-    with zipfile.ZipFile(file) as archive:
-        chosen = _members(file, archive, names)
-        for name, info in chosen:
-            with archive.open(info) as member:
-                _check_header(name, member, info.file_size)
-        arrays = {}
-        for name, info in chosen:
-            with archive.open(info) as member:
-                arrays[name] = np.lib.format.read_array(member, allow_pickle=False)
-        return arrays
-
-
-def _members(
-    file: BinaryIO, archive: zipfile.ZipFile, names: Collection[str] | None
-) -> list[tuple[str, zipfile.ZipInfo]]:
-    """Names of the arrays in an archive that are to be read, and where they are."""
-    check_members(file, archive)
-    members = [(info.filename.removesuffix(".npy"), info) for info in archive.infolist()]
-    chosen = [(name, info) for name, info in members if names is None or name in names]
-    if len({name for name, _ in chosen}) != len(chosen):
-        raise ValueError("it holds two arrays of one name")
-    size = sum(info.file_size for _, info in chosen)
-    if size > max(LEAST_UNPACKED, UNPACKED_SHARE * os.fstat(file.fileno()).st_size):
-        raise ValueError(f"it claims {size / 2**30:.1f} GiB of arrays, more than is credible")
-    return chosen
+                        arrays[name] = read(member)
+                        if member.read(1):
+                            raise ValueError(f"{name} is longer than its header says")
+                return arrays
+        except READ_ERRORS as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise BrokenArchive(f"{path} cannot be read as a .npz file ({reason})") from error
 
 
 def check_members(file: BinaryIO, archive: zipfile.ZipFile) -> None:
@@ -173,30 +156,6 @@ def check_members(file: BinaryIO, archive: zipfile.ZipFile) -> None:
     count = int.from_bytes(file.read(last)[10:12], "little")
     if count not in (len(archive.infolist()), 0xFFFF):  # 0xFFFF: more than fit
         raise zipfile.BadZipFile(f"it lists {len(archive.infolist())} of {count} members")
-
-
-def _check_header(name: str, member: Any, size: int) -> tuple[tuple[int, ...], np.dtype]:
-    """Compare the shape that a `.npy` member claims with the bytes that it has.
-
-    Returns:
-        That shape, and the dtype.
-    """
-    version = np.lib.format.read_magic(member)
-    readers = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    if version not in readers:
-        raise ValueError(f"{name} has the unknown version {version}")
-    shape, _, dtype = readers[version](member)
-    if dtype.hasobject:
-        raise ValueError(f"{name} holds Python objects, which are not read")
-    count = 1
-    for length in shape:
-        count *= max(length, 0)
-    if count * dtype.itemsize != size - member.tell() or (count > 1 and not dtype.itemsize):
-        raise ValueError(f"{name} claims the shape {shape}, which it has not the bytes for")
-    return shape, dtype
 
 
 def write_atomically(path: Path, write: Any) -> None:

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from scipy.special import logsumexp
+from scipy.special import logsumexp, softmax
 
 from si_jax.detectors.base import Inputs, Plan, State
 from si_jax.detectors.fitting import Batches, reservoir, unit
 from si_jax.detectors.head import feature_size
-from si_jax.detectors.options import Count
+from si_jax.detectors.options import Count, Positive, Step
 from si_jax.model import Model
 
 BANK_CHUNK = 2048  # training features compared with a batch at a time
@@ -84,6 +84,49 @@ def nnguide(model: Model, *, k: Count = 10, max_images: Count = 50_000) -> Plan:
     return Plan(compute, {"k": k, "max_images": max_images}, fit=fit)
 
 
+def relation(
+    model: Model, *, power: Positive = 1.0, least: Step = 0.03, max_images: Count = 50_000
+) -> Plan:
+    """Sum of an image's relations to the training images.
+
+    Kim et al., NeurIPS 2023 (code: snu-mllab/Neural-Relation-Graph): the relation of two images is
+    `max(0, u . u') (p . p')`, `u` their features divided by the norm and `p` their softmax.
+    Relations of at most `least` are dropped, the others are raised to `power` and summed over the
+    fitting images.
+
+    Args:
+        model: the network.
+        power: exponent; the published 1, searched up to 8.
+        least: relations up to it count nothing.
+        max_images: fitting images whose features and softmax are kept.
+    """
+    feature_size(model)  # refuses what is no vector
+    classes = model.num_classes
+
+    def fit(batches: Batches) -> State:
+        rows = (
+            np.concatenate([unit(h), softmax(logits, axis=-1)], axis=-1)
+            for logits, h, _ in batches.outputs()
+        )
+        return {"bank": reservoir(rows, max_images)}
+
+    def compute(inputs: Inputs, state: State):
+        u, p = unit(inputs.forward.features), jax.nn.softmax(inputs.forward.logits)
+        _, parts = in_chunks(state["bank"])
+
+        def add(total, part):
+            with jax.default_matmul_precision("highest"):
+                likeness = u @ part[:, :-classes].T
+                edges = jnp.maximum(likeness, 0) * (p @ part[:, -classes:].T)
+            return total + jnp.sum(jnp.where(edges > least, edges**power, 0), axis=-1), None
+
+        total, _ = jax.lax.scan(add, jnp.zeros(u.shape[0]), parts)
+        return {"score": total}
+
+    settings = {"power": power, "least": least, "max_images": max_images}
+    return Plan(compute, settings, fit=fit)
+
+
 def kth_distance(
     x: Float[Array, "batch features"], bank: Float[Array, "images features"], k: int
 ) -> Float[Array, "batch"]:
@@ -108,8 +151,6 @@ def largest_products(
     Returns:
         The products, descending, and the places of the bank's vectors.
     """
-    chunk = min(BANK_CHUNK, len(bank))
-    padded = jnp.pad(bank, ((0, -len(bank) % chunk), (0, 0)))
 
     def step(best, part):
         index, vectors = part
@@ -122,11 +163,18 @@ def largest_products(
         product, chosen = jax.lax.top_k(product, k)
         return (product, jnp.take_along_axis(indices, chosen, axis=-1)), None
 
-    parts = (
-        jnp.arange(len(padded)).reshape(-1, chunk),
-        padded.reshape(-1, chunk, bank.shape[-1]),
-    )
+    parts = in_chunks(bank)
     count = x.shape[0]  # not len(x), which must be known while an export has it open
     start = (jnp.full((count, k), -jnp.inf, x.dtype), jnp.zeros((count, k), parts[0].dtype))
     best, _ = jax.lax.scan(step, start, parts)
     return best
+
+
+def in_chunks(
+    bank: Float[Array, "images features"],
+) -> tuple[Int[Array, "chunks chunk"], Float[Array, "chunks chunk features"]]:
+    """A bank's vectors in parts, and their places in it; zeros and further places at the end."""
+    chunk = min(BANK_CHUNK, len(bank))
+    padded = jnp.pad(bank, ((0, -len(bank) % chunk), (0, 0)))
+    places = jnp.arange(len(padded)).reshape(-1, chunk)
+    return places, padded.reshape(-1, chunk, bank.shape[-1])

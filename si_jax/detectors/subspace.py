@@ -6,9 +6,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from si_jax.detectors.base import Inputs, Plan, State
-from si_jax.detectors.fitting import Batches, Moments
-from si_jax.detectors.head import num_features
+from si_jax.detectors.fitting import Batches, Moments, unit
+from si_jax.detectors.gaussians import whitening
+from si_jax.detectors.head import head_logits, num_features
 from si_jax.detectors.options import Count
+from si_jax.detectors.probabilities import log_probabilities
 from si_jax.model import Model
 
 
@@ -77,6 +79,39 @@ def residual(model: Model, *, dim: Count | None = None) -> Plan:
         return {"score": -_residual(inputs.forward.features, state)}
 
     return Plan(compute, {"dim": dim}, fit=fit)
+
+
+def pnml(model: Model) -> Plan:
+    """pNML: minus the regret of the predictive normalised maximum likelihood.
+
+    Bibas et al., NeurIPS 2021, theorem 2 (code: kobybibas/pnml_ood_detection): with `u` the
+    features divided by their norm, `p` the softmax that the head gives for `u`, and `U` the fitting
+    images' `u`, `x = u' (U' U)^+ u` says how little these span its direction, and the regret is
+    `log(sum_c p_c / (p_c + (1 - p_c) p_c^k)) / log(classes)` with `k = x / (1 + x)`. The sum less 1
+    is computed, without cancellation. As published, what lies outside the span of `U` counts
+    nothing.
+
+    Raises:
+        ValueError: if the head is not linear.
+    """
+    num_features(model)
+
+    def fit(batches: Batches) -> State:
+        products = sum(u.T @ u for u in (unit(h.astype(float)) for _, h, _ in batches.outputs()))
+        return {"whiten": whitening(products).astype(np.float32)}
+
+    def compute(inputs: Inputs, state: State):
+        u = unit(inputs.forward.features)
+        with jax.default_matmul_precision("highest"):
+            x = jnp.sum((u @ state["whiten"]) ** 2, axis=-1, keepdims=True)
+        k = x / (1 + x)
+        log_p = log_probabilities(head_logits(model, inputs.variables, u))
+        rest = -jnp.expm1(log_p)  # 1 - p
+        term = jax.nn.sigmoid((1 - k) * log_p - jnp.log(rest))  # p / (p + (1 - p) p^k)
+        beyond_one = jnp.sum(term * rest * -jnp.expm1(k * log_p), axis=-1)
+        return {"score": -jnp.log1p(beyond_one) / np.log(model.num_classes)}
+
+    return Plan(compute, fit=fit)
 
 
 def _dimension(model: Model, dim: int | None) -> int:

@@ -47,9 +47,13 @@ GRIDS: dict[str, dict[str, tuple]] = {
     "dice": {"percentile": (10, 30, 50, 70, 90)},
     "knn": {"k": (50, 100, 200, 500, 1000)},
     "nnguide": {"k": (1, 10, 50, 100)},
+    "relation": {"power": (1, 2, 4, 6, 8)},
     "nci": {"alpha": (0.0001, 0.001, 0.01, 0.1)},
     "mahalanobis": _UNIT,
     "relative-mahalanobis": _UNIT,
+    "gram": {"orders": (1, 3, 5, 10)},
+    "nac": {"alpha": (1, 10, 100, 1000), "bins": (50, 500), "least": (10, 50, 500)},
+    "gmm": {"reg": (1e-6, 1e-4, 1e-2)},
     "vim": {"dim": (256, 1000)},
     "residual": {"dim": (256, 1000)},
 }

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from si_jax.data.files import BROKEN, read_arrays, write_atomically, write_text
+from si_jax.data.files import READ_ERRORS, read_arrays, write_atomically, write_text
 from si_jax.data.image_set import ImageSet
 from si_jax.data.json_files import read_json
 from si_jax.evaluation import metrics
@@ -297,7 +297,7 @@ def load_thumbnails(directory: Path) -> Extremes:
         for image_set, detector, end, row, index, score in zip(*fields, strict=True):
             pick = Pick(images[row], str(names[row]), int(index), float(score))
             picks.setdefault((str(image_set), str(detector), str(end)), []).append(pick)
-    except BROKEN as error:
+    except READ_ERRORS as error:
         raise ValueError(
             f"{path} is broken ({error}): delete it for a report without images, or evaluate again"
         ) from None

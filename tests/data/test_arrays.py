@@ -6,9 +6,9 @@ import zipfile
 import numpy as np
 import pytest
 from pictures import RNG, idents, labels, replicate
+from scipy.io import savemat
 
-from si_jax.data import files, sources
-from si_jax.data.matlab import read_mat
+from si_jax.data import arrays, files, sources
 
 
 def test_arrays():
@@ -66,12 +66,12 @@ def test_npz(tmp_path):
     with pytest.raises(ValueError, match="no array called 'images'"):
         sources.from_npz(tmp_path / "other.npz")
     np.savez(tmp_path / "pickled.npz", images=np.array([{}], object))
-    with pytest.raises(ValueError, match=r"pickled\.npz can't be read"):
+    with pytest.raises(ValueError, match=r"pickled\.npz cannot be read"):
         sources.from_npz(tmp_path / "pickled.npz")
     whole = (tmp_path / "set.npz").read_bytes()
     for content in (b"", b"not a zip", whole[: len(whole) // 2]):
         (tmp_path / "bad.npz").write_bytes(content)
-        with pytest.raises(ValueError, match=r"bad\.npz can't be read"):
+        with pytest.raises(ValueError, match=r"bad\.npz cannot be read"):
             sources.from_npz(tmp_path / "bad.npz")
     with pytest.raises(sources.MissingSet, match=r"absent\.npz is not a file"):
         sources.from_path(tmp_path / "absent.npz")
@@ -89,8 +89,9 @@ def npz_member(shape, content=b""):
 @pytest.mark.parametrize(
     ("member", "reason"),
     [
-        (npz_member((10**12, 32, 32, 3), bytes(100)), "which it has not the bytes for"),
-        (npz_member((-2, -50), bytes(100)), "which it has not the bytes for"),
+        (npz_member((10**12, 32, 32, 3), bytes(100)), ""),
+        (npz_member((-2, -50), bytes(100)), ""),
+        (npz_member((5, 10), bytes(100)), "images is longer than its header says"),
         (b"\x93NUMPY\x09\x00" + bytes(100), "version"),
         (b"\x93NUMPY\x01\x00\x10\x00{'descr': (((((( ", ""),
     ],
@@ -98,7 +99,7 @@ def npz_member(shape, content=b""):
 def test_npz_with_an_altered_header(tmp_path, member, reason):
     with zipfile.ZipFile(tmp_path / "set.npz", "w") as archive:
         archive.writestr("images.npy", member)
-    with pytest.raises(ValueError, match=rf"set\.npz can't be read.*{reason}.*write it anew"):
+    with pytest.raises(ValueError, match=rf"set\.npz cannot be read.*{reason}.*write it anew"):
         sources.from_npz(tmp_path / "set.npz")
 
 
@@ -106,7 +107,7 @@ def test_npz_that_unpacks_beyond_its_size_is_refused_before_memory_is_taken(tmp_
     np.savez_compressed(tmp_path / "set.npz", images=np.zeros((3000, 32, 32, 3), np.uint8))
     assert len(sources.from_npz(tmp_path / "set.npz")) == 3000
     monkeypatch.setattr(files, "LEAST_UNPACKED", 2**20)
-    with pytest.raises(ValueError, match="GiB of arrays, more than is credible"):
+    with pytest.raises(ValueError, match="GiB, more than is credible"):
         sources.from_npz(tmp_path / "set.npz")
 
 
@@ -128,8 +129,6 @@ def test_npz_damaged_anywhere_ends_in_a_sentence(tmp_path):
 
 
 def test_svhn_mat(tmp_path):
-    from scipy.io import savemat
-
     images = RNG.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     digits = np.array([[10], [1], [9]], np.uint8)
     savemat(tmp_path / "test_32x32.mat", {"X": images.transpose(1, 2, 3, 0), "y": digits})
@@ -137,47 +136,37 @@ def test_svhn_mat(tmp_path):
     assert labels(found) == [0, 1, 9]
     np.testing.assert_array_equal(found.load(1)[0], images[1])
     (tmp_path / "bad.mat").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="isn't one of SVHN's"):
+    with pytest.raises(ValueError, match="is not one of SVHN's"):
         sources.from_path(tmp_path / "bad.mat")
 
 
-@pytest.mark.parametrize("compressed", [False, True])
-def test_mat_files_are_read_as_scipy_reads_them(tmp_path, compressed):
-    from scipy.io import loadmat, savemat
-
-    content = {
-        "X": RNG.integers(0, 256, (3, 4, 5), dtype=np.uint8),
-        "text": "passed over",
-        "a_rather_long_name": RNG.standard_normal((2, 3)),
-        "y": np.array([[7]], np.int16),
-    }
-    savemat(tmp_path / "x.mat", content, do_compression=compressed)
-    expected = loadmat(tmp_path / "x.mat")
-    read = read_mat((tmp_path / "x.mat").read_bytes(), ("X", "a_rather_long_name", "y", "absent"))
-    assert set(read) == {"X", "a_rather_long_name", "y"}
-    for name, array in read.items():
-        np.testing.assert_array_equal(array, expected[name])
-    with pytest.raises(ValueError, match="text is no array of real numbers"):
-        read_mat((tmp_path / "x.mat").read_bytes(), ("text",))
-
-
-@pytest.mark.parametrize("compressed", [False, True])
-def test_damaged_mat_files_end_in_a_sentence(tmp_path, compressed):
-    from scipy.io import savemat
-
-    images = RNG.integers(0, 256, (8, 8, 3, 2), dtype=np.uint8)
-    savemat(tmp_path / "x.mat", {"X": images, "y": [[1], [2]]}, do_compression=compressed)
+def test_damaged_mat_files_end_in_a_sentence(tmp_path):
+    """Some damages crash scipy's parser, which is why it runs in a process of its own."""
+    images = RNG.integers(0, 256, (32, 32, 3, 2), dtype=np.uint8)
+    savemat(tmp_path / "x.mat", {"X": images, "y": [[1], [2]]})
     whole = (tmp_path / "x.mat").read_bytes()
     rng = np.random.default_rng(0)
-    for round_ in range(400):
+    for round_ in range(12):
         data = bytearray(whole[: len(whole) if round_ % 2 else rng.integers(len(whole))])
-        for position in rng.integers(len(data), size=min(4, len(data))):
+        for position in rng.integers(min(len(data), 250), size=4):
             data[position] = rng.integers(256)
         (tmp_path / "bad.mat").write_bytes(bytes(data))
         try:
             sources.from_svhn_mat(tmp_path / "bad.mat")
         except ValueError as error:
             assert "bad" in str(error)
+
+
+def test_a_mat_file_that_crashes_its_reader_is_told(tmp_path, monkeypatch):
+    (tmp_path / "bad.mat").write_bytes(b"x")
+    monkeypatch.setattr(arrays, "_READ_MAT", "import os; os.abort()")
+    with pytest.raises(ValueError, match=r"bad\.mat is not one of SVHN's"):
+        sources.from_svhn_mat(tmp_path / "bad.mat")
+    monkeypatch.setattr(
+        arrays, "_READ_MAT", "import numpy, sys; numpy.savez(sys.stdout.buffer, X=[{}], y=[1])"
+    )
+    with pytest.raises(ValueError, match="allow_pickle"):
+        sources.from_svhn_mat(tmp_path / "bad.mat")
 
 
 def test_subset_is_seeded_and_in_order():

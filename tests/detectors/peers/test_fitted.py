@@ -7,6 +7,7 @@ import pytest
 from flax import linen as nn
 from peer_networks import CLASSES, FEATURES, Tiny, build, close, numpy_gradient
 from scipy.special import logsumexp, softmax
+from scipy.stats import multivariate_normal
 
 import si_jax
 from si_jax.detectors.fitting import reservoir
@@ -254,6 +255,35 @@ def test_kl_matching_does_not_tie_where_float32_saturates(images, train):
     close(found, exact, rtol=1e-4, atol=1e-7)
     print(len(np.unique(found)), len(np.unique(exact)), len(np.unique(exact.astype(np.float32))))
     assert len(np.unique(found)) >= 0.97 * len(np.unique(exact.astype(np.float32)))
+
+
+def test_gmm(score, h, h_train, train):
+    for reg in (1e-6, 0.1):
+        terms = []
+        for c in range(CLASSES):
+            own = h_train[train[1] == c]
+            covariance = np.cov(own.T, bias=True) + reg * np.eye(FEATURES)
+            terms.append(multivariate_normal(own.mean(axis=0), covariance).logpdf(h) + np.log(0.25))
+        close(score("gmm", reg=reg), logsumexp(terms, axis=0), rtol=1e-3, atol=1e-3)
+
+
+def test_pnml(score, h, h_train, head):
+    u, known = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (h, h_train))
+    p = softmax(u @ head[0] + head[1], axis=1)
+    x = np.einsum("nf,fg,ng->n", u, np.linalg.pinv(known.T @ known), u)
+    k = (x / (1 + x))[:, None]
+    regret = np.log((p / (p + (1 - p) * p**k)).sum(axis=1)) / np.log(CLASSES)
+    close(score("pnml"), -regret, rtol=1e-4, atol=0)
+
+
+def test_relation(score, model, images, train, h, h_train):
+    u, known = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (h, h_train))
+    p, p_train = (softmax(model.logits(x).astype(np.float64), axis=1) for x in (images, train[0]))
+    edges = np.maximum(u @ known.T, 0) * (p @ p_train.T)
+    assert 0.01 < (edges <= 0.3).mean() < 0.99
+    for power in (1, 4):
+        expected = np.where(edges > 0.3, edges**power, 0).sum(axis=1)
+        close(score("relation", power=power, least=0.3), expected, rtol=1e-4)
 
 
 def test_reservoir_is_even_and_does_not_depend_on_the_batches():

@@ -110,6 +110,10 @@ def test_published_defaults():
         "nci": {"alpha": 0.0001},
         "mahalanobis": {"normalise": False},
         "vim": {"dim": None},
+        "gmm": {"reg": 1e-6},
+        "gram": {"orders": 10, "taps": None},
+        "nac": {"alpha": 100, "bins": 50, "least": 50, "max_images": 1000, "taps": None},
+        "relation": {"power": 1, "least": 0.03, "max_images": 50_000},
     }
     assert {name: default_options(name) for name in published} == published
     assert default_options("react")["percentile"] == 90
