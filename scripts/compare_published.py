@@ -25,6 +25,7 @@ NOTES = {
     "vra": "pytorch-ood raises small features to the percentile, the paper sets them to 0;"
     " percentiles of each feature there, of all here",
     "temperature-scaling": "pytorch-ood stops after 50 steps",
+    "openmax": "pytorch-ood takes all images of a class, the paper those that are classified right",
     "kl-matching": "pytorch-ood averages by label, the paper and this library by predicted class",
 }
 
@@ -68,6 +69,8 @@ def peers(weights: np.ndarray, bias: np.ndarray) -> dict[str, tuple[Callable[[],
         "nci": (lambda: p.NCI(None, head, alpha=0.0001), {}),
         "mahalanobis": (lambda: p.Mahalanobis(None), {}),
         "relative-mahalanobis": (lambda: p.RMD(None), {}),
+        "openmax": (lambda: p.OpenMax(None, tailsize=20), {}),
+        "mcm": (lambda: p.MCM(None, w), {}),
         "gmm": (lambda: p.GMM(None), {}),
         "pnml": (lambda: p.PNML(None, head), {}),
         "vim": (lambda: p.ViM(None, d=weights.shape[0] // 2, w=w, b=b), {}),

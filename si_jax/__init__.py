@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from si_jax.model import Model as Model
     from si_jax.networks.framework import register_framework as register_framework
     from si_jax.networks.function import tap as tap
+    from si_jax.networks.zero_shot import zero_shot as zero_shot
     from si_jax.reporting.evaluate import evaluate_benchmark as evaluate_benchmark
     from si_jax.training.train_checkpoint import train_checkpoint as train_checkpoint
     from si_jax.weights.checkpoint import build_model as build_model
@@ -54,6 +55,7 @@ _PUBLIC = {
     "train_checkpoint": "si_jax.training.train_checkpoint",
     "tune_on_benchmark": "si_jax.evaluation.tuning_run",
     "with_new_head": "si_jax.weights.checkpoint",
+    "zero_shot": "si_jax.networks.zero_shot",
 }
 """Public name -> the module that holds it, or is it."""
 

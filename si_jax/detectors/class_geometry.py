@@ -1,15 +1,25 @@
-"""Detectors that compare an image's features with the predicted class's weights or mean."""
+"""Detectors that compare an image's features or logits with the classes' weights or means."""
 
+from collections.abc import Iterator
+
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
+from scipy.optimize import brentq
 
 from si_jax.detectors.base import Inputs, Plan, State
-from si_jax.detectors.fitting import Batches, check_every_class, check_labels
+from si_jax.detectors.fitting import Batches, Sample, check_every_class, check_labels, unit
 from si_jax.detectors.head import feature_size, num_features
-from si_jax.detectors.options import Step
+from si_jax.detectors.neighbours import nearest_distance
+from si_jax.detectors.options import Count, Positive, Step
 from si_jax.model import Model
 
+LOGITS, FEATURES = 0, 1
+"""Which of a network's outputs class means are of."""
+
+SHIFT = 10_000.0
+"""By how much the least distance of a tail is above 0, as in libMR."""
 LEAST_NORM = 1e-8  # what a distance to the mean is taken for where it is less
 
 
@@ -86,18 +96,8 @@ def she(model: Model) -> Plan:
     feature_size(model)  # refuses what is no vector
 
     def fit(batches: Batches) -> State:
-        classes = model.num_classes
-        width = model.num_features
-        sums, counts = np.zeros((2, classes, width)), np.zeros((2, classes), int)
-        for logits, h, labels in batches.outputs():
-            check_labels(labels, classes)
-            right = logits.argmax(axis=-1) == labels
-            for which, some in enumerate((right, ~right)):
-                np.add.at(sums[which], labels[some], h[some])
-                counts[which] += np.bincount(labels[some], minlength=classes)
-        check_every_class(counts.sum(axis=0))
-        chosen = np.where(counts[0] > 0, 0, 1), np.arange(classes)
-        return {"means": (sums[chosen] / counts[chosen][:, None]).astype(np.float32)}
+        means, _ = _class_means(batches, model, FEATURES, least=1)
+        return {"means": means.astype(np.float32)}
 
     def compute(inputs: Inputs, state: State):
         out = inputs.forward
@@ -105,6 +105,198 @@ def she(model: Model) -> Plan:
         return {"score": jnp.sum(out.features * means, axis=-1)}
 
     return Plan(compute, fit=fit)
+
+
+def mcm(model: Model, *, temperature: Positive = 1.0) -> Plan:
+    """MCM: largest softmax probability of the cosines of the features with the classes' weights.
+
+    Ming et al., NeurIPS 2022, eq. 1: `max softmax(cos(h, w_c) / temperature)`. On a network of
+    `si_jax.zero_shot` the weights are the embeddings of the class names, as in the paper.
+
+    Args:
+        model: the network.
+        temperature: the paper's tau, 1.
+
+    Raises:
+        ValueError: if the head is not linear.
+    """
+    num_features(model)
+
+    def compute(inputs: Inputs, state: State):
+        classes = unit(jnp.asarray(model.head_weights(inputs.variables)).T)
+        with jax.default_matmul_precision("highest"):
+            cosines = unit(inputs.forward.features) @ classes.T
+        return {"score": jnp.max(jax.nn.softmax(cosines / temperature), axis=-1)}
+
+    return Plan(compute, {"temperature": temperature})
+
+
+def openmax(model: Model, *, tail: Count = 20, alpha: Count = 10) -> Plan:
+    """OpenMax: log-odds of the known classes against an unknown one.
+
+    Bendale & Boult, CVPR 2016, algorithms 1 and 2 (code: abhijitbendale/OSDN): of each class the
+    mean of the logits of the fitting images that are classified right, and a Weibull distribution
+    of the `tail` largest of their distances to it, moved so that the least is 10000. Of an image's
+    `alpha` largest logits the i-th loses the share `w (alpha + 1 - i) / alpha`, `w` the
+    distribution's value at the image's distance; what is lost is the unknown class's logit. A class
+    with fewer than three images that are classified right takes all of its images.
+
+    The score orders as minus the softmax probability of the unknown class, which float32 rounds to
+    0 and 1. Distances are Euclidean; the published code adds cosines. pytorch-ood takes the
+    distance to a class that no image of the batch is predicted as for 0, so that its scores depend
+    on the batch.
+
+    Args:
+        model: the network.
+        tail: how many distances of each class are fitted.
+        alpha: how many logits are revised.
+
+    The fit raises a ValueError if labels are missing, or all images of a class are the same.
+    """
+    revised = min(alpha, model.num_classes)
+
+    def fit(batches: Batches) -> State:
+        batches = batches.keeping()
+        means, of_all = _class_means(batches, model, LOGITS, least=3)
+        tails = [np.empty(0)] * len(means)
+        for right, rows, labels in _by_rightness(batches, model):
+            distances = np.linalg.norm(rows[LOGITS] - means[labels], axis=-1)
+            for label in np.unique(labels):
+                if right or of_all[label]:
+                    joined = np.append(tails[label], distances[labels == label])
+                    tails[label] = np.sort(joined)[-tail:]
+        state = {"means": means, "weibull": np.stack([weibull(x) for x in tails])}
+        return {name: array.astype(np.float32) for name, array in state.items()}
+
+    def compute(inputs: Inputs, state: State):
+        logits = inputs.forward.logits
+        distances = jax.lax.map(
+            lambda mean: jnp.linalg.norm(logits - mean, axis=-1), state["means"]
+        ).T
+        shape, scale, origin = jnp.asarray(state["weibull"]).T
+        relative = jnp.log1p(jnp.maximum(distances - origin, -0.5 * scale) / scale)
+        share = -jnp.expm1(-jnp.exp(shape * relative))
+        rank = jnp.argsort(jnp.argsort(-logits, axis=-1), axis=-1)
+        share *= jnp.maximum(revised - rank, 0) / revised
+        unknown = jnp.sum(logits * share, axis=-1)
+        return {"score": jax.nn.logsumexp(logits * (1 - share), axis=-1) - unknown}
+
+    return Plan(compute, {"tail": tail, "alpha": alpha}, fit=fit)
+
+
+def weibull(tail: Float[np.ndarray, "n"]) -> Float[np.ndarray, "3"]:
+    """Maximum likelihood of a Weibull distribution of a tail whose least is moved to `SHIFT`.
+
+    Returns:
+        Shape, scale, and what is to be taken off a distance so that 0 is where the moved distance
+        is the scale.
+
+    Raises:
+        ValueError: if all of the tail is one value.
+    """
+    moved = SHIFT - tail.min()
+    logs = np.log1p((tail - tail.max()) / (moved + tail.max()))
+
+    def slope(log_shape):
+        weights = np.exp(np.exp(log_shape) * logs)
+        return weights @ logs / weights.sum() - logs.mean() - np.exp(-log_shape)
+
+    if slope(30.0) <= 0:
+        raise ValueError(
+            "the fitting images of a class have logits at one distance from their mean, so that"
+            " openmax finds no tail: fit on several different images of every class"
+        )
+    shape = np.exp(brentq(slope, 0, 30, xtol=1e-12))
+    scale = (moved + tail.max()) * np.mean(np.exp(shape * logs)) ** (1 / shape)
+    return np.array([shape, scale, scale - moved])
+
+
+def grood(model: Model, *, max_images: Count = 50_000) -> Plan:
+    """GROOD: distance of a prototype's gradient to those of the training images.
+
+    ElAraby et al., 2024 (code: OpenOOD's `grood`): the classes' mean features and one prototype of
+    what is out of distribution are classified by minus their distance to the features `h`; the
+    gradient of the cross-entropy with the predicted class by that prototype `o` is
+    `p_o (h - o) / ||h - o||`, `p_o` its softmax probability. The score is minus the squared
+    distance to the nearest gradient of a fitting image that is classified right.
+
+    The published `o` is the mean of out-of-distribution images that are given to it; that of the
+    class means stands in for it here, one of the published choices. The published search for the
+    nearest is approximate.
+
+    Args:
+        model: the network.
+        max_images: fitting images whose gradients are kept.
+
+    The fit raises a ValueError if labels are missing, a class has no image, or no image is
+    classified right.
+    """
+    feature_size(model)  # refuses what is no vector
+
+    @jax.jit
+    def gradients(h, means):
+        other = jnp.mean(means, axis=0)
+        distances = jax.lax.map(
+            lambda p: jnp.linalg.norm(h - p, axis=-1), jnp.vstack([means, other])
+        )
+        return jax.nn.softmax(-distances, axis=0)[-1][:, None] * unit(h - other)
+
+    def fit(batches: Batches) -> State:
+        batches = batches.keeping()
+        means, _ = _class_means(batches, model, FEATURES, least=None)
+        means = means.astype(np.float32)
+        sample = Sample(max_images)
+        for right, rows, _ in _by_rightness(batches, model):
+            if right:
+                sample.add(np.asarray(gradients(rows[FEATURES], means)))
+        if not sample.rows:
+            raise ValueError("labels: the network classifies no fitting image as they say")
+        return {"means": means, "bank": np.stack(sample.rows)}
+
+    def compute(inputs: Inputs, state: State):
+        gradient = gradients(inputs.forward.features, state["means"])
+        return {"score": -(nearest_distance(gradient, state["bank"]) ** 2)}
+
+    return Plan(compute, {"max_images": max_images}, fit=fit)
+
+
+def _by_rightness(
+    batches: Batches, model: Model
+) -> Iterator[tuple[bool, tuple[np.ndarray, np.ndarray], np.ndarray]]:
+    """(whether they are classified right, logits and features, labels) of parts of each batch.
+
+    Raises:
+        ValueError: if labels are missing or out of range.
+    """
+    for logits, h, labels in batches.outputs():
+        check_labels(labels, model.num_classes)
+        right = logits.argmax(axis=-1) == labels
+        for which in (True, False):
+            some = right == which
+            yield which, (logits[some], h[some]), labels[some]
+
+
+def _class_means(
+    batches: Batches, model: Model, output: int, *, least: int | None
+) -> tuple[Float[np.ndarray, "classes columns"], Bool[np.ndarray, "classes"]]:
+    """Class means of the images that are classified right, and which classes take all of theirs.
+
+    Those are the classes with fewer than `least` images that are classified right; None for every
+    class.
+
+    Raises:
+        ValueError: if labels are missing or out of range, or a class has no image.
+    """
+    classes = model.num_classes
+    width = (classes, model.num_features)[output]
+    sums, counts = np.zeros((2, classes, width)), np.zeros((2, classes))
+    for right, rows, labels in _by_rightness(batches, model):
+        np.add.at(sums[int(right)], labels, rows[output])
+        counts[int(right)] += np.bincount(labels, minlength=classes)
+    check_every_class(counts.sum(axis=0))
+    of_all = counts[1] < (np.inf if least is None else least)
+    means = sums[1] + of_all[:, None] * sums[0]
+    return means / (counts[1] + of_all * counts[0])[:, None], of_all
 
 
 def _mean(model: Model, batches: Batches) -> Float[np.ndarray, "features"]:

@@ -1,9 +1,11 @@
 """Detectors that use gradients, by the image or by the weights."""
 
+from collections.abc import Callable
 from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from si_jax import splitting
 from si_jax.detectors.base import Inputs, Plan, State
@@ -72,24 +74,72 @@ def gradnorm(
         distance = jnp.sum(jnp.abs(p - 1 / p.shape[-1]), axis=-1) / temperature
         return {"score": jnp.sum(jnp.abs(out.features), axis=-1) * distance}
 
+    def divergence(logits):
+        return -jnp.mean(jax.nn.log_softmax(logits / temperature))
+
     def whole_norm(inputs: Inputs, state: State):
-        rest = dict(inputs.variables)
-        trained = {"params": rest.pop("params")} if "params" in rest else rest
-
-        def divergence(trained, image):
-            variables = {**rest, **trained}
-            logits = splitting.forward(model, variables, image[None]).logits
-            return -jnp.mean(jax.nn.log_softmax(logits / temperature))
-
-        def norm(image):
-            gradient = jax.grad(divergence)(trained, image)
-            return sum(jnp.sum(jnp.abs(g)) for g in jax.tree.leaves(gradient))
-
-        return {"score": jax.lax.map(norm, inputs.images)}  # one by one: a gradient is a network
+        return {"score": _by_all_weights(inputs, divergence, jnp.abs)}
 
     whole = parameters == "all"
     settings = {"temperature": temperature, "parameters": parameters}
     return Plan(whole_norm if whole else head_norm, settings, shared_forward=not whole)
+
+
+def grad_uncertainty(
+    model: Model, *, parameters: Annotated[str, OneOf(("head", "all"))] = "all"
+) -> Plan:
+    """Squared norm of the gradient, by the weights, of the cross-entropy with all classes at once.
+
+    Lee & AlRegib, ICIP 2020 (code: pytorch-ood's `GradUncertainty`): the loss is `-sum_j log p_j`,
+    `p` the softmax, whose gradient by the logits is `C p - 1`: it vanishes where the network is
+    undecided. For the weights and the bias of a linear head the squared norm is
+    `(||h||^2 + 1) ||C p - 1||^2`; that of all weights is one backward pass for each image. The
+    paper trains a classifier of the layers' norms on out-of-distribution images, here they are
+    added.
+
+    Args:
+        model: the network.
+        parameters: `head` or `all`.
+
+    Raises:
+        ValueError: if it is the head and that is not linear.
+    """
+    whole = parameters == "all"
+    if not whole:
+        num_features(model)  # refuses a head that is not linear
+
+    def head_norm(inputs: Inputs, state: State):
+        out = inputs.forward
+        excess = out.logits.shape[-1] * jax.nn.softmax(out.logits) - 1
+        squares = jnp.sum(excess**2, axis=-1)
+        return {"score": (jnp.sum(out.features**2, axis=-1) + 1) * squares}
+
+    def loss(logits):
+        return -jnp.sum(jax.nn.log_softmax(logits))
+
+    def whole_norm(inputs: Inputs, state: State):
+        return {"score": _by_all_weights(inputs, loss, jnp.square)}
+
+    settings = {"parameters": parameters}
+    return Plan(whole_norm if whole else head_norm, settings, shared_forward=not whole)
+
+
+def _by_all_weights(
+    inputs: Inputs, loss: Callable[[Array], Array], size: Callable[[Array], Array]
+) -> Float[Array, "batch"]:
+    """Sum, over all weights, of the size of each image's gradient of a loss of the logits."""
+    rest = dict(inputs.variables)
+    trained = {"params": rest.pop("params")} if "params" in rest else rest
+
+    def of_image(trained, image):
+        variables = {**rest, **trained}
+        return loss(splitting.forward(inputs.model, variables, image[None]).logits)
+
+    def norm(image):
+        gradient = jax.grad(of_image)(trained, image)
+        return sum(jnp.sum(size(g)) for g in jax.tree.leaves(gradient))
+
+    return jax.lax.map(norm, inputs.images)  # one by one: a gradient is a network
 
 
 def _moved(model: Model, temperature: float, step: float, chosen) -> Plan:

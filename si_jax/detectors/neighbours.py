@@ -4,6 +4,8 @@ They keep the features of at most `max_images` fitting images, 4 bytes a number 
 features are 100 MB), drawn at random with a fixed seed where there are more.
 """
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,10 +15,15 @@ from scipy.special import logsumexp, softmax
 from si_jax.detectors.base import Inputs, Plan, State
 from si_jax.detectors.fitting import Batches, reservoir, unit
 from si_jax.detectors.head import feature_size
-from si_jax.detectors.options import Count, Positive, Step
+from si_jax.detectors.options import Count, Positive, Range, Step
 from si_jax.model import Model
 
 BANK_CHUNK = 2048  # training features compared with a batch at a time
+CANDIDATES = 8  # whose distances are computed exactly to find the nearest
+FRACTIONS = np.concatenate(
+    [np.linspace(0.001, 0.1, 100), np.linspace(0.105, 0.5, 81), np.linspace(0.51, 0.99, 49)]
+)
+"""Of the fitting images, which `cfood` tries as neighbourhoods."""
 
 
 def knn(model: Model, *, k: Count = 50, max_images: Count = 50_000) -> Plan:
@@ -125,6 +132,72 @@ def relation(
 
     settings = {"power": power, "least": least, "max_images": max_images}
     return Plan(compute, settings, fit=fit)
+
+
+def cfood(
+    model: Model, *, share: Annotated[float, Range("(0, 1]")] = 0.01, max_images: Count = 5000
+) -> Plan:
+    """CFOOD: minus how large a neighbourhood of training images must be to hold the image.
+
+    The formula of OpenOOD's `cfood` (2025): with `u` the features divided by their norm, a fitting
+    image holds another within a fraction `f` if that is no farther from it than its
+    `floor(f n)`-th nearest of the other n - 1 fitting images. The score is minus the least of 230
+    fractions from 0.001 to 0.99 within which the share `share` of the fitting images hold the
+    image; -1 if none is enough. So it takes few values. OpenOOD keeps a tenth of the training
+    images, drawn by chance.
+
+    Args:
+        model: the network.
+        share: of the fitting images that must hold the image.
+        max_images: fitting images that are kept, drawn at random where there are more: 4 (features
+            + 230) bytes each; the fit compares all of them with each other.
+
+    The fit raises a ValueError if there are fewer than three images.
+    """
+    feature_size(model)  # refuses what is no vector
+
+    def fit(batches: Batches) -> State:
+        bank = reservoir((unit(h) for _, h, _ in batches.outputs()), max_images)
+        if len(bank) < 3:
+            raise ValueError(f"images (={len(bank)}) are too few: give at least three")
+        places = np.maximum(FRACTIONS * len(bank) - 1, 0).astype(int)
+        used = np.flatnonzero(np.diff(places, prepend=-1) > 0)
+        radii = []
+        for part in np.array_split(bank.astype(np.float64), -(-len(bank) // BANK_CHUNK)):
+            distances = np.maximum(2 - 2 * part @ bank.T.astype(np.float64), 0)
+            radii.append(np.sort(distances, axis=-1)[:, places[used] + 1])  # the first is its own
+        radii = np.concatenate(radii).astype(np.float32)
+        return {"bank": bank, "radii": radii, "fractions": FRACTIONS[used].astype(np.float32)}
+
+    def compute(inputs: Inputs, state: State):
+        bank, fractions = jnp.asarray(state["bank"]), jnp.asarray(state["fractions"])
+
+        def least_fraction(u):
+            distances = jnp.sum((u - bank) ** 2, axis=-1)
+            held = jnp.mean((state["radii"] >= distances[:, None]).astype(jnp.float32), axis=0)
+            return jnp.min(jnp.where(held >= share, fractions, 1))
+
+        return {"score": -jax.lax.map(least_fraction, unit(inputs.forward.features))}
+
+    return Plan(compute, {"share": share, "max_images": max_images}, fit=fit)
+
+
+def nearest_distance(
+    x: Float[Array, "batch features"], bank: Float[Array, "images features"]
+) -> Float[Array, "batch"]:
+    """Euclidean distance of vectors to the nearest of others, exact also where it is tiny.
+
+    The candidates are found by `x . b - b . b / 2`, which is largest for the nearest.
+    """
+    bank = jnp.asarray(bank)
+    halves = jnp.sum(bank**2, axis=-1, keepdims=True) / 2
+    ones = jnp.ones_like(x[:, :1])
+    candidates = min(CANDIDATES, len(bank))
+    _, near = largest_products(
+        jnp.concatenate([x, ones], axis=-1), jnp.concatenate([bank, -halves], axis=-1), candidates
+    )
+    squared = jax.lax.map(lambda indices: jnp.sum((x - bank[indices]) ** 2, axis=-1), near.T)
+    return jnp.sqrt(jnp.min(squared, axis=0))
 
 
 def kth_distance(

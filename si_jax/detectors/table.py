@@ -107,6 +107,14 @@ DETECTORS: dict[str, Method] = {
         version=1,
         needs=("linear head",),
     ),
+    "grad-uncertainty": Method(
+        gradients.grad_uncertainty,
+        "squared gradient norm of the cross-entropy with all classes",
+        "Lee & AlRegib, ICIP 2020",
+        version=1,
+        needs=("gradient",),
+        batch_size=32,
+    ),
     "react": Method(
         rectified.react,
         "energy of truncated features",
@@ -204,6 +212,13 @@ DETECTORS: dict[str, Method] = {
         version=1,
         needs=("fit",),
     ),
+    "cfood": Method(
+        neighbours.cfood,
+        "how large a neighbourhood of training images holds the image",
+        "OpenOOD's cfood, 2025",
+        version=1,
+        needs=("fit",),
+    ),
     "she": Method(
         class_geometry.she,
         "inner product with the predicted class's mean",
@@ -224,6 +239,13 @@ DETECTORS: dict[str, Method] = {
         "Liu & Qin, CVPR 2025",
         version=1,
         needs=("fit", "linear head"),
+    ),
+    "grood": Method(
+        class_geometry.grood,
+        "distance of a prototype's gradient to those of training images",
+        "ElAraby et al., 2024",
+        version=1,
+        needs=("fit", "labels"),
     ),
     "mahalanobis": Method(
         gaussians.mahalanobis,
@@ -295,6 +317,20 @@ DETECTORS: dict[str, Method] = {
         "Hendrycks et al., ICML 2022",
         version=1,
         needs=("fit",),
+    ),
+    "openmax": Method(
+        class_geometry.openmax,
+        "log-odds against an unknown class",
+        "Bendale & Boult, CVPR 2016",
+        version=1,
+        needs=("fit", "labels"),
+    ),
+    "mcm": Method(
+        class_geometry.mcm,
+        "largest softmax of the cosines with the classes' weights",
+        "Ming et al., NeurIPS 2022",
+        version=1,
+        needs=("linear head",),
     ),
 }
 """Every detector by name. Each has a version, which is raised when its scores change."""

@@ -48,6 +48,7 @@ FRAMEWORKS: dict[tuple[str, str], str] = {
     ("flax.nnx", "Module"): "si_jax.networks.nnx",
     ("keras", "Layer"): "si_jax.networks.keras",
     ("equinox", "Module"): "si_jax.networks.equinox",
+    ("si_jax.networks.zero_shot", "ZeroShot"): "si_jax.networks.zero_shot",
 }
 """(package, base class of its networks) -> module whose `FRAMEWORK` serves them."""
 

@@ -45,6 +45,8 @@ import si_jax
         ("i-odin", {"step": -0.1}, r"step \(=-0.1\)"),
         ("rankfeat", {"stages": 0}, r"stages \(=0\)"),
         ("rankfeat", {"taps": "head"}, "feature map"),
+        ("nac", {"bins": 3}, r"bins \(=3\) must be a whole number of at least 4"),
+        ("cfood", {"share": 0}, r"share \(=0.0\) must be a number in \(0, 1\]"),
     ],
 )
 def test_options_that_make_no_sense_are_named(model, name, options, message):
@@ -58,7 +60,8 @@ def test_k_larger_than_the_number_of_fitting_images(model, train):
 
 
 @pytest.mark.parametrize(
-    "name", ["mahalanobis", "relative-mahalanobis", "multi-mahalanobis", "gmm", "she"]
+    "name",
+    ["mahalanobis", "relative-mahalanobis", "multi-mahalanobis", "gmm", "she", "openmax", "grood"],
 )
 def test_labels_that_do_not_serve(model, train, name):
     detector = si_jax.make_detector(name, model)
@@ -69,10 +72,18 @@ def test_labels_that_do_not_serve(model, train, name):
         detector.fit(images, labels + 1)
     with pytest.raises(ValueError, match=r"1 of the 4 classes have no fitting image, class 2"):
         detector.fit(images, np.where(labels == 2, 1, labels))
-    if name not in ("gmm", "she"):
+    if "mahalanobis" in name:
         with pytest.raises(ValueError, match=r"singular: images \(=12\) are too few"):
             detector.fit(images[:12], labels[:12])
     assert detector.state is None
+
+
+def test_fits_that_find_nothing_to_learn(model, train):
+    images, _ = train
+    with pytest.raises(ValueError, match="one distance from their mean"):
+        si_jax.make_detector("openmax", model).fit(images[:4].repeat(5, axis=0), np.arange(20) // 5)
+    with pytest.raises(ValueError, match="too few"):
+        si_jax.make_detector("cfood", model).fit(images[:2])
 
 
 def test_images_that_do_not_serve(model, train):

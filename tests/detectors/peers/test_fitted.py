@@ -7,11 +7,11 @@ import pytest
 from flax import linen as nn
 from peer_networks import CLASSES, FEATURES, Tiny, build, close, numpy_gradient
 from scipy.special import logsumexp, softmax
-from scipy.stats import multivariate_normal
+from scipy.stats import multivariate_normal, weibull_min
 
 import si_jax
 from si_jax.detectors.fitting import reservoir
-from si_jax.detectors.neighbours import kth_distance
+from si_jax.detectors.neighbours import kth_distance, nearest_distance
 
 
 def test_react(score, make, h, h_train, head):
@@ -284,6 +284,99 @@ def test_relation(score, model, images, train, h, h_train):
     for power in (1, 4):
         expected = np.where(edges > 0.3, edges**power, 0).sum(axis=1)
         close(score("relation", power=power, least=0.3), expected, rtol=1e-4)
+
+
+def test_cfood(score, h, h_train):
+    u, bank = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (h, h_train))
+    n = len(bank)
+    fractions = np.concatenate(
+        [np.linspace(0.001, 0.1, 100), np.linspace(0.105, 0.5, 81), np.linspace(0.51, 0.99, 49)]
+    )
+    radii = np.sort(((bank[:, None] - bank) ** 2).sum(axis=-1), axis=1)
+    for share in (0.01, 0.3):
+        expected = np.ones(len(u))
+        for i, x in enumerate(u):
+            distances = ((x - bank) ** 2).sum(axis=1)
+            for fraction in fractions[::-1]:
+                place = int(max(fraction * n - 1, 0))
+                if (radii[:, place + 1] >= distances).mean() >= share:
+                    first = int(max(fractions[0] * n - 1, 0)) == place
+                    same = [f for f in fractions if int(max(f * n - 1, 0)) == place]
+                    expected[i] = fractions[0] if first else same[0]
+        found = score("cfood", share=share)
+        close(found, -expected)
+        assert len(np.unique(found)) > 5
+
+
+@pytest.fixture(scope="module")
+def balanced(train):
+    """A network that predicts every class, and labels with which it mostly agrees."""
+    mean = build(Tiny()).logits(train[0]).mean(axis=0)
+    net = build(Tiny())
+    net.variables["params"]["head"]["bias"] -= mean
+    return net, np.where(np.arange(80) % 5, net.logits(train[0]).argmax(axis=1), train[1])
+
+
+def test_openmax(balanced, images, train):
+    net, labels = balanced
+    logits, known = (net.logits(x).astype(np.float64) for x in (images, train[0]))
+    assert np.bincount(labels[known.argmax(axis=1) == labels], minlength=CLASSES).min() >= 3
+    shares = np.zeros_like(logits)
+    for c in range(CLASSES):
+        own = known[(labels == c) & (known.argmax(axis=1) == c)]
+        mean = own.mean(axis=0)
+        tail = np.sort(np.linalg.norm(own - mean, axis=1))[-6:]
+        shape, _, scale = weibull_min.fit(tail - tail.min() + 10_000, floc=0)
+        distances = np.linalg.norm(logits - mean, axis=1) - tail.min() + 10_000
+        shares[:, c] = weibull_min.cdf(distances, shape, 0, scale)
+    for row, share in zip(logits, shares, strict=True):
+        weights = np.zeros(CLASSES)
+        weights[(-row).argsort()[:3]] = [1, 2 / 3, 1 / 3]
+        share *= weights
+    unknown = (logits * shares).sum(axis=1, keepdims=True)
+    p = softmax(np.concatenate([unknown, logits * (1 - shares)], axis=1), axis=1)
+    detector = si_jax.make_detector("openmax", net, tail=6, alpha=3).fit(train[0], labels)
+    found = detector.score(images).astype(np.float64)
+    close(found, np.log(1 - p[:, 0]) - np.log(p[:, 0]), rtol=2e-3, atol=2e-3)
+    assert np.ptp(shares) > 0.9
+    close(detector.score(images[:1]), found[:1])  # whatever the other images are
+
+
+def test_grood(balanced, images, train):
+    net, labels = balanced
+    h, known = (net.features(x).astype(np.float64) for x in (images, train[0]))
+    means = np.stack([known[labels == c].mean(axis=0) for c in range(CLASSES)])
+
+    def gradients(h, predicted):
+        def loss(other, x, y):
+            prototypes = jnp.concatenate([jnp.asarray(means), other[None]])
+            return -jax.nn.log_softmax(-jnp.linalg.norm(x - prototypes, axis=1))[y]
+
+        by_image = jax.vmap(jax.grad(loss), (None, 0, 0))
+        return np.asarray(by_image(jnp.asarray(means.mean(axis=0)), h, predicted), np.float64)
+
+    right = net.logits(train[0]).argmax(axis=1) == labels
+    assert 0 < right.sum() < 80
+    bank = gradients(known, labels)[right]
+    new = gradients(h, net.logits(images).argmax(axis=1))
+    expected = ((new[:, None] - bank) ** 2).sum(axis=-1).min(axis=1)
+    detector = si_jax.make_detector("grood", net).fit(train[0], labels)
+    close(detector.score(images), -expected, rtol=1e-3, atol=1e-6)
+    close(detector.score(train[0][right]), 0, atol=1e-9)
+
+
+def test_nearest_distance(monkeypatch):
+    rng = np.random.default_rng(0)
+    x, bank = (rng.normal(size=(n, 6)).astype(np.float32) for n in (9, 23))
+    bank *= rng.uniform(0.1, 3, (23, 1)).astype(np.float32)
+    x[0] = bank[7] + np.float32(1e-4)
+    monkeypatch.setattr("si_jax.detectors.neighbours.BANK_CHUNK", 4)
+    expected = np.linalg.norm(x[:, None].astype(float) - bank, axis=-1).min(axis=1)
+    close(nearest_distance(jnp.asarray(x), bank), expected, rtol=1e-3, atol=0)
+    close(
+        nearest_distance(jnp.asarray(x), bank[:3]),
+        np.linalg.norm(x[:, None] - bank[:3], axis=-1).min(axis=1),
+    )
 
 
 def test_reservoir_is_even_and_does_not_depend_on_the_batches():

@@ -69,3 +69,19 @@ def test_i_odin_moves_one_value(score, model, images):
         one[place] -= 0.5 / model.std[place[-1]] * (1 if g[place] >= 0 else -1)
     expected = softmax(model.logits(moved).astype(np.float64) / 10, axis=1).max(axis=1)
     close(score("i-odin", temperature=10.0, step=0.5), expected, rtol=1e-4)
+
+
+def test_grad_uncertainty(score, model, images, h):
+    def loss(params, image):
+        logits = model.module.apply({"params": params}, model.normalise(jnp.asarray(image)[None]))
+        p = jax.nn.softmax(logits)[0]
+        return -jnp.sum(jnp.log(p))  # the binary cross-entropy with a label of ones
+
+    for i in (0, 5):
+        gradient = jax.grad(loss)(model.variables["params"], images[i])
+        squares = {
+            name: sum(np.square(np.asarray(g, np.float64)).sum() for g in jax.tree.leaves(part))
+            for name, part in gradient.items()
+        }
+        close(score("grad-uncertainty")[i], sum(squares.values()), rtol=1e-4)
+        close(score("grad-uncertainty", parameters="head")[i], squares["head"], rtol=1e-4)

@@ -167,3 +167,11 @@ def test_lts(score, model, images, h):
         scale = (h.sum(axis=1) / top.sum(axis=1)) ** 2
         expected = logsumexp(model.logits(images).astype(np.float64) * scale[:, None], axis=1)
         close(score("lts", percentile=percentile), expected, rtol=1e-4)
+
+
+def test_mcm(score, h, head):
+    u = h / np.linalg.norm(h, axis=1, keepdims=True)
+    classes = head[0] / np.linalg.norm(head[0], axis=0)
+    for temperature in (1.0, 0.1):
+        expected = softmax(u @ classes / temperature, axis=1).max(axis=1)
+        close(score("mcm", temperature=temperature), expected, rtol=1e-4)
