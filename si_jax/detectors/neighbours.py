@@ -162,11 +162,11 @@ def cfood(
             raise ValueError(f"images (={len(bank)}) are too few: give at least three")
         places = np.maximum(FRACTIONS * len(bank) - 1, 0).astype(int)
         used = np.flatnonzero(np.diff(places, prepend=-1) > 0)
-        radii = []
+        parts = []
         for part in np.array_split(bank.astype(np.float64), -(-len(bank) // BANK_CHUNK)):
             distances = np.maximum(2 - 2 * part @ bank.T.astype(np.float64), 0)
-            radii.append(np.sort(distances, axis=-1)[:, places[used] + 1])  # the first is its own
-        radii = np.concatenate(radii).astype(np.float32)
+            parts.append(np.sort(distances, axis=-1)[:, places[used] + 1])  # the first is its own
+        radii = np.concatenate(parts).astype(np.float32)
         return {"bank": bank, "radii": radii, "fractions": FRACTIONS[used].astype(np.float32)}
 
     def compute(inputs: Inputs, state: State):
@@ -189,7 +189,6 @@ def nearest_distance(
 
     The candidates are found by `x . b - b . b / 2`, which is largest for the nearest.
     """
-    bank = jnp.asarray(bank)
     halves = jnp.sum(bank**2, axis=-1, keepdims=True) / 2
     ones = jnp.ones_like(x[:, :1])
     candidates = min(CANDIDATES, len(bank))

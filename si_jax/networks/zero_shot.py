@@ -25,9 +25,7 @@ class ZeroShot:
     weights: Float[Array, "features classes"] | None
 
 
-def zero_shot(
-    image_features: Any, text_embeddings: Float[Array, "classes features"], *, scale: float = 100.0
-) -> ZeroShot:
+def zero_shot(image_features: Any, text_embeddings: Any, *, scale: float = 100.0) -> ZeroShot:
     """A classifier of an image encoder and the embeddings of class names, as CLIP and SigLIP are.
 
     Its logits are `scale` times the cosines of an image's features with the classes' embeddings
@@ -38,7 +36,7 @@ def zero_shot(
     Args:
         image_features: a network of any framework, or a function (variables, images), that maps
             (batch, height, width, channels) images to (batch, features).
-        text_embeddings: of one text for each class, or the mean of several texts'.
+        text_embeddings: (classes, features) of one text for each class, or means of several texts'.
         scale: what the cosines are multiplied by; CLIP's learnt 100.
 
     Returns:

@@ -372,11 +372,10 @@ def test_nearest_distance(monkeypatch):
     x[0] = bank[7] + np.float32(1e-4)
     monkeypatch.setattr("si_jax.detectors.neighbours.BANK_CHUNK", 4)
     expected = np.linalg.norm(x[:, None].astype(float) - bank, axis=-1).min(axis=1)
-    close(nearest_distance(jnp.asarray(x), bank), expected, rtol=1e-3, atol=0)
-    close(
-        nearest_distance(jnp.asarray(x), bank[:3]),
-        np.linalg.norm(x[:, None] - bank[:3], axis=-1).min(axis=1),
-    )
+    x, bank = jnp.asarray(x), jnp.asarray(bank)
+    close(nearest_distance(x, bank), expected, rtol=1e-3, atol=0)
+    few = np.linalg.norm(x[:, None] - bank[:3], axis=-1).min(axis=1)
+    close(nearest_distance(x, bank[:3]), few)
 
 
 def test_reservoir_is_even_and_does_not_depend_on_the_batches():
