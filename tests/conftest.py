@@ -40,7 +40,7 @@ os.environ["SI_JAX_CACHE"] = tempfile.mkdtemp(prefix="si_jax_cache_")
 hook = install_import_hook("si_jax", "beartype.beartype")
 
 import si_jax  # noqa: E402
-from si_jax.data.tables import BENCHMARKS  # noqa: E402
+from si_jax.data.benchmarks import BENCHMARKS  # noqa: E402
 from si_jax.detectors import DETECTORS  # noqa: E402
 from si_jax.evaluation.metrics import METRICS  # noqa: E402
 from si_jax.models import ARCHITECTURES  # noqa: E402

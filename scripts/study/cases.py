@@ -97,7 +97,7 @@ def prepare(
     if source is None:
         order, half = rng.permutation(len(test)), len(test) // 2
         note = (
-            f"{resolved.benchmark.train.name} is absent: half of {test.name} ({half} images, drawn"
+            f"{resolved.benchmark}_train is absent: half of {test.name} ({half} images, drawn"
             f" at random) calibrates, and the other {len(test) - half} are the in-distribution test"
             " set"
         )

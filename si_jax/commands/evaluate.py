@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from si_jax.commands.options import command, plain_value
+from si_jax.data.benchmarks import BENCHMARKS
 from si_jax.data.json_files import json_hash
-from si_jax.data.tables import BENCHMARKS
 from si_jax.detectors import DETECTORS, describe
 from si_jax.detectors.si import si_z
 from si_jax.evaluation import defaults

@@ -1,85 +1,187 @@
-"""`resolve`, which finds the sets of a benchmark."""
+"""`find`, which opens a data set where it lies, and `resolve`, which finds those of a benchmark."""
 
 import dataclasses
 import os
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from si_jax.checks import check_choice
-from si_jax.data import finding
-from si_jax.data.catalogue import Listing, SetEntry
+from si_jax.data import sources
+from si_jax.data.cifar import from_cifar_binary
+from si_jax.data.datasets import BENCHMARKS, Benchmark, DatasetSpec, Source, Tfds
 from si_jax.data.image_set import ImageSet, MissingSet
 from si_jax.data.preprocessing import PREPROCESSING, Preprocessing
+from si_jax.data.roots import folders_root
 from si_jax.data.sequences import as_image_set
-from si_jax.data.tables import BENCHMARKS, Benchmark
+from si_jax.data.tfds_sets import find_prepared
 
-__all__ = ["BENCHMARKS", "Absent", "Benchmark", "OodSet", "Resolved", "resolve"]
+__all__ = ["BENCHMARKS", "Benchmark", "MissingDataset", "OodSet", "Resolved", "find", "resolve"]
+
+LIST_ROOTS = ("images_classic", "images_largescale", ".")  # of the paths in OpenOOD's lists
 
 
 @dataclasses.dataclass(frozen=True)
-class OodSet:
-    """An out-of-distribution set that was found; `stand_in_for` names the absent set, or is ''."""
+class SearchPaths:
+    """Where to look for data sets.
+
+    Attributes:
+        data_dir: the folder of all data; None for the default one, and then TFDS's own too.
+        ood_root: the folder that holds image folders, None for `data_dir` or its default.
+        given: paths, or whatever else holds images, that the user gives by the name of the set.
+        fetch: whether a TFDS set that is not prepared may be downloaded.
+    """
+
+    data_dir: str | os.PathLike | None = None
+    ood_root: str | os.PathLike | None = None
+    given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    fetch: bool = False
+
+    @property
+    def root(self) -> Path:
+        """The folder that holds folders of images."""
+        return folders_root(self.data_dir, self.ood_root)
+
+
+class Found(NamedTuple):
+    """A data set that was found, where, and whether it is the images that OpenOOD lists."""
+
+    images: ImageSet
+    where: str
+    is_listed: bool = False
+
+
+class OodSet(NamedTuple):
+    """An out-of-distribution set that was found, under its name in reports."""
 
     name: str
     group: str
     images: ImageSet
-    stand_in_for: str = ""
 
 
-@dataclasses.dataclass(frozen=True)
-class Absent:
-    """A set that wasn't found, one sentence on what to do, and its stand-in's name or ''."""
+class MissingDataset(NamedTuple):
+    """A set that was not found, and one sentence on what to do."""
 
     name: str
     what_to_do: str
-    stand_in: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
-    """A benchmark's sets as they were found.
+    """The sets of an evaluation as they were found.
 
-    `train` is None where the training split is absent, and `train_absent` then says what to do.
-    `absent` holds everything else that is missing, `unlisted` the sets that were taken otherwise
-    than OpenOOD lists them, and `incomplete` the groups whose averages must not go by the
-    benchmark's name for either reason. `notes` are sentences to tell beside the results. `shifted`
-    are in-distribution images that look otherwise, for the full spectrum.
+    Attributes:
+        benchmark: its name, or that of custom data.
+        protocol: `"published"`, `"openood"` or `"own"`.
+        preprocessing: of all images.
+        test: in-distribution images.
+        train: images that detectors are fitted on, or None.
+        ood: out-of-distribution sets.
+        absent: sets of the benchmark that are missing.
+        train_absent: what to do about training images where there are none.
+        unlisted: sets that were taken whole where OpenOOD lists a part of them.
+        incomplete: groups, sorted, whose averages are not the benchmark's for either reason.
+        shifted: covariate-shifted images of the same classes, for the full spectrum.
     """
 
-    benchmark: Benchmark
+    benchmark: str
     protocol: str
     preprocessing: Preprocessing
     test: ImageSet
     train: ImageSet | None
     ood: tuple[OodSet, ...]
-    absent: tuple[Absent, ...] = ()
+    absent: tuple[MissingDataset, ...] = ()
     train_absent: str = ""
-    test_stand_in_for: str = ""
     unlisted: tuple[str, ...] = ()
+    incomplete: tuple[str, ...] = ()
     shifted: tuple[ImageSet, ...] = ()
 
     @property
-    def incomplete(self) -> tuple[str, ...]:
-        """Groups, sorted, whose averages aren't the benchmark's."""
-        entries = self.benchmark.ood[self.protocol]
-        lacking = {item.name for item in self.absent} | set(self.unlisted)
-        whole_test = self.benchmark.test.name not in lacking
-        return tuple(
-            sorted({entry.group for entry in entries if entry.name in lacking or not whole_test})
-        )
-
-    @property
     def notes(self) -> tuple[str, ...]:
-        """Sentences to tell beside the results."""
+        """Sentences to report beside the results."""
         sets = [self.test, *(item.images for item in self.ood), *self.shifted]
         notes = [f"{images.name}: {note}" for images in sets for note in images.notes]
         if self.unlisted:
             notes.append(
-                f"OpenOOD's lists aren't used for {', '.join(self.unlisted)}, taken whole here:"
+                f"OpenOOD's lists are not used for {', '.join(self.unlisted)}, taken whole here:"
                 " averages are not the benchmark's. The lists lie in benchmark_imglist/ and the"
-                " images they name in images_classic/ and images_largescale/ below the data root."
+                " images they name in images_classic/ and images_largescale/ below the data root"
             )
         return tuple(notes)
+
+
+def find(spec: DatasetSpec, paths: SearchPaths, num_classes: int | None = None) -> Found:
+    """Open a set at the first of its sources where it is; only then think of downloading it.
+
+    Args:
+        spec: the set.
+        paths: where to look.
+        num_classes: of the classifier, where the set's labels are its classes.
+
+    Raises:
+        MissingSet: if it is nowhere; one sentence says what to do.
+        ValueError: if what is there is not what it should be.
+    """
+    folders = num_classes if spec.class_folders else None
+    if spec.name in paths.given:
+        data = paths.given[spec.name]
+        if isinstance(data, (str, os.PathLike)):
+            data = sources.from_path(data, name=spec.name, num_classes=folders)
+        return Found(as_image_set(data, spec.name), "given by the user")
+    if spec.make:
+        return Found(as_image_set(spec.make(), spec.name), "made on the spot")
+    root, reasons = paths.root, []
+    if listing := next((root / p for p in spec.list_files if (root / p).exists()), None):
+        roots = [root / folder for folder in LIST_ROOTS]
+        try:
+            images = sources.from_list(
+                listing, name=spec.name, roots=roots, num_classes=num_classes
+            )
+            return Found(images, str(listing), is_listed=True)
+        except MissingSet as error:
+            reasons.append(str(error))
+    fetched = [s for s in spec.sources if paths.fetch and isinstance(s, Tfds) and s.fetch]
+    for source, fetch in [*((s, False) for s in spec.sources), *((s, True) for s in fetched)]:
+        where = _where(source, paths)
+        if not (fetch or os.path.exists(where)):
+            continue
+        try:
+            images = _open(source, spec.name, paths, folders, fetch)
+            if num_classes and not spec.class_folders:
+                images = sources.unlabelled(images)
+            return Found(images, where or "prepared by TFDS")
+        except MissingSet as error:
+            reasons.append(str(error))
+    if spec.manually:
+        reasons.append(spec.manually)
+    if folders := [source for source in spec.sources if isinstance(source, str)]:
+        others = f" (or {', '.join(folders[1:])})" if folders[1:] else ""
+        reasons.append(f"save it below {root} as {folders[0]}{others}")
+    raise MissingSet("; or ".join(dict.fromkeys(reasons)) or f"it is not in {root}")
+
+
+def _open(
+    source: Source, name: str, paths: SearchPaths, num_classes: int | None, fetch: bool
+) -> ImageSet:
+    match source:
+        case Tfds(tfds_name, split):
+            images = sources.from_tfds(tfds_name, split, paths.data_dir, fetch=fetch)
+            return dataclasses.replace(images, name=name)
+        case str():
+            return sources.from_path(paths.root / source, name=name, num_classes=num_classes)
+        case _:
+            return from_cifar_binary([paths.root / path for path in source], name=name)
+
+
+def _where(source: Source, paths: SearchPaths) -> str:
+    """Where a source lies, or would lie; '' for a TFDS set that is not prepared."""
+    match source:
+        case Tfds(name):
+            return str(find_prepared(name, paths.data_dir) or "")
+        case str():
+            return str(paths.root / source)
+        case _:
+            return str(paths.root / source[0])
 
 
 def resolve(
@@ -103,106 +205,86 @@ def resolve(
         ood_root: the folder that holds image folders; `data_dir` by default.
         extra: paths, or whatever else `as_image_set` takes, by name; the name of one of the
             benchmark's own sets says where that set is, any other adds a set to the group 'extra'.
-            None where the user has no way to give them, so that messages do not advise it.
-        allow_missing: whether absent sets are left out (or represented by their stand-in, under its
-            own name) rather than an error. The in-distribution set can't be left out.
-        fetch: whether TFDS sets that aren't prepared may be downloaded.
+        allow_missing: whether absent sets are left out rather than an error. The in-distribution
+            set cannot be left out.
+        fetch: whether TFDS sets that are not prepared may be downloaded.
         full_spectrum: whether the benchmark's covariate-shifted sets are looked for too.
 
     Returns:
         The sets found and the absent ones.
 
     Raises:
-        ValueError: if `benchmark` or `protocol` is unknown, or a path of `extra` isn't a data set.
-        MissingSet: if sets are absent and `allow_missing` doesn't cover it; names all of them.
+        ValueError: if `benchmark` or `protocol` is unknown, or a path of `extra` is no data set.
+        MissingSet: if sets are absent and `allow_missing` does not cover it; names all of them.
     """
     check_choice(BENCHMARKS, benchmark=benchmark)
     table = BENCHMARKS[benchmark]
     check_choice(table.ood, protocol=protocol)
-    entries = table.ood[protocol]
     if full_spectrum and not table.shifted:
-        having = ", ".join(name for name, entry in BENCHMARKS.items() if entry.shifted)
-        raise ValueError(f"full_spectrum: {benchmark} has no shifted sets; these have: {having}.")
-    options = ("ood_root",) if extra is None else ("ood_root", "ood")
-    where = finding.Where(data_dir, ood_root, dict(extra or {}), fetch, options)
-    absent: list[Absent] = []
+        having = ", ".join(name for name, other in BENCHMARKS.items() if other.shifted)
+        raise ValueError(f"full_spectrum: {benchmark} has no shifted sets; these have: {having}")
+    paths = SearchPaths(data_dir, ood_root, dict(extra or {}), fetch)
+    absent: list[MissingDataset] = []
     unlisted: list[str] = []
 
-    test, stand_in_for = _find_or_stand_in(
-        table.id_entry("test", protocol), where, absent, unlisted
-    )
-    ood = []
-    for entry in entries:
-        images, replaced = _find_or_stand_in(entry, where, absent, unlisted)
-        if images is not None:
-            name = (entry.stand_in if replaced else None) or entry.name
-            ood.append(OodSet(name, entry.group, images, replaced))
-    shifted = []
-    for entry in table.shifted if full_spectrum else ():
-        images, _ = _find_or_stand_in(entry, where, absent, unlisted)
-        if images is not None:
-            shifted.append(images)
-    own = {table.test.name, table.train.name, *(e.name for e in (*entries, *table.shifted))}
-    added = {name: path for name, path in where.extra.items() if name not in own}
-    ood = [item for item in ood if item.name not in added]
-    ood += [OodSet(name, "extra", as_image_set(data, name)) for name, data in added.items()]
+    def look(spec: DatasetSpec, group: str = "", labelled: bool = False) -> ImageSet | None:
+        try:
+            found = find(spec, paths, table.num_classes if labelled else None)
+        except MissingSet as error:
+            if spec.name in paths.given:
+                raise  # the user said where it is, so that is where it must be
+            if group != "extra":
+                absent.append(MissingDataset(spec.name, str(error)))
+            return None
+        if spec.list_files and not found.is_listed:
+            unlisted.append(spec.name)
+        return found.images
+
+    groups, shifted = table.ood[protocol], table.shifted if full_spectrum else ()
+    test = look(table.in_distribution("test", protocol), labelled=True)
+    ood = [(s.name, group, look(s, group)) for group, specs in groups.items() for s in specs]
+    other = [look(spec, labelled=True) for spec in shifted]
+    names = {table.test.name, table.train.name, *(s[0] for s in ood), *(s.name for s in shifted)}
+    added = {name: data for name, data in paths.given.items() if name not in names}
+    ood += [(name, "extra", as_image_set(data, name)) for name, data in added.items()]
     if test is None or (absent and not allow_missing):
         raise MissingSet(_report(table, protocol, absent, allow_missing))
     train, train_absent = None, ""
     try:
-        train = finding.find(table.id_entry("train", protocol), where)
+        train = find(table.in_distribution("train", protocol), paths, table.num_classes).images
     except MissingSet as error:
-        if table.train.name in where.extra:
+        if table.train.name in paths.given:
             raise
         train_absent = str(error)
+    lacking = {item.name for item in absent} | set(unlisted)
+    whole_test = table.test.name not in lacking
+    incomplete = {g for name, g, _ in ood if name in lacking or not whole_test} & set(groups)
     return Resolved(
-        benchmark=table,
+        benchmark=benchmark,
         protocol=protocol,
         preprocessing=PREPROCESSING[protocol, table.size],
         test=test,
         train=train,
-        ood=tuple(ood),
+        ood=tuple(OodSet(name, group, images) for name, group, images in ood if images),
         absent=tuple(absent),
         train_absent=train_absent,
-        test_stand_in_for=stand_in_for,
         unlisted=tuple(unlisted),
-        shifted=tuple(shifted),
+        incomplete=tuple(sorted(incomplete)),
+        shifted=tuple(images for images in other if images),
     )
 
 
-def _find_or_stand_in(
-    entry: SetEntry, where: finding.Where, absent: list[Absent], unlisted: list[str]
-) -> tuple[ImageSet | None, str]:
-    """Give the set and '', or its stand-in and the set's name; note what is absent or unlisted."""
-    try:
-        images, place = finding.locate(entry, where)
-        if entry.has_list and not isinstance(place, Listing):
-            unlisted.append(entry.name)
-        return images, ""
-    except MissingSet as error:
-        if entry.name in where.extra:
-            raise  # the user said where it is, so that's where it must be
-        if entry.group == "extra":
-            return None, ""
-        instead = finding.find_stand_in(entry, where)
-        stand_in = "" if instead is None else entry.stand_in or ""
-        absent.append(Absent(entry.name, str(error), stand_in))
-        return instead, entry.name if stand_in else ""
-
-
-def _report(table: Benchmark, protocol: str, absent: list[Absent], allow_missing: bool) -> str:
-    lines = "\n".join(
-        f"  {item.name}: {item.what_to_do}"
-        + (f" Its stand-in {item.stand_in} is there." if item.stand_in else "")
-        for item in absent
-    )
+def _report(
+    table: Benchmark, protocol: str, absent: list[MissingDataset], allow_missing: bool
+) -> str:
+    lines = "\n".join(f"  {name}: {what_to_do}" for name, what_to_do in absent)
     advice = (
-        f"{table.test.name} can't be left out, being in-distribution."
+        f"{table.test.name} cannot be left out, being in-distribution"
         if allow_missing
-        else "Or pass allow_missing=True to leave them out, or to use their stand-ins."
+        else "Or pass allow_missing=True to leave them out"
     )
-    brings = f"si-jax prepare-data --dataset {table.name} --protocol {protocol}"
     return (
-        f"{table.name} ({protocol}) lacks {len(absent)} of its sets.\n{lines}\nDownload what is"
-        f" public: {brings}\n{advice}"
+        f"{table.name} ({protocol}) lacks {len(absent)} of its sets\n{lines}\nDownload what is"
+        f" public: si-jax prepare-data --dataset {table.name} --protocol {protocol}\nOr say where a"
+        f" set is: ood={{NAME: PATH}}, --ood NAME=PATH, --id PATH\n{advice}"
     )

@@ -16,8 +16,8 @@ from si_jax.data.image_set import ImageSet, MissingSet, fingerprint_of, subset
 
 SIDE = 32
 PIXELS = 3 * SIDE**2
-LABEL_BYTES = {10: 1, 100: 2}
-"""Number of classes -> bytes before an image's pixels; the last of them is its class."""
+CLASSES = {1 + PIXELS: 10, 2 + PIXELS: 100}
+"""Bytes of an image, the last of them before the pixels being its class -> number of classes."""
 
 LABELS = "labels.npy"
 """The file of a folder of corrupted copies that holds the labels of each other file's images."""
@@ -27,44 +27,37 @@ DRAWN = 10_000
 """Corrupted images that are taken: as many as there are clean ones."""
 
 
-def from_cifar_binary(
-    paths: Sequence[str | os.PathLike], num_classes: int, *, name: str | None = None
-) -> ImageSet:
+def from_cifar_binary(paths: Sequence[str | os.PathLike], *, name: str | None = None) -> ImageSet:
     """Read files of CIFAR's binary version, such as `data_batch_1.bin` or `train.bin`.
 
     Args:
-        paths: the files, whose images are taken one file after the other.
-        num_classes: 10 for CIFAR-10; 100 for CIFAR-100, whose fine labels are taken.
+        paths: the files, whose images are taken one file after the other; of CIFAR-100 the fine
+            labels are taken.
         name: what to call the set; the first file's name without its ending by default.
 
     Returns:
         The set, in memory.
 
     Raises:
-        MissingSet: if a file isn't there.
-        ValueError: if a file isn't of that version.
+        MissingSet: if a file does not exist.
+        ValueError: if a file is not of that version.
     """
     parts = []
     for path in map(Path, paths):
         if not path.is_file():
-            raise MissingSet(f"{path} is not a file; give the path of an existing file.")
-        rows = np.frombuffer(files.read_bytes(path), np.uint8)
-        width = LABEL_BYTES[num_classes] + PIXELS
-        if not rows.size or rows.size % width:
+            raise MissingSet(f"{path} is not a file: give the path of an existing file")
+        data = np.frombuffer(files.read_bytes(path), np.uint8)
+        width = next((w for w in CLASSES if data.size and data.size % w == 0), None)
+        labels = None if width is None else data.reshape(-1, width)[:, -PIXELS - 1]
+        if labels is None or labels.max() >= CLASSES[width]:
             raise ValueError(
-                f"{path} isn't a file of CIFAR-{num_classes}'s binary version, whose images take"
-                f" {width} bytes each; download it again from"
-                " https://www.cs.toronto.edu/~kriz/cifar.html."
+                f"{path} is not a file of CIFAR's binary version, whose images take"
+                f" {' or '.join(map(str, CLASSES))} bytes each: download it again from"
+                " https://www.cs.toronto.edu/~kriz/cifar.html"
             )
-        parts.append(rows.reshape(-1, width))
-    rows = np.concatenate(parts)
-    labels = rows[:, LABEL_BYTES[num_classes] - 1].astype(np.int64)
-    if labels.max() >= num_classes:
-        raise ValueError(
-            f"{paths[0]} has the label {labels.max()}, which isn't among the {num_classes} classes"
-            f" of CIFAR-{num_classes}; download it again."
-        )
-    images = rows[:, -PIXELS:].reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
+        images = data.reshape(-1, width)[:, -PIXELS:].reshape(-1, 3, SIDE, SIDE)
+        parts.append((images.transpose(0, 2, 3, 1), labels.astype(np.int64)))
+    images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return from_arrays(name or Path(paths[0]).stem, images, labels)
 
 
@@ -83,7 +76,7 @@ def from_corruptions(
         seed: of the draw.
 
     Returns:
-        The set. Its notes tell how many images were drawn.
+        The set. Its notes say how many images were drawn.
 
     Raises:
         MissingSet: if there are no such files.
@@ -92,17 +85,17 @@ def from_corruptions(
     folder = Path(folder).expanduser()
     paths = [p for p in sorted(folder.glob("*.npy")) if p.stem not in (*ASIDE, "labels")]
     if not paths:
-        raise MissingSet(f"{folder} holds no corrupted images; unpack CIFAR-10-C.tar as that.")
+        raise MissingSet(f"{folder} holds no corrupted images: unpack CIFAR-10-C.tar as that")
     labels = _mapped(folder / LABELS)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise ValueError(f"{folder / LABELS} must hold integers of shape (n,).")
+        raise ValueError(f"{folder / LABELS} must hold integers of shape (n,)")
     parts = [_mapped(path) for path in paths]
     shape = (len(labels), SIDE, SIDE, 3)
     for path, part in zip(paths, parts, strict=True):
         if part.shape != shape or part.dtype != np.uint8:
             raise ValueError(
                 f"{path} must hold uint8 of shape {shape}, for the {len(labels)} labels of"
-                f" {LABELS}, not {part.dtype} of shape {part.shape}."
+                f" {LABELS}, not {part.dtype} of shape {part.shape}"
             )
 
     def load(index: int) -> tuple[np.ndarray, int]:
@@ -132,8 +125,8 @@ def from_corruptions(
 def _mapped(path: Path) -> np.ndarray:
     """Map a `.npy` file into memory."""
     if not path.is_file():
-        raise MissingSet(f"{path} is not a file; take it from the archive.")
+        raise MissingSet(f"{path} is not a file: take it from the archive")
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except files.READ_ERRORS as error:
-        raise ValueError(f"{path} can't be read ({error}); unpack it again.") from error
+        raise ValueError(f"{path} cannot be read ({error}): unpack it again") from error

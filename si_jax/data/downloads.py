@@ -1,4 +1,4 @@
-"""`prepare`, which downloads the public sets of a benchmark; `download_table` says from where.
+"""`prepare`, which downloads the public sets of a benchmark that are not on this machine.
 
 Files are downloaded by gdown (the extra `download`), what TFDS alone prepares by TFDS.
 """
@@ -10,25 +10,29 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from si_jax.checks import check_choice
-from si_jax.data import files, finding, sources
-from si_jax.data.catalogue import Listing, SetEntry, Tfds
-from si_jax.data.download_table import BRINGS, DOWNLOADS
+from si_jax.data import files, sources
+from si_jax.data.benchmarks import Found, SearchPaths, find
+from si_jax.data.datasets import BENCHMARKS, LISTS, DatasetSpec, Download
 from si_jax.data.image_set import MissingSet
 from si_jax.data.preprocessing import PROTOCOLS
-from si_jax.data.tables import BENCHMARKS
 from si_jax.data.unpacking import unpack
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of one set: `state` is 'there', 'fetched', 'by hand' or 'failed'."""
+    """What became of one set: `state` is 'there', 'fetched', 'manually' or 'failed'."""
 
     name: str
     state: str
     images: int
     detail: str
+
+
+class FailedDownload(OSError):
+    """A file that could not be downloaded; the message says why and what to do."""
 
 
 def prepare(
@@ -39,17 +43,17 @@ def prepare(
     *,
     full_spectrum: bool = False,
 ) -> Iterator[Outcome]:
-    """Bring every public set of a benchmark that is not on this machine.
+    """Download every public set of a benchmark that is not on this machine.
 
     Args:
         benchmark: a key of `BENCHMARKS`.
         protocol: `"published"` or `"openood"`.
         data_dir: folder of all data; None for `$SI_JAX_DATA` or `~/.cache/si_jax/data`.
         ood_root: folder for folders of images; None for `data_dir`.
-        full_spectrum: whether the benchmark's covariate-shifted sets are brought too.
+        full_spectrum: whether the benchmark's covariate-shifted sets are downloaded too.
 
     Returns:
-        An iterator that brings one set after the other and tells what became of it. A set that
+        An iterator that downloads one set after the other and says what became of it. A set that
         fails does not keep the next from being tried.
 
     Raises:
@@ -57,11 +61,94 @@ def prepare(
     """
     check_choice(BENCHMARKS, benchmark=benchmark)
     check_choice(PROTOCOLS, protocol=protocol)
-    table = BENCHMARKS[benchmark]
-    where = finding.Where(data_dir, ood_root, fetch=False)
-    entries = [table.id_entry("test", protocol), table.id_entry("train", protocol)]
-    entries += [*table.ood[protocol], *(table.shifted if full_spectrum else ())]
-    return _prepare(entries, protocol, where)
+    table, paths = BENCHMARKS[benchmark], SearchPaths(data_dir, ood_root)
+    specs = [table.in_distribution(split, protocol) for split in ("test", "train")]
+    specs += [spec for group in table.ood[protocol].values() for spec in group]
+    return _prepare([*specs, *(table.shifted if full_spectrum else ())], protocol, paths)
+
+
+def _prepare(specs: list[DatasetSpec], protocol: str, paths: SearchPaths) -> Iterator[Outcome]:
+    if any(spec.list_files for spec in specs):
+        lists = paths.root / LISTS.folder
+        if lists.is_dir():
+            yield Outcome("OpenOOD's lists", "there", 0, str(lists))
+        else:
+            yield _downloaded("OpenOOD's lists", LISTS, paths.root)
+    for spec in specs:
+        yield _outcome(spec, protocol, paths)
+
+
+def _outcome(spec: DatasetSpec, protocol: str, paths: SearchPaths) -> Outcome:
+    there = _look(spec, paths)
+    if isinstance(there, Outcome):
+        return there
+    if there is not None and (there.is_listed or not spec.list_files):
+        return Outcome(spec.name, "there", len(there.images), there.where)
+    if download := spec.download_for(protocol):
+        outcome = _downloaded(spec.name, download, paths.root)
+        there = _look(spec, paths)
+        if outcome.state == "failed" or not isinstance(there, Found):
+            return outcome
+        return Outcome(spec.name, "fetched", len(there.images), there.where)
+    try:
+        found = find(spec, dataclasses.replace(paths, fetch=True))
+    except (MissingSet, OSError) as error:
+        return Outcome(spec.name, "manually" if spec.manually else "failed", 0, str(error))
+    return Outcome(spec.name, "fetched", len(found.images), found.where)
+
+
+def _look(spec: DatasetSpec, paths: SearchPaths) -> Found | Outcome | None:
+    """Find a set; None where it is absent, a failure where what is there is no use."""
+    try:
+        return find(spec, paths)
+    except MissingSet:
+        return None
+    except ValueError as error:
+        return Outcome(spec.name, "failed", 0, str(error))
+
+
+def _downloaded(name: str, download: Download, root: Path) -> Outcome:
+    try:
+        target = download_set(download, root)
+    except (OSError, ValueError) as error:
+        return Outcome(name, "failed", 0, str(error))
+    return Outcome(name, "fetched", download.images, str(target))
+
+
+def download_set(download: Download, root: Path) -> Path:
+    """Download one file, unpack it below the data folder and count its images.
+
+    Returns:
+        Where the set is.
+
+    Raises:
+        OSError: if it cannot be downloaded or written.
+        ValueError: if it is not what it should be; nothing of it is left.
+    """
+    target = root / download.folder
+    single = target.suffix == ".mat"
+    archive = target if single else root / "downloads" / download.name
+    sums = root / "downloads/md5.json"
+    if not archive.exists():
+        try:
+            recorded: dict[str, Any] = dict(json.loads(files.read_bytes(sums)))
+        except (OSError, ValueError, TypeError):
+            recorded = {}
+        md5 = fetch(download.url, archive, download.md5 or str(recorded.get(download.name, "")))
+        if not download.md5:
+            files.write_text(sums, json.dumps({**recorded, download.name: md5}, indent=1) + "\n")
+    if not single:
+        unpack(archive, root, download.folder)
+    if download.images:
+        count = len(sources.from_path(target / download.counted))
+        if count != download.images:
+            target.unlink() if single else shutil.rmtree(target)
+            raise ValueError(
+                f"{target} holds {count} images where {download.images} are known: it was deleted"
+            )
+    if not single:
+        archive.unlink()
+    return target
 
 
 def fetch(url: str, path: Path, md5: str = "") -> str:
@@ -84,9 +171,8 @@ def fetch(url: str, path: Path, md5: str = "") -> str:
         raise FailedDownload('downloads need gdown: pip install "si-jax[download]"') from error
     path.parent.mkdir(parents=True, exist_ok=True)
     came = path.with_name(f"{path.name}.unchecked")
-    options = {"resume": True, "retries": 4, "timeout": 30.0, "use_cookies": False}
     try:
-        gdown.download(url, str(came), **options)
+        gdown.download(url, str(came), resume=True, retries=4, timeout=30.0, use_cookies=False)
     except Exception as error:  # gdown raises its own errors and those of what it uses
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise FailedDownload(
@@ -103,109 +189,3 @@ def fetch(url: str, path: Path, md5: str = "") -> str:
         )
     os.replace(came, path)
     return found
-
-
-class FailedDownload(OSError):
-    """A file that could not be downloaded; the message says why and what to do."""
-
-
-def bring(name: str, root: Path) -> Path:
-    """Download one file, unpack it below the data root and count its images.
-
-    Args:
-        name: a key of `DOWNLOADS`.
-        root: the data root.
-
-    Returns:
-        Where the set is.
-
-    Raises:
-        OSError: if it cannot be downloaded or written.
-        ValueError: if it is not what it should be; nothing of it is left.
-    """
-    download = DOWNLOADS[name]
-    target = root / download.folder
-    single = Path(download.folder).suffix == ".mat"
-    archive = target if single else root / "downloads" / name
-    md5 = download.md5 or _recorded(root).get(name, "")
-    if not archive.exists():
-        md5_sum = fetch(download.address, archive, md5)
-        if not md5:
-            _record(root, name, md5_sum)
-    if not single:
-        unpack(archive, root, download.folder)
-    if download.images:
-        count = len(sources.from_path(target / download.counted))
-        if count != download.images:
-            target.unlink() if single else shutil.rmtree(target)
-            raise ValueError(
-                f"{name} holds {count} images where {download.images} are known; it was deleted."
-            )
-    if not single:
-        archive.unlink()
-    return target
-
-
-def _prepare(entries: list[SetEntry], protocol: str, where: finding.Where) -> Iterator[Outcome]:
-    if any(entry.has_list for entry in entries):
-        lists = where.root / DOWNLOADS["openood_lists"].folder
-        if lists.is_dir():
-            yield Outcome("OpenOOD's lists", "there", 0, str(lists))
-        else:
-            yield _bring_set("OpenOOD's lists", "openood_lists", where.root)
-    for entry in entries:
-        yield _outcome(entry, protocol, where)
-
-
-def _outcome(entry: SetEntry, protocol: str, where: finding.Where) -> Outcome:
-    if (there := _look(entry, where)) is not None:
-        return there
-    key = BRINGS[protocol].get(entry.name)
-    if key is not None:
-        outcome = _bring_set(entry.name, key, where.root)
-        there = _look(entry, where)
-        if outcome.state != "fetched" or there is None:
-            return outcome
-        return dataclasses.replace(there, state="fetched")
-    try:
-        images = finding.find(entry, dataclasses.replace(where, fetch=True))
-    except (MissingSet, OSError) as error:
-        public = any(isinstance(place, Tfds) and place.fetch for place in entry.places)
-        return Outcome(entry.name, "failed" if public else "by hand", 0, str(error))
-    return Outcome(entry.name, "fetched", len(images), "prepared by TFDS")
-
-
-def _look(entry: SetEntry, where: finding.Where) -> Outcome | None:
-    """Say where a set is, if it's there as the protocol takes it."""
-    try:
-        images, place = finding.locate(entry, where)
-    except MissingSet:
-        return None
-    except ValueError as error:
-        return Outcome(entry.name, "failed", 0, str(error))
-    if entry.has_list and not isinstance(place, Listing):
-        return None
-    return Outcome(entry.name, "there", len(images), finding.describe(place, where))
-
-
-def _bring_set(name: str, key: str, root: Path) -> Outcome:
-    try:
-        target = bring(key, root)
-    except FailedDownload as error:
-        return Outcome(name, "failed", 0, str(error))
-    except (OSError, ValueError) as error:
-        return Outcome(name, "failed", 0, f"{key}: {error}")
-    return Outcome(name, "fetched", DOWNLOADS[key].images, str(target))
-
-
-def _recorded(root: Path) -> dict[str, str]:
-    try:
-        sums = json.loads(files.read_bytes(root / "downloads/md5.json"))
-    except (OSError, ValueError):
-        return {}
-    return sums if isinstance(sums, dict) else {}
-
-
-def _record(root: Path, name: str, md5: str) -> None:
-    text = json.dumps({**_recorded(root), name: md5}, indent=1)
-    files.write_text(root / "downloads/md5.json", text + "\n")

@@ -7,12 +7,10 @@ from typing import Any
 
 from si_jax.data import synthetic
 from si_jax.data.benchmarks import OodSet, Resolved
-from si_jax.data.catalogue import SetEntry
 from si_jax.data.folders import from_folder
 from si_jax.data.image_set import ImageSet, MissingSet
 from si_jax.data.preprocessing import Preprocessing
 from si_jax.data.sequences import as_image_set
-from si_jax.data.tables import Benchmark
 
 PROTOCOL = "own"
 HELD_OUT = ("val", "test")  # names of the folder with in-distribution images, by preference
@@ -77,16 +75,8 @@ def resolve_own(
     if not sets:
         made = synthetic.sets_of(tested, preprocessing, seed)
         sets = [OodSet(key, "made", images) for key, images in made.items()]
-    entries = tuple(SetEntry(item.name, (), item.group) for item in sets)
     return Resolved(
-        benchmark=Benchmark(
-            name=name,
-            num_classes=num_classes,
-            size=PROTOCOL,
-            test=SetEntry(name, ()),
-            train=SetEntry(f"{name}_train", ()),
-            ood={PROTOCOL: entries},
-        ),
+        benchmark=name,
         protocol=PROTOCOL,
         preprocessing=preprocessing,
         test=tested,

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from si_jax.data import finding
-from si_jax.data.benchmarks import BENCHMARKS
+from si_jax.data.benchmarks import BENCHMARKS, SearchPaths
+from si_jax.data.benchmarks import find as find_set
 from si_jax.data.folders import class_folders, from_folder
 from si_jax.data.image_set import ImageSet, MissingSet, take
 from si_jax.data.pipeline import batches, shown
@@ -62,12 +62,12 @@ def find(
     """
     if dataset in BENCHMARKS:
         table = BENCHMARKS[dataset]
-        where = finding.Where(data_dir, fetch=fetch, options=())
+        paths = SearchPaths(data_dir, fetch=fetch)
         try:
-            train = finding.find(table.train, where)
+            train = find_set(table.train, paths, table.num_classes).images
         except MissingSet as error:
             raise MissingSet(f"{dataset} has no training split here: {error}") from None
-        test = finding.find(table.test, where)
+        test = find_set(table.test, paths, table.num_classes).images
         split = f"{len(train)} training and {len(test)} test images"
         return TrainingSets(dataset, train, test, table.num_classes, split)
     root = Path(dataset).expanduser()

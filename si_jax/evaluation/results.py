@@ -50,7 +50,7 @@ class Results:
         full_spectrum: `results` and `averages` once more, with the shifted sets counted as
             in-distribution; empty where there is none.
         fit: what detectors were fitted on: `set`, `images`, `detectors`.
-        absent: set of the benchmark that is absent -> its stand-in or ''.
+        absent: sets of the benchmark that are absent.
         incomplete: groups that lack a set.
         unreadable: set -> names of the images that were left out.
         notes: what else is to be told of the sets.
@@ -85,7 +85,7 @@ class Results:
     shifted: dict[str, Number | None] = field(default_factory=dict)
     full_spectrum: dict[str, Rows] = field(default_factory=dict)
     fit: dict[str, Any] = field(default_factory=dict)
-    absent: dict[str, str] = field(default_factory=dict)
+    absent: list[str] = field(default_factory=list)
     incomplete: list[str] = field(default_factory=list)
     unreadable: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 
 from si_jax.data import benchmarks, downloads
-from si_jax.data.benchmarks import Resolved
+from si_jax.data.benchmarks import BENCHMARKS, Resolved
 from si_jax.data.cifar import LABELS
 from si_jax.data.image_set import ImageSet, overlap, unlabelled
 from si_jax.data.own import resolve_own
 from si_jax.data.preprocessing import preprocessing_for
 from si_jax.data.sequences import as_image_set
-from si_jax.data.tables import BENCHMARKS
 from si_jax.model import Model
 
 

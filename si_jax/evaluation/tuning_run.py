@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from si_jax.checks import check_choice, check_least
-from si_jax.data import benchmarks, finding, pipeline, preprocessing, sources
+from si_jax.data import benchmarks, pipeline, preprocessing, sources
 from si_jax.data.image_set import ImageSet
 from si_jax.evaluation import defaults, tuning
 from si_jax.evaluation.store import check_names
@@ -90,7 +90,7 @@ def tune_on_benchmark(
     if not isinstance(model, Model):
         model, _ = defaults.benchmark_model(benchmark, model)
     transform = preprocessing.PREPROCESSING[protocol, table.size]
-    train = finding.find(table.train, finding.Where(data_dir, ood_root))
+    train = benchmarks.find(table.train, benchmarks.SearchPaths(data_dir, ood_root)).images
 
     order = np.random.default_rng(seed).permutation(len(train))
     count = min(limit, len(train) // 2)

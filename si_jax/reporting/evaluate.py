@@ -92,7 +92,7 @@ def evaluate_benchmark(
         fit_limit: training images to fit on at most; None for all.
         seed: seed of the subsets.
         batch_size: images per batch; None for each detector's own. No score depends on it.
-        allow_missing: whether absent sets are left out, or represented by stand-ins.
+        allow_missing: whether absent sets are left out.
         skip_unreadable: whether images that cannot be read are left out; otherwise an error.
         out: directory for the results; None keeps nothing.
         checkpoint: what reports call the network's weights; None for `model` if that names them.
@@ -168,7 +168,7 @@ def evaluate_benchmark(
         groups={o.name: o.group for o in sets.ood},
         transform=sets.preprocessing,
         facts={
-            "benchmark": sets.benchmark.name,
+            "benchmark": sets.benchmark,
             "protocol": sets.protocol,
             "preprocessing": str(sets.preprocessing),
         },
@@ -183,7 +183,7 @@ def evaluate_benchmark(
             _tell_of_other_run(where, job, about)
         fit, notes = _fit(job, sets, where, fit_limit, seed, skip_unreadable)
         results, arrays = evaluate(job, where / "scores", skip_unreadable=skip_unreadable)
-        absent = {a.name: a.stand_in or "" for a in sets.absent}
+        absent = [missing.name for missing in sets.absent]
         results = dataclasses.replace(
             results,
             **about,
@@ -207,7 +207,7 @@ def evaluate_benchmark(
                 name: {detector: dict(one) for detector, one in files.items()}
                 for name, files in arrays.items()
             }
-            return dataclasses.replace(run, name=sets.benchmark.name, arrays=whole)
+            return dataclasses.replace(run, name=sets.benchmark, arrays=whole)
         saved = [*runs.write(results, directory), html.write(run, directory)]
         return dataclasses.replace(run, saved=tuple(saved))
 

@@ -48,7 +48,7 @@ def summary(run: Results) -> list[tuple[str, str]]:
     for name, images in run.unreadable.items():
         some = ", ".join(images[:3]) + (", ..." if len(images) > 3 else "")
         rows.append((f"left out of {name}", f"{len(images)} unreadable images ({some})"))
-    rows.append(("absent sets", ", ".join(_absent(run))))
+    rows.append(("absent sets", ", ".join(run.absent)))
     return [(name, value) for name, value in rows if value]
 
 
@@ -85,7 +85,7 @@ def warnings(run: Results) -> list[str]:
     """Sentences that a reader must see before the numbers."""
     shown = [f"{run.warning}."] if run.warning else []
     if run.incomplete:
-        groups, absent = " and ".join(run.incomplete), ", ".join(_absent(run))
+        groups, absent = " and ".join(run.incomplete), ", ".join(run.absent)
         shown.append(
             f"Sets of the benchmark are absent, so means over the {groups} sets are not the"
             f" benchmark's averages: {absent}."
@@ -283,10 +283,3 @@ def _value_cell(run: Results, detector: str, column: Column, metric: str) -> Cel
     ends: Sequence[float] = kept.get(detector, {}).get(key, {}).get(metric, ())
     detail = f"({100 * ends[0]:.1f}–{100 * ends[1]:.1f})" if ends and value is not None else ""
     return Cell(_number(value), detail)
-
-
-def _absent(run: Results) -> list[str]:
-    return [
-        f"{name} ({stand_in} stands in)" if stand_in else name
-        for name, stand_in in run.absent.items()
-    ]

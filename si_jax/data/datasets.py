@@ -1,0 +1,408 @@
+"""The data sets and the benchmarks made of them, as two tables: one row a set.
+
+To add a set, write its row in `DATASETS` and name it in a line of `BENCHMARKS`.
+
+Two protocols: `published` crops the centre without resizing (480x480 for ImageNet), `openood`
+resizes the shorter side and then crops, and takes the images that OpenOOD lists where the lists lie
+below the data folder; their out-of-distribution sets differ too. `far` sets share nothing with the
+in-distribution classes, `near` sets resemble them; they are averaged apart. `extra` sets are used
+where they lie, in no average, and never missed. The near set of `published` on CIFAR is an
+addition: the published averages are over the far sets.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from si_jax.data import digits
+from si_jax.data.preprocessing import PROTOCOLS
+
+GROUPS = ("far", "near", "extra")
+
+
+@dataclasses.dataclass(frozen=True)
+class Download:
+    """A file that holds a set.
+
+    Attributes:
+        url: its address.
+        folder: where it is unpacked, below the data folder; or a `.mat` file's own place.
+        holds: what is in it, in words.
+        images: number of images in it, 0 where that is not known.
+        md5: its sum, '' where none is known; the first download's is then recorded.
+        counted: the folder in which the images are counted, below `folder`.
+        terms: a note on its terms of use.
+    """
+
+    url: str
+    folder: str
+    holds: str
+    images: int = 0
+    md5: str = ""
+    counted: str = "."
+    terms: str = "none given"
+
+    @property
+    def name(self) -> str:
+        """What the downloaded file is called until it is unpacked."""
+        return self.folder.replace("/", "-")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tfds:
+    """A split of a TFDS set; `fetch` is False where it is too large to be downloaded unasked."""
+
+    name: str
+    split: str
+    fetch: bool = True
+
+
+Source = str | tuple[str, ...] | Tfds
+"""Where a set may lie: a path below the data folder, as `sources.from_path` opens; several files of
+CIFAR's binary version; or a TFDS split."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetSpec:
+    """A data set.
+
+    Attributes:
+        name: what reports call it.
+        sources: where it may lie, the preferred one first.
+        download: the file that holds it; the one that `published` takes where there are two.
+        openood: OpenOOD's own archive of it.
+        lists: names of OpenOOD's lists of it: its own choice of the images.
+        class_folders: whether its class folders are a classifier's classes, in their order.
+        manually: how to get it where it cannot be downloaded, an order without a full stop.
+        make: gives its images, as `as_image_set` takes, where they are made on the spot.
+        list_files: the lists below the data folder, as `listed` sets; the first that is there is
+            taken, before all sources.
+    """
+
+    name: str
+    sources: tuple[Source, ...] = ()
+    download: Download | None = None
+    openood: Download | None = None
+    lists: tuple[str, ...] = ()
+    class_folders: bool = True
+    manually: str = ""
+    make: Callable[[], Any] | None = None
+    list_files: tuple[str, ...] = ()
+
+    def listed(self, *folders: str) -> "DatasetSpec":
+        """The same set as the images that OpenOOD lists for it, in folders of its lists."""
+        files = tuple(f"benchmark_imglist/{f}/{name}.txt" for f in folders for name in self.lists)
+        return dataclasses.replace(self, list_files=files)
+
+    def download_for(self, protocol: str) -> Download | None:
+        """The file to download under a protocol; None if there is none."""
+        both = (self.download, self.openood)
+        return next(filter(None, both if protocol == "published" else both[::-1]), None)
+
+
+def _drive(identifier: str, folder: str, holds: str = "", images: int = 0) -> Download:
+    """One of OpenOOD's archives on Google Drive."""
+    url = f"https://drive.google.com/uc?id={identifier}"
+    terms = "of the photographs' sources"
+    return Download(url, folder, holds or f"{images} images", images, terms=terms)
+
+
+def _large(name: str, identifier: str, *folders: str, images: int = 0, **rest: Any) -> DatasetSpec:
+    """A set of large images, whose archive is OpenOOD's."""
+    folder = f"images_largescale/{name}"
+    archive = _drive(identifier, folder, "" if images else "large images", images)
+    return DatasetSpec(name, (*folders, folder, name), None, archive, (f"test_{name}",), **rest)
+
+
+def _odin(name: str, address: str, folder: str, md5: str, *others: str, **rest: Any) -> DatasetSpec:
+    """A set of small images as ODIN's authors distribute it."""
+    images = 8925 if name == "isun" else 10000
+    size = "32x32" if name.endswith(("resize", "isun")) else "36x36"
+    url = f"https://www.dropbox.com/s/{address}"
+    file = Download(url, folder, f"{images} images {size}", images, md5)
+    return DatasetSpec(name, others or (folder,), file, **rest)
+
+
+def _cifar_sets(classes: int, md5: str, identifier: str, c_record: str, c_md5: str) -> tuple:
+    """Test and training images of CIFAR, and the corrupted copies of the former."""
+    name, other = f"cifar{classes}", f"cifar-{classes}"
+    binary = f"{other}-batches-bin" if classes == 10 else f"{other}-binary"
+    batches = [f"data_batch_{k}" for k in range(1, 6)] if classes == 10 else ["train"]
+    url = f"https://www.cs.toronto.edu/~kriz/{other}-binary.tar.gz"
+    holds = "50000 training and 10000 test images 32x32, 170 MB"
+    files = (
+        Download(url, binary, holds, md5=md5),
+        _drive(identifier, f"images_classic/{name}", f"CIFAR-{classes} as PNG files"),
+    )
+    test = "test_batch" if classes == 10 else "test"
+    corrupted = f"CIFAR-{classes}-C"
+    return (
+        DatasetSpec(
+            name,
+            (Tfds(name, "test"), (f"{binary}/{test}.bin",), f"{name}/test"),
+            *files,
+            lists=(f"test_{name}",),
+        ),
+        DatasetSpec(
+            f"{name}_train",
+            (Tfds(name, "train"), tuple(f"{binary}/{b}.bin" for b in batches), f"{name}/train"),
+            *files,
+            lists=(f"train_{name}",),
+        ),
+        DatasetSpec(
+            f"{name}_c",
+            (corrupted,),
+            Download(
+                f"https://zenodo.org/record/{c_record}/files/{corrupted}.tar",
+                corrupted,
+                f"CIFAR-{classes}'s test images under 19 corruptions, 2.9 GB",
+                md5=c_md5,
+                terms="CC BY 4.0",
+            ),
+        ),
+    )
+
+
+LISTS = _drive(
+    "1lI1j0_fDDvjIt9JlWAw09X8ks-yrR_H1", "benchmark_imglist", "OpenOOD's lists of images"
+)
+_WHOLE_TIN = ("images_classic/tin/val", "tiny-imagenet-200/val", "tin/val", "tiny_imagenet")
+_IMAGENET_LISTED = (
+    "download OpenOOD's lists to benchmark_imglist/ and ImageNet's images to"
+    " images_largescale/imagenet_1k/ below the data folder"
+)
+
+# Folder names: as the sets are distributed or unpacked, then OpenOOD's layout (images_classic,
+# images_largescale), then the plain name of the set.
+_ROWS = (
+    DatasetSpec("digits", make=partial(digits.load, "test")),
+    DatasetSpec("digits_train", make=partial(digits.load, "train")),
+    *(DatasetSpec(name, make=make) for name, make in digits.OOD_SETS.items()),
+    *_cifar_sets(
+        10,
+        "c32a1d4ab5d03f1284b67883e8d87530",
+        "1Co32RiiWe16lTaiOU6JMMnyUYS41IlO1",
+        "2535967",
+        "56bf5dcef84df0e2308c6dcbcbbd8499",
+    ),
+    *_cifar_sets(
+        100,
+        "03b5dce01913d631647c71ecec9e9cb8",
+        "1PGKheHUsf29leJPPGuXqzLBMwl8qMF8_",
+        "3555552",
+        "11f0ed0f1191edbf9fa23466ae6021d3",
+    ),
+    DatasetSpec(
+        "svhn",
+        (
+            Tfds("svhn_cropped", "test"),
+            *("svhn/test_32x32.mat", "test_32x32.mat", "images_classic/svhn/test"),
+            *("svhn/test", "svhn", "SVHN"),
+        ),
+        Download(
+            "http://ufldl.stanford.edu/housenumbers/test_32x32.mat",
+            "svhn/test_32x32.mat",
+            "26032 test images 32x32, 64 MB",
+            26032,
+            "eb5a983be6a315427106f1b164d9cef3",
+            terms="non-commercial",
+        ),
+        _drive("1DQfc11HOtB1nEwqS4pWUFp8vtQ3DczvI", "images_classic/svhn", "SVHN as PNG files"),
+        ("test_svhn",),
+    ),
+    _odin(
+        *("lsun", "raw/fhtsw1m3qxlwj6h/LSUN.tar.gz", "LSUN"),
+        *("458a0a0ab8e5f1cb4516d7400568e460", "LSUN", "LSUN_C", "lsun"),
+    ),
+    _odin(
+        *("lsun_resize", "raw/moqh2wh8696c3yl/LSUN_resize.tar.gz", "LSUN_resize"),
+        *("278b7b31c8cb7e804a1465a8ce03a2dc", "LSUN_resize", "lsun_resize"),
+    ),
+    _odin("isun", "ssz7qxfqae0cca5/iSUN.tar.gz?dl=1", "iSUN", "", "iSUN", "isun"),
+    _odin(
+        *("tiny_imagenet", "raw/avgm2u562itwpkl/Imagenet.tar.gz", "Imagenet"),
+        *("7c0827e4246c3718a5ee076e999e52e5", "Imagenet/test", "Imagenet_crop", *_WHOLE_TIN),
+        openood=_drive("1PZ-ixyx52U989IKsMA2OT-24fToTrelC", "images_classic/tin", "Tiny ImageNet"),
+        lists=("test_tin",),
+    ),
+    _odin(
+        *("tiny_imagenet_resize", "raw/kp3my3412u5k9rl/Imagenet_resize.tar.gz"),
+        *("Imagenet_resize", "0f9ff11d45babf2eff5fe12281d1ac31"),
+    ),
+    DatasetSpec(
+        "places365",
+        ("places365/test_subset", "images_classic/places365", "places365", "Places365"),
+        None,
+        _drive("1Ec-LRSTf6u5vEctKX9vRp9OA6tqnJ0Ay", "images_classic/places365", "its test part"),
+        ("test_places365",),
+    ),
+    DatasetSpec(
+        "textures",
+        (
+            *("dtd/images", "dtd", "images_classic/texture", "images_largescale/texture"),
+            *("textures", "Textures"),
+            Tfds("dtd", "train+validation+test"),  # together all 5640 images
+        ),
+        Download(
+            "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz",
+            "dtd",
+            "5640 photographs, 600 MB",
+            5640,
+            "fff73e5086ae6bdbea199a49dfb8a4c1",
+            counted="images",
+            terms="research only",
+        ),
+        _drive("1OSz1m3hHfVWbRdmMwKbUzoU8Hg9UKcam", "images_classic/texture", images=5640),
+        ("test_textures", "test_texture"),
+    ),
+    DatasetSpec(
+        "mnist",
+        (Tfds("mnist", "test"), "images_classic/mnist/test", "mnist/test", "mnist"),
+        None,
+        _drive("1CCHAGWqA1KJTFFswuF9cbhmB-j98Y1Sb", "images_classic/mnist", images=70000),
+        ("test_mnist",),
+    ),
+    _large(
+        *("inaturalist", "1zfLfMvoUD0CUlKNnkk7LgxZZBnTBipdj", "iNaturalist/images", "iNaturalist"),
+        images=10000,
+    ),
+    _large("sun", "1ISK0STxWzWmg-_uUr4RQ8GSLFW7TZiKp", "SUN/images", "SUN", images=10000),
+    _large("places", "1fZ8TbPC4JGqUCm-VtvrmkYxqRNp2PoB3", "Places/images", "Places", images=10000),
+    _large("ssb_hard", "1PzkA-WGG8Z18h0ooL_pDdz9cO-DCIouE", images=49000),
+    _large("ninco", "1Z82cmvIB0eghTehxOGP5VTdLt7OD3nk6", "NINCO/NINCO_OOD_classes", images=5879),
+    _large("openimage_o", "1VUFXnB_z70uHfdgJG2E_pjYOcEgqM7tE", "OpenImage-O"),
+    DatasetSpec(
+        "imagenet",
+        (
+            Tfds("imagenet2012", "validation", fetch=False),
+            *("imagenet/val/val.txt", "imagenet/val", "images_largescale/imagenet_1k/val"),
+            *("ILSVRC2012_img_val/val.txt", "ILSVRC2012_img_val"),
+        ),
+        lists=("test_imagenet",),
+        manually="download the validation images from https://image-net.org",
+    ),
+    DatasetSpec(
+        "imagenet_train",
+        (
+            Tfds("imagenet2012", "train", fetch=False),
+            *("imagenet/train", "images_largescale/imagenet_1k/train"),
+        ),
+        lists=("train_imagenet",),
+        manually="download the training images from https://image-net.org",
+    ),
+    _large(
+        *("imagenet_v2", "1akg2IiE22HcbvTBpwXQoD7tgfPCdkoho"),
+        "imagenetv2-matched-frequency-format-val",
+    ),
+    _large("imagenet_c", "1JeXL9YH4BO8gCJ631c5BHbaSsl-lekHt", class_folders=False),
+    _large("imagenet_r", "1EzjMN2gq-bVV7lg-MEAdeuBuz-7jbGYU", "imagenet-r", class_folders=False),
+    # OpenOOD's choice of 200 classes, which its lists alone define
+    DatasetSpec("imagenet200", lists=("test_imagenet200",), manually=_IMAGENET_LISTED),
+    DatasetSpec("imagenet200_train", lists=("train_imagenet200",), manually=_IMAGENET_LISTED),
+)
+DATASETS = {spec.name: spec for spec in _ROWS}
+"""Name -> data set."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """In-distribution splits and, for each protocol, out-of-distribution sets by group.
+
+    `size` is the key of `PREPROCESSING` beside the protocol; `train` is what detectors are fitted
+    on; `shifted` are covariate-shifted images of the same classes, for the full spectrum.
+    """
+
+    name: str
+    num_classes: int
+    size: str
+    test: DatasetSpec
+    train: DatasetSpec
+    ood: Mapping[str, Mapping[str, tuple[DatasetSpec, ...]]]
+    shifted: tuple[DatasetSpec, ...] = ()
+
+    def in_distribution(self, split: str, protocol: str) -> DatasetSpec:
+        """The in-distribution set of a split, 'test' or 'train', under a protocol."""
+        spec = self.test if split == "test" else self.train
+        return spec.listed(self.name) if protocol == "openood" else spec
+
+
+def _sets(*names: str) -> tuple[DatasetSpec, ...]:
+    return tuple(DATASETS[name] for name in names)
+
+
+def _listed(folders: Sequence[str], *names: str) -> tuple[DatasetSpec, ...]:
+    return tuple(DATASETS[name].listed(*folders) for name in names)
+
+
+def _cifar(name: str, num_classes: int, other: str) -> Benchmark:
+    whole_tin = dataclasses.replace(DATASETS["tiny_imagenet"].listed(name), sources=_WHOLE_TIN)
+    return Benchmark(
+        name=name,
+        num_classes=num_classes,
+        size="small",
+        test=DATASETS[name],
+        train=DATASETS[f"{name}_train"],
+        ood={
+            "published": {
+                "far": _sets("svhn", "lsun", "tiny_imagenet", "places365", "textures"),
+                "near": _sets(other),
+                "extra": _sets("lsun_resize", "isun", "tiny_imagenet_resize"),
+            },
+            "openood": {
+                "far": _listed([name], "mnist", "svhn", "textures", "places365"),
+                "near": (*_listed([name], other), whole_tin),
+            },
+        },
+        shifted=_sets(f"{name}_c"),
+    )
+
+
+def _imagenet_openood(*folders: str) -> Mapping[str, tuple[DatasetSpec, ...]]:
+    """OpenOOD's sets against ImageNet, its lists in the first folder that has them."""
+    return {
+        "far": _listed(folders, "inaturalist", "textures", "openimage_o"),
+        "near": _listed(folders, "ssb_hard", "ninco"),
+    }
+
+
+_SHIFTED = ("imagenet_v2", "imagenet_c", "imagenet_r")
+
+BENCHMARKS = {
+    "digits": Benchmark(
+        name="digits",
+        num_classes=digits.CLASSES,
+        size="small",
+        test=DATASETS["digits"],
+        train=DATASETS["digits_train"],
+        ood={
+            protocol: {"far": _sets("photos", "shuffled", "noise"), "near": _sets("letters")}
+            for protocol in PROTOCOLS
+        },
+    ),
+    "cifar10": _cifar("cifar10", 10, "cifar100"),
+    "cifar100": _cifar("cifar100", 100, "cifar10"),
+    "imagenet": Benchmark(
+        name="imagenet",
+        num_classes=1000,
+        size="imagenet",
+        test=DATASETS["imagenet"],
+        train=DATASETS["imagenet_train"],
+        ood={
+            "published": {"far": _sets("inaturalist", "sun", "places", "textures")},
+            "openood": _imagenet_openood("imagenet"),
+        },
+        shifted=_listed(["imagenet"], *_SHIFTED),
+    ),
+    "imagenet200": Benchmark(
+        name="imagenet200",
+        num_classes=200,
+        size="imagenet",
+        test=DATASETS["imagenet200"].listed("imagenet200"),
+        train=DATASETS["imagenet200_train"].listed("imagenet200"),
+        ood=dict.fromkeys(PROTOCOLS, _imagenet_openood("imagenet200", "imagenet")),
+        shifted=tuple(  # which of their images are of the 200 classes, the lists alone say
+            dataclasses.replace(spec, sources=()) for spec in _listed(["imagenet200"], *_SHIFTED)
+        ),
+    ),
+}
