@@ -152,11 +152,11 @@ def find(spec: DatasetSpec, paths: SearchPaths, num_classes: int | None = None) 
             return Found(images, where or "prepared by TFDS")
         except MissingSet as error:
             reasons.append(str(error))
-    if spec.manually:
-        reasons.append(spec.manually)
-    if folders := [source for source in spec.sources if isinstance(source, str)]:
-        others = f" (or {', '.join(folders[1:])})" if folders[1:] else ""
-        reasons.append(f"save it below {root} as {folders[0]}{others}")
+    if advice := spec.manually or "run si-jax prepare-data" * bool(spec.download or spec.openood):
+        reasons.append(advice)
+    if below := [source for source in spec.sources if isinstance(source, str)]:
+        others = f" (or {', '.join(below[1:])})" if below[1:] else ""
+        reasons.append(f"save it below {root} as {below[0]}{others}")
     raise MissingSet("; or ".join(dict.fromkeys(reasons)) or f"it is not in {root}")
 
 

@@ -30,21 +30,21 @@ def from_tfds(
 
     A set that is prepared in the array_record format is read as it lies, without TensorFlow and
     without TFDS's code for that set. To prepare one needs TensorFlow (`pip install
-    -e ".[tfds]"`); downloads are checked against TFDS's registered checksums.
+    "si-jax[tfds]"`); downloads are checked against TFDS's registered checksums.
 
     Args:
         name: 'cifar100', or with a configuration 'name/config'; the highest version is taken.
         split: 'test', 'train[:1000]', 'train+test' and so on.
         data_dir: the folder that holds the sets; by default the first of `roots.tfds_dirs()` where
             it is prepared.
-        fetch: whether a set that isn't there may be downloaded and prepared.
+        fetch: whether an absent set may be downloaded and prepared.
 
     Returns:
         The set; labels are the feature 'label', where there is one. Its fingerprint hashes name,
         version, split, shard lengths, and each record's image and label.
 
     Raises:
-        MissingSet: if the set isn't prepared and can't be, isn't in array_record format, or was
+        MissingSet: if the set is not prepared and cannot be, is not in array_record format, or was
             prepared without that split.
         ValueError: if it has no feature 'image'.
     """
@@ -53,14 +53,13 @@ def from_tfds(
         home = tfds_dirs(data_dir)[0]
         if not fetch:
             raise MissingSet(
-                f"{name} is not prepared in {home}; prepare it there with tfds.builder({name!r}"
-                f", data_dir={str(home)!r}, file_format='array_record')"
-                ".download_and_prepare()."
+                f"{name} is not prepared in {home}: prepare it there with tfds.builder({name!r}"
+                f", data_dir={str(home)!r}, file_format='array_record').download_and_prepare()"
             )
         _prepare(name, home)
         directory = prepared_directory(name, home)
         if directory is None:
-            raise MissingSet(f"TFDS prepared {name}, but not in {home}; give another data_dir.")
+            raise MissingSet(f"TFDS prepared {name}, but not in {home}: give another data_dir")
     return _open(name, split, directory)
 
 
@@ -83,8 +82,8 @@ def prepared_directory(name: str, data_dir: Path) -> Path | None:
 def _prepare(name: str, data_dir: Path) -> None:
     if importlib.util.find_spec("tensorflow") is None:
         raise MissingSet(
-            f'{name} is not prepared in {data_dir}; run pip install -e ".[tfds]" to download and'
-            " prepare it, or give the directory in which it is as data_dir."
+            f'{name} is not prepared in {data_dir}: pip install "si-jax[tfds]" to download and'
+            " prepare it, or give the directory in which it is as data_dir"
         )
     import tensorflow_datasets as tfds
 
@@ -95,8 +94,8 @@ def _prepare(name: str, data_dir: Path) -> None:
     except Exception as error:  # TFDS raises whatever its downloader and its set's code do
         reason = " ".join(str(error).split())[:300]
         raise MissingSet(
-            f"{name} can't be downloaded and prepared in {data_dir} ({type(error).__name__}:"
-            f" {reason}); check the network and the free space, or prepare it by hand."
+            f"{name} cannot be downloaded and prepared in {data_dir} ({type(error).__name__}:"
+            f" {reason}): check the network and the free space, or prepare it manually"
         ) from error
 
 
@@ -107,10 +106,10 @@ def _open(name: str, split: str, directory: Path) -> ImageSet:
     if builder.info.file_format.value != "array_record":
         raise MissingSet(
             f"{directory} is in the format {builder.info.file_format.value}, which has no random"
-            " access; prepare the set again with file_format='array_record' in another data_dir."
+            " access: prepare the set again with file_format='array_record' in another data_dir"
         )
     if "image" not in builder.info.features:
-        raise ValueError(f"{directory} has no feature 'image'; choose a set of labelled images.")
+        raise ValueError(f"{directory} has no feature 'image': choose a set of labelled images")
     decoders = {"image": tfds.decode.SkipDecoding()}
     try:
         source = builder.as_data_source(split=split, decoders=decoders)
@@ -118,12 +117,12 @@ def _open(name: str, split: str, directory: Path) -> ImageSet:
         raise MissingSet(
             f"split (={split!r}) is not among those that are prepared in {directory}"
             f" ({', '.join(sorted(builder.info.splits))}); choose one of them or give another"
-            " data_dir."
+            " data_dir"
         ) from error
     except (OSError, FileNotFoundError) as error:
-        raise MissingSet(f"{directory} lacks files ({error}); prepare the set again.") from error
+        raise MissingSet(f"{directory} lacks files ({error}): prepare the set again") from error
     if not len(source):
-        raise MissingSet(f"split (={split!r}) of {directory} holds no images; prepare it again.")
+        raise MissingSet(f"split (={split!r}) of {directory} holds no images: prepare it again")
 
     def ident(index: int) -> str:
         return f"{name}/{split}[{index}]"
@@ -133,14 +132,14 @@ def _open(name: str, split: str, directory: Path) -> ImageSet:
             record = source[index]
         except Exception as error:  # array_record raises what its C++ reader reports
             raise UnreadableImage(
-                f"{ident(index)} can't be read from {directory} ({error}); prepare the set again."
+                f"{ident(index)} cannot be read from {directory} ({error}): prepare the set again"
             ) from error
         return decode(record["image"], ident(index)), int(record.get("label", NO_LABEL))
 
     def digest(index: int) -> bytes:
         try:
             record = source[index]
-        except Exception:  # as above; whoever loads the image will be told
+        except Exception:  # as above, and reported where the image is loaded
             return fingerprints.digest_of(b"", index, "unreadable")
         return fingerprints.digest_of(record["image"], int(record.get("label", NO_LABEL)))
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from si_jax.data import catalogue, sources, tfds_sets
+from si_jax.data import sources, tfds_sets
 from si_jax.data.benchmarks import BENCHMARKS, resolve
+from si_jax.data.datasets import DATASETS, GROUPS
 from si_jax.data.pipeline import batches
 from si_jax.data.preprocessing import PREPROCESSING, PROTOCOLS
 
@@ -42,16 +43,15 @@ def names(resolved, group):
 @pytest.mark.parametrize("benchmark", BENCHMARKS.values(), ids=list(BENCHMARKS))
 def test_tables_are_consistent(benchmark):
     assert set(benchmark.ood) == set(PROTOCOLS)
-    for protocol, entries in benchmark.ood.items():
+    for protocol, groups in benchmark.ood.items():
         assert (protocol, benchmark.size) in PREPROCESSING
-        assert len({entry.name for entry in entries}) == len(entries)
-        assert benchmark.test.name not in {entry.name for entry in entries}
-        for entry in (*entries, benchmark.test):
-            assert entry.places
-            assert entry.stand_in is None or entry.stand_in in catalogue.STAND_INS
-            assert entry.name not in catalogue.STAND_INS
-            assert entry.group in (*catalogue.GROUPS, "")
-        assert {entry.group for entry in entries} <= set(catalogue.GROUPS)
+        assert set(groups) <= set(GROUPS)
+        specs = [spec for group in groups.values() for spec in group]
+        assert len({spec.name for spec in specs}) == len(specs)
+        assert benchmark.test.name not in {spec.name for spec in specs}
+        for spec in (*specs, benchmark.test, benchmark.train, *benchmark.shifted):
+            assert spec.sources or spec.list_files or spec.make, spec.name
+            assert DATASETS[spec.name].lists == spec.lists
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -70,10 +70,10 @@ def test_published_cifar10(ood_root):
     assert names(found, "far") == ["svhn", "lsun", "tiny_imagenet", "places365", "textures"]
     assert names(found, "near") == ["cifar100"]
     assert names(found, "extra") == []
-    assert (found.absent, found.test_stand_in_for) == ((), "")
+    assert found.absent == ()
     assert [found.test.load(index)[1] for index in (0, 9)] == [0, 9]
     assert found.train is None
-    assert "cifar10_train" in found.train_absent
+    assert "cifar10/train" in found.train_absent
     assert str(found.preprocessing) == "no resize, centre crop 32x32"
 
 
@@ -103,7 +103,7 @@ def test_openood_takes_exactly_the_listed_images(ood_root):
     put(ood_root, "mnist")
     whole = resolve("cifar10", "openood", ood_root=ood_root)
     assert len(whole.unlisted) == 7 and whole.incomplete == ("far", "near")
-    assert "OpenOOD's lists aren't used for cifar10, mnist, svhn" in whole.notes[-1]
+    assert "OpenOOD's lists are not used for cifar10, mnist, svhn" in whole.notes[-1]
     assert resolve("cifar10", "published", ood_root=ood_root).incomplete == ()
 
     put(ood_root, "images_classic/tin/val/n01", 5)
@@ -128,20 +128,23 @@ def test_openood_takes_exactly_the_listed_images(ood_root):
 
 
 def test_imagenet200_is_what_the_lists_say(tmp_path):
-    with pytest.raises(sources.MissingSet, match="put OpenOOD's lists into benchmark_imglist/"):
+    with pytest.raises(sources.MissingSet, match="download OpenOOD's lists to benchmark_imglist/"):
         resolve("imagenet200", "openood", tmp_path, fetch=False)
     put(tmp_path, "images_largescale/imagenet_1k/val/n01443537", 2)
     write_list(tmp_path, "imagenet200/test_imagenet200", ["imagenet_1k/val/n01443537/1.png 7"])
     put(tmp_path, "images_largescale/ninco/a", 3)
     write_list(tmp_path, "imagenet/test_ninco", ["ninco/a/2.png -1"])
     found = resolve("imagenet200", "openood", tmp_path, allow_missing=True, fetch=False)
-    assert found.test.load(0)[1] == 7 and found.benchmark.num_classes == 200
+    assert found.test.load(0)[1] == 7 and found.benchmark == "imagenet200"
     assert [len(item.images) for item in found.ood if item.name == "ninco"] == [1]
 
 
 def test_the_full_spectrum_of_cifar(ood_root):
     assert resolve("cifar10", ood_root=ood_root).shifted == ()
-    with pytest.raises(sources.MissingSet, match="prepare-data --full-spectrum --dataset cifar10"):
+    with pytest.raises(
+        sources.MissingSet,
+        match="cifar10_c: run si-jax prepare-data; or save it below .* as CIFAR-10-C",
+    ):
         resolve("cifar10", ood_root=ood_root, full_spectrum=True)
     without = resolve("cifar10", ood_root=ood_root, full_spectrum=True, allow_missing=True)
     assert without.shifted == () and [item.name for item in without.absent] == ["cifar10_c"]
@@ -194,29 +197,22 @@ def test_one_folder_holds_everything(ood_root, monkeypatch):
 def test_absent_sets_are_all_listed(ood_root, tmp_path):
     for folder in (ood_root / "svhn", ood_root / "LSUN"):
         folder.rename(folder.with_name(f"moved_{folder.name}"))
-    put(ood_root, "svhn_grey_recrop", 3)
     with pytest.raises(sources.MissingSet) as caught:
-        resolve("cifar10", "published", ood_root=ood_root, extra={}, fetch=True)
+        resolve("cifar10", "published", ood_root=ood_root, fetch=True)
     message = str(caught.value)
     assert "lacks 2 of its sets" in message
     assert "svhn: svhn_cropped is not prepared in" in message
-    assert 'pip install -e ".[tfds]"' in message
-    assert "ood={'lsun': PATH}" in message
-    assert "stand-in svhn_grey_recrop is there" in message
-    assert "allow_missing=True" in message
-    with pytest.raises(sources.MissingSet) as caught:  # where there is no such option
-        resolve("cifar10", "published", ood_root=ood_root)
-    assert "lsun: " in str(caught.value) and "ood=" not in str(caught.value)
+    assert 'pip install "si-jax[tfds]"' in message
+    assert (
+        f"lsun: run si-jax prepare-data; or save it below {ood_root} as LSUN (or LSUN_C, lsun)"
+        in message
+    )
+    assert "ood={NAME: PATH}" in message and "allow_missing=True" in message
 
     found = resolve("cifar10", "published", ood_root=ood_root, allow_missing=True)
-    assert [(item.name, item.stand_in) for item in found.absent] == [
-        ("svhn", "svhn_grey_recrop"),
-        ("lsun", ""),
-    ]
-    stand_in = found.ood[0]
-    assert (stand_in.name, stand_in.group) == ("svhn_grey_recrop", "far")
-    assert (stand_in.stand_in_for, len(stand_in.images)) == ("svhn", 3)
-    assert "lsun" not in names(found, "far")
+    assert [item.name for item in found.absent] == ["svhn", "lsun"]
+    assert found.incomplete == ("far",)
+    assert names(found, "far") == ["tiny_imagenet", "places365", "textures"]
 
 
 def test_an_empty_folder_is_told(ood_root):
@@ -248,7 +244,7 @@ def test_sets_of_the_users_own(ood_root, tmp_path):
 
 def test_the_in_distribution_set_cannot_be_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(tfds_sets.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(sources.MissingSet, match="cifar10 can't be left out"):
+    with pytest.raises(sources.MissingSet, match="cifar10 cannot be left out"):
         resolve("cifar10", data_dir=tmp_path, allow_missing=True)
 
 
@@ -272,17 +268,16 @@ def test_unknown_names_are_told():
         resolve("digits", "other")
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} isn't there: no real CIFAR to read")
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is absent: no real CIFAR to read")
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_real_cifar100(protocol):
-    found = resolve(
-        "cifar100", protocol, SHARED / "tfds", SHARED / "folders", allow_missing=True, fetch=False
-    )
+    folders = SHARED / "folders"
+    ood = {"textures": folders / "textures224", "places365": folders / "places128"}
+    found = resolve("cifar100", protocol, SHARED / "tfds", extra=ood, allow_missing=True)
     assert (len(found.test), len(found.train)) == (10_000, 50_000)
     near = next(item for item in found.ood if item.name == "cifar10")
     assert (near.group, len(near.images)) == ("near", 10_000)
-    far = {"svhn_grey_recrop", "places128", "textures224"}
-    assert far <= set(names(found, "far"))
+    assert {"places365", "textures"} <= set(names(found, "far"))
     labels, means = [], []
     for batch in batches(sources.subset(found.test, 1000), found.preprocessing, 250):
         labels.append(batch.labels)
@@ -296,17 +291,10 @@ def test_real_cifar100(protocol):
         assert batch.mask.all()
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} isn't there: no ImageNet sample")
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is absent: no ImageNet sample")
 def test_real_imagenet_sample():
-    found = resolve(
-        "imagenet",
-        "published",
-        SHARED / "tfds",
-        SHARED / "folders",
-        allow_missing=True,
-        fetch=False,
-    )
-    assert (found.test.name, found.test_stand_in_for) == ("imagenet_sample", "imagenet")
+    given = {"imagenet": SHARED / "folders/imagenet_sample"}
+    found = resolve("imagenet", data_dir=SHARED / "tfds", extra=given, allow_missing=True)
     assert len(found.test) == 100
     assert found.test.ident(0).startswith("n01440764/")
     batch = next(iter(batches(found.test, found.preprocessing, 4)))

@@ -19,12 +19,10 @@ from PIL import Image
 from scipy.io import savemat
 
 from si_jax.commands import prepare_data as command
-from si_jax.data import catalogue, downloads, tfds_sets, training_sets
+from si_jax.data import downloads, tfds_sets, training_sets
 from si_jax.data.benchmarks import resolve
-from si_jax.data.catalogue import CifarBinary, Digits, Folder, SetEntry, Tfds
+from si_jax.data.datasets import BENCHMARKS, DATASETS, LISTS, Tfds
 from si_jax.data.downloads import FailedDownload, fetch
-from si_jax.data.preprocessing import PROTOCOLS
-from si_jax.data.tables import BENCHMARKS
 
 BLOCK = 2**19  # gdown writes so much at a time
 CONTENT = np.random.default_rng(0).bytes(4 * BLOCK)
@@ -138,30 +136,27 @@ def test_google_drive(tmp_path, monkeypatch):
         Path(output).write_bytes(CONTENT)
 
     monkeypatch.setattr("gdown.download", download)
-    address = downloads.DOWNLOADS["openood_mnist"].address
+    address = DATASETS["mnist"].openood.url
     assert fetch(address, tmp_path / "a.zip", MD5) == MD5
     assert calls == ["https://drive.google.com/uc?id=1CCHAGWqA1KJTFFswuF9cbhmB-j98Y1Sb"]
 
 
-def test_the_tables_agree():
-    all_places = [place for entry in vars(catalogue).values() if isinstance(entry, SetEntry)
-                  for place in entry.places]  # fmt: skip
-    places = {place.path for place in all_places if isinstance(place, Folder)}
-    places |= {p for place in all_places if isinstance(place, CifarBinary) for p in place.paths}
-    for protocol, brings in downloads.BRINGS.items():
-        assert protocol in PROTOCOLS
-        for key in brings.values():
-            folder = downloads.DOWNLOADS[key].folder
-            listed = folder.startswith("images_") and protocol == "openood"
-            assert listed or any(f"{p}/".startswith(f"{folder}/") for p in places), folder
-    for table in BENCHMARKS.values():
-        for protocol, entries in table.ood.items():
-            for entry in entries:
-                public = any(isinstance(place, (Tfds, Digits)) for place in entry.places)
-                assert entry.name in downloads.BRINGS[protocol] or public, (protocol, entry.name)
-    for key, download in downloads.DOWNLOADS.items():
-        assert download.address.startswith(("http://", "https://")), key
-        assert len(download.md5) in (0, 32)
+def all_files():
+    files = [file for spec in DATASETS.values() for file in (spec.download, spec.openood)]
+    return list(dict.fromkeys(file for file in (*files, LISTS) if file))
+
+
+def test_the_table_agrees_with_itself():
+    for spec in DATASETS.values():
+        paths = [[s] if isinstance(s, str) else s for s in spec.sources if not isinstance(s, Tfds)]
+        for file in filter(None, (spec.download, spec.openood)):
+            found = any(f"{p}/".startswith(f"{file.folder}/") for group in paths for p in group)
+            assert found or spec.lists, spec.name
+            assert file.url.startswith(("http://", "https://")) and len(file.md5) in (0, 32)
+        public = spec.download or spec.openood or spec.make
+        assert bool(public) != bool(spec.manually), spec.name
+    names = [file.name for file in all_files()]
+    assert len(set(names)) == len(names)
 
 
 def png(value):
@@ -173,7 +168,7 @@ def png(value):
 def binary_version(name):
     """An archive of CIFAR's binary version with an image a class in each file, of its own value."""
     classes = 10 if name == "cifar10" else 100
-    folder = downloads.DOWNLOADS[name].folder
+    folder = DATASETS[name].download.folder
     files = [f"data_batch_{k}" for k in range(1, 6)] + ["test_batch"]
     for file in files if classes == 10 else ["train", "test"]:
         labels = bytes([7]) if classes == 100 else b""  # the coarse one
@@ -194,28 +189,45 @@ def public(server, tmp_path, monkeypatch):
             (root / path / f"{label:02d}/0.png").write_bytes(png(label))
     prefixes = {"LSUN": "LSUN/test", "Imagenet": "Imagenet/test", "iSUN": "iSUN/iSUN_patches",
                 "dtd": "dtd/images/banded", "images_classic/places365": "airfield"}  # fmt: skip
-    changed = {}
-    for key, download in downloads.DOWNLOADS.items():
-        prefix = prefixes.get(download.folder, download.folder)
-        if download.folder.endswith(".mat"):
+
+    def served(file):
+        """The same file, small and on the server."""
+        if file is None:
+            return None
+        if file.folder.endswith(".mat"):
             content = io.BytesIO()
             images = np.zeros((32, 32, 3, 3), np.uint8)
             savemat(content, {"X": images, "y": np.array([[1], [2], [10]], np.uint8)})
             data = content.getvalue()
-        elif key in ("cifar10", "cifar100"):
-            members = binary_version(key)
-            data = make_tar(tmp_path / "made", members).read_bytes()
+        elif name := {"cifar-10-b": "cifar10", "cifar-100-": "cifar100"}.get(file.folder[:10]):
+            data = make_tar(tmp_path / "made", binary_version(name)).read_bytes()
         else:
+            prefix = prefixes.get(file.folder, file.folder)
             members = [(f"{prefix}/{k}.png", png(k)) for k in range(3)]
             data = make_tar(tmp_path / "made", members).read_bytes()
-        server.files[f"/{key}"] = data
-        changed[key] = dataclasses.replace(
-            download,
-            address=f"{server.url}/{key}",
-            images=3 if download.images else 0,
-            md5=hashlib.md5(data).hexdigest() if download.md5 else "",
+        server.files[f"/{file.name}"] = data
+        return dataclasses.replace(
+            file,
+            url=f"{server.url}/{file.name}",
+            images=3 if file.images else 0,
+            md5=hashlib.md5(data).hexdigest() if file.md5 else "",
         )
-    monkeypatch.setattr(downloads, "DOWNLOADS", changed)
+
+    files = {file: served(file) for file in (None, *all_files())}
+
+    def moved(spec):
+        both = {"download": files[spec.download], "openood": files[spec.openood]}
+        return dataclasses.replace(spec, **both)
+
+    for name in ("cifar10", "cifar100"):
+        table = BENCHMARKS[name]
+        ood = {
+            protocol: {group: tuple(map(moved, specs)) for group, specs in groups.items()}
+            for protocol, groups in table.ood.items()
+        }
+        BENCHMARKS[name] = dataclasses.replace(
+            table, test=moved(table.test), train=moved(table.train), ood=ood
+        )
     return root
 
 
@@ -237,7 +249,7 @@ def test_one_command_brings_a_benchmark(public, server, capsys):
     assert {len(item.images) for item in found.ood} == {3, 100}
     assert left_behind(public / "downloads") == ["md5.json"]
     sums = json.loads((public / "downloads/md5.json").read_text())
-    assert set(sums) == {"isun", "openood_places365"}
+    assert set(sums) == {"iSUN", "images_classic-places365"}
     asked = len(server.asked)
     assert asked == 8
     command.main(["--dataset", "cifar10", "--data-dir", str(public)])
@@ -248,9 +260,7 @@ def test_one_command_brings_a_benchmark(public, server, capsys):
 def test_cifar_comes_without_tensorflow(public, server):
     for folder in ("cifar10", "cifar100"):
         shutil.rmtree(public / folder)
-    with pytest.raises(
-        ValueError, match="run si-jax prepare-data --dataset cifar100, or prepare TFDS"
-    ):
+    with pytest.raises(ValueError, match="has no training split here: run si-jax prepare-data"):
         training_sets.find("cifar100", public)
     command.main(["--dataset", "cifar10", "--data-dir", str(public)])
     found = resolve("cifar10", data_dir=public)
@@ -267,11 +277,11 @@ def test_cifar_comes_without_tensorflow(public, server):
 
 
 def test_a_set_that_fails_keeps_no_other_from_coming(public, server, capsys):
-    server.files["/lsun"] = 404
-    server.files["/textures"] = b"<html>moved</html>"
+    server.files["/LSUN"] = 404
+    server.files["/dtd"] = b"<html>moved</html>"
     evil = make_tar(public.parent / "evil", [("../../out.png", png(0))]).read_bytes()
-    server.files["/isun"] = evil
-    server.files["/lsun_resize"] = evil
+    server.files["/iSUN"] = evil
+    server.files["/LSUN_resize"] = evil
     with pytest.raises(ValueError, match=r"4 of 11 sets are lacking \(lsun, textures, lsun_resize"):
         command.main(["--dataset", "cifar10", "--data-dir", str(public)])
     printed = capsys.readouterr().out
@@ -281,34 +291,38 @@ def test_a_set_that_fails_keeps_no_other_from_coming(public, server, capsys):
     assert sorted(f.name for f in public.parent.iterdir()) == ["data", "evil", "made"]
 
 
-def test_a_set_of_another_number_of_images_is_deleted(public, server, monkeypatch):
-    changed = dataclasses.replace(downloads.DOWNLOADS["lsun"], images=4)
-    monkeypatch.setitem(downloads.DOWNLOADS, "lsun", changed)
+def file_of(name):
+    groups = BENCHMARKS["cifar10"].ood["published"].values()
+    return next(spec.download for group in groups for spec in group if spec.name == name)
+
+
+def test_a_set_of_another_number_of_images_is_deleted(public):
+    file = dataclasses.replace(file_of("lsun"), images=4)
     with pytest.raises(ValueError, match="holds 3 images where 4 are known"):
-        downloads.bring("lsun", public)
+        downloads.download_set(file, public)
     assert not (public / "LSUN").exists()
 
 
 def test_a_recorded_sum_is_held_to(public, server):
-    downloads.bring("isun", public)
+    downloads.download_set(file_of("isun"), public)
     (public / "iSUN").rename(public / "moved")
-    server.files["/isun"] = make_tar(public.parent / "other", [("iSUN/9.png", png(9))]).read_bytes()
+    server.files["/iSUN"] = make_tar(public.parent / "other", [("iSUN/9.png", png(9))]).read_bytes()
     with pytest.raises(FailedDownload, match="MD5 sum"):
-        downloads.bring("isun", public)
+        downloads.download_set(file_of("isun"), public)
 
 
-def test_what_has_to_be_done_by_hand_is_told(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(downloads, "bring", lambda key, root: root / key)
+def test_what_has_to_be_downloaded_manually_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(downloads, "download_set", lambda file, root: root / file.folder)
     with pytest.raises(ValueError, match=r"lacking \(imagenet, imagenet_train\)"):
         command.main(["--dataset", "imagenet", "--data-dir", str(tmp_path)])
     printed = capsys.readouterr().out
-    assert re.search(rf"imagenet +by hand .*{tmp_path}.*imagenet/val", printed)
+    assert re.search(rf"imagenet +manually .*image-net\.org.*{tmp_path}.*imagenet/val", printed)
 
 
 def test_the_list_and_wrong_names(capsys):
     command.main(["--list"])
     printed = capsys.readouterr().out
-    assert all(f"{key}: " in printed for key in downloads.DOWNLOADS)
+    assert all(f"{file.folder}: " in printed and file.url in printed for file in all_files())
     with pytest.raises(ValueError, match="must be one of digits, cifar10"):
         command.main(["--dataset", "cifar"])
     with pytest.raises(ValueError, match="must be one of published, openood"):

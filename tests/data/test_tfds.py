@@ -180,7 +180,7 @@ def test_a_lost_shard_is_named(data_dir):
 
 def test_unprepared_without_tensorflow(tmp_path, monkeypatch):
     monkeypatch.setattr(tfds_sets.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(sources.MissingSet, match=r'pip install -e "\.\[tfds\]"'):
+    with pytest.raises(sources.MissingSet, match=r'pip install "si-jax\[tfds\]"'):
         sources.from_tfds("cifar10", "test", tmp_path, fetch=True)
     with pytest.raises(sources.MissingSet, match=r"file_format='array_record'"):
         sources.from_tfds("cifar10", "test", tmp_path)
