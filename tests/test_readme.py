@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from si_jax.data import catalogue
-from si_jax.data.tables import BENCHMARKS
+from si_jax.data.datasets import DATASETS
 from si_jax.detectors import DETECTORS
 
 ROOT = Path(__file__).parents[1]
@@ -70,16 +69,8 @@ def test_links_lead_somewhere():
 
 
 def test_every_set_and_folder_is_named():
-    entries = [v for v in vars(catalogue).values() if isinstance(v, catalogue.SetEntry)]
-    entries += [BENCHMARKS["imagenet"].test, BENCHMARKS["imagenet"].train]
     rows = {m[1]: m[0] for m in re.finditer(r"^\| `(\w+)` \|.*$", DATA, re.MULTILINE)}
-    for entry in entries:
-        for place in entry.places:
-            match place:
-                case catalogue.Folder(name):
-                    pass
-                case catalogue.CifarBinary(paths):
-                    name = paths[0]
-                case _:
-                    name = place.name
-            assert f"`{name}`" in rows[entry.name], (entry.name, name)
+    for spec in DATASETS.values():
+        for source in spec.sources:
+            name = getattr(source, "name", source if isinstance(source, str) else source[0])
+            assert f"`{name}`" in rows[spec.name], (spec.name, name)

@@ -143,7 +143,7 @@ def test_the_full_spectrum_of_cifar(ood_root):
     assert resolve("cifar10", ood_root=ood_root).shifted == ()
     with pytest.raises(
         sources.MissingSet,
-        match="cifar10_c: run si-jax prepare-data; or save it below .* as CIFAR-10-C",
+        match=r"cifar10_c: run si-jax prepare-data; or save",
     ):
         resolve("cifar10", ood_root=ood_root, full_spectrum=True)
     without = resolve("cifar10", ood_root=ood_root, full_spectrum=True, allow_missing=True)
@@ -203,10 +203,7 @@ def test_absent_sets_are_all_listed(ood_root, tmp_path):
     assert "lacks 2 of its sets" in message
     assert "svhn: svhn_cropped is not prepared in" in message
     assert 'pip install "si-jax[tfds]"' in message
-    assert (
-        f"lsun: run si-jax prepare-data; or save it below {ood_root} as LSUN (or LSUN_C, lsun)"
-        in message
-    )
+    assert f"  lsun: run si-jax prepare-data; or save it below {ood_root} as LSUN (or" in message
     assert "ood={NAME: PATH}" in message and "allow_missing=True" in message
 
     found = resolve("cifar10", "published", ood_root=ood_root, allow_missing=True)
