@@ -72,5 +72,6 @@ def test_every_set_and_folder_is_named():
     rows = {m[1]: m[0] for m in re.finditer(r"^\| `(\w+)` \|.*$", DATA, re.MULTILINE)}
     for spec in DATASETS.values():
         for source in spec.sources:
-            name = getattr(source, "name", source if isinstance(source, str) else source[0])
+            first = source[0] if isinstance(source, tuple) else source
+            name = first if isinstance(first, str) else first.name
             assert f"`{name}`" in rows[spec.name], (spec.name, name)

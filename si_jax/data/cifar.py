@@ -47,16 +47,16 @@ def from_cifar_binary(paths: Sequence[str | os.PathLike], *, name: str | None = 
         if not path.is_file():
             raise MissingSet(f"{path} is not a file: give the path of an existing file")
         data = np.frombuffer(files.read_bytes(path), np.uint8)
-        width = next((w for w in CLASSES if data.size and data.size % w == 0), None)
-        labels = None if width is None else data.reshape(-1, width)[:, -PIXELS - 1]
-        if labels is None or labels.max() >= CLASSES[width]:
+        width = next((w for w in CLASSES if data.size and data.size % w == 0), 0)
+        rows = data.reshape(-1, width or 1)
+        if not width or rows[:, -PIXELS - 1].max() >= CLASSES[width]:
             raise ValueError(
                 f"{path} is not a file of CIFAR's binary version, whose images take"
                 f" {' or '.join(map(str, CLASSES))} bytes each: download it again from"
                 " https://www.cs.toronto.edu/~kriz/cifar.html"
             )
-        images = data.reshape(-1, width)[:, -PIXELS:].reshape(-1, 3, SIDE, SIDE)
-        parts.append((images.transpose(0, 2, 3, 1), labels.astype(np.int64)))
+        images = rows[:, -PIXELS:].reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
+        parts.append((images, rows[:, -PIXELS - 1].astype(np.int64)))
     images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return from_arrays(name or Path(paths[0]).stem, images, labels)
 
