@@ -1,4 +1,4 @@
-"""The README's Python runs, and the data's table of folders is the catalogue's."""
+"""The README's Python runs, and the page's table of folders is the data's."""
 
 import re
 from pathlib import Path

@@ -10,7 +10,7 @@ import tarfile
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -100,26 +100,6 @@ def read_arrays(
         OSError: if there is no such file, or it cannot be opened.
         BrokenArchive: if it is damaged, holds Python objects, or claims more than that.
     """
-    return _read(path, names, lambda member: np.lib.format.read_array(member, allow_pickle=False))
-
-
-def array_shapes(path: str | os.PathLike) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Shape and dtype of each array of a `.npz` file; all is read to find damage, nothing kept."""
-
-    def read(member: Any) -> tuple[tuple[int, ...], np.dtype]:
-        np.lib.format.read_magic(member)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(member)
-        while member.read(2**20):
-            pass
-        return shape, dtype
-
-    return _read(path, None, read)
-
-
-def _read(
-    path: str | os.PathLike, names: Collection[str] | None, read: Callable[[Any], Any]
-) -> dict[str, Any]:
-    """Read members of a `.npz` file; each to its end, where its check sum is compared."""
     with open_regular(path) as file:
         try:
             with zipfile.ZipFile(file) as archive:
@@ -134,8 +114,8 @@ def _read(
                 arrays = {}
                 for name, info in chosen.items():
                     with archive.open(info) as member:
-                        arrays[name] = read(member)
-                        if member.read(1):
+                        arrays[name] = np.lib.format.read_array(member, allow_pickle=False)
+                        if member.read(1):  # its check sum is compared at its end
                             raise ValueError(f"{name} is longer than its header says")
                 return arrays
         except READ_ERRORS as error:

@@ -231,5 +231,5 @@ def test_lists_of_files(tmp_path):
     with pytest.raises(sources.MissingSet, match="lists no images"):
         sources.from_path(tmp_path / "empty.txt")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="can't be read as a list"):
+    with pytest.raises(ValueError, match="cannot be read as a list"):
         sources.from_path(tmp_path / "binary.txt")

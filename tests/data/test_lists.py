@@ -18,10 +18,8 @@ def folder(tmp_path):
     return tmp_path
 
 
-def opened(folder, lines, **options):
-    (folder / "val.txt").write_text(
-        "\n".join(lines) + "\n", encoding=options.pop("encoding", "utf8")
-    )
+def opened(folder, lines, encoding="utf8", **options):
+    (folder / "val.txt").write_text("\n".join(lines) + "\n", encoding=encoding)
     found = sources.from_path(folder / "val.txt", **options)
     return [(image[0, 0, 0], label) for image, label in map(found.load, range(len(found)))]
 

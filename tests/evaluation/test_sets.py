@@ -154,8 +154,8 @@ def test_data_is_looked_for_before_weights_are_loaded(tmp_path, monkeypatch):
     places = ["--dataset", "imagenet", "--data-dir", str(tmp_path / "data")]
     file = ["--checkpoint", str(tmp_path / "resnet50.pth"), "--model", "imagenet_resnet50"]
     for given, message in (
-        ([*places, *file], "imagenet: sort the validation images into one folder a class"),
-        ([*places, "--checkpoint", "digits"], "imagenet: sort the validation images"),
+        ([*places, *file], "imagenet: download the validation images from"),
+        ([*places, "--checkpoint", "digits"], "imagenet: download the validation images"),
         ([*places, *file, "--id", f"imagenet={tmp_path}"], "holds no images but 1 other files"),
         ([*places, *file[:2]], "is a file, so it needs an architecture"),
         ([*places, "--checkpoint", "nowhere"], "unknown checkpoint 'nowhere'"),
