@@ -261,6 +261,8 @@ def _rows(traced, values, replaced) -> tuple[Array, Array]:
     Every equation runs on those rows alone whose tap it depends on; elsewhere the plain `values`
     stand.
     """
+    # in the network's order, which JAX does not keep: it sorts the keys of what it differentiates
+    replaced = {path: replaced[path] for path in traced.taps if path in replaced}
     begun: dict[Any, list[int]] = {}  # variable -> the rows that begin there
     for index, path in enumerate(replaced):
         begun.setdefault(traced.taps[path], []).append(index)

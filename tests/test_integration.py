@@ -122,6 +122,28 @@ def test_against_splitting_one_tap_at_a_time(tiny, tiny_images, tap_chunk, objec
         np.testing.assert_allclose(combined[tap], total, atol=3e-4 * scale)
 
 
+def test_the_order_is_the_networks_and_not_the_alphabets():
+    def network(variables, x):
+        x = x.reshape(len(x), -1) @ variables["a"]
+        for name in ("z", "layer10", "layer9"):
+            x = jnp.tanh(si_jax.tap(x, name) @ variables["b"]) + x
+        return si_jax.tap(x, "head") @ variables["head"]["kernel"]
+
+    rng = np.random.default_rng(0)
+    shapes = {"a": (12, 6), "b": (6, 6), "head": {"kernel": (6, 4)}}
+    variables = jax.tree.map(
+        lambda n: rng.standard_normal(n, np.float32), shapes, is_leaf=lambda x: type(x) is tuple
+    )
+    model = si_jax.Model(network, variables, 2, (0.0,) * 3, (1.0,) * 3, head="head")
+    args = (model, model.variables, jax.random.normal(jax.random.key(3), (5, 2, 2, 3)))
+    options = {"target": integration.max_logit, "path": AscentPath(3, 0.1)}
+    taps = ("z", "layer10", "layer9")
+    together = integration.integrate(*args, taps, **options)
+    for tap in taps:
+        alone = integration.integrate(*args, [tap], **options)[tap]
+        np.testing.assert_allclose(together[tap], alone, rtol=1e-5, atol=1e-6)
+
+
 def test_gradients_against_finite_differences(tiny, tiny_images):
     images = tiny.normalise(jnp.asarray(tiny_images[:1]))
     tap = "layer2_1/bn1"

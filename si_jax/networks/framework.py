@@ -49,6 +49,7 @@ FRAMEWORKS: dict[tuple[str, str], str] = {
     ("keras", "Layer"): "si_jax.networks.keras",
     ("equinox", "Module"): "si_jax.networks.equinox",
     ("si_jax.networks.zero_shot", "ZeroShot"): "si_jax.networks.zero_shot",
+    ("torch.nn", "Module"): "si_jax.networks.torch",
 }
 """(package, base class of its networks) -> module whose `FRAMEWORK` serves them."""
 
@@ -98,7 +99,7 @@ def framework_of(network: Any) -> Framework:
     raise ValueError(
         f"network (a {type(network).__module__}.{type(network).__qualname__}) is of no framework"
         " that is served: give a Flax Linen or Flax NNX module, a Keras 3 model on the JAX backend,"
-        " an Equinox module, or a function of (variables, images)"
+        " an Equinox or PyTorch module, or a function of (variables, images)"
     )
 
 

@@ -200,8 +200,13 @@ def outline(network: Network, *, inline: bool) -> Outline:
                 f" returns {jax.tree.map(jnp.shape, out)}: where one entry is the logits, give its"
                 " key or index as output"
             )
-        kept = {path: (inputs[path], outputs[path]) for path in begun}
-        return logits, jax.tree.map(lambda x: x if isinstance(x, jax.Array) else None, kept)
+        kept = {
+            path: tuple(
+                x if isinstance(x, jax.Array) else None for x in (inputs[path], outputs[path])
+            )
+            for path in begun
+        }
+        return logits, kept
 
     image = jax.ShapeDtypeStruct((1, *network.image_shape), jnp.float32)
     closed, shapes = jax.make_jaxpr(trace, return_shape=True)(network.variables, image)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from si_jax.networks.equations import BROADCAST, Equations, inner, is_literal, is_relu, outputs
 
@@ -48,7 +49,7 @@ def _smooth(
         if id(eqn) in skipped:
             continue
         operands = [v for v in eqn.invars if not is_literal(v)]
-        moves = any(v in moved or v in smooth for v in operands)
+        moves = any(v in moved or v in smooth for v in operands) and not _asks_for_infinity(eqn)
         if not _differentiable(eqn) or not any(v in smooth for v in operands):
             moved.update(eqn.outvars if moves else ())
         elif is_relu(eqn) and _under_root(equations, eqn.outvars[0]):  # a variance
@@ -72,6 +73,12 @@ def _smooth(
             return None
         else:
             moved.update(eqn.outvars)
+
+
+def _asks_for_infinity(eqn: Any) -> bool:
+    """Whether an equation asks what values are infinite, as a softmax with a mask may: none is."""
+    infinite = any(is_literal(v) and np.isinf(v.val).all() for v in eqn.invars)
+    return eqn.primitive.name in ("eq", "ne") and infinite
 
 
 def _under_root(equations: Equations, variable: Any) -> bool:

@@ -1,0 +1,494 @@
+"""Small PyTorch networks in the styles of those that people have, and gradients at their taps."""
+
+import copy
+import math
+
+import pytest
+
+torch = pytest.importorskip("torch")
+from torch import nn  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
+
+SIZE, CLASSES = 16, 5
+
+
+def conv(inputs, outputs, size=3, stride=1, **options):
+    options = {"bias": False, "padding": size // 2} | options
+    return nn.Conv2d(inputs, outputs, size, stride, **options)
+
+
+class VGG(nn.Module):
+    def __init__(self):
+        super().__init__()
+        layers = []
+        for inputs, outputs in ((3, 6), (6, 8)):
+            layers += [conv(inputs, outputs, bias=True), nn.BatchNorm2d(outputs)]
+            layers += [nn.ReLU(inplace=True), nn.MaxPool2d(2, 2)]
+        self.features = nn.Sequential(*layers)
+        self.avgpool = nn.AdaptiveAvgPool2d((3, 3))
+        self.classifier = nn.Sequential(
+            nn.Linear(72, 12), nn.ReLU(True), nn.Dropout(), nn.Linear(12, CLASSES)
+        )
+
+    def forward(self, x):
+        return self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
+
+
+class Basic(nn.Module):
+    expansion = 1
+
+    def __init__(self, inputs, width, stride, late):
+        super().__init__()
+        self.conv1, self.bn1 = conv(inputs, width, 3, stride), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = conv(width, width), nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = shortcut(inputs, width, stride)
+
+    def forward(self, x):
+        identity = x
+        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        if self.downsample is not None:
+            identity = self.downsample(x)
+        out += identity
+        return self.relu(out)
+
+
+class Bottleneck(nn.Module):
+    expansion = 2
+
+    def __init__(self, inputs, width, stride, late):
+        super().__init__()
+        first, second = (1, stride) if late else (stride, 1)
+        self.conv1, self.bn1 = conv(inputs, width, 1, first), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = conv(width, width, 3, second), nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = conv(width, 2 * width, 1), nn.BatchNorm2d(2 * width)
+        self.downsample = shortcut(inputs, 2 * width, stride)
+
+    def forward(self, x):
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = F.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        return F.relu(out + (x if self.downsample is None else self.downsample(x)))
+
+
+def shortcut(inputs, outputs, stride):
+    if stride == 1 and inputs == outputs:
+        return None
+    return nn.Sequential(conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+
+
+class ResNet(nn.Module):
+    def __init__(self, block, late=True):
+        super().__init__()
+        self.conv1, self.bn1 = conv(3, 6, 7, 2), nn.BatchNorm2d(6)
+        self.relu, self.maxpool = nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)
+        width = 6 * block.expansion
+        self.layer1 = nn.Sequential(block(6, 6, 1, late), block(width, 6, 1, late))
+        self.layer2 = nn.Sequential(block(width, 8, 2, late))
+        self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
+        self.fc = nn.Linear(8 * block.expansion, CLASSES)
+
+    def forward(self, x):
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        return self.fc(torch.flatten(self.avgpool(self.layer2(self.layer1(x))), 1))
+
+
+class DenseLayer(nn.Module):
+    def __init__(self, inputs):
+        super().__init__()
+        self.norm1, self.relu1, self.conv1 = nn.BatchNorm2d(inputs), nn.ReLU(True), conv(inputs, 8)
+        self.norm2, self.relu2, self.conv2 = nn.BatchNorm2d(8), nn.ReLU(True), conv(8, 4)
+
+    def forward(self, maps):
+        x = torch.cat(maps, 1)
+        x = self.conv2(self.relu2(self.norm2(self.conv1(self.relu1(self.norm1(x))))))
+        return F.dropout(x, 0.5, training=self.training)
+
+
+class DenseNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = conv(3, 6, 3, 2)
+        self.layers = nn.ModuleDict({f"layer{i}": DenseLayer(6 + 4 * i) for i in range(2)})
+        self.transition = nn.Sequential(
+            nn.BatchNorm2d(14), nn.ReLU(True), conv(14, 8, 1), nn.AvgPool2d(2, 2)
+        )
+        self.norm5, self.classifier = nn.BatchNorm2d(8), nn.Linear(8, CLASSES)
+
+    def forward(self, x):
+        maps = [self.stem(x)]
+        for layer in self.layers.values():
+            maps.append(layer(maps))
+        x = F.relu(self.norm5(self.transition(torch.cat(maps, 1))), inplace=True)
+        return self.classifier(torch.flatten(F.adaptive_avg_pool2d(x, (1, 1)), 1))
+
+
+class StochasticDepth(nn.Module):
+    def forward(self, x):
+        if not self.training:
+            return x
+        return x * torch.empty(len(x), 1, 1, 1, device=x.device).bernoulli_(0.8)
+
+
+class Inverted(nn.Module):
+    def __init__(self, inputs, outputs, stride, act, squeeze=False):
+        super().__init__()
+        width = 2 * inputs
+        self.block = nn.Sequential(
+            nn.Sequential(conv(inputs, width, 1), nn.BatchNorm2d(width), act(inplace=True)),
+            nn.Sequential(
+                conv(width, width, 3, stride, groups=width), nn.BatchNorm2d(width), act(True)
+            ),
+            SqueezeExcite(width) if squeeze else nn.Identity(),
+            conv(width, outputs, 1),
+            nn.BatchNorm2d(outputs),
+        )
+        self.depth = StochasticDepth()
+        self.add = stride == 1 and inputs == outputs
+
+    def forward(self, x):
+        out = self.block(x)
+        if self.add:
+            out = self.depth(out)
+            out += x
+        return out
+
+
+class SqueezeExcite(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc1, self.fc2 = nn.Conv2d(width, 4, 1), nn.Conv2d(4, width, 1)
+
+    def forward(self, x):
+        return torch.sigmoid(self.fc2(F.silu(self.fc1(self.pool(x)), inplace=True))) * x
+
+
+class Mobile(nn.Module):
+    def __init__(self, act=nn.ReLU6, squeeze=False):
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Sequential(conv(3, 6, 3, 2), nn.BatchNorm2d(6), act(inplace=True)),
+            Inverted(6, 6, 1, act, squeeze),
+            Inverted(6, 8, 2, act, squeeze),
+            nn.Sequential(conv(8, 12, 1), nn.BatchNorm2d(12), act(inplace=True)),
+        )
+        self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(12, CLASSES))
+
+    def forward(self, x):
+        return self.classifier(self.features(x).mean([2, 3]))
+
+
+class LayerNorm2d(nn.LayerNorm):
+    def forward(self, x):
+        x = F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias)
+        return x.permute(0, 3, 1, 2)
+
+
+class ConvNeXtBlock(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.dwconv = conv(width, width, 7, groups=width, bias=True)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.pwconv1, self.act = nn.Linear(width, 4 * width), nn.GELU()
+        self.pwconv2 = nn.Linear(4 * width, width)
+        self.gamma = nn.Parameter(torch.full((width,), 0.5))
+        self.drop_path = StochasticDepth()
+
+    def forward(self, x):
+        y = self.norm(self.dwconv(x).permute(0, 2, 3, 1))
+        y = self.gamma * self.pwconv2(self.act(self.pwconv1(y)))
+        return x + self.drop_path(y.permute(0, 3, 1, 2))
+
+
+class ConvNeXt(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(conv(3, 6, 4, 4, padding=0, bias=True), LayerNorm2d(6))
+        self.stage = nn.Sequential(ConvNeXtBlock(6), ConvNeXtBlock(6))
+        self.norm, self.head = nn.LayerNorm(6), nn.Linear(6, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.norm(self.stage(self.stem(x)).mean([-2, -1])))
+
+
+class EncoderBlock(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, 2, dropout=0.1, batch_first=True)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 16), nn.GELU(), nn.Dropout(0.1), nn.Linear(16, width)
+        )
+
+    def forward(self, x):
+        y = self.ln_1(x)
+        y, _ = self.attention(y, y, y, need_weights=False)
+        x = x + y
+        return x + self.mlp(self.ln_2(x))
+
+
+class ViT(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv_proj = nn.Conv2d(3, 8, 4, 4)
+        self.class_token = nn.Parameter(torch.randn(1, 1, 8))
+        self.positions = nn.Parameter(torch.randn(1, 17, 8))
+        self.encoder = nn.Sequential(EncoderBlock(8), EncoderBlock(8))
+        self.ln, self.head = nn.LayerNorm(8), nn.Linear(8, CLASSES)
+
+    def forward(self, x):
+        n = x.shape[0]
+        x = self.conv_proj(x).reshape(n, 8, -1).permute(0, 2, 1)
+        x = torch.cat([self.class_token.expand(n, -1, -1), x], dim=1)
+        return self.head(self.ln(self.encoder(x + self.positions))[:, 0])
+
+
+class ShiftedWindows(nn.Module):
+    def __init__(self, width, window, shift):
+        super().__init__()
+        self.window, self.shift, self.heads = window, shift, 2
+        self.norm, self.qkv = nn.LayerNorm(width), nn.Linear(width, 3 * width)
+        self.proj, self.norm2 = nn.Linear(width, width), nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 16), nn.GELU(), nn.Linear(16, width))
+        self.table = nn.Parameter(torch.randn((2 * window - 1) ** 2, self.heads))
+        grid = torch.stack(torch.meshgrid(*[torch.arange(window)] * 2, indexing="ij")).flatten(1)
+        steps = (grid[:, :, None] - grid[:, None, :]) + window - 1
+        self.register_buffer("index", steps[0] * (2 * window - 1) + steps[1], persistent=False)
+
+    def forward(self, x):
+        n, h, w, c = x.shape
+        m, s = self.window, self.shift
+        y = torch.roll(self.norm(x), (-s, -s), (1, 2))
+        y = y.view(n, h // m, m, w // m, m, c).permute(0, 1, 3, 2, 4, 5).reshape(-1, m * m, c)
+        qkv = self.qkv(y).reshape(-1, m * m, 3, self.heads, c // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        bias = self.table[self.index.view(-1)].view(m * m, m * m, -1).permute(2, 0, 1)
+        if s:
+            region = torch.zeros(h, w, device=x.device)
+            slices = (slice(0, -m), slice(-m, -s), slice(-s, None))
+            for i, rows in enumerate(slices):
+                for j, columns in enumerate(slices):
+                    region[rows, columns] = 3 * i + j
+            region = region.view(h // m, m, w // m, m).permute(0, 2, 1, 3).reshape(-1, m * m)
+            apart = region[:, None, :] != region[:, :, None]
+            mask = torch.zeros(apart.shape, device=x.device).masked_fill(apart, -100.0)
+            bias = (bias + mask[:, None]).repeat(n, 1, 1, 1)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        y = self.proj(y.transpose(1, 2).reshape(-1, m * m, c))
+        y = y.view(n, h // m, w // m, m, m, c).permute(0, 1, 3, 2, 4, 5).reshape(n, h, w, c)
+        x = x + torch.roll(y, (s, s), (1, 2))
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchMerging(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * width)
+        self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
+
+    def forward(self, x):
+        corners = [x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)]
+        return self.reduction(self.norm(torch.cat(corners, -1)))
+
+
+class Swin(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 6, 2, 2)
+        self.blocks = nn.Sequential(
+            ShiftedWindows(6, 4, 0), ShiftedWindows(6, 4, 2), PatchMerging(6)
+        )
+        self.norm, self.head = nn.LayerNorm(12), nn.Linear(12, CLASSES)
+
+    def forward(self, x):
+        x = self.norm(self.blocks(self.patches(x).permute(0, 2, 3, 1)))
+        return self.head(x.permute(0, 3, 1, 2).mean((2, 3)))
+
+
+class StandardisedConv(nn.Conv2d):
+    def forward(self, x):
+        variance, mean = torch.var_mean(self.weight, (1, 2, 3), keepdim=True, correction=0)
+        weight = (self.weight - mean) / torch.sqrt(variance + 1e-10)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+
+class BiT(nn.Module):
+    """A 1x1 convolution on a pooled map as head, as timm's and Google's have it."""
+
+    def __init__(self):
+        super().__init__()
+        self.root = StandardisedConv(3, 8, 3, 2, 1, bias=False)
+        self.gn, self.relu = nn.GroupNorm(4, 8), nn.ReLU(inplace=True)
+        self.conv = StandardisedConv(8, 8, 3, 1, 1, bias=False)
+        self.head = nn.Sequential(
+            nn.GroupNorm(2, 8), nn.ReLU(True), nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, CLASSES, 1)
+        )
+
+    def forward(self, x):
+        x = F.pad(self.root(x), (1, 1, 1, 1))
+        x = x + self.conv(self.relu(self.gn(x)))
+        return self.head(x)[..., 0, 0]
+
+
+class Odd(nn.Module):
+    """What else people write: what is shared, made on the way, held beside, or changed in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.utils.parametrizations.weight_norm(conv(3, 6, bias=True))
+        self.norm, self.act = nn.InstanceNorm2d(6, affine=True), nn.LeakyReLU(0.1, inplace=True)
+        self.shared = nn.utils.weight_norm(conv(6, 6))
+        self.mean = torch.tensor([0.1, -0.2, 0.3])  # no buffer
+        self.lists = [torch.tensor(0.5)]
+        self.register_buffer("scale", torch.rand(6))
+        self.prelu, self.rms = nn.PReLU(6), nn.RMSNorm(6)
+        self.head = nn.Linear(6, CLASSES)
+        self.head.bias = self.prelu.bias = None
+
+    def forward(self, x):
+        x = x.clone()
+        x[:, 0] *= 2
+        x = self.norm(self.conv(x - self.mean[:, None, None]))
+        self.act(x)  # what it returns is left
+        x = self.shared(self.prelu(self.shared(x))) * self.lists[0]
+        x.mul_(self.scale.view(1, -1, 1, 1)).clamp_(min=-3)
+        ramp = torch.arange(x.shape[-1]) / x.shape[-1]
+        x = torch.where(x > 0, x, 0.3 * x) + ramp
+        x = F.max_pool2d(F.hardswish(x), 3, 2, ceil_mode=True)
+        x = torch.einsum("nchw->nc", x) / math.prod(x.shape[2:])
+        return self.head(self.rms(x))
+
+
+STYLES = {
+    "vgg": VGG,
+    "resnet": lambda: ResNet(Basic),
+    "resnet, stride in the 3x3": lambda: ResNet(Bottleneck),
+    "resnet, stride in the 1x1": lambda: ResNet(Bottleneck, late=False),
+    "densenet": DenseNet,
+    "mobilenet": Mobile,
+    "efficientnet": lambda: Mobile(nn.SiLU, squeeze=True),
+    "convnext": ConvNeXt,
+    "vit": ViT,
+    "swin": Swin,
+    "bit": BiT,
+    "odd": Odd,
+}
+
+
+def randomised(network, seed=0):
+    """The network with random weights and statistics, such that activations stay near 1."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, x in [*network.named_parameters(), *network.named_buffers()]:
+            if not x.is_floating_point():
+                continue
+            x.normal_(generator=generator)
+            if x.ndim > 1:
+                x /= math.sqrt(x[0].numel())
+            elif name.endswith(("weight", "var")):
+                x.abs_().add_(0.5)
+            else:
+                x *= 0.3
+    return network
+
+
+def make(style):
+    """A network of a style with random weights, in training mode as it is made."""
+    torch.manual_seed(0)
+    return randomised(STYLES[style]())
+
+
+def copied(network):
+    """A copy; PyTorch itself copies no module under `nn.utils.weight_norm`."""
+    return randomised(type(network)() if type(network) is Odd else copy.deepcopy(network))
+
+
+class Reference:
+    """A network run by PyTorch itself, with offsets added at taps by hooks.
+
+    Attributes:
+        network: in evaluation mode.
+        x: images, channels first.
+        head: path of the head.
+        taps: paths; `"conv#1"` is the second call.
+    """
+
+    def __init__(self, network, x, head, taps):
+        self.network, self.x, self.taps = network.eval(), torch.as_tensor(x), tuple(taps)
+        self.head = network.get_submodule(head.replace("/", "."))
+
+    def run(self, offsets=None):
+        """Logits, features (the input of the head), and tap -> offset at its output."""
+        offsets, held, counts, features = offsets or {}, {}, {}, []
+
+        def hook(module, args, out):
+            for tap in self.taps:
+                path, _, which = tap.partition("#")
+                if self.network.get_submodule(path.replace("/", ".")) is not module:
+                    continue
+                if counts.get(tap, 0) == int(which or 0):
+                    offset = offsets.get(tap, torch.zeros_like(out))
+                    held[tap] = offset.clone().requires_grad_()
+                    out = out + held[tap]
+                counts[tap] = counts.get(tap, 0) + 1
+            return out
+
+        names = {tap.partition("#")[0].replace("/", ".") for tap in self.taps}
+        handles = [self.network.get_submodule(k).register_forward_hook(hook) for k in names]
+        handles += [
+            self.head.register_forward_pre_hook(lambda module, args: features.append(args[0]))
+        ]
+        logits = self.network(self.x)
+        for handle in handles:
+            handle.remove()
+        return logits, features[0], held
+
+    def gradients(self, target, offsets=None, taps=None):
+        """Tap -> gradient of the sum over the images of `target(logits, features)`."""
+        logits, features, held = self.run(offsets)
+        taps = self.taps if taps is None else taps
+        total = target(logits, features).sum()
+        return dict(zip(taps, torch.autograd.grad(total, [held[k] for k in taps]), strict=True))
+
+    def integrated(self, target, steps=2, step_size=0.001):
+        """Tap -> sum of the gradients along the path that ascends the cross-entropy."""
+        labels = self.run()[0].argmax(1)
+
+        def ascended(logits, features):
+            return F.cross_entropy(logits, labels, reduction="none")
+
+        found = {}
+        for tap in self.taps:
+            offset, total = {}, 0
+            for _ in range(steps):
+                total = total + self.gradients(target, offset, [tap])[tap]
+                up = self.gradients(ascended, offset, [tap])[tap]
+                offset = {tap: offset.get(tap, 0) + step_size * up.sign()}
+            found[tap] = total
+        return found
+
+    def channels_last(self, tap, x):
+        """What is at a tap, as a NumPy array with the channels last."""
+        module = self.network.get_submodule(tap.partition("#")[0].replace("/", "."))
+        first = x.ndim == 4 and not (
+            isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.Linear)
+            and not isinstance(module, LayerNorm2d)
+        )
+        return (x.movedim(1, -1) if first else x).detach().numpy()
+
+    def outer(self, integrated):
+        """Gradient of the sum of the log-softmax by the features, or the sum along the path."""
+        inner = self.head_gradient
+        total = inner(0.0)[0]
+        if not integrated:
+            return total.flatten(1).numpy()
+        return (total + inner(0.001 * inner(0.0)[1].sign())[0]).flatten(1).numpy()
+
+    def head_gradient(self, offset):
+        """Gradients by the features of the log-softmax's sum, and of the cross-entropy."""
+        labels = self.run()[0].argmax(1)
+        x = (self.run()[1].detach() + offset).requires_grad_()
+        logits = self.head(x).flatten(1)
+        totals = F.log_softmax(logits, 1).sum(), F.cross_entropy(logits, labels, reduction="sum")
+        return [torch.autograd.grad(y, x, retain_graph=True)[0] for y in totals]
