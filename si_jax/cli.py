@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-CACHE_VARIABLE = "SI_JAX_COMPILATION_CACHE"
+from si_jax.data.roots import home
+
 PACKAGES = ("si-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 FLAGS = {
@@ -117,24 +118,19 @@ def in_flags(message: str) -> str:
 def cache_compilations() -> Path | None:
     """Keep compiled programs on disk, so that a second run need not compile them again.
 
-    The folder is `$SI_JAX_COMPILATION_CACHE` (`off` or empty: none), or else JAX's own
-    (`$JAX_COMPILATION_CACHE_DIR`), or else `~/.cache/si_jax/programs`.
+    The folder is JAX's own (`$JAX_COMPILATION_CACHE_DIR`), or else `programs` in `$SI_JAX_CACHE`
+    or `~/.cache/si_jax`. Nothing is kept under `JAX_ENABLE_COMPILATION_CACHE=0`.
 
     Returns:
         The folder, or None where nothing is cached.
     """
-    given = os.environ.get(CACHE_VARIABLE)
-    if given is not None and given.strip().lower() in ("", "off", "0", "none"):
-        return None
-    if given is None and (jax_folder := os.environ.get("JAX_COMPILATION_CACHE_DIR")):
+    if jax_folder := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return Path(jax_folder)
-    folder = Path(os.path.expanduser(given or "~/.cache/si_jax/programs"))
     try:
-        if folder.parts[0] == "~":  # no home is known
-            raise OSError(f"${CACHE_VARIABLE} is in an unknown home folder: {given}")
+        folder = home() / "programs"
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
-        if given:
+        if os.environ.get("SI_JAX_CACHE"):
             raise
         return None
     import jax

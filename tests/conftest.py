@@ -17,7 +17,6 @@ os.environ["XLA_FLAGS"] = " ".join(
 ).strip()
 
 os.environ["KERAS_BACKEND"] = "jax"
-os.environ.setdefault("SI_JAX_COMPILATION_CACHE", "off")
 
 import sys
 import tempfile

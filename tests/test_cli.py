@@ -226,11 +226,11 @@ print(events.count("cache_misses"), events.count("cache_hits"))
 
 def test_a_second_process_compiles_nothing_again(tmp_path):
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
-    kept |= {"SI_JAX_COMPILATION_CACHE": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    kept |= {"SI_JAX_CACHE": str(tmp_path), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", COMPILING]
     first, second = (
         subprocess.run(command, env=kept, check=True, capture_output=True, text=True).stdout.split()
         for _ in range(2)
     )
     assert int(first[0]) >= 1 and first[1] == "0"
-    assert second == ["0", first[0]]
+    assert second == ["0", first[0]] and any((tmp_path / "programs").iterdir())

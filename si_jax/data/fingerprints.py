@@ -1,12 +1,11 @@
 """Hashes of images' content, so that a file that is replaced by another is noticed.
 
-Files are hashed in threads. What takes long is remembered below `cache_dir()`, under a key of
+Files are hashed in threads. What takes long is remembered below `roots.home()`, under a key of
 every file's path, size, inode and times of change, and so is only computed again where one of
 them is another.
 """
 
 import hashlib
-import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,15 +16,11 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from si_jax.data import files
+from si_jax.data.roots import home
 
 HALF = 16  # bytes of a digest that are of the content; as many are of label and name
 WORTH_CACHING = 2**26  # bytes of images from which on digests are kept
 _SETTLED = 2_000_000_000  # nanoseconds after which a file's times tell one state from the next
-
-
-def cache_dir() -> Path:
-    """Give the folder for what can be computed again: $SI_JAX_CACHE, or else ~/.cache/si_jax."""
-    return Path(os.environ.get("SI_JAX_CACHE") or "~/.cache/si_jax").expanduser()
 
 
 def digest_of(content: bytes | memoryview, *facts: object) -> bytes:
@@ -110,7 +105,10 @@ def remembered(
     places = [str(path.resolve()) for path in paths]
     known = repr((places, states, facts)).encode("utf-8", "surrogateescape")
     key = hashlib.sha256(known).hexdigest()
-    kept = cache_dir() / "digests" / key
+    try:
+        kept = home() / "digests" / key
+    except OSError:
+        return compute()
     if (rows := _recall(kept, count)) is None:
         rows = compute()
         if began - max(max(state[1:3]) for state in states) > _SETTLED:

@@ -127,21 +127,27 @@ def _open(name: str, split: str, directory: Path) -> ImageSet:
     def ident(index: int) -> str:
         return f"{name}/{split}[{index}]"
 
-    def load(index: int) -> tuple[np.ndarray, int]:
+    def read(index: int) -> tuple[bytes, int]:
         try:
             record = source[index]
+            image, label = record["image"], record.get("label", NO_LABEL)
+            if not image:  # as of a shard that was cut short
+                raise ValueError("it has no image")
         except Exception as error:  # array_record raises what its C++ reader reports
             raise UnreadableImage(
                 f"{ident(index)} cannot be read from {directory} ({error}): prepare the set again"
             ) from error
-        return decode(record["image"], ident(index)), int(record.get("label", NO_LABEL))
+        return image, int(NO_LABEL if label is None else label)
+
+    def load(index: int) -> tuple[np.ndarray, int]:
+        image, label = read(index)
+        return decode(image, ident(index)), label
 
     def digest(index: int) -> bytes:
         try:
-            record = source[index]
-        except Exception:  # as above, and reported where the image is loaded
+            return fingerprints.digest_of(*read(index))
+        except UnreadableImage:  # which is reported where the image is loaded
             return fingerprints.digest_of(b"", index, "unreadable")
-        return fingerprints.digest_of(record["image"], int(record.get("label", NO_LABEL)))
 
     def digests(indices: np.ndarray) -> np.ndarray:
         return fingerprints.remembered(

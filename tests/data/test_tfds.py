@@ -210,3 +210,16 @@ def test_preparing_with_tensorflow(tmp_path, monkeypatch):
     monkeypatch.setattr(tfds, "builder", failing)
     with pytest.raises(sources.MissingSet, match="ConnectionError: no route to host"):
         sources.from_tfds("another", "test", tmp_path, fetch=True)
+
+
+@pytest.mark.parametrize("length", [0, 65_536, 131_000])
+def test_a_shard_that_was_cut_short(tmp_path, length):
+    """At half its length, array_record gives records without an image and no error."""
+    directory = tmp_path / "cifar10/3.0.2"
+    write_set(directory, {"test": [make_images(4), make_images(4, seed=1)]})
+    shard = sorted(directory.glob("*.array_record-*"))[1]
+    shard.write_bytes(shard.read_bytes()[:length])
+    found = sources.from_tfds("cifar10", "test", tmp_path)
+    assert found.load(3)[1] == 3 and found.fingerprint
+    with pytest.raises(sources.UnreadableImage, match=r"test\[4\] cannot be read from"):
+        found.load(4)

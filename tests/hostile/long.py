@@ -39,7 +39,7 @@ def main() -> None:
         process.join()
         if process.exitcode:
             sys.exit((root.parent / "make.log").read_text())
-        os.environ["SI_JAX_COMPILATION_CACHE"] = str(root.parent / "programs")
+        os.environ["SI_JAX_CACHE"] = str(root.parent / "cache")
         for kind in args.kinds or world.KINDS:
             share = 4 if kind.startswith("si-jax") else 1  # whole commands take longer
             rounds = -(-args.rounds // share)

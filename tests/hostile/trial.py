@@ -36,7 +36,6 @@ def context():
 
 def isolate(root: Path, log: Path) -> None:
     """In a fresh process: what is printed goes to `log`, what is kept lies below `root`."""
-    os.environ["SI_JAX_COMPILATION_CACHE"] = str(root.parent / "programs")
     os.environ["SI_JAX_CACHE"] = str(root.parent / "cache")
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
