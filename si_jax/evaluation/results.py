@@ -117,6 +117,8 @@ class Results:
             raise ValueError(
                 f"'schema' is {schema!r}, and this version of si_jax reads up to {SCHEMA}"
             )
+        if isinstance(content.get("absent"), dict):  # of older files: set -> what stood in for it
+            content["absent"] = list(content["absent"])
         extra = {k: content.pop(k) for k in list(content) if k not in FIELDS}
         if problem := fields_problem(content, cls):
             raise ValueError(problem)

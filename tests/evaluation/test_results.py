@@ -48,7 +48,7 @@ def test_a_record_of_the_future_is_refused():
     ("name", "value", "message"),
     [
         ("counts", 3, "'counts' is of the wrong type: it must be an object"),
-        ("seed", True, "'seed' is of the wrong type: it must be a whole number"),
+        ("seed", True, "'seed' is of the wrong type: it must be a valid integer"),
         ("seed", 1.5, "'seed' is of the wrong type"),
         ("accuracy", "high", "'accuracy' is of the wrong type"),
         ("settings", {"msp": 3}, "'settings' is of the wrong type for 'msp'"),
