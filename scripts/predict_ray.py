@@ -9,9 +9,10 @@ says where it is, and all paths must be reachable from every machine.
 """
 
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from si_jax import cli
 from si_jax.checks import check_least
 from si_jax.commands.options import command
 from si_jax.data.files import write_atomically, write_text
-from si_jax.data.opening import chunks
 from si_jax.decision.predictor import COLUMNS, Predictor
 from si_jax.decision.stream import find_images
 from si_jax.detectors.loading import find_detector
@@ -30,6 +30,13 @@ from si_jax.weights.saved import SUMS
 
 PLAN = "_plan.json"  # readers of a folder of Parquet files leave out such names
 PART_SIZE = 10_000
+
+
+def chunks(items: Iterable, size: int) -> Iterator[list]:
+    """Lists of `size` items in a row; the last one may be shorter."""
+    rest = iter(items)
+    while part := list(itertools.islice(rest, size)):
+        yield part
 
 
 def plan(
@@ -69,7 +76,7 @@ def plan(
             parts += [{"table": os.path.abspath(table), "group": group} for group in groups]
     else:
         files = (os.path.abspath(file) for file in find_images(paths))
-        parts += [{"files": files} for files in chunks(files, part_size)]
+        parts += [{"files": some} for some in chunks(files, part_size)]
     for number, part in enumerate(parts):
         part["out"] = str((out / f"part-{number:06d}.parquet").resolve())
     _keep_plan(parts, detector, out)

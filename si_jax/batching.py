@@ -2,7 +2,8 @@
 
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -115,6 +116,39 @@ class Batched:
     def batch(self, images: np.ndarray, *, batch_size: int) -> Any:
         """The function's results for one batch of at most `batch_size` images."""
         return self.start(images, batch_size=batch_size)()
+
+    def over(
+        self,
+        parts: Iterable[tuple[Any, np.ndarray, bool]],
+        *,
+        batch_size: int,
+        ahead: int = PREFETCH,
+    ) -> Iterator[tuple[Any, Any]]:
+        """The function's results for one batch after the other, in order.
+
+        Args:
+            parts: (anything, at most `batch_size` images, whether these are all that there are, so
+                that fewer than a batch may make smaller ones).
+            batch_size: images per batch.
+            ahead: how many batches are begun before the results of the first are fetched.
+
+        Yields:
+            What came with the images, and their results; None for no images.
+        """
+        pending: deque[tuple[Any, Callable[[], Any]]] = deque()
+        for item, images, few in parts:
+            if not len(images):
+                pending.append((item, lambda: None))
+            elif few:
+                run = partial(self, images, batch_size=batch_size, allow_small_batch=True)
+                pending.append((item, run))
+            else:
+                pending.append((item, self.start(images, batch_size=batch_size)))
+            if len(pending) > ahead:
+                item, fetch = pending.popleft()
+                yield item, fetch()
+        for item, fetch in pending:
+            yield item, fetch()
 
     def start(self, images: np.ndarray, *, batch_size: int) -> Callable[[], Any]:
         """Begin one batch; what is returned waits for its results and gives them.

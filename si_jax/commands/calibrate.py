@@ -9,17 +9,13 @@ digits/test. The network must not have learnt from HELD_OUT, and the detector is
 """
 
 import dataclasses
-from collections.abc import Iterator
 from functools import partial
 
-import numpy as np
-
 from si_jax.commands.options import command, detector_options
-from si_jax.data import digits, pipeline, sources
+from si_jax.data import digits, sources
 from si_jax.data.directories import check_new
 from si_jax.data.image_set import ImageSet
 from si_jax.detectors import Detector, make_detector
-from si_jax.detectors.fitting import Batches
 from si_jax.detectors.predictions import check_calibrated
 from si_jax.weights.checkpoint import load_model
 
@@ -73,9 +69,9 @@ def main(
     facts = {"calibration": {"set": held_out.name, "images": len(held_out)}}
     if made.needs_fit:
         train = sources.subset(opened(fit or ""), fit_limit, seed)
-        made.fit_batches(Batches(lambda: stream(made, train, "fitting"), model))
+        made.fit(train)
         facts["fit"] = {"set": train.name, "images": len(train)}
-    calibrate(made, (part for part, _ in stream(made, held_out, "calibrating")))
+    calibrate(made, held_out)
     prepared = str(made.preprocessing)
     made.threshold = dataclasses.replace(check_calibrated(made), preprocessing=prepared)
     made.card |= {**facts, "command": command, "seed": seed}
@@ -90,12 +86,4 @@ def opened(text: str) -> ImageSet:
     """A set of images by the command line's word for it."""
     if text in ("digits/train", "digits/test"):
         return sources.from_arrays(text, *digits.load(text.partition("/")[2]))
-    return sources.from_path(text, upright=True)
-
-
-def stream(
-    detector: Detector, image_set: ImageSet, what: str
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches of (images, labels), as the detector prepares files, with a progress bar."""
-    made = pipeline.batches(image_set, detector.preprocessing, detector.batch_size)
-    return (batch.readable for batch in pipeline.shown(made, image_set, what))
+    return sources.from_path(text)

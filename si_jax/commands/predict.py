@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from si_jax.checks import check_least
 from si_jax.commands.options import command
+from si_jax.data.folders import left_out_note
 from si_jax.decision.stream import FilePrediction, find_images, predict_files
 from si_jax.detectors import Detector
 from si_jax.detectors.loading import load_detector
@@ -65,7 +66,8 @@ def main(
         loaded.batch_size = batch_size
     if explain and Path(explain).exists() and not Path(explain).is_dir():
         raise ValueError(f"{explain} is a file: give a directory for the pictures")
-    files = listed(paths)
+    left_out: list[str] = []
+    files = listed(paths, left_out)
     first = next(files, None)  # a path that does not exist is refused before anything is printed
     if first is None:
         raise ValueError("no image is named: give files or folders, or one path a line after -")
@@ -88,6 +90,8 @@ def main(
             if explain and not row.error:
                 write_explanation(loaded, row.file, Path(explain))
             bar.update()
+    for note in left_out_note(left_out):
+        print(printable(note), file=sys.stderr)
     print(
         f"{counts.total()} images: {counts['trusted']} in-distribution, {counts['ood']}"
         f" out-of-distribution, {counts['unreadable']} unreadable",
@@ -123,7 +127,7 @@ def printable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
-def listed(paths: tuple[str, ...]) -> Iterator[str]:
+def listed(paths: tuple[str, ...], left_out: list[str]) -> Iterator[str]:
     """The images that the command line names, `-` standing for the lines of standard input.
 
     A path on the command line that does not exist is an error before anything is computed; one on
@@ -134,11 +138,11 @@ def listed(paths: tuple[str, ...]) -> Iterator[str]:
             raise ValueError(f"{path} does not exist: give files or folders of images")
     for path in paths:
         if path != "-":
-            yield from find_images([path])
+            yield from find_images([path], left_out)
             continue
         lines = getattr(sys.stdin, "buffer", sys.stdin)  # names need not be text
         for number, line in enumerate(lines):
             text = os.fsdecode(line).rstrip("\r\n")
             text = text.removeprefix("\ufeff") if not number else text
             if text:
-                yield from find_images([text]) if Path(text).is_dir() else [text]
+                yield from find_images([text], left_out) if Path(text).is_dir() else [text]

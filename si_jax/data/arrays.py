@@ -10,7 +10,15 @@ import numpy as np
 from jaxtyping import Shaped
 
 from si_jax.data import files, fingerprints
-from si_jax.data.image_set import NO_LABEL, ImageSet, MissingSet, fingerprint_of
+from si_jax.data.image_set import (
+    NO_LABEL,
+    ImageSet,
+    MissingSet,
+    Prepared,
+    check_any,
+    fingerprint_of,
+    prepared,
+)
 
 _READ_MAT = """
 import math, sys
@@ -34,7 +42,8 @@ def from_arrays(
 
     Args:
         name: what to call the set.
-        images: uint8 of shape (n, height, width, 3), or grey of shape (n, height, width[, 1]).
+        images: uint8 of shape (n, height, width, 3), or grey of shape (n, height, width[, 1]); or
+            any numbers of shape (n, height, width, channels), as the network takes them.
         labels: integers of shape (n,), or None for images without labels.
 
     Returns:
@@ -46,13 +55,12 @@ def from_arrays(
     images = np.asarray(images)
     if images.ndim == 3:
         images = images[..., None]
-    if images.ndim != 4 or images.shape[-1] not in (1, 3) or images.dtype != np.uint8:
+    if images.ndim != 4 or images.dtype.kind not in "buifV":  # bfloat16 is of kind V
         raise ValueError(
-            f"images of {name} must be uint8 of shape (n, height, width, 3) or (n, height, width,"
-            f" 1), not {images.dtype} of shape {images.shape}."
+            f"images of {name} must be numbers of shape (n, height, width, channels), not"
+            f" {images.dtype} of shape {images.shape}"
         )
-    if not len(images):
-        raise MissingSet(f"{name} holds no images; give at least one.")
+    check_any(len(images), name)
     labels = np.full(len(images), NO_LABEL) if labels is None else np.asarray(labels)
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
@@ -61,17 +69,16 @@ def from_arrays(
         )
     labels = labels.astype(np.int64)
 
-    def load(index: int) -> tuple[np.ndarray, int]:
-        image = images[index]
-        return np.repeat(image, 3 // image.shape[-1], axis=-1), int(labels[index])
+    def load(index: int) -> Prepared:
+        return prepared(images[index], int(labels[index]))
 
     def digest(index: int) -> bytes:
-        return fingerprints.digest_of(np.ascontiguousarray(images[index]).data, int(labels[index]))
+        return fingerprints.digest_of(images[index].tobytes(), int(labels[index]))
 
     return ImageSet(
         name=name,
         size=len(images),
-        structure=fingerprint_of("arrays", images.shape),
+        structure=fingerprint_of("arrays as they are", images.shape, str(images.dtype)),
         load_fn=load,
         ident_fn=lambda index: f"{name}[{index}]",
         digest_fn=lambda indices: fingerprints.digests(digest, indices, name),

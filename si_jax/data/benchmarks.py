@@ -11,9 +11,9 @@ from si_jax.data import sources
 from si_jax.data.cifar import from_cifar_binary
 from si_jax.data.datasets import BENCHMARKS, Benchmark, DatasetSpec, Source, Tfds
 from si_jax.data.image_set import ImageSet, MissingSet
+from si_jax.data.opening import as_image_set
 from si_jax.data.preprocessing import PREPROCESSING, Preprocessing
 from si_jax.data.roots import folders_root
-from si_jax.data.sequences import as_image_set
 from si_jax.data.tfds_sets import find_prepared
 
 __all__ = ["BENCHMARKS", "Benchmark", "MissingDataset", "OodSet", "Resolved", "find", "resolve"]

@@ -2,11 +2,11 @@
 
 import json
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, UInt8
 
 from si_jax.data import files, fingerprints
 from si_jax.data.decoding import EXTENSIONS, HEAD, decode, looks_like_an_image
@@ -25,7 +25,6 @@ def from_folder(
     name: str | None = None,
     wnid_to_index: str | os.PathLike | None = None,
     num_classes: int | None = None,
-    upright: bool = True,
     classes: Sequence[str] = (),
 ) -> ImageSet:
     """Read the images of a folder, in the order of their relative paths.
@@ -46,7 +45,6 @@ def from_folder(
             of their positions.
         num_classes: number of top-level folders that there must be for their positions to be the
             classifier's classes; not checked by default, nor with `wnid_to_index`.
-        upright: whether images are turned as EXIF notes, as everywhere.
         classes: names of the top-level folders in the order of the labels, used instead of their
             positions; a folder by another name is an error.
 
@@ -72,8 +70,7 @@ def from_folder(
         names,
         labels,
         name=name,
-        upright=upright,
-        notes=_told(left_out),
+        notes=left_out_note(left_out),
         other_labels=other,
     )
 
@@ -85,7 +82,6 @@ def from_files(
     *,
     name: str | None = None,
     notes: tuple[str, ...] = (),
-    upright: bool = True,
     other_labels: tuple[int, ...] = (),
 ) -> ImageSet:
     """Read the given files below a folder, in that order.
@@ -96,7 +92,6 @@ def from_files(
         labels: of the files, int64 of shape (n,), -1 for none.
         name: what to call the set; the folder's name by default.
         notes: sentences to tell beside results.
-        upright: whether images are turned as EXIF notes.
         other_labels: see `ImageSet`.
 
     Returns:
@@ -105,15 +100,7 @@ def from_files(
     set_name = name or root.resolve().name
 
     def load(index: int) -> tuple[np.ndarray, int]:
-        file = root / names[index]
-        try:
-            data = files.read_bytes(file)
-        except OSError as error:
-            raise UnreadableImage(
-                f"{file} can't be read ({error.strerror}); restore the file or skip unreadable"
-                " images."
-            ) from error
-        return decode(data, str(file), upright=upright), int(labels[index])
+        return decode_file(root / names[index]), int(labels[index])
 
     def digests(indices: np.ndarray) -> np.ndarray:
         chosen = [names[index] for index in indices]
@@ -123,7 +110,7 @@ def from_files(
     return ImageSet(
         name=set_name,
         size=len(names),
-        structure=fingerprint_of("folder, upright" if upright else "folder", len(names)),
+        structure=fingerprint_of("folder, upright", len(names)),
         load_fn=load,
         ident_fn=names.__getitem__,
         digest_fn=digests,
@@ -132,51 +119,55 @@ def from_files(
     )
 
 
-def _scan(root: Path) -> tuple[list[str], list[str]]:
-    """Give the paths, relative and with '/', of all images below `root`, and of all other files.
+def decode_file(file: Path) -> UInt8[np.ndarray, "height width 3"]:
+    """Read and decode an image's file, turned upright as EXIF notes; or an UnreadableImage."""
+    try:
+        data = files.read_bytes(file)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UnreadableImage(
+            f"{file} can't be read ({reason}); give the path of an image, or skip unreadable images"
+        ) from error
+    return decode(data, str(file), upright=True)
+
+
+def walk(root: Path) -> Iterator[tuple[str, bool]]:
+    """All files below a folder, one at a time: (path, relative and with '/', whether an image).
 
     Real folders come first, then those that links lead to, so that what is read does not depend on
-    which of them happens to be listed first.
+    which of them happens to be listed first. A folder's own files come before those of the folders
+    in it, each in the order of their names.
     """
-    images: list[str] = []
-    others: list[str] = []
     seen: set[tuple[int, int]] = set()
     waiting = [root]
     while waiting:
         links: list[Path] = []
         for top in waiting:
-            _walk(root, top, seen, images, others, links)
+            for folder, subfolders, names in os.walk(top):
+                subfolders[:] = sorted(sub for sub in subfolders if not sub.startswith("."))
+                status = os.stat(folder)
+                if (status.st_dev, status.st_ino) in seen:
+                    subfolders.clear()
+                    continue
+                seen.add((status.st_dev, status.st_ino))
+                for full in [Path(folder, sub) for sub in subfolders]:
+                    if full.is_symlink():
+                        subfolders.remove(full.name)
+                        if not Path(folder).resolve().is_relative_to(full.resolve()):
+                            links.append(full)
+                for full in [Path(folder, name) for name in sorted(names)]:
+                    if not full.name.startswith("."):
+                        yield full.relative_to(root).as_posix(), _is_image(full)
         waiting = sorted(links)
+
+
+def _scan(root: Path) -> tuple[list[str], list[str]]:
+    """The sorted names, as `walk` gives them, of all images below a folder, and of other files."""
+    images: list[str] = []
+    others: list[str] = []
+    for name, is_image in walk(root):
+        (images if is_image else others).append(name)
     return sorted(images), sorted(others)
-
-
-def _walk(
-    root: Path,
-    top: Path,
-    seen: set[tuple[int, int]],
-    images: list[str],
-    others: list[str],
-    links: list[Path],
-) -> None:
-    """Go through the real folders below `top` that have not been seen; note links to folders."""
-    for folder, subfolders, names in os.walk(top):
-        subfolders[:] = sorted(sub for sub in subfolders if not sub.startswith("."))
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
-            subfolders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        for sub in list(subfolders):
-            full = Path(folder, sub)
-            if full.is_symlink():
-                subfolders.remove(sub)
-                if not Path(folder).resolve().is_relative_to(full.resolve()):
-                    links.append(full)
-        for file in names:
-            if not file.startswith("."):
-                full = Path(folder, file)
-                relative = full.relative_to(root).as_posix()
-                (images if _is_image(full) else others).append(relative)
 
 
 def _is_image(path: Path) -> bool:
@@ -190,7 +181,8 @@ def _is_image(path: Path) -> bool:
         return False
 
 
-def _told(left_out: list[str]) -> tuple[str, ...]:
+def left_out_note(left_out: Sequence[str]) -> tuple[str, ...]:
+    """Say which files of a folder are no images; nothing where all are."""
     if not left_out:
         return ()
     shown = ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else "")

@@ -1,12 +1,13 @@
-"""`ImageSet`, the one form in which images reach the rest of the library."""
+"""`ImageSet` and `ImageStream`, the two forms in which images reach the rest of the library."""
 
 import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, Shaped, UInt8
 
 from si_jax.checks import check_least
 
@@ -21,6 +22,35 @@ class UnreadableImage(ValueError):
     """An image can't be decoded; the message names its file."""
 
 
+class Prepared(NamedTuple):
+    """An image that was given as an array: it is not resized where it has the network's size."""
+
+    image: Shaped[np.ndarray, "height width channels"]
+    label: int = NO_LABEL
+
+
+def prepared(image: Shaped[np.ndarray, "height width channels"], label: int) -> Prepared:
+    """An image of an array; grey pixels become RGB, as those of files do."""
+    if image.shape[-1] == 1 and image.dtype == np.uint8:
+        image = np.repeat(image, 3, axis=-1)
+    return Prepared(image, label)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageStream:
+    """Images that come one after the other, such as a generator's, whose number is not known.
+
+    Attributes:
+        name: what the stream is called in messages.
+        entries: gives, each time it is called, what `load_fn` takes, in order.
+        load_fn: gives the image and the label of an entry, as an `ImageSet`'s does of an index.
+    """
+
+    name: str
+    entries: Callable[[], Iterable[Any]] = dataclasses.field(repr=False)
+    load_fn: Callable[[Any], tuple[np.ndarray, int]] = dataclasses.field(repr=False)
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageSet:
     """A finite, ordered set of images that are decoded one at a time, on demand.
@@ -30,7 +60,8 @@ class ImageSet:
         size: number of images.
         structure: hexadecimal hash of what determines names, labels and order.
         load_fn: gives the image (uint8, H x W x 3, RGB, at its own size) and the label of an index;
-            safe to call from several threads at once.
+            a `Prepared` for an array, which may be grey or of floats; safe to call from several
+            threads at once.
         ident_fn: gives the name of the image at an index, e.g. its file or 'cifar100/test[17]'.
         digest_fn: gives 32 bytes for each of several indices, 16 that hash the content alone and 16
             that hash the rest, uint8 of shape (n, 32); None where `structure` says it all.
@@ -68,14 +99,15 @@ class ImageSet:
         """Hexadecimal hash of names, labels, order and content: another where a file is another."""
         return fingerprint_of(self.structure, self.digests.tobytes())
 
-    def load(self, index: int) -> tuple[UInt8[np.ndarray, "height width 3"], int]:
+    def load(self, index: int) -> tuple[Shaped[np.ndarray, "height width channels"], int]:
         """Decode one image.
 
         Args:
             index: 0 to len(self) - 1.
 
         Returns:
-            The image, uint8 RGB of shape (height, width, 3), and its label (-1 if it has none).
+            The image, uint8 RGB of shape (height, width, 3) unless it was given as another array,
+            and its label (-1 if it has none).
 
         Raises:
             IndexError: if `index` is out of range.
@@ -151,12 +183,29 @@ def take(image_set: ImageSet, indices: Iterable[int] | Int[np.ndarray, " n"]) ->
 
 def unlabelled(image_set: ImageSet) -> ImageSet:
     """Give the same images without labels, where these are no classes of the classifier's."""
+    return relabelled(image_set, np.full(len(image_set), NO_LABEL))
+
+
+def relabelled(image_set: ImageSet, labels: Int[np.ndarray, " n"]) -> ImageSet:
+    """Give the same images with other labels."""
     return dataclasses.replace(
         image_set,
-        structure=fingerprint_of("unlabelled", image_set.structure),
-        load_fn=lambda index: (image_set.load(index)[0], NO_LABEL),
+        structure=fingerprint_of("labels", labels.tobytes(), image_set.structure),
+        load_fn=lambda index: with_label(image_set.load(index), int(labels[index])),
         other_labels=(),
     )
+
+
+def with_label(loaded: tuple[np.ndarray, int], label: int) -> tuple[np.ndarray, int]:
+    """What was loaded, with another label."""
+    image = loaded[0]
+    return Prepared(image, label) if isinstance(loaded, Prepared) else (image, label)
+
+
+def check_any(count: int, name: str) -> None:
+    """Raise a MissingSet if there are no images."""
+    if not count:
+        raise MissingSet(f"{name} is empty: it holds no images; give at least one")
 
 
 def overlap(images: ImageSet, others: ImageSet) -> int:

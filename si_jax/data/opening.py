@@ -1,120 +1,374 @@
-"""Images as people have them: files, encoded bytes, Pillow images and arrays, one or many."""
+"""The one way in: images as people have them become an `ImageSet` or an `ImageStream`."""
 
-import itertools
+import functools
 import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from PIL import Image
 
+from si_jax.data import fingerprints, sources
 from si_jax.data.decoding import decode, to_rgb
-from si_jax.data.files import read_bytes
-from si_jax.data.image_set import UnreadableImage
+from si_jax.data.folders import decode_file, from_files
+from si_jax.data.image_set import (
+    NO_LABEL,
+    ImageSet,
+    ImageStream,
+    UnreadableImage,
+    check_any,
+    fingerprint_of,
+    prepared,
+    relabelled,
+    with_label,
+)
 
-WORKERS = 4  # threads that decode
+IMAGE_KEYS = ("image", "img", "images", "pixel_values")
+LABEL_KEYS = ("label", "labels", "fine_label", "target")
+TAKEN = (
+    "give arrays, paths, Pillow images, encoded bytes, a data set of (image, label), or an iterable"
+    " over images or batches"
+)
 
-Transform = Callable[[np.ndarray], np.ndarray]
-"""Brings an RGB image of any size to the network's; a `si_jax.data.preprocessing.Preprocessing`."""
+Entry = tuple[Any, Any]
+"""One image in any form, or what loads it, and its class; None where there is none."""
 
 
-def is_encoded(item: Any) -> bool:
-    """Whether an item is one image that must be opened: a path, encoded bytes, a Pillow image."""
-    return isinstance(item, str | os.PathLike | bytes | bytearray | memoryview | Image.Image)
+def as_image_set(
+    data: Any, name: str, *, classes: tuple[str, ...] = (), num_classes: int | None = None
+) -> ImageSet:
+    """Make a set of images of anything that holds some.
+
+    Args:
+        data: as `as_images` takes; what an iterable gives is held in memory.
+        name: what to call the set.
+        classes: as for `as_images`.
+        num_classes: as for `as_images`.
+
+    Returns:
+        The set. A data set is indexed from several threads.
+
+    Raises:
+        ValueError: as `as_images`.
+    """
+    images = as_images(data, name, classes=classes, num_classes=num_classes)
+    return images if isinstance(images, ImageSet) else _set_of(list(images.entries()), name)
+
+
+def as_images(
+    data: Any,
+    name: str = "images",
+    *,
+    labels: Any = None,
+    channels: int = 3,
+    classes: tuple[str, ...] = (),
+    num_classes: int | None = None,
+) -> ImageSet | ImageStream:
+    """Make a set, or a stream, of anything that holds images.
+
+    Args:
+        data: one of
+
+            - an array of images, (n, height, width, channels), channels first, or grey without
+              channels: NumPy's, JAX's or PyTorch's; or one image (height, width, 3) or (3, height,
+              width);
+            - a Pillow image, the bytes of an encoded image, a path or a glob of images, a folder,
+              an `.npz` file, a list (`.txt`), a `.mat` file of SVHN; or a list of any of these;
+            - a pair (images, labels), or a dictionary or data frame of such columns;
+            - a data set (`len` and indexing) of images, pairs (image, label) or dictionaries with
+              'image' and 'label', such as PyTorch's, TFDS's, grain's and Hugging Face's;
+            - an iterable over single images or batches, or over either with labels, such as a
+              loader or a generator: a stream, of which nothing is kept;
+            - an `ImageSet`.
+
+            Pixels are uint8; other numbers are left to the model, which takes them in its size.
+        name: what to call them.
+        labels: class indices (n,) or one-hot rows (n, classes), in place of `data`'s own.
+        channels: of the network's images, where these are neither 1 nor 3.
+        classes: names of a folder's class folders in the order of the labels.
+        num_classes: number of class folders that a folder must have.
+
+    Returns:
+        The images: a stream of an iterable, else a set.
+
+    Raises:
+        MissingSet: if there are no images.
+        ValueError: if it is nothing of these.
+    """
+    if labels is not None:
+        return _labelled(as_images(data, name, channels=channels), labels)
+    if isinstance(data, ImageSet | ImageStream):
+        return data
+    if isinstance(data, str | os.PathLike):
+        return sources.from_path(data, name=name, classes=classes, num_classes=num_classes)
+    if hasattr(data, "columns") and hasattr(data, "__getitem__"):  # a data frame
+        data = {column: data[column] for column in data.columns}
+    if _is_encoded(data):
+        data = [data]
+    if isinstance(data, Mapping) or _is_pair(data):
+        images, given = _parts(data, name)
+        images = as_images(images, name, channels=channels)
+        return images if given is None else _labelled(images, given)
+    if hasattr(data, "dtype") and hasattr(data, "to_list"):  # a column of a data frame
+        data = data.to_list()
+    if _is_array(data):
+        data = _numpy(data, name)
+        if data.ndim == 4:
+            return sources.from_arrays(name, _channels_last(data, name, channels))
+        data = list(_split(data, name, channels))
+    if isinstance(data, list | tuple):
+        return _set_of([e for item in data for e in _entries(item, name, channels)], name, channels)
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+        return _set_of(data, name, channels, lambda item: _entry(item, name))
+    if isinstance(data, Iterable):
+        return _stream_of(data, name, channels)
+    raise ValueError(f"{name} (of type {type(data).__name__}) holds no images: {TAKEN}")
 
 
 def open_image(
-    item: Any, transform: Transform, channels: int = 3
-) -> UInt8[np.ndarray, "height width channels"]:
-    """Open one image, turned upright as its EXIF notes, and bring it to the network's input size.
-
-    Args:
-        item: a path, the bytes of an encoded image, or a Pillow image.
-        transform: applied to the RGB image.
-        channels: 3, or 1 for a network that takes grey images (luminance, as Pillow's mode `L`).
-
-    Returns:
-        The image, uint8.
+    item: Any, transform: Callable[[np.ndarray], np.ndarray]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Open one path, encoded or Pillow image, turned upright as its EXIF notes, and transform it.
 
     Raises:
         UnreadableImage: if there is no such file or it is no image; the message names it.
-        ValueError: if the network takes neither 1 nor 3 channels.
     """
-    if channels not in (1, 3):
-        raise ValueError(
-            f"the network takes images of {channels} channels, which no picture has: give arrays"
-        )
-    if isinstance(item, Image.Image):
-        image = to_rgb(item)
-    elif isinstance(item, str | os.PathLike):
-        image = decode(_read(Path(item)), str(item), upright=True)
-    else:
-        image = decode(bytes(item), "an image of encoded bytes", upright=True)
-    image = transform(image)
-    return image if channels == 3 else np.asarray(Image.fromarray(image).convert("L"))[..., None]
+    return transform(load_entry((item, None), "the image", 3)[0])
 
 
-def batches_of(
-    images: Any, transform: Transform, channels: int, batch_size: int
-) -> Iterator[tuple[Any, bool]]:
-    """Go through images of any form.
+def _set_of(items: Any, name: str, channels: int = 3, entry: Callable[[Any], Entry] = tuple):
+    """A set of a sequence of what `entry` makes entries of."""
+    check_any(len(items), name)
+    if entry is tuple and all(isinstance(x, str | os.PathLike) and str(x) for x, _ in items):
+        names = [os.path.expanduser(os.fspath(image)) for image, _ in items]
+        labels = [NO_LABEL if label is None else label for _, label in items]
+        return from_files(Path(), names, class_indices(labels, len(items), name), name=name)
 
-    Args:
-        images: an array (N, height, width, channels), handed on as it is; one path, Pillow image or
-            encoded image, or a list of them; or an iterable of any of these, such as of batches.
-        transform: for images that are opened, see `open_image`.
-        channels: of the network's input.
-        batch_size: images opened at a time.
+    def load(index: int) -> tuple[np.ndarray, int]:
+        try:
+            item = items[index]
+        except OSError as error:  # of a data set that opens files
+            raise UnreadableImage(f"{name}[{index}] can't be read ({error})") from error
+        return load_entry(entry(item), f"{name}[{index}]", channels)
 
-    Yields:
-        (images, opened): an array, and whether it was opened and transformed here.
+    def digest(index: int) -> bytes:
+        try:
+            image, label = load(index)
+        except UnreadableImage:
+            return fingerprints.digest_of(b"", index, "unreadable")
+        return fingerprints.digest_of(image.tobytes(), image.shape, label)
+
+    return ImageSet(
+        name=name,
+        size=len(items),
+        structure=fingerprint_of("sequence", len(items)),
+        load_fn=load,
+        ident_fn=lambda index: f"{name}[{index}]",
+        digest_fn=lambda indices: fingerprints.digests(digest, indices, name),
+    )
+
+
+def _stream_of(data: Iterable, name: str, channels: int) -> ImageStream:
+    """A stream of an iterable, which can be gone through again unless it is an iterator."""
+    used = False
+
+    def entries() -> Iterator[Entry]:
+        nonlocal used
+        if used and iter(data) is data:
+            raise ValueError(
+                f"{name} (a {type(data).__name__}) can be gone through but once, and are needed"
+                " again: give arrays, paths, a data set or a loader"
+            )
+        used = True
+        for item in data:
+            yield from _entries(item, name, channels)
+
+    return ImageStream(
+        name, entries, lambda entry: load_entry(entry, f"an image of {name}", channels)
+    )
+
+
+def _labelled(images: ImageSet | ImageStream, labels: Any) -> ImageSet | ImageStream:
+    """The images with the given labels."""
+    if isinstance(images, ImageSet):
+        return relabelled(images, class_indices(labels, len(images), images.name))
+
+    def entries() -> Iterator[Entry]:
+        rest = iter(class_indices(labels, None, images.name))
+        for image, _ in images.entries():
+            if (label := next(rest, None)) is None:
+                raise ValueError(f"labels (={len(labels)}) are fewer than {images.name}")
+            yield image, label
+
+    return ImageStream(images.name, entries, images.load_fn)
+
+
+def class_indices(labels: Any, count: int | None, name: str) -> Int[np.ndarray, " n"]:
+    """Class indices of `count` images (None: of any number); one-hot rows become indices.
 
     Raises:
-        ValueError: as `open_image`.
+        ValueError: if they are neither, or of another number of images.
     """
-    if is_encoded(images):
-        yield open_image(images, transform, channels)[None], True
-    elif isinstance(images, list | tuple):
-        if images and is_encoded(images[0]):
-            yield from _opened(images, transform, channels, batch_size)
-        elif images:
-            yield np.asarray(images), False
-    elif isinstance(images, Iterable) and not hasattr(images, "__array__"):
-        for encoded, run in itertools.groupby(images, is_encoded):
-            if encoded:
-                yield from _opened(run, transform, channels, batch_size)
-            else:
-                for part in run:
-                    yield from batches_of(part, transform, channels, batch_size)
-    else:
-        yield images, False
+    values = _numpy(labels, f"labels of {name}")
+    if values.ndim == 0 or (values.ndim == count == 1 and len(values) > 1):
+        values = values[None]
+    if values.ndim == 2:
+        if values.shape[1] == 1:
+            values = values[:, 0]
+        elif ((values == 0) | (values == 1)).all() and (values.sum(axis=-1) == 1).all():
+            values = values.argmax(axis=-1)
+    if values.ndim != 1 or values.dtype.kind not in "iu" or count not in (None, len(values)):
+        raise ValueError(
+            f"labels of {name} (shape {values.shape}, dtype {values.dtype}) must be one class index"
+            f" for each of {'the' if count is None else count} images, or one-hot rows"
+        )
+    return values.astype(np.int64)
 
 
-def chunks(items: Iterable, size: int) -> Iterator[list]:
-    """Lists of `size` items in a row; the last one may be shorter."""
-    rest = iter(items)
-    while part := list(itertools.islice(rest, size)):
-        yield part
+def _is_encoded(item: Any) -> bool:
+    """Whether an item is one image that must be opened: encoded bytes, a Pillow image."""
+    encoded = bytes | bytearray | memoryview | Image.Image
+    return isinstance(item, encoded) or _is_undecoded(item)
 
 
-def _opened(items: Iterable, transform, channels, batch_size) -> Iterator[tuple[np.ndarray, bool]]:
-    with ThreadPoolExecutor(WORKERS, thread_name_prefix="si_jax-open") as pool:
-        for part in chunks(items, batch_size):
-            opened = pool.map(lambda item: open_image(item, transform, channels), part)
-            yield np.stack(list(opened)), True
+def _is_undecoded(item: Any) -> bool:
+    """Whether it is Hugging Face's image that is not decoded."""
+    return isinstance(item, Mapping) and bool(item) and set(item) <= {"bytes", "path"}
 
 
-def _read(path: Path) -> bytes:
-    try:
-        if path.expanduser().is_dir():
-            raise UnreadableImage(
-                f"{path} is a folder, not an image: give the images in it, or use si-jax predict"
+def _is_array(item: Any) -> bool:
+    return hasattr(item, "shape") and (hasattr(item, "dtype") or hasattr(item, "__array__"))
+
+
+def _is_pair(item: Any) -> bool:
+    """Whether a tuple or list holds an image, or several, and labels, rather than images alone."""
+    if not isinstance(item, list | tuple) or len(item) < 2:
+        return False
+    images, labels = item[:2]
+    if labels is None or isinstance(labels, str | Mapping):
+        return isinstance(item, tuple) and not isinstance(images, str | os.PathLike | bytes)
+    if isinstance(labels, list):
+        return bool(labels) and all(isinstance(x, int | np.integer) for x in labels)
+    if not _is_array(labels):
+        return isinstance(labels, int)
+    ndim = len(labels.shape)
+    return ndim < 2 or (
+        ndim == 2 and len(getattr(images, "shape", ())) > 2 and len(images) == len(labels)
+    )
+
+
+def _parts(item: Any, name: str) -> tuple[Any, Any]:
+    """Split a dictionary or a pair into images and labels."""
+    if not isinstance(item, Mapping):
+        return item[0], item[1]
+    image = next((key for key in IMAGE_KEYS if key in item), None)
+    if image is None:
+        raise ValueError(
+            f"items of {name} have none of the keys {', '.join(IMAGE_KEYS)}, but"
+            f" {', '.join(map(str, item))}; rename the one that holds images."
+        )
+    label = next((key for key in LABEL_KEYS if key in item), None)
+    return item[image], None if label is None else item[label]
+
+
+def _entry(item: Any, name: str) -> Entry:
+    """An item of a data set, which is one image, with a label or without."""
+    if _is_encoded(item):
+        return item, None
+    if isinstance(item, Mapping) or (isinstance(item, list | tuple) and len(item) > 1):
+        return _parts(item, name)
+    return (item[0] if isinstance(item, list | tuple) and item else item), None
+
+
+def _entries(item: Any, name: str, channels: int) -> Iterator[Entry]:
+    """The images of an item of a list or of an iterable: one, or a batch, or either with labels."""
+    if item is None or isinstance(item, float) or _is_encoded(item):
+        yield item, None
+    elif isinstance(item, str | os.PathLike):
+        if item and sources.holds_several(item):
+            images = sources.from_path(item)
+            yield from ((functools.partial(images.load, k), None) for k in range(len(images)))
+        else:
+            yield item, None
+    elif isinstance(item, Mapping) or _is_pair(item):
+        several, labels = _parts(item, name)
+        parts = [image for image, _ in _entries(several, name, channels)]
+        classes = [None] * len(parts) if labels is None else class_indices(labels, len(parts), name)
+        yield from zip(parts, classes, strict=True)
+    elif isinstance(item, list | tuple):
+        for part in item:
+            yield from _entries(part, name, channels)
+    elif _is_array(item):
+        for part in _split(_numpy(item, name), name, channels):
+            yield from (
+                [(part, None)] if isinstance(part, np.ndarray) else _entries(part, name, channels)
             )
-        return read_bytes(path.expanduser())
-    except OSError as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        message = f"{path} can't be read ({reason}); give the path of an image."
-        raise UnreadableImage(message) from None
+    else:
+        raise ValueError(f"{name} hold a {type(item).__name__}, which is no image: {TAKEN}")
+
+
+def _split(array: np.ndarray, name: str, channels: int) -> Iterable[Any]:
+    """The images of an array, or the items of one of objects or texts."""
+    if array.ndim < 2 and array.dtype.kind in "OSU":
+        return np.atleast_1d(array).tolist()
+    if array.ndim == 2:
+        return [array]
+    if array.ndim == 3:
+        one = array.shape[-1] in (1, 3, channels) or array.shape[0] == channels
+        return [array] if one else array
+    return _channels_last(array, name, channels)
+
+
+def _channels_last(array: np.ndarray, name: str, channels: int) -> np.ndarray:
+    """An image, or a stack of them, with the channels last."""
+    known = (1, 3, channels)
+    if array.ndim in (3, 4) and array.shape[-1] in known:
+        return array
+    if array.ndim in (3, 4) and array.shape[-3] in known:
+        return np.moveaxis(array, -3, -1)
+    hint = f"; leave out the last channel of each, image[..., :{channels}]"
+    raise ValueError(
+        f"{name} (shape {array.shape}) must be (height, width, {channels}) each, or grey"
+        f"{hint if array.ndim > 2 and array.shape[-1] == channels + 1 else ''}"
+    )
+
+
+def load_entry(entry: Entry, name: str, channels: int) -> tuple[np.ndarray, int]:
+    """The image of an entry, opened, and its class."""
+    image, label = entry
+    label = NO_LABEL if label is None else int(class_indices(label, 1, name)[0])
+    if isinstance(image, functools.partial):
+        return with_label(image(), label)
+    if _is_undecoded(image):
+        image = image.get("bytes") if image.get("bytes") is not None else image.get("path")
+    if isinstance(image, np.ndarray) and not image.ndim:  # one text, as of TensorFlow
+        image = image.item()
+    if image is None or isinstance(image, float) or (not _is_array(image) and not image):
+        raise UnreadableImage(f"there is no image in this row (={image!r})")
+    if isinstance(image, Image.Image):
+        return to_rgb(image, name), label
+    if isinstance(image, str | os.PathLike):
+        return decode_file(Path(image).expanduser()), label
+    if isinstance(image, bytes | bytearray | memoryview):
+        return decode(bytes(image), f"{name} of encoded bytes", upright=True), label
+    if not _is_array(image):
+        raise ValueError(f"{name} (of type {type(image).__name__}) is no image: {TAKEN}")
+    array = _numpy(image, name)
+    return prepared(
+        _channels_last(array[..., None] if array.ndim == 2 else array, name, channels), label
+    )
+
+
+def _numpy(values: Any, name: str) -> np.ndarray:
+    """An array of any library's, on the host."""
+    if hasattr(values, "detach"):  # PyTorch's, which may lie on a device and keep gradients
+        values = values.detach().cpu()
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"{name} (of type {type(values).__name__}) cannot be read as an array: give numbers of"
+            " one shape"
+        ) from None

@@ -7,10 +7,9 @@ from typing import Any
 
 from si_jax.data import synthetic
 from si_jax.data.benchmarks import OodSet, Resolved
-from si_jax.data.folders import from_folder
-from si_jax.data.image_set import ImageSet, MissingSet
+from si_jax.data.image_set import MissingSet
+from si_jax.data.opening import as_image_set
 from si_jax.data.preprocessing import Preprocessing
-from si_jax.data.sequences import as_image_set
 
 PROTOCOL = "own"
 HELD_OUT = ("val", "test")  # names of the folder with in-distribution images, by preference
@@ -66,7 +65,8 @@ def resolve_own(
     if not name and folder is None and isinstance(test, (str, os.PathLike)):
         name = Path(test).expanduser().resolve().stem
     name = name or (folder.resolve().name if folder is not None else "in-distribution")
-    tested = _labelled(test, name, num_classes, classes)
+    matching = {"classes": tuple(classes)} if classes else {"num_classes": num_classes}
+    tested = as_image_set(test, name, **matching)
     given = dict(ood or {})
     if folder is not None and (folder / "ood").is_dir():
         paths = sorted(p for p in (folder / "ood").iterdir() if not p.name.startswith("."))
@@ -80,20 +80,10 @@ def resolve_own(
         protocol=PROTOCOL,
         preprocessing=preprocessing,
         test=tested,
-        train=None if train is None else _labelled(train, f"{name}_train", num_classes, classes),
+        train=None if train is None else as_image_set(train, f"{name}_train", **matching),
         ood=tuple(sets),
         train_absent=""
         if train is not None
         else "give a folder train beside val, with a folder"
         " a class, or say where training images are.",
     )
-
-
-def _labelled(data: Any, name: str, num_classes: int, classes: Sequence[str]) -> ImageSet:
-    """Open in-distribution images; the folders of a folder are classes."""
-    is_folder = isinstance(data, (str, os.PathLike)) and Path(data).expanduser().is_dir()
-    if not is_folder:
-        return as_image_set(data, name)
-    if classes:
-        return from_folder(data, name=name, classes=classes)
-    return from_folder(data, name=name, num_classes=num_classes)

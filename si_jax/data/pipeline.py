@@ -1,19 +1,24 @@
-"""From an `ImageSet` to batches of one static shape, decoded in threads ahead of their use."""
+"""From images to batches of one static shape, decoded in threads ahead of their use."""
 
 import collections
 import dataclasses
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Int, Shaped
 from tqdm import tqdm
 
 from si_jax.checks import check_least
-from si_jax.data.image_set import NO_LABEL, ImageSet, UnreadableImage
+from si_jax.data.decoding import to_grey
+from si_jax.data.image_set import NO_LABEL, ImageSet, ImageStream, Prepared, UnreadableImage
 
 NO_INDEX = -1  # the index of a padded row
+WORKERS = 4  # threads that decode
+PIECES = 16  # of a batch, which threads take in turn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,54 +26,73 @@ class Batch:
     """A batch of static shape; rows whose mask is False hold black images, to be left out.
 
     Attributes:
-        images: uint8 of shape (batch, height, width, 3).
+        images: uint8 of shape (batch, height, width, 3), or as arrays were given.
         labels: int32 of shape (batch,); -1 where there is none.
         indices: int64 of shape (batch,); positions in the set, -1 for the rows that pad the last
             batch.
         mask: bool of shape (batch,); False for padded rows and unreadable images.
         unreadable: names of the batch's images that couldn't be decoded.
+        errors: row -> why its image couldn't be decoded.
+        transformed: whether images were brought to size, and not all given in it.
+        entries: of a stream, the entry of each row that is no padding.
     """
 
-    images: UInt8[np.ndarray, "batch height width 3"]
+    images: Shaped[np.ndarray, "batch height width channels"]
     labels: Int[np.ndarray, " batch"]
     indices: Int[np.ndarray, " batch"]
     mask: Bool[np.ndarray, " batch"]
     unreadable: tuple[str, ...] = ()
+    errors: dict[int, str] = dataclasses.field(default_factory=dict)
+    transformed: bool = False
+    entries: Sequence[Any] = ()
+
+    @property
+    def size(self) -> int:
+        """Number of rows that are no padding."""
+        return int((self.indices != NO_INDEX).sum())
+
+    @property
+    def is_all(self) -> bool:
+        """Whether it holds all images that there are, and is not full."""
+        return bool(self.indices[0] == 0 and self.indices[-1] == NO_INDEX)
 
     @property
     def readable(self) -> tuple[np.ndarray, np.ndarray]:
         """The images and the labels of the rows whose mask is True."""
+        if self.mask.all():
+            return self.images, self.labels
         return self.images[self.mask], self.labels[self.mask]
 
 
 def batches(
-    image_set: ImageSet,
+    images: ImageSet | ImageStream,
     transform: Callable[[np.ndarray], np.ndarray],
     batch_size: int,
     *,
-    workers: int = 4,
+    workers: int = WORKERS,
     start: int = 0,
     prefetch: int = 2,
     skip_unreadable: bool = False,
     image_shape: tuple[int, int, int] | None = None,
 ) -> Iterator[Batch]:
-    """Decode and transform a set's images in threads and yield them in order, in batches.
+    """Decode and transform images in threads and yield them in order, in batches.
 
     At most `prefetch + 1` batches are held at a time. The threads start with the first batch and
-    end with the last one, with an error, or when the generator is closed.
+    end with the last one, with an error, or when the generator is closed. Arrays in the size that
+    `transform` crops to, and arrays of other numbers than uint8, are left as they are.
 
     Args:
-        image_set: the images.
+        images: the images.
         transform: brings an image, uint8 of shape (h, w, 3), to the common shape; a
             `Preprocessing`.
         batch_size: rows of every batch; the last one is padded.
         workers: number of threads.
-        start: index of the image to begin with, e.g. where an interrupted run left off.
+        start: index of the image of a set to begin with, e.g. where an interrupted run left off.
         prefetch: number of batches to prepare ahead of the one in use.
         skip_unreadable: whether to mask out and name images that can't be decoded, rather than
             raise the error.
-        image_shape: the shape that `transform` must give; None for that of the first image, which
-            the first batch must then hold.
+        image_shape: the network's (height, width, channels); images become grey for one channel.
+            None for the shape of the first image, which the first batch must then hold.
 
     Returns:
         An iterator over the batches.
@@ -80,13 +104,12 @@ def batches(
     """
     check_least(1, batch_size=batch_size, workers=workers)
     check_least(0, start=start, prefetch=prefetch)
-    if start > len(image_set):
+    if isinstance(images, ImageSet) and start > len(images):
         raise ValueError(
-            f"start (={start}) must be at most {len(image_set)}, the size of {image_set.name}."
+            f"start (={start}) must be at most {len(images)}, the size of {images.name}."
         )
-    return _generate(
-        image_set, transform, batch_size, workers, start, prefetch, skip_unreadable, image_shape
-    )
+    load = _loader(images.load_fn, transform, image_shape, skip_unreadable)
+    return _generate(images, load, batch_size, workers, start, prefetch, image_shape)
 
 
 def shown(made: Iterable[Batch], image_set: ImageSet, what: str) -> Iterator[Batch]:
@@ -100,7 +123,7 @@ def shown(made: Iterable[Batch], image_set: ImageSet, what: str) -> Iterator[Bat
     with tqdm(total=len(image_set), desc=f"{image_set.name}: {what}", unit="img") as bar:
         for batch in made:
             yield batch
-            bar.update(int((batch.indices != NO_INDEX).sum()))
+            bar.update(batch.size)
 
 
 def tell_unreadable(image_set: ImageSet, names: Sequence[str]) -> None:
@@ -113,64 +136,81 @@ def tell_unreadable(image_set: ImageSet, names: Sequence[str]) -> None:
     )
 
 
-def _generate(image_set, transform, batch_size, workers, start, prefetch, skip_unreadable, shape):
-    def load(index: int) -> tuple[np.ndarray, int] | None:
-        try:
-            image, label = image_set.load(index)
-        except UnreadableImage:
-            if skip_unreadable:
-                return None
-            raise
-        return transform(image), label
+def _loader(load_fn, transform, shape, skip_unreadable):
+    """A function of some entries: (image, label, whether it was transformed), or the error."""
+    crop, grey = getattr(transform, "crop", None), shape is not None and shape[-1] == 1
 
-    starts = iter(range(start, len(image_set), batch_size))
-    pending: collections.deque[tuple[range, list[Future]]] = collections.deque()
+    def load(entry: Any) -> tuple[np.ndarray, int, bool] | UnreadableImage:
+        try:
+            loaded = load_fn(entry)
+        except UnreadableImage as error:
+            if skip_unreadable:
+                return error
+            raise
+        image, label = loaded
+        given = isinstance(loaded, Prepared)
+        if given and (image.dtype != np.uint8 or image.shape[-1] != 3):
+            return image, label, False
+        transformed = not (given and image.shape[:2] == crop)
+        if transformed:
+            image = transform(image)
+        return to_grey(image) if grey else image, label, transformed
+
+    return lambda entries: [load(entry) for entry in entries]
+
+
+def _generate(images, load, batch_size, workers, start, prefetch, shape):
+    is_set = isinstance(images, ImageSet)
+    entries = iter(range(start, len(images)) if is_set else images.entries())
+    piece = max(1, batch_size // PIECES)
+    pending: collections.deque[tuple[list, list[Future]]] = collections.deque()
     executor = ThreadPoolExecutor(workers, thread_name_prefix="si_jax-decode")
     try:
+        first = start
         while True:
-            while len(pending) <= prefetch and (first := next(starts, None)) is not None:
-                indices = range(first, min(first + batch_size, len(image_set)))
-                pending.append((indices, [executor.submit(load, index) for index in indices]))
+            while len(pending) <= prefetch and (
+                part := list(itertools.islice(entries, batch_size))
+            ):
+                pieces = (part[k : k + piece] for k in range(0, len(part), piece))
+                pending.append((part, [executor.submit(load, some) for some in pieces]))
             if not pending:
                 return
-            indices, futures = pending.popleft()
-            batch = _collate(image_set, indices, [f.result() for f in futures], batch_size, shape)
-            shape = batch.images.shape[1:]
-            del futures
+            part, futures = pending.popleft()
+            loaded = [item for future in futures for item in future.result()]
+            name = images.ident if is_set else lambda index: f"{images.name}[{index}]"
+            batch = _collate(name, images.name, first, loaded, batch_size, shape)
+            batch = batch if is_set else dataclasses.replace(batch, entries=part)
+            first, shape = first + len(part), batch.images.shape[1:]
+            del futures, loaded, part
             yield batch
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _collate(
-    image_set: ImageSet,
-    indices: range,
-    loaded: list[tuple[np.ndarray, int] | None],
-    batch_size: int,
-    shape: tuple[int, ...] | None,
-) -> Batch:
-    readable = [(row, item) for row, item in enumerate(loaded) if item is not None]
-    unreadable = tuple(
-        image_set.ident(indices[row]) for row, item in enumerate(loaded) if item is None
-    )
+def _collate(ident, set_name, first, loaded, batch_size, shape) -> Batch:
+    errors = {row: str(x) for row, x in enumerate(loaded) if isinstance(x, UnreadableImage)}
+    readable = [(row, item) for row, item in enumerate(loaded) if row not in errors]
+    unreadable = tuple(ident(first + row) for row in errors)
     if shape is None:
         if not readable:
             raise UnreadableImage(
-                f"None of the first {len(indices)} images of {image_set.name} can be decoded, from"
+                f"None of the first {len(loaded)} images of {set_name} can be decoded, from"
                 f" {unreadable[0]} on; check the set."
             )
         shape = readable[0][1][0].shape
-    images = np.zeros((batch_size, *shape), np.uint8)
+    dtype = readable[0][1][0].dtype if readable else np.dtype(np.uint8)
+    images = np.zeros((batch_size, *shape), dtype)
     labels = np.full(batch_size, NO_LABEL, np.int32)
     positions = np.full(batch_size, NO_INDEX, np.int64)
     mask = np.zeros(batch_size, bool)
-    positions[: len(indices)] = indices
-    for row, (image, label) in readable:
-        if image.shape != shape or image.dtype != np.uint8:
+    positions[: len(loaded)] = np.arange(first, first + len(loaded))
+    for row, (image, label, _) in readable:
+        if image.shape != tuple(shape) or image.dtype != dtype:
             raise ValueError(
-                f"{image_set.ident(indices[row])} is {image.dtype} of shape {image.shape} after"
-                f" the transform, where the batch takes uint8 of shape {shape}; use a transform"
-                " that gives every image that shape."
+                f"{ident(first + row)} is {image.dtype} of shape {image.shape}, where the network"
+                f" takes images of shape {tuple(shape)}, all of one dtype ({dtype}): arrays of"
+                " uint8 are brought to size, others must have it"
             )
         images[row], labels[row], mask[row] = image, label, True
-    return Batch(images, labels, positions, mask, unreadable)
+    transformed = any(item[2] for _, item in readable)
+    return Batch(images, labels, positions, mask, unreadable, errors, transformed)

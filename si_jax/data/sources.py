@@ -1,11 +1,17 @@
 """Every way to get an `ImageSet`, in one place."""
 
+import glob
+import itertools
 import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from si_jax.data.arrays import from_arrays, from_npz, from_svhn_mat
 from si_jax.data.cifar import LABELS, from_corruptions
-from si_jax.data.folders import from_folder
+from si_jax.data.decoding import EXTENSIONS
+from si_jax.data.folders import from_files, from_folder
 from si_jax.data.image_set import (
     NO_LABEL,
     ImageSet,
@@ -46,9 +52,11 @@ def from_path(
     *,
     name: str | None = None,
     num_classes: int | None = None,
-    upright: bool = True,
+    classes: Sequence[str] = (),
 ) -> ImageSet:
-    """Open a folder, a `.npz` file, a list (`.txt`) or one of SVHN's `.mat` files.
+    """Open a folder, a `.npz` file, a list (`.txt`), one of SVHN's `.mat` files, or images by name.
+
+    Images are named by the path of one, or by a glob such as `photos/**/*.jpg`.
 
     A folder with `labels.npy` holds CIFAR's corrupted copies, see `cifar.from_corruptions`. Where
     `<folder>.wnid_to_index.json` lies beside a folder, it gives the labels.
@@ -57,7 +65,7 @@ def from_path(
         path: the folder or file.
         name: what to call the set; the folder's or file's name by default.
         num_classes: number of class folders that a folder must have (see `from_folder`).
-        upright: whether images of a folder are turned as EXIF notes (see `from_folder`).
+        classes: names of a folder's class folders in the order of the labels (see `from_folder`).
 
     Returns:
         The set.
@@ -75,11 +83,39 @@ def from_path(
         return from_list(path, name=name, num_classes=num_classes)
     if (path / LABELS).is_file():
         return from_corruptions(path, name=name)
+    if glob.has_magic(str(path)) and not path.exists():
+        return _files(path, matching(str(path)), name)
+    if not path.is_dir() and (path.suffix.lower() in EXTENSIONS or path.exists()):
+        return _files(path, [str(path)], name)
     table = path.resolve().with_name(path.resolve().name + ".wnid_to_index.json")
     return from_folder(
         path,
         name=name,
         num_classes=num_classes,
-        upright=upright,
+        classes=classes,
         wnid_to_index=table if table.is_file() else None,
     )
+
+
+def holds_several(path: str | os.PathLike) -> bool:
+    """Whether a path is no image's, but a folder's, a glob, or a file's that holds a set."""
+    text = os.path.expanduser(os.fspath(path))
+    suffix = os.path.splitext(text)[1].lower()
+    if suffix in (".npz", ".mat", ".txt") or (glob.has_magic(text) and not os.path.exists(text)):
+        return True
+    return suffix not in EXTENSIONS and os.path.isdir(text)
+
+
+def matching(pattern: str) -> Iterator[str]:
+    """The files that a glob matches, in the order of their names; a MissingSet if there is none."""
+    matched = iter(sorted(glob.iglob(pattern, recursive=True)))
+    files = itertools.filterfalse(os.path.isdir, matched)
+    if (first := next(files, None)) is None:
+        raise MissingSet(f"no file matches {pattern}")
+    yield first
+    yield from files
+
+
+def _files(path: Path, files: Iterable[str], name: str | None) -> ImageSet:
+    names = list(files)
+    return from_files(Path(), names, np.full(len(names), NO_LABEL), name=name or path.name)

@@ -5,7 +5,6 @@ calibration images. An alarm is raised when a gambler who bets on a larger share
 which by Ville's inequality is as improbable as he is rich, however long he plays.
 """
 
-import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,10 +14,9 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import beta
 
-from si_jax.data.opening import batches_of, is_encoded
 from si_jax.detectors import Detector
 from si_jax.detectors.options import Count, convert
-from si_jax.detectors.predictions import check_calibrated, check_preprocessing
+from si_jax.detectors.predictions import check_calibrated, check_preprocessing, predicted
 from si_jax.detectors.threshold import Threshold
 
 BETS = 16
@@ -148,12 +146,11 @@ def monitor(
 
     Args:
         detector: calibrated.
-        images: single images, (height, width, channels) arrays, paths, Pillow images or encoded
-            bytes; or batches of them, which are scored as they come.
+        images: single images or batches of them, in any form that `Detector.score` takes.
         alpha: most probability of a false alarm, ever; see `DriftTest`.
         window: images that `window_share` is of.
-        batch_size: single images that are gathered before they are scored; None for the detector's.
-            1 gives every answer at once.
+        batch_size: images that are gathered before they are scored; None for the detector's. 1
+            gives every answer at once.
 
     Yields:
         An `Observation` of each image.
@@ -172,8 +169,8 @@ def monitor(
 def _monitor(detector, images, test, window, size) -> Iterator[Observation]:
     recent: deque[bool] = deque(maxlen=window)
     rejected = 0
-    for batch in _gathered(detector, images, size):
-        rows = detector.predict(batch).as_dict()
+    # one batch is asked for, scored and given back before the next: an answer waits for no other
+    for _, rows in predicted(detector, iter(images), batch_size=size, ahead=0):
         for values in zip(*(column.tolist() for column in rows.values()), strict=True):
             row = dict(zip(rows, values, strict=True))
             rejected += row["is_ood"] - (recent[0] if len(recent) == window else 0)
@@ -182,24 +179,3 @@ def _monitor(detector, images, test, window, size) -> Iterator[Observation]:
             share = rejected / len(recent)
             yield Observation(test.count - 1, **row, window_share=share, wealth=wealth,
                               drift=test.drift)  # fmt: skip
-
-
-def _gathered(detector, images, size) -> Iterator[Any]:
-    """Batches: as they come, or of `size` single images."""
-    channels = detector.model.image_shape[-1]
-
-    def single(item: Any) -> bool:
-        return is_encoded(item) or getattr(item, "ndim", None) == 3
-
-    for alone, run in itertools.groupby(images, single):
-        if not alone:
-            yield from run
-            continue
-        while part := list(itertools.islice(run, size)):
-            opened = [
-                next(batches_of(item, detector.preprocessing, channels, 1))[0][0]
-                if is_encoded(item)
-                else np.asarray(item)
-                for item in part
-            ]
-            yield np.stack(opened)

@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from si_jax.data.image_set import UnreadableImage
-from si_jax.data.opening import is_encoded, open_image
-from si_jax.decision.stream import predict_padded
+from si_jax.data.image_set import ImageStream
+from si_jax.data.opening import load_entry
 from si_jax.detectors.loading import load_detector
-from si_jax.detectors.predictions import check_preprocessing
+from si_jax.detectors.predictions import check_preprocessing, predicted
 
 COLUMNS = ("class", "probability", "score", "is_ood", "p_value", "error")
 
@@ -65,52 +64,26 @@ class Predictor:
             raise ValueError(
                 f"the batch has no column {self.column!r}; it has {', '.join(map(repr, batch))}"
             )
-        items = batch[self.column]
-        loaded, errors = self._open(items)
-        count = len(loaded)
-        readable = np.array([item is not None for item in loaded], bool)
+        items = list(batch[self.column])
         table: dict[str, np.ndarray] = {
-            "class": np.full(count, -1, np.int32),
-            "probability": np.full(count, np.nan, np.float32),
-            "score": np.full(count, np.nan, np.float32),
-            "is_ood": np.ones(count, bool),
-            "p_value": np.full(count, np.nan),
+            "class": np.full(len(items), -1, np.int32),
+            "probability": np.full(len(items), np.nan, np.float32),
+            "score": np.full(len(items), np.nan, np.float32),
+            "is_ood": np.ones(len(items), bool),
+            "p_value": np.full(len(items), np.nan),
+            "error": np.full(len(items), "", object),
         }
-        images = [item for item in loaded if item is not None]
-        size = self.detector.batch_size
-        rows = np.flatnonzero(readable)
-        for start in range(0, len(images), size):
-            part = np.stack(images[start : start + size])
-            predicted = predict_padded(self.detector, part, size).as_dict()
-            for name in table:
-                key = "label" if name == "class" else name
-                table[name][rows[start : start + size]] = predicted[key]
-        return {**batch, **table, "error": np.array(errors, dtype=object)}
-
-    def _open(self, items: Any) -> tuple[list[np.ndarray | None], list[str]]:
-        detector, channels = self.detector, self.detector.model.image_shape[-1]
-        loaded: list[np.ndarray | None] = []
-        errors: list[str] = []
-        for item in items:
-            if isinstance(item, Mapping):  # Hugging Face's image that is not decoded
-                item = item.get("bytes") if item.get("bytes") is not None else item.get("path")
-            try:
-                if (
-                    item is None
-                    or isinstance(item, float)
-                    or (isinstance(item, str | bytes) and not item)
-                ):
-                    raise UnreadableImage(f"there is no image in this row (={item!r})")
-                if is_encoded(item):
-                    image = open_image(item, detector.preprocessing, channels)
-                else:
-                    image = detector.model.prepare_images(np.asarray(item)[None])[0]
-                loaded.append(image)
-                errors.append("")
-            except UnreadableImage as error:
-                loaded.append(None)
-                errors.append(str(error))
-        return loaded, errors
+        channels = self.detector.model.image_shape[-1]
+        stream = ImageStream(
+            "image", lambda: items, lambda item: load_entry((item, None), "the image", channels)
+        )
+        made = predicted(self.detector, stream, skip_unreadable=True) if items else ()
+        for part, columns in made:
+            for name, values in columns.items():
+                table["class" if name == "label" else name][part.indices[part.mask]] = values
+            for row, error in part.errors.items():
+                table["error"][part.indices[row]] = error
+        return {**batch, **table}
 
 
 def _again(directory: str, column: str, model: Any) -> Predictor:

@@ -1,21 +1,19 @@
 """Predict any number of image files in constant memory."""
 
 import glob
-import itertools
 import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from si_jax.data.decoding import EXTENSIONS
-from si_jax.data.image_set import MissingSet, UnreadableImage
-from si_jax.data.opening import WORKERS, chunks, open_image
+from si_jax.data.folders import decode_file, walk
+from si_jax.data.image_set import NO_LABEL, ImageStream, MissingSet
+from si_jax.data.pipeline import WORKERS
+from si_jax.data.sources import matching
 from si_jax.detectors import Detector
-from si_jax.detectors.predictions import Predictions, check_preprocessing
+from si_jax.detectors.predictions import check_preprocessing, predicted
 
 
 @dataclass(frozen=True)
@@ -46,13 +44,15 @@ class FilePrediction:
         return {key: value for key, value in values.items() if self.error or key != "error"}
 
 
-def find_images(paths: Iterable[str | os.PathLike]) -> Iterator[str]:
+def find_images(
+    paths: Iterable[str | os.PathLike], left_out: list[str] | None = None
+) -> Iterator[str]:
     """The image files that paths stand for, one at a time.
 
     Args:
-        paths: files, taken whatever their ending; folders, searched at any depth for files that end
-            as images do, hidden ones left out, in the order of their names; and globs, such as
-            `"photos/**/*.jpg"`.
+        paths: files, taken whatever their ending; folders, searched as by
+            `si_jax.data.folders.from_folder`; and globs, such as `"photos/**/*.jpg"`.
+        left_out: where the folders' files that are no images are noted.
 
     Raises:
         ValueError: (as MissingSet) if a path does not exist, a glob matches nothing, or a folder
@@ -61,18 +61,23 @@ def find_images(paths: Iterable[str | os.PathLike]) -> Iterator[str]:
     for given in paths:
         path = os.path.expanduser(os.fspath(given))
         if os.path.isdir(path):
-            yield from _in_folder(path)
-        elif os.path.exists(path) or not glob.has_magic(path):
-            if not os.path.exists(path):
-                raise MissingSet(f"{path} does not exist: give files or folders of images")
+            empty = True
+            for name, is_image in walk(Path(path)):
+                if is_image:
+                    empty = False
+                    yield os.path.join(path, name)
+                elif left_out is not None:
+                    left_out.append(os.path.join(path, name))
+            if empty:
+                raise MissingSet(
+                    f"{path} holds no images: put files that end in {', '.join(EXTENSIONS)} there"
+                )
+        elif os.path.exists(path):
             yield path
+        elif glob.has_magic(path):
+            yield from matching(path)
         else:
-            matched = iter(sorted(glob.iglob(path, recursive=True)))
-            files = itertools.filterfalse(os.path.isdir, matched)
-            if (first := next(files, None)) is None:
-                raise MissingSet(f"no file matches {path}")
-            yield first
-            yield from files
+            raise MissingSet(f"{path} does not exist: give files or folders of images")
 
 
 def predict_files(
@@ -92,73 +97,19 @@ def predict_files(
         ValueError: if the detector is not calibrated, or was for another preprocessing.
     """
     check_preprocessing(detector)
-    return _predict_files(detector, files, workers)
-
-
-def predict_padded(detector: Detector, images: np.ndarray, padded: int) -> Predictions:
-    """Predictions of images that are padded to a number, so that no new shape is compiled.
-
-    Args:
-        detector: calibrated.
-        images: at most `padded` of them, at least one.
-        padded: number of images that are computed.
-    """
-    count = len(images)
-    if count < padded:
-        images = np.concatenate([images, images[-1:].repeat(padded - count, axis=0)])
-    result = detector.predict(images)
-    return Predictions(
-        **{name: values[:count] for name, values in result.as_dict().items()},
-        preprocessing=str(detector.preprocessing),
+    stream = ImageStream(
+        "files",
+        lambda: map(os.fspath, files),
+        lambda file: (decode_file(Path(file).expanduser()), NO_LABEL),
     )
+    return _predict_files(detector, stream, workers)
 
 
-def _predict_files(detector, files, workers) -> Iterator[FilePrediction]:
-    size, channels = detector.batch_size, detector.model.image_shape[-1]
-    parts = chunks(map(os.fspath, files), size)
-
-    def load(path: str) -> np.ndarray | str:
-        try:
-            return open_image(path, detector.preprocessing, channels)
-        except UnreadableImage as error:
-            return str(error)
-
-    def submit() -> tuple[list[str], list[Future]] | None:
-        part = next(parts, None)
-        return None if part is None else (part, [pool.submit(load, path) for path in part])
-
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="si_jax-open")
-    try:
-        ahead, padded = submit(), 0
-        while ahead:
-            (part, futures), ahead = ahead, submit()
-            # the first batch may be the only one, and is then padded to a power of two alone
-            padded = size if padded or ahead else min(size, 1 << (len(part) - 1).bit_length())
-            yield from _results(detector, part, [f.result() for f in futures], padded)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _results(detector, files, loaded, padded) -> Iterator[FilePrediction]:
-    images = [item for item in loaded if not isinstance(item, str)]
-    rows = predict_padded(detector, np.stack(images), padded).as_dict() if images else {}
-    table = {name: iter(values.tolist()) for name, values in rows.items()}
-    for file, item in zip(files, loaded, strict=True):
-        if isinstance(item, str):
-            yield FilePrediction(file, error=item)
-        else:
-            yield FilePrediction(file, **{name: next(values) for name, values in table.items()})
-
-
-def _in_folder(root: str) -> Iterator[str]:
-    empty = True
-    for folder, subfolders, files in os.walk(root):
-        subfolders[:] = sorted(sub for sub in subfolders if not sub.startswith("."))
-        for file in sorted(files):
-            if not file.startswith(".") and file.lower().endswith(EXTENSIONS):
-                empty = False
-                yield str(Path(folder, file))
-    if empty:
-        raise MissingSet(
-            f"{root} holds no images: put files that end in {', '.join(EXTENSIONS)} there"
-        )
+def _predict_files(detector, stream, workers) -> Iterator[FilePrediction]:
+    for batch, rows in predicted(detector, stream, workers=workers, skip_unreadable=True):
+        columns = {name: iter(values.tolist()) for name, values in rows.items()}
+        for row, file in enumerate(batch.entries):
+            if row in batch.errors:
+                yield FilePrediction(file, error=batch.errors[row])
+            else:
+                yield FilePrediction(file, **{k: next(column) for k, column in columns.items()})

@@ -1,7 +1,7 @@
 """A method applied to a model: fitted, calibrated, and asked for scores and decisions."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Shaped
 
-from si_jax.batching import SMALL_BATCH, Batched, Replicated, progress_bar
-from si_jax.data.opening import batches_of
+from si_jax.batching import SMALL_BATCH, Batched, Replicated
+from si_jax.data.image_set import ImageStream
+from si_jax.data.pipeline import Batch
 from si_jax.data.preprocessing import Preprocessing, preprocessing_for
-from si_jax.detectors import predictions
+from si_jax.detectors import predictions, reading
 from si_jax.detectors.base import Inputs, Plan, State
 from si_jax.detectors.checks import check_dtype, check_scores, check_state
 from si_jax.detectors.fitting import Batches
@@ -133,32 +134,28 @@ class Detector:
         """Learn from in-distribution training images what the detector needs; returns itself.
 
         Args:
-            images: arrays, as for `score`.
-            labels: (N,) class indices, for the detectors that need them.
+            images: as for `score`; a folder's class folders are matched to the classes on the
+                network's card, or taken in their order. A generator is gone through once.
+            labels: (N,) class indices or (N, classes) one-hot, for the detectors that need them,
+                where `images` do not come with their own.
             scale: as for `score`.
             progress: whether a bar on stderr tells how far it is, if it takes a while.
 
         Raises:
             ValueError: if the images do not fit the model, or labels are needed and missing.
         """
-        given, images = images, self.model.prepare_images(images, scale)
-        labels = np.full(len(images), -1) if labels is None else np.asarray(labels)
-        if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
-            raise ValueError(
-                f"labels (shape {labels.shape}, dtype {labels.dtype}) must be one class index for"
-                f" each of the {len(images)} images"
-            )
-        size = self.batch_size
+        source = reading.training_images(self.model, images, labels)
 
-        def batches():
-            with progress_bar(f"{self.name}: fitting" * progress, len(images)) as bar:
-                for start in range(0, len(images), size):
-                    part = slice(start, start + size)
-                    yield images[part], labels[part]
-                    bar.update(len(images[part]))
+        def stream():
+            bar = f"{self.name}: fitting" * progress
+            for batch in reading.batches_of(self, source, self.batch_size, progress=bar):
+                dtypes.setdefault(batch.images.dtype, None)
+                yield batch.readable
 
-        self.fit_batches(Batches(batches, self.model))
-        self._fitted_on = None if scale or self.model.scale else np.asarray(given).dtype
+        dtypes: dict[np.dtype, None] = {}
+        once = isinstance(source, ImageStream)
+        self.fit_batches(Batches(stream, self.model, keep=once, scale=scale))
+        self._fitted_on = None if scale or self.model.scale else next(iter(dtypes), None)
         return self
 
     def fit_batches(self, batches: Batches) -> "Detector":
@@ -188,7 +185,15 @@ class Detector:
         self._run = self.batched(self.details_of, placed)
         self._predict_run = self.batched(self._prediction_rows, placed)
 
-    def calibrate(self, images: Any, *, tpr: float = 0.95, keep_images: int = 0) -> "Detector":
+    def calibrate(
+        self,
+        images: Any,
+        *,
+        tpr: float = 0.95,
+        keep_images: int = 0,
+        scale: str | None = None,
+        progress: bool = True,
+    ) -> "Detector":
         """Set the threshold by held-out in-distribution images; returns itself.
 
         Split-conformal: the floor((n + 1)(1 - tpr))-th smallest of their n scores, so that further
@@ -201,19 +206,27 @@ class Detector:
             tpr: share of in-distribution images to accept.
             keep_images: how many of the images are kept as thumbnails, drawn at random, for
                 `explain` to show the nearest of them. They are saved with the detector.
+            scale: as for `score`.
+            progress: as for `score`.
 
         Raises:
             ValueError: if the images do not fit the model, a score is NaN, or there are too few
                 images for the rate.
         """
-        self.threshold = predictions.calibrated(self, images, tpr=tpr, keep_images=keep_images)
+        self.threshold = predictions.calibrated(
+            self, images, tpr=tpr, keep_images=keep_images, scale=scale, progress=progress
+        )
         return self
 
-    def predict(self, images: Any) -> predictions.Predictions:
+    def predict(
+        self, images: Any, *, scale: str | None = None, progress: bool = True
+    ) -> predictions.Predictions:
         """The predicted classes, and whether to believe them.
 
         Args:
             images: as for `score`.
+            scale: as for `score`.
+            progress: as for `score`.
 
         Returns:
             Arrays: label, probability, score, is_ood (whether the score is below the threshold) and
@@ -222,9 +235,9 @@ class Detector:
         Raises:
             ValueError: if the detector is not calibrated, or the images do not fit the model.
         """
-        return predictions.predict(self, images)
+        return predictions.predict(self, images, scale=scale, progress=progress)
 
-    def explain(self, image: Any, *, title: str = "") -> "Figure":
+    def explain(self, image: Any, *, title: str = "", scale: str | None = None) -> "Figure":
         """A picture of why one image is trusted, or not.
 
         The image, where the network's evidence lies, how abnormal each layer that the detector
@@ -232,8 +245,9 @@ class Detector:
         them, where some are kept.
 
         Args:
-            image: one image, in any form that `score` takes; an array may lack the first axis.
+            image: one image, in any form that `score` takes.
             title: the image's name.
+            scale: as for `score`.
 
         Returns:
             A matplotlib figure: `figure.savefig(path)`.
@@ -243,7 +257,7 @@ class Detector:
         """
         from si_jax.detectors.explanation_figure import explain
 
-        return explain(self, image, title=title)
+        return explain(self, image, title=title, scale=scale)
 
     def save(self, directory: str | os.PathLike, *, overwrite: bool = False) -> Path:
         """Write the detector to a directory, from which `si_jax.load_detector` reads it.
@@ -272,13 +286,15 @@ class Detector:
         """How in-distribution each image looks; higher is more in-distribution.
 
         Args:
-            images: (N, height, width, channels) in the model's input size, uint8 or float32
-                already normalised. Or images as people have them: a path, a Pillow image or the
-                bytes of an encoded image, or a list of these, turned upright by their EXIF,
-                converted to RGB and brought to the input size by `preprocessing`. Or an iterator
-                over batches of either kind.
-            scale: what the numbers in arrays mean: `"uint8"` for 0 to 255, `"unit"` for [0, 1],
-                `"normalised"`; None for the model's `scale`, or by the dtype, as above.
+            images: (N, height, width, channels) uint8, or float32 already normalised and in the
+                model's input size; or images as people have them: paths, folders, globs, Pillow
+                images, encoded bytes, lists of these, data sets, loaders, generators and more, see
+                `si_jax.data.opening.as_images`. Files are turned upright by their EXIF and
+                converted to RGB; they, and uint8 arrays of another size than the model's, are
+                brought to size by `preprocessing`. Of a generator nothing is kept.
+            scale: what the numbers in other arrays than uint8 mean: `"uint8"` for 0 to 255,
+                `"unit"` for [0, 1], `"normalised"`; None for the model's `scale`, or by the dtype,
+                as above.
             progress: whether a bar on stderr tells how far it is, if it takes a while.
 
         Returns:
@@ -304,24 +320,58 @@ class Detector:
             of `settings["taps"]`.
         """
         self.check_fitted()
-        size, channels = self.batch_size, self.model.image_shape[-1]
         parts: list[dict[str, np.ndarray]] = []
         first, varied = None, False
         bar = f"{self.name}: scoring" * progress
-        for part, opened in batches_of(images, self.preprocessing, channels, size):
-            batch = self.model.prepare_images(part, None if opened else scale)
-            if not (opened or scale or self.model.scale):
-                check_dtype(self.name, self._fitted_on, np.asarray(part).dtype)
-            # a last, shorter batch is padded, not compiled again
-            few = not parts
-            parts.append(self._run(batch, batch_size=size, allow_small_batch=few, progress=bar))
+        for _, batch, part in self.results(images, scale=scale, progress=bar):
+            parts.append(part)
             first = batch[:1] if first is None else first
             varied = varied or bool((batch[:64] != first).any())
-        if not parts:
-            raise ValueError("images is empty: there is nothing to compute")
         results = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         check_scores(self.name, results["score"], varied)
         return results
+
+    def results(
+        self,
+        images: Any,
+        *,
+        predictions: bool = False,
+        scale: str | None = None,
+        ahead: int = 1,
+        batch_size: int = 0,
+        **options: Any,
+    ) -> Iterator[tuple[Batch, np.ndarray, Any]]:
+        """What is computed of images of any form, batch by batch; nothing is kept.
+
+        Args:
+            images: as for `score`.
+            predictions: whether that is `predictions.prediction_rows`; else `details`.
+            scale: as for `score`.
+            ahead: batches that are decoded, and others that are computed, beside the one in use.
+            batch_size: in place of the detector's own.
+            options: of `reading.batches_of`.
+
+        Yields:
+            The batch, its readable images as the model takes them, and what is computed of these;
+            None where no image can be read.
+
+        Raises:
+            ValueError: as `score`, but for scores that are not finite.
+        """
+        self.check_fitted()
+        size = batch_size or self.batch_size
+
+        def parts():
+            for batch in reading.batches_of(self, images, size, prefetch=ahead, **options):
+                found = batch.readable[0]
+                if not (scale or self.model.scale or batch.transformed):
+                    check_dtype(self.name, self._fitted_on, found.dtype)
+                found = self.model.prepare_images(found, scale)
+                yield (batch, found), found, batch.is_all
+
+        run = self._predict_run if predictions else self._run
+        for (batch, found), results in run.over(parts(), batch_size=size, ahead=ahead):
+            yield batch, found, results
 
     def warm_up(self, *, dtype: Any = None) -> "Detector":
         """Compile all that `score` can need, so that no later call waits for it; returns itself.

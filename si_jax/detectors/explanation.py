@@ -13,8 +13,13 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from si_jax.data.opening import batches_of
-from si_jax.detectors.predictions import Predictions, as_uint8, check_calibrated
+from si_jax.detectors import reading
+from si_jax.detectors.predictions import (
+    Predictions,
+    as_uint8,
+    check_calibrated,
+    check_preprocessing,
+)
 from si_jax.integration import first_gradients, max_logit
 from si_jax.model import Model
 from si_jax.splitting import FEATURES
@@ -53,26 +58,27 @@ class Explanation:
     top: Sequence[tuple[int, float]]
 
 
-def explanation(detector: Any, image: Any) -> Explanation:
+def explanation(detector: Any, image: Any, scale: str | None = None) -> Explanation:
     """What the figure of one image shows.
 
     Args:
         detector: calibrated.
-        image: one image, in any form that `Detector.score` takes; an array may lack the first axis.
+        image: one image, in any form that `Detector.score` takes.
+        scale: as for `Detector.score`.
 
     Raises:
         ValueError: if the detector is not calibrated, or there is more than one image.
     """
     threshold = check_calibrated(detector)
     model = detector.model
-    if getattr(image, "ndim", None) == 3:
-        image = np.asarray(image)[None]
-    parts = batches_of(image, detector.preprocessing, model.image_shape[-1], 2)
-    images = np.concatenate([np.asarray(model.prepare_images(part)) for part, _ in parts])
+    batch = next(reading.batches_of(detector, image, 2))
+    images = model.prepare_images(batch.readable[0], scale)
     if len(images) != 1:
-        raise ValueError(f"images (={len(images)}) must be one, for one picture explains one image")
+        raise ValueError("images are several, where one picture explains one image: give one")
+    if batch.transformed:
+        check_preprocessing(detector)
     rows = detector.prediction_rows(images, batch_size=1)
-    logits = model.logits(images, batch_size=1)[0]
+    logits = model.logits(images, batch_size=1, scale="normalised")[0]
     probabilities = np.asarray(jax.nn.softmax(logits))
     top = np.argsort(-probabilities, kind="stable")[:5]
     layers, positions, by_p_value = layer_positions(detector, rows)
@@ -83,7 +89,7 @@ def explanation(detector: Any, image: Any) -> Explanation:
         nearest, similarity = list(threshold.examples[order]), [float(cosine[i]) for i in order]
     return Explanation(
         as_uint8(detector, images[0]),
-        detector.predict(images),
+        detector.predict(images, scale="normalised"),
         attribution_maps(model, images),
         layers,
         positions,

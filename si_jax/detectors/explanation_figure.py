@@ -18,9 +18,9 @@ SMOOTHING = 28  # the side of an image in deviations of the Gaussian
 LIMIT = 4.0  # half ranges beyond which a layer is drawn at the edge
 
 
-def explain(detector: Any, image: Any, *, title: str = "") -> "Figure":
+def explain(detector: Any, image: Any, *, title: str = "", scale: str | None = None) -> "Figure":
     """A figure that explains the decision on one image; see `Detector.explain`."""
-    return draw(detector, explanation(detector, image), title)
+    return draw(detector, explanation(detector, image, scale), title)
 
 
 def draw(detector: Any, shown: Explanation, title: str = "") -> "Figure":

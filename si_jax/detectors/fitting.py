@@ -25,6 +25,7 @@ class Batches:
         model: the network.
         keep: whether the network's outputs are computed once, and kept for whoever asks next:
             (features + classes) * 4 bytes an image.
+        scale: what numbers in images mean, see `Model`.
     """
 
     def __init__(
@@ -33,8 +34,10 @@ class Batches:
         model: Model,
         *,
         keep: bool = False,
+        scale: str | None = None,
     ):
         self.model = model
+        self._scale = scale
         self._stream = stream
         self._keep = keep
         self._kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] | None = None
@@ -45,7 +48,9 @@ class Batches:
 
     def keeping(self) -> "Batches":
         """The same images, whose outputs are kept."""
-        return self if self._keep else Batches(self._stream, self.model, keep=True)
+        return (
+            self if self._keep else Batches(self._stream, self.model, keep=True, scale=self._scale)
+        )
 
     def each(self, function: Callable[..., Result]) -> Iterator[tuple[Result, np.ndarray]]:
         """(what `function(images, batch_size=...)` gives, labels) of each batch.
@@ -61,7 +66,8 @@ class Batches:
             if not len(images):
                 continue
             size = max(size, len(images))
-            yield function(self.model.prepare_images(images), batch_size=size), np.asarray(labels)
+            images = self.model.prepare_images(images, self._scale)
+            yield function(images, batch_size=size), np.asarray(labels)
         if not size:
             raise ValueError("images is empty: there is nothing to fit on")
 

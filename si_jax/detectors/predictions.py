@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from PIL import Image
 
-from si_jax.data.opening import batches_of
+from si_jax.data.pipeline import Batch
 from si_jax.detectors.fitting import reservoir_slots
 from si_jax.detectors.threshold import LAYER_QUANTILES, Threshold, p_values
 
@@ -50,22 +50,30 @@ class Predictions:
         return {name: getattr(self, name) for name in names}
 
 
-def calibrated(detector: Any, images: Any, *, tpr: float = 0.95, keep_images: int = 0) -> Threshold:
+def calibrated(
+    detector: Any,
+    images: Any,
+    *,
+    tpr: float = 0.95,
+    keep_images: int = 0,
+    scale: str | None = None,
+    progress: bool = False,
+) -> Threshold:
     """The threshold of a detector by held-out in-distribution images; see `Detector.calibrate`."""
     detector.check_fitted()
     scores, layers = [], []
     examples: list[tuple[np.ndarray, np.ndarray]] = []
-    opened_any = False
+    transformed = False
     slots = reservoir_slots(keep_images)
-    for batch, rows, opened in _rows(detector, images):
-        opened_any |= opened
+    bar = f"{detector.name}: calibrating" * progress
+    options = {"predictions": True, "scale": scale, "progress": bar}
+    for batch, found, rows in detector.results(images, **options):
+        transformed |= batch.transformed
         scores.append(rows["score"])
         layers.append({name: rows[name] for name in rows if name.startswith("tap_")})
-        for image, unit in zip(batch, rows["features"], strict=True):
+        for image, unit in zip(found, rows["features"], strict=True):
             if (slot := next(slots)) is not None:
                 examples[slot : slot + 1] = [(_thumbnail(detector, image), unit)]
-    if not scores:
-        raise ValueError("images is empty: there is nothing to calibrate on")
     kept = {}
     if examples:
         features = np.stack([unit for _, unit in examples])
@@ -73,7 +81,7 @@ def calibrated(detector: Any, images: Any, *, tpr: float = 0.95, keep_images: in
     return Threshold(
         np.sort(np.concatenate(scores)),
         tpr,
-        str(detector.preprocessing) if opened_any else "",
+        str(detector.preprocessing) if transformed else "",
         {
             name: np.percentile(
                 np.concatenate([part[name] for part in layers]), LAYER_QUANTILES, axis=0
@@ -84,36 +92,59 @@ def calibrated(detector: Any, images: Any, *, tpr: float = 0.95, keep_images: in
     )
 
 
-def predict(detector: Any, images: Any) -> Predictions:
+def predict(
+    detector: Any, images: Any, *, scale: str | None = None, progress: bool = False
+) -> Predictions:
     """Predictions, and whether to believe them; see `Detector.predict`.
 
     Raises:
         ValueError: if the detector has no threshold, or it was calibrated on files that were
             brought to size in another way; or if a score is NaN, which is no ground for a decision.
     """
-    threshold = check_calibrated(detector)
-    parts, opened_any = [], False
-    for _, rows, opened in _rows(detector, images):
-        if opened:
-            check_preprocessing(detector)
-        opened_any |= opened
+    check_calibrated(detector)
+    parts, transformed = [], False
+    bar = f"{detector.name}: predicting" * progress
+    for batch, rows in predicted(detector, images, scale=scale, progress=bar):
+        transformed |= batch.transformed
         parts.append(rows)
-    if not parts:
-        raise ValueError("images is empty: there is nothing to predict")
-    columns = ("label", "probability", "score")
-    table = {name: np.concatenate([rows[name] for rows in parts]) for name in columns}
-    scores = table["score"]
-    if (bad := np.flatnonzero(np.isnan(scores))).size:
-        raise ValueError(
-            f"the score of image {bad[0]} is NaN: the network's weights are broken, or the image"
-            " holds values that are too large"
+    table = {name: np.concatenate([rows[name] for rows in parts]) for name in parts[0]}
+    return Predictions(**table, preprocessing=str(detector.preprocessing) if transformed else "")
+
+
+def predicted(
+    detector: Any, images: Any, **options: Any
+) -> Iterator[tuple[Batch, dict[str, np.ndarray]]]:
+    """(batch, columns of `Predictions` of its readable images), one batch after the other.
+
+    Args:
+        detector: calibrated.
+        images: as for `Detector.score`.
+        options: of `Detector.results`.
+
+    Raises:
+        ValueError: as `predict`.
+    """
+    threshold = check_calibrated(detector)
+    for batch, _, rows in detector.results(images, predictions=True, **options):
+        if batch.transformed:
+            check_preprocessing(detector)
+        if rows is None:  # not one image can be read
+            yield batch, {}
+            continue
+        scores = rows["score"]
+        if (bad := np.flatnonzero(np.isnan(scores))).size:
+            raise ValueError(
+                f"the score of image {batch.indices[batch.mask][bad[0]]} is NaN: the network's"
+                " weights are broken, or the image holds values that are too large"
+            )
+        yield (
+            batch,
+            {
+                **{name: rows[name] for name in ("label", "probability", "score")},
+                "is_ood": scores < np.float32(threshold.value),
+                "p_value": p_values(threshold.scores, scores),
+            },
         )
-    return Predictions(
-        **table,
-        is_ood=scores < np.float32(threshold.value),
-        p_value=p_values(threshold.scores, scores),
-        preprocessing=str(detector.preprocessing) if opened_any else "",
-    )
 
 
 def check_calibrated(detector: Any) -> Threshold:
@@ -164,14 +195,6 @@ def prediction_rows(inputs: Any, details: Mapping[str, jax.Array]) -> dict[str, 
         "probability": jnp.max(jax.nn.softmax(logits), axis=-1),
         "features": features / jnp.maximum(norm, 1e-10),
     }
-
-
-def _rows(detector, images) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray], bool]]:
-    """(images, their `prediction_rows`, whether they were opened from files), part by part."""
-    model, size = detector.model, detector.batch_size
-    for part, opened in batches_of(images, detector.preprocessing, model.image_shape[-1], size):
-        part = model.prepare_images(part)
-        yield part, detector.prediction_rows(part, batch_size=size, allow_small_batch=True), opened
 
 
 def _thumbnail(detector, image) -> np.ndarray:

@@ -71,6 +71,7 @@ def fit_detectors(
 
     def stream():
         options = {"workers": workers, "skip_unreadable": skip_unreadable}
+        options["image_shape"] = model.image_shape
         made = image_batches(image_set, transform, batch_size, **options)
         for batch in shown(made, image_set, "fitting"):
             unreadable.update(dict.fromkeys(batch.unreadable))

@@ -304,8 +304,9 @@ def _rows(
         count = int((batch.indices != NO_INDEX).sum())
         return count, {name: {**arrays, **more} for name, arrays in results.items()}
 
+    model = next(iter(scorer.detectors.values())).model
     for batch, names in made:
-        readable = batch.images[batch.mask]
+        readable = model.prepare_images(batch.readable[0])
         pending.append((batch, scorer.start(readable, names, few=small) if len(readable) else dict))
         if len(pending) > PREFETCH:
             yield finish()

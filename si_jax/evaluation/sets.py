@@ -13,9 +13,9 @@ from si_jax.data import benchmarks, downloads
 from si_jax.data.benchmarks import BENCHMARKS, Resolved
 from si_jax.data.cifar import LABELS
 from si_jax.data.image_set import ImageSet, overlap, unlabelled
+from si_jax.data.opening import as_image_set
 from si_jax.data.own import resolve_own
 from si_jax.data.preprocessing import preprocessing_for
-from si_jax.data.sequences import as_image_set
 from si_jax.model import Model
 
 

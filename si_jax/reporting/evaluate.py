@@ -79,7 +79,7 @@ def evaluate_benchmark(
             TFDS's own folder is looked into as well.
         ood_root: folder that holds folders of images; None for `data_dir`.
         id_set: in-distribution images in place of the benchmark's or the folder's: a path, arrays,
-            a sequence or a loader, as `si_jax.data.sequences.as_image_set` takes.
+            a sequence or a loader, as `si_jax.data.opening.as_image_set` takes.
         id_name: what to call them, where they are one's own.
         train_set: likewise the images that detectors are fitted on.
         ood: name -> further images, likewise; the name of one of the benchmark's sets says where

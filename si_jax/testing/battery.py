@@ -101,9 +101,7 @@ def random_images(model: Model, count: int, seed: int) -> np.ndarray:
 def _wrong_images(model: Model, images: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     yield "NaN", np.full((2, *model.image_shape), np.nan, np.float32)
     yield "none at all", images[:0]
-    yield "of another size", np.zeros((2, model.image_shape[0] + 1, *model.image_shape[1:]), "u1")
-    yield "channels first", images[:2].transpose(0, 3, 1, 2)
-    yield "without a batch axis", images[0]
+    yield "of another size", np.zeros((2, model.image_shape[0] + 1, *model.image_shape[1:]), "f4")
     yield "int64", images[:2].astype(np.int64)
     yield "float64", images[:2] / 255.0
     yield "float32 from 0 to 255", (images[:2] | 128).astype(np.float32)

@@ -34,8 +34,8 @@ def test_grey_arrays(shape):
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (np.zeros((2, 4, 4, 3)), None, "not float64 of shape"),
-        (np.zeros((2, 4, 4, 4), np.uint8), None, r"shape \(2, 4, 4, 4\)"),
+        (np.zeros((2, 4, 4, 3), "M8[s]"), None, r"not datetime64\[s\] of shape"),
+        (np.zeros((2, 4, 4, 3, 1), np.uint8), None, r"shape \(2, 4, 4, 3, 1\)"),
         (np.zeros((0, 4, 4, 3), np.uint8), None, "holds no images"),
         (np.zeros((2, 4, 4, 3), np.uint8), np.zeros(3, int), r"labels of x .*shape \(2,\)"),
         (np.zeros((2, 4, 4, 3), np.uint8), np.zeros(2), "labels of x must be integers"),

@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from si_jax.data import sources
+from si_jax.data.opening import as_image_set
 from si_jax.data.own import resolve_own
 from si_jax.data.preprocessing import Preprocessing
-from si_jax.data.sequences import as_image_set
 from si_jax.data.synthetic import sets_of
 
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
@@ -226,12 +226,10 @@ def test_data_sources_of_tfds():
 def test_grey_and_wrong_items():
     assert as_image_set([GREY], "x").load(0)[0].shape == (8, 8, 3)
     for data, message in (
-        ([IMAGES[0] / 255.0], "images of x are float64, where uint8 is expected"),
         ([{"picture": IMAGES[0]}], "none of the keys image, img"),
-        ([IMAGES], r"have the shape \(6, 8, 8, 3\)"),
         (7, "of type int"),
-        ([], "holds no images"),
-        (iter([]), "holds no images"),
+        ([], "x is empty"),
+        (iter([]), "x is empty"),
     ):
         with pytest.raises(ValueError, match=message):
             as_image_set(data, "x")

@@ -12,7 +12,7 @@ from PIL import Image
 import si_jax
 from si_jax.commands import evaluate as command
 from si_jax.data import benchmarks, downloads
-from si_jax.data.sequences import as_image_set
+from si_jax.data.opening import as_image_set
 from si_jax.evaluation import defaults, measuring, metrics, sets
 from si_jax.reporting import html, report, runs
 from si_jax.reporting.evaluate import evaluate_benchmark

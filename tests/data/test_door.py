@@ -1,0 +1,282 @@
+"""The same eight images in every form give the same scores, whatever is asked of them."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import si_jax
+from si_jax.data.opening import as_image_set
+
+COUNT, SIZE = 8, 8
+PIXELS = np.random.default_rng(0).integers(0, 256, (COUNT, SIZE, SIZE, 3), np.uint8)
+LABELS = np.arange(COUNT) % 5
+PICTURES = [Image.fromarray(image) for image in PIXELS]
+
+
+def encoded(picture):
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+class Dataset:
+    """What PyTorch calls a map-style data set."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
+class Loader:
+    """What can be iterated again and again, in batches."""
+
+    def __init__(self, *columns):
+        self.columns = columns
+
+    def __iter__(self):
+        for start in range(0, COUNT, 3):
+            parts = [column[start : start + 3] for column in self.columns]
+            yield parts[0] if len(parts) == 1 else tuple(parts)
+
+
+def pairs(images, labels):
+    return list(zip(images, labels, strict=True))
+
+
+def torch(make):
+    return lambda folder: make(pytest.importorskip("torch"))
+
+
+def tensor_data_set(torch):
+    images = torch.from_numpy(np.moveaxis(PIXELS, -1, 1).copy())
+    return torch.utils.data.TensorDataset(images, torch.from_numpy(LABELS))
+
+
+def hugging_face(form):
+    def make(folder):
+        datasets = pytest.importorskip("datasets")
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+        rows = {"image": PICTURES, "label": LABELS.tolist()}
+        return form(datasets.Dataset.from_dict(rows, features=features))
+
+    return make
+
+
+def frame(folder):
+    pandas = pytest.importorskip("pandas")
+    paths = [str(path) for path in sorted((folder / "flat").iterdir())]
+    return pandas.DataFrame({"image": paths, "label": LABELS})
+
+
+def grain(folder):
+    grain = pytest.importorskip("grain")
+    rows = [{"image": image, "label": k} for image, k in zip(PIXELS, LABELS, strict=True)]
+    return grain.MapDataset.source(Dataset(rows)).to_iter_dataset().batch(4)
+
+
+FORMS = {
+    "array": lambda folder: PIXELS,
+    "channels first": lambda folder: np.moveaxis(PIXELS, -1, 1),
+    "pair": lambda folder: (PIXELS, LABELS),
+    "pair, one-hot": lambda folder: (PIXELS, np.eye(5)[LABELS]),
+    "columns": lambda folder: {"image": PIXELS, "label": LABELS.tolist()},
+    "columns of pictures": lambda folder: {"img": PICTURES, "label": LABELS},
+    "list of arrays": lambda folder: list(PIXELS),
+    "list of batches": lambda folder: [PIXELS[:5], PIXELS[5:]],
+    "pictures": lambda folder: PICTURES,
+    "bytes": lambda folder: [encoded(picture) for picture in PICTURES],
+    "undecoded": lambda folder: [{"bytes": encoded(p), "path": None} for p in PICTURES],
+    "paths": lambda folder: sorted((folder / "flat").iterdir()),
+    "names": lambda folder: [str(path) for path in sorted((folder / "flat").iterdir())],
+    "folder": lambda folder: folder / "flat",
+    "glob": lambda folder: f"{folder}/flat/*.png",
+    "folder and files": lambda folder: [
+        f"{folder}/flat/0.png", folder / "flat/1.png", *PICTURES[2:3], PIXELS[3],
+        f"{folder}/flat/[4-7].png",
+    ],
+    "npz": lambda folder: folder / "set.npz",
+    "list file": lambda folder: folder / "list.txt",
+    "data set": lambda folder: Dataset(pairs(PIXELS, LABELS)),
+    "data set of pictures": lambda folder: Dataset(pairs(PICTURES, LABELS.tolist())),
+    "data set of one-hot": lambda folder: Dataset(pairs(PIXELS, np.eye(5)[LABELS])),
+    "generator": lambda folder: (image for image in PIXELS),
+    "generator of pairs": lambda folder: zip(PICTURES, LABELS, strict=True),
+    "generator of paths": lambda folder: iter(sorted((folder / "flat").iterdir())),
+    "generator of batches": lambda folder: iter(Loader(PIXELS)),
+    "generator of columns": lambda folder: iter([{"image": PIXELS, "label": LABELS}]),
+    "loader": lambda folder: Loader(PIXELS, LABELS),
+    "loader, one-hot": lambda folder: Loader(PIXELS, np.eye(5)[LABELS]),
+    "tensor": torch(lambda torch: torch.from_numpy(PIXELS.copy())),
+    "tensors": torch(lambda torch: tensor_data_set(torch).tensors),
+    "tensor data set": torch(tensor_data_set),
+    "tensor loader": torch(lambda torch: torch.utils.data.DataLoader(tensor_data_set(torch), 3)),
+    "hugging face": hugging_face(lambda data: data),
+    "hugging face, columns": hugging_face(lambda data: data[:]),
+    "hugging face, stream": hugging_face(lambda data: data.to_iterable_dataset()),
+    "data frame": frame,
+    "grain": grain,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("forms")
+    (root / "flat").mkdir()
+    for k, picture in enumerate(PICTURES):
+        picture.save(root / "flat" / f"{k}.png")
+    np.savez(root / "set.npz", images=PIXELS, labels=LABELS)
+    (root / "list.txt").write_text("".join(f"flat/{k}.png {k % 5}\n" for k in range(COUNT)))
+    return root
+
+
+@pytest.fixture(scope="module")
+def detectors(tiny):
+    """One that is calibrated, one that learns from images, and what they give for an array."""
+    calibration = np.random.default_rng(1).integers(0, 256, (40, SIZE, SIZE, 3), np.uint8)
+    energy = si_jax.make_detector("energy", tiny, batch_size=3).calibrate(calibration)
+    knn = si_jax.make_detector("knn", tiny, batch_size=3, k=2)
+    return energy, knn, energy.score(PIXELS), knn.fit(PIXELS).score(PIXELS)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_same(
+    form,
+    detectors,
+    folder,
+):
+    energy, knn, scores, after_fit = detectors
+
+    def same(found, expected=scores):
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+    make = FORMS[form]
+    same(energy.score(make(folder), progress=False))
+    same(energy.predict(make(folder)).score)
+    same(knn.fit(make(folder)).score(PIXELS), after_fit)
+    calibrated = si_jax.make_detector("energy", energy.model, batch_size=3)
+    same(calibrated.calibrate(make(folder), tpr=0.5).threshold.scores, np.sort(scores))
+    with pytest.raises(ValueError, match="one picture explains one image"):
+        energy.explain(make(folder))
+    found = as_image_set(make(folder), "images")  # as evaluations do
+    same(energy.score(found))
+    assert len(found) == COUNT
+
+
+def test_an_evaluation_takes_them_too(detectors, folder, tiny):
+    """Sets of other forms have the scores of the arrays: AUROC, and their labels' accuracy."""
+    ood = {
+        str(k): make(folder) for k, make in enumerate(map(FORMS.get, ("names", "loader", "glob")))
+    }
+    run = si_jax.evaluate_benchmark(
+        None, tiny, detectors=["energy"], id_set=FORMS["loader, one-hot"](folder), ood=ood
+    )
+    assert {row["auroc"] for row in run.results.results["energy"].values()} == {0.5}
+    expected = (tiny.logits(PIXELS).argmax(axis=-1) == LABELS).mean()
+    assert run.results.accuracy == pytest.approx(expected)
+
+
+def test_labels_come_with_the_images_or_beside_them(tiny, folder):
+    detectors = {}
+    images = np.random.default_rng(2).integers(0, 256, (20, SIZE, SIZE, 3), np.uint8)
+    labels = np.arange(20) % 5
+    for name, given in {
+        "beside": (images, labels),
+        "one-hot": (images, np.eye(5, dtype=np.float32)[labels]),
+        "beside a stream": (iter(images), labels.tolist()),
+        "with": ((images, labels),),
+        "stream": (zip(images, labels, strict=True),),
+    }.items():
+        detectors[name] = si_jax.make_detector("mahalanobis", tiny).fit(*given).score(PIXELS)
+    for name, scores in detectors.items():
+        np.testing.assert_allclose(scores, detectors["beside"], rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("scale", ["unit", "uint8", "normalised"])
+def test_floats_are_taken_by_all_with_their_scale(scale, detectors, tiny):
+    energy, knn, scores, after_fit = detectors
+    floats = PIXELS.astype(np.float32)
+    if scale != "uint8":
+        floats /= 255
+    if scale == "normalised":
+        floats = ((floats - tiny.mean) / tiny.std).astype(np.float32)
+    for given in (floats, iter(floats), Loader(floats)):
+        np.testing.assert_allclose(energy.score(given, scale=scale), scores, rtol=1e-4)
+    predicted = energy.predict(list(floats), scale=scale).score
+    np.testing.assert_allclose(predicted, scores, rtol=1e-4)
+    again = si_jax.make_detector("energy", tiny).calibrate(floats, tpr=0.5, scale=scale)
+    np.testing.assert_allclose(again.threshold.scores, np.sort(scores), rtol=1e-4)
+    knn.fit(floats, scale=scale)
+    np.testing.assert_allclose(knn.score(floats, scale=scale), after_fit, rtol=1e-3)
+    shown = energy.explain(floats[0], scale=scale)
+    assert shown.axes
+
+
+def test_arrays_of_another_size_are_brought_to_it_as_files_are(detectors, tmp_path):
+    energy = detectors[0]
+    large = np.random.default_rng(3).integers(0, 256, (2, 12, 10, 3), np.uint8)
+    files = [tmp_path / f"{k}.png" for k in range(2)]
+    for file, image in zip(files, large, strict=True):
+        Image.fromarray(image).save(file)
+    np.testing.assert_allclose(energy.score(large), energy.score(files), rtol=1e-6)
+    assert energy.predict(large).preprocessing and not energy.predict(PIXELS).preprocessing
+
+
+def test_a_generator_is_not_collected(detectors):
+    asked = []
+
+    def endless():
+        while True:
+            asked.append(1)
+            yield PIXELS[:2]
+
+    made = si_jax.monitor(detectors[0], endless(), batch_size=4)
+    assert [next(made).index for _ in range(8)] == list(range(8))
+    assert len(asked) == 4
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (None, "of type NoneType.* holds no images: give arrays, paths"),
+        (7, "of type int.* holds no images"),
+        ([7], "hold a int, which is no image"),
+        ([], "is empty"),
+        (Loader([]), "is empty"),
+        (PIXELS[:0], "is empty"),
+        ([None], "there is no image in this row"),
+        ([""], "there is no image in this row"),
+        ("nowhere/x.png", r"nowhere/x\.png can't be read"),
+        ("nowhere", "nowhere is not a folder"),
+        ("nowhere/*.png", r"no file matches nowhere/\*\.png"),
+        ([b"no image"], r"can't be decoded \(not a JPEG"),
+        ({"picture": PIXELS}, "have none of the keys image"),
+        ((PIXELS, LABELS[:3]), r"must be one class index for each of 8 images"),
+        ((PIXELS, "cats"), "labels of images"),
+        (np.zeros((2, 8, 8, 4), np.uint8), "leave out the last channel"),
+        (PIXELS / 255.0, "dtype float64.* scale='unit'"),
+        (np.zeros((2, 9, 9, 3), np.float32), r"float32 of shape \(9, 9, 3\), where the network"),
+        ([PIXELS[0], PIXELS[0].astype(np.float32)], "all of one dtype"),
+        ([np.zeros((2, 2, 2, 2, 3), np.uint8)], r"shape \(2, 2, 2, 2, 3\)"),
+    ],
+)  # fmt: skip
+def test_what_is_no_image_is_one_sentence_everywhere(given, message, detectors):
+    energy, knn = detectors[:2]
+    for call in (energy.score, energy.predict, energy.explain, energy.calibrate, knn.fit):
+        with pytest.raises(ValueError, match=message) as error:
+            call(given)
+        assert "\n" not in str(error.value)
+
+
+def test_what_a_detector_goes_through_twice_is_no_generator(detectors):
+    stream = si_jax.data.opening.as_images(iter(PIXELS))
+    assert len(list(stream.entries())) == COUNT
+    with pytest.raises(ValueError, match="can be gone through but once"):
+        list(stream.entries())
