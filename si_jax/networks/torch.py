@@ -216,7 +216,7 @@ def _check(network: torch.nn.Module) -> None:
 
 
 def _check_tensor(name: str, tensor: torch.Tensor) -> None:
-    if isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin):
+    if torch.nn.parameter.is_lazy(tensor):
         raise ValueError(f"{name} has no values yet: call the network once on an image")
     if tensor.is_meta:
         raise ValueError(f"{name} has no values (device meta): load the network's weights")

@@ -17,6 +17,6 @@ def linen_model():
 
 @pytest.fixture(scope="session", params=same_network.OTHERS)
 def other(request):
-    if request.param in ("keras", "equinox"):
-        pytest.importorskip(request.param)
+    packages = {"keras": "keras", "equinox": "equinox", "torch": "torchax"}
+    pytest.importorskip(packages.get(request.param, "flax"))
     return same_network.OTHERS[request.param]()

@@ -170,6 +170,42 @@ def equinox_model():
     return si_jax.Model(net, state, **IMAGE)
 
 
+def torch_model():
+    import torch
+    from torch import nn
+
+    def conv(inputs):
+        return nn.Conv2d(inputs, WIDTH, 3, padding=1, bias=False)
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = conv(WIDTH), nn.BatchNorm2d(WIDTH, EPSILON)
+
+        def forward(self, x):
+            return torch.relu(x + self.bn(self.conv(x)))
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.bn, self.block = conv(3), nn.BatchNorm2d(WIDTH, EPSILON), Block()
+            self.dropout, self.head = nn.Dropout(), nn.Linear(WIDTH, CLASSES)
+
+        def forward(self, x):
+            x = self.block(torch.relu(self.bn(self.stem(x))))
+            return self.head(self.dropout(x.mean((2, 3))))
+
+    names = {"scale": "weight", "kernel": "weight", "mean": "running_mean", "var": "running_var"}
+    state = {}
+    for (_, *path, name), leaf in jax.tree.leaves_with_path(variables()):
+        axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(leaf.ndim, (0,))
+        place = ".".join([*(key.key for key in path), names.get(name.key, name.key)])
+        state[place] = torch.from_numpy(np.array(leaf.transpose(axes)))
+    net = Net()
+    net.load_state_dict(state, strict=False)
+    return si_jax.Model(net, **IMAGE)
+
+
 def function_model():
     def conv(x, kernel):
         return jax.lax.conv_general_dilated(
@@ -196,4 +232,5 @@ OTHERS = {
     "keras": keras_model,
     "equinox": equinox_model,
     "function": function_model,
+    "torch": torch_model,
 }
