@@ -98,6 +98,27 @@ def in_equinox(does, dtype=jnp.float32):
     return (jax.tree.map(convert, EquinoxNet(*layers)),)
 
 
+def in_torch(does, dtype=jnp.float32):
+    pytest.importorskip("torchax")
+    import torch
+    from torch import nn
+
+    class TorchNet(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.head = nn.LayerNorm(3), nn.Linear(3, 3)
+
+        def forward(self, x):
+            x = self.norm(x.mean((2, 3)))
+            if does == "none":
+                return torch.tanh(x)
+            if does == "chance":
+                x = nn.functional.dropout(x)
+            return self.head(x) + self.head(2 * x) if does == "twice" else self.head(x)
+
+    return (TorchNet().to(getattr(torch, jnp.dtype(dtype).name)),)
+
+
 def function(does, dtype=jnp.float32):
     weights = np.random.default_rng(0).standard_normal((3, 3), np.float32)
 
@@ -116,6 +137,7 @@ FRAMEWORKS = {
     "nnx": in_nnx,
     "keras": in_keras,
     "equinox": in_equinox,
+    "torch": in_torch,
     "function": function,
 }
 
@@ -168,6 +190,7 @@ CHANCE = {
     "nnx": r"^the network draws random numbers \(rng\) at inference, so that scores would depend",
     "keras": r"^the network draws random numbers \(rng\) at inference, so that scores would depend",
     "equinox": "it draws random numbers, as dropout does: switch that off by call_kwargs",
+    "torch": r"^the network draws random numbers \(rng\) at inference, so that scores would depend",
 }
 
 

@@ -18,14 +18,16 @@ def test_there_is_one_for_each_framework():
         "Keras 3",
         "Keras applications, from images to verdicts",
         "Equinox",
+        "PyTorch",
         "A function",
+        "CLIP, SigLIP: an image encoder and class names",
     ]
 
 
 @pytest.mark.parametrize("example", [pytest.param(code, id=title) for title, code in EXAMPLES])
 def test_the_example_runs(example, capsys):
-    for extra in ("keras", "equinox"):
-        if f"import {extra}" in example:
+    for name, extra in {"keras": "keras", "equinox": "equinox", "torch": "torchax"}.items():
+        if f"import {name}" in example:
             pytest.importorskip(extra)
     exec(compile(example, str(PAGE), "exec"), {"__name__": "example"})
     assert capsys.readouterr().out.startswith("[")

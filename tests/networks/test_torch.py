@@ -1,5 +1,10 @@
 """PyTorch networks give PyTorch's numbers, on whole arrays, in many styles."""
 
+import copy
+import dataclasses
+import subprocess
+import sys
+import warnings
 from functools import cache
 
 import jax
@@ -114,3 +119,151 @@ def test_scores_are_those_of_autograd(style, name):
     torchs, _ = reference(style, detector.settings["taps"])
     expected = scores(torchs, model, name, detector.settings)
     np.testing.assert_allclose(detector.score(IMAGES), expected, rtol=1e-4)
+
+
+def model_of(network, **options):
+    return si_jax.Model(network, **{**IMAGE, **options})
+
+
+def same_logits(network, model, tolerance=1e-5):
+    x = torch.from_numpy(normalised().transpose(0, 3, 1, 2).copy())
+    out = copy.deepcopy(network).eval()(x.to(next(network.parameters()).dtype))
+    close(model.logits(IMAGES), out.detach().float().numpy(), tolerance)
+
+
+class Small(torch.nn.Module):
+    """What is done to the pooled image before the head, as a test has it."""
+
+    def __init__(self, between=lambda self, x: x, **modules):
+        super().__init__()
+        self.between, self.head = between, torch.nn.Linear(3, 4)
+        for name, module in modules.items():
+            setattr(self, name, module)
+
+    def forward(self, x):
+        return self.head(self.between(self, x.mean((2, 3))))
+
+
+def test_the_users_module_stays_as_it_is():
+    network = styles.make("vgg")
+    before = copy.deepcopy(network.state_dict())
+    model = model_of(network)
+    kept = model.logits(IMAGES)
+    assert network.training and all(module.training for module in network.modules())
+    assert all(torch.equal(x, before[name]) for name, x in network.state_dict().items())
+    assert not network._forward_hooks and torch.get_default_device() == torch.device("cpu")
+    with torch.no_grad():
+        for x in network.parameters():
+            x.zero_()
+    np.testing.assert_array_equal(dataclasses.replace(model).logits(IMAGES), kept)
+    assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(model.variables))
+    assert "PyTorch VGG, 1,577 parameters" in repr(model)
+
+
+def test_taps_are_named_by_paths_and_seen_channels_last():
+    _, model = network_and_model("resnet, stride in the 3x3")
+    shapes = {call.path: call.shape for call in model.calls}
+    assert shapes["layer2/0/downsample/1"] == (2, 2, 16) and shapes["maxpool"] == (4, 4, 6)
+    assert select(model, "layer1/0/bn?") == tuple(f"layer1/0/bn{i}" for i in (1, 2, 3))
+    assert model.head == "fc"
+    _, model = network_and_model("odd")
+    assert [c.path for c in model.calls if "shared" in c.path] == ["shared", "shared#1"]
+    assert network_and_model("bit")[1].head == "head/3"
+    _, model = network_and_model("swin")
+    assert {c.path: c.shape for c in model.calls}["blocks/0/norm"] == (8, 8, 6)
+
+
+def test_what_acts_in_place_is_replaced_where_it_acts():
+    def between(self, x):
+        x = self.bn(x)
+        y = x[:, :2]  # a view
+        self.relu(y)
+        self.relu(x)
+        return x + y.sum(1, keepdim=True)
+
+    network = Small(between, bn=torch.nn.BatchNorm1d(3), relu=torch.nn.ReLU(inplace=True))
+    model = model_of(network)
+    same_logits(network, model)
+    args = (model, model.variables, jnp.asarray(normalised()))
+    plain = splitting.forward(*args, record=["bn", "relu", "relu#1"]).outputs
+    np.testing.assert_array_equal(plain["relu#1"], np.maximum(plain["bn"], 0))
+    edited = splitting.forward(*args, edit={"relu#1": lambda x: 0 * x + 2}, record=["bn"])
+    np.testing.assert_array_equal(edited.outputs["bn"], plain["bn"])
+    np.testing.assert_array_equal(edited.features, np.full((len(IMAGES), 3), 6.0))  # y sees it too
+
+
+@dataclasses.dataclass
+class Output:
+    logits: torch.Tensor
+    hidden: tuple = ()
+
+
+@pytest.mark.parametrize(
+    ("wrap", "output"),
+    [(lambda x: Output(x), "logits"), (lambda x: {"a": x, "b": None}, "a"), (lambda x: (1, x), 1)],
+)
+def test_outputs_with_several_entries(wrap, output):
+    network = Small()
+    network.register_forward_hook(lambda module, args, out: wrap(out))
+    model = model_of(network, output=output)
+    assert model.num_classes == 4 and model.head == "head"
+    with pytest.raises(ValueError, match="give its key or index as output"):
+        model_of(network)
+
+
+def test_transformers_networks():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=12, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16,
+        image_size=styles.SIZE, patch_size=4, num_labels=5,
+    )  # fmt: skip
+    network = styles.randomised(transformers.ViTForImageClassification(config))
+    model = model_of(network, output="logits")
+    x = torch.from_numpy(normalised().transpose(0, 3, 1, 2).copy())
+    close(model.logits(IMAGES), network.eval()(x).logits.detach().numpy())
+    assert model.head == "classifier" and model.num_features == 12
+    assert len(select(model)) == 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("style", ["resnet", "vit"])
+def test_half_precision(style, dtype):
+    network = styles.make(style).to(dtype)
+    model = model_of(network)
+    assert model.logits(IMAGES).dtype == np.float32
+    same_logits(network, model, 0.1 if dtype == torch.bfloat16 else 0.01)
+
+
+def test_what_runs_elsewhere_or_in_another_form_is_told_in_one_sentence():
+    network = Small()
+    lazy = Small(lambda self, x: self.lazy(x), lazy=torch.nn.LazyLinear(3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.script(torch.nn.Linear(3, 4))
+        quantised = torch.ao.quantization.quantize_dynamic(Small(), {torch.nn.Linear})
+    cases = [
+        ((lazy,), "lazy/weight has no values yet: call the network once on an image"),
+        ((Small().to("meta"),), r"head/weight has no values \(device meta\): load the network's"),
+        ((scripted,), "is scripted or traced by torch.jit: give the torch.nn.Module that"),
+        ((quantised,), "the network is quantised: give the one that it was made of, in floats"),
+        ((network, network.state_dict()), "variables must be left out .*load_state_dict"),
+        ((Small,), r"\(=Small\) is a class: give an instance of it"),
+        ((Small(lambda self, x: torch.special.airy_ai(x)),), "airy_ai"),
+        ((Small(lambda self, x: x * torch.rand_like(x)),), "draws random numbers"),
+        ((Small(lambda self, x: x * float(torch.rand((), device="cpu"))),), "random"),
+    ]
+    for args, said in cases:
+        with pytest.raises(ValueError, match=said) as told:
+            si_jax.Model(*args, **IMAGE)
+        assert "\n" not in told.value.args[0]
+
+
+def test_missing_torchax_names_the_command(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchax", None)
+    with pytest.raises(ValueError, match=r"by torchax.*: pip install --pre \"si-jax\[torch\]\""):
+        model_of(Small())
+
+
+def test_torch_is_not_imported_with_the_library():
+    code = "import sys, si_jax; assert not {'torch', 'torchax'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
