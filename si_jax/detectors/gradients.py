@@ -86,7 +86,7 @@ def gradnorm(
 
 
 def grad_uncertainty(
-    model: Model, *, parameters: Annotated[str, OneOf(("head", "all"))] = "all"
+    model: Model, *, parameters: Annotated[str, OneOf(("head", "all"))] = "head"
 ) -> Plan:
     """Squared norm of the gradient, by the weights, of the cross-entropy with all classes at once.
 
@@ -94,19 +94,18 @@ def grad_uncertainty(
     `p` the softmax, whose gradient by the logits is `C p - 1`: it vanishes where the network is
     undecided. For the weights and the bias of a linear head the squared norm is
     `(||h||^2 + 1) ||C p - 1||^2`; that of all weights is one backward pass for each image. The
-    paper trains a classifier of the layers' norms on out-of-distribution images, here they are
-    added.
+    paper trains a classifier of all layers' norms on out-of-distribution images, here they are
+    added; pytorch-ood's default is `all`.
 
     Args:
         model: the network.
         parameters: `head` or `all`.
 
     Raises:
-        ValueError: if it is the head and that is not linear.
+        ValueError: if the head is not linear.
     """
+    num_features(model)  # refuses a head that is not linear
     whole = parameters == "all"
-    if not whole:
-        num_features(model)  # refuses a head that is not linear
 
     def head_norm(inputs: Inputs, state: State):
         out = inputs.forward

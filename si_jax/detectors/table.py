@@ -112,8 +112,7 @@ DETECTORS: dict[str, Method] = {
         "squared gradient norm of the cross-entropy with all classes",
         "Lee & AlRegib, ICIP 2020",
         version=1,
-        needs=("gradient",),
-        batch_size=32,
+        needs=("linear head",),
     ),
     "react": Method(
         rectified.react,

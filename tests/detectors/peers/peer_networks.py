@@ -21,8 +21,8 @@ FREE = (
 SMALLER = {"knn": {"k": 5}, "lts": {"percentile": 65.0}}
 """Options for few images and features, where the defaults are too large."""
 
-SEVERAL = {"odin", "i-odin", "rankfeat", "adascale-a", "adascale-l"} | {
-    "multi-mahalanobis", "gram", "nac", "grad-uncertainty"
+SEVERAL = {
+    "odin", "i-odin", "rankfeat", "adascale-a", "adascale-l", "multi-mahalanobis", "gram", "nac",
 }  # fmt: skip
 """Those that need more than the one forward pass that the others share."""
 PEERS = (*FREE, *FITTED)

@@ -113,7 +113,7 @@ def test_published_defaults():
         "gmm": {"reg": 1e-6},
         "openmax": {"tail": 20, "alpha": 10},
         "mcm": {"temperature": 1.0},
-        "grad-uncertainty": {"parameters": "all"},
+        "grad-uncertainty": {"parameters": "head"},
         "cfood": {"share": 0.01, "max_images": 5000},
         "grood": {"max_images": 50_000},
         "gram": {"orders": 10, "taps": None},
