@@ -267,3 +267,23 @@ def test_missing_torchax_names_the_command(monkeypatch):
 def test_torch_is_not_imported_with_the_library():
     code = "import sys, si_jax; assert not {'torch', 'torchax'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", ["mahalanobis", "si-z"])
+def test_from_fit_to_verdicts_saved_exported_and_explained(name, tmp_path):
+    _, model = network_and_model("resnet")
+    images = np.random.default_rng(1).integers(0, 256, (40, 16, 16, 3), np.uint8)
+    detector = si_jax.make_detector(name, model).fit(images, np.arange(40) % 5)
+    detector.calibrate(images)
+    verdicts = detector.predict(IMAGES)
+    with pytest.raises(ValueError, match="of a network whose code is not saved with it"):
+        si_jax.load_detector(detector.save(tmp_path / "saved"))
+    fresh = model_of(styles.STYLES["resnet"]())  # the weights are the saved detector's
+    loaded = si_jax.load_detector(tmp_path / "saved", model=fresh)
+    np.testing.assert_array_equal(loaded.predict(IMAGES).score, verdicts.score)
+    with pytest.raises(ValueError) as told:
+        si_jax.load_detector(tmp_path / "saved", model=network_and_model("vgg")[1])
+    assert "\n" not in told.value.args[0]
+    assert detector.explain(IMAGES[0]).axes
+    exported = export_jax(detector, tmp_path / "detector.bin")
+    np.testing.assert_allclose(run_jax(exported, IMAGES), verdicts.score, rtol=1e-5)
