@@ -160,7 +160,13 @@ def _program(detector: Detector, *, branches: bool = True) -> tuple[Callable, ja
             results["p_value"] = (1 + below) / np.float32(1 + threshold.count)
         return results
 
-    return run, images
+    if model.framework.any_batch:
+        return run, images
+    # a loop has the branch that vmap would always compute
+    each = jax.lax.map if branches and detector._exact else lambda f, x: jax.vmap(f)(x)
+    return lambda images: each(
+        lambda image: jax.tree.map(lambda x: x[0], run(image[None])), images
+    ), images
 
 
 def _certain_score(detector: Detector, inputs: Inputs, state: State, branches: bool) -> Array:

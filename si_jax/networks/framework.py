@@ -32,6 +32,8 @@ class Framework:
         inline: context in which the framework's own rematerialisation is left out.
         unbound: a module without the arrays of the run in which it was called.
         title: what a network is called: its class, as the user named it.
+        any_batch: whether one program may serve batches of any size, in an export: the number of
+            images is a symbol there. Otherwise it is made for one image, and mapped over them.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Framework:
     inline: Callable[[], AbstractContextManager[Any]] = nullcontext
     unbound: Callable[[Any], Any] = lambda module: module
     title: Callable[[Any], str] = lambda network: type(network).__name__
+    any_batch: bool = True
 
 
 FRAMEWORKS: dict[tuple[str, str], str] = {

@@ -229,4 +229,5 @@ FRAMEWORK = Framework(
     prepare=prepare,
     run=run,
     is_norm=lambda module: any(NORM.fullmatch(kind.__name__) for kind in type(module).__mro__),
+    any_batch=False,  # PyTorch's shapes are numbers
 )
