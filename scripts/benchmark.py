@@ -9,6 +9,7 @@ python scripts/benchmark.py engines --model resnet34 --against torch
 python scripts/benchmark.py memory                     # peak memory against a set's size
 python scripts/benchmark.py overlap                    # decoding beside computing
 python scripts/benchmark.py rounding                   # scores by batch size and devices
+python scripts/benchmark.py ways                       # with and without YNNPACK, on a CPU
 """
 
 import argparse
@@ -21,6 +22,8 @@ from benchmarks import memory as memory_use
 from benchmarks import overlap as overlapping
 from benchmarks import pipeline_speed, speed
 from benchmarks import rounding as rounded
+from benchmarks import ways as both_ways
+from benchmarks.networks import NETWORKS
 from si_jax import cli, models
 from si_jax.data import preprocessing
 from si_jax.data.files import write_text
@@ -45,7 +48,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--batch-size", type=int, default=64, help="images per batch; default 64")
     engines = commands.add_parser("engines", help="cost of the detectors in forward passes")
     add = engines.add_argument
-    names = ", ".join(models.ARCHITECTURES)
+    names = ", ".join([*models.ARCHITECTURES, *NETWORKS])
     add("--model", nargs="+", default=["resnet20"], help=f"resnet20 by default; of {names}")
     add("--rows", nargs="+", help=f"what is timed, all by default: {'; '.join(speed.TIMED)}")
     add("--quick", action="store_true", help="few rows and repeats; for a first look")
@@ -67,9 +70,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = rounding.add_argument
     add("--images", type=int, default=48, help="digits and letters that are scored")
     add("--detectors", nargs="+", default=list(DETECTORS), metavar="NAME", help="all by default")
-    for command in (data, engines, overlap):
+    ways = commands.add_parser("ways", help="programs with YNNPACK and without, on a CPU")
+    add = ways.add_argument
+    add("--model", nargs="+", default=["resnet34", "mobilenet_v2"], help=f"of {names}")
+    add("--detector", default="gaia-z", help="beside the forward pass; default gaia-z")
+    add("--batch-size", type=int, default=4, help="images per batch; default 4")
+    for command in (data, engines, overlap, ways):
         command.add_argument("--repeats", type=int, default=5, help="the median is over these")
-    for command in (data, engines, memory, overlap, rounding):
+    for command in (data, engines, memory, overlap, rounding, ways):
         command.add_argument("--out", type=Path, help="write the figures as JSON too")
     return parser.parse_args(argv)
 
@@ -79,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if getattr(args, "repeats", 1) < 1:
         raise ValueError(f"--repeats {args.repeats}: at least one is needed")
-    commands = (data, engines, memory, overlap, rounding)
+    commands = (data, engines, memory, overlap, rounding, ways)
     figures = {command.__name__: command for command in commands}[args.command](args)
     if args.out:
         content = {**figures, "versions": cli.versions()}
@@ -165,6 +173,9 @@ def engines_of(args: argparse.Namespace, name: str, names: list[str] | None) -> 
     header = ["forward passes:", "by FLOPs", "by time", "range", "images/s", "compile, s", "MiB"]
     print(text_table(header, [table_row(row) for row in rows]))
     print("\nMiB: what the compiled program says it needs, weights and images included\n")
+    for row in rows:
+        if "engine" in row:
+            print(f"{row['name']}: {row['engine']}, {row['settled']:.0%} of the images")
     together = {row["name"]: row for row in rows}.get(speed.TOGETHER)
     return {
         "model": model.name,
@@ -250,6 +261,25 @@ def rounding(args: argparse.Namespace) -> dict:
     ]
     print(text_table(["detector", *rounded.WAYS, "of the spread"], table))
     return {"images": args.images, "detectors": rows}
+
+
+def ways(args: argparse.Namespace) -> dict:
+    """Print the CPU time of programs that are compiled with YNNPACK and without."""
+    rows = both_ways.measure(args.model, args.detector, args.batch_size, args.repeats)
+    print(f"CPU time, ms an image, batches of {args.batch_size}, on {speed.hardware()}\n")
+    header = ["network", "program", "without YNNPACK", "with it", "chosen", "of the faster"]
+    table = [
+        [
+            row["model"],
+            row["program"],
+            *(f"{1000 * row[way]:.1f}" for way in ("without", "with")),
+            row["chosen"],
+            f"{row['ratio']:.2f}",
+        ]
+        for row in rows
+    ]
+    print(text_table(header, table))
+    return {"batch_size": args.batch_size, "hardware": speed.hardware(), "networks": rows}
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import numpy as np
 from flax import linen as nn
 from tqdm import tqdm
 
+from benchmarks.networks import NETWORKS
 from si_jax import models, splitting
 from si_jax.checks import check_least
 from si_jax.detectors import DETECTORS, Detector, Inputs, make_detector
@@ -32,6 +33,7 @@ FIT_IMAGES = 64
 are features and classes, if that is more."""
 
 ENGINES: dict[str, tuple[str, dict[str, Any]]] = {
+    "si-z": ("si-z", {}),
     "si-z, activation": ("si-z", {"engine": "activation"}),
     "si-z, gradient": ("si-z", {"engine": "gradient"}),
     "si-z, multiply, closed": ("si-z", {"preset": "published-defaults", "engine": "closed"}),
@@ -66,16 +68,19 @@ def random_model(
     Weights are normal with He's variance, scales and variances of norms 1 and offsets 0.
 
     Args:
-        name: a key of `si_jax.models.ARCHITECTURES`.
+        name: a key of `si_jax.models.ARCHITECTURES`, or of `benchmarks.networks.NETWORKS`.
         input_size: height and width of the images; None for the architecture's own.
         precision: see `si_jax.Model`.
 
     Raises:
         ValueError: if there is no such architecture.
     """
-    arch = models.architecture(name)
-    size = tuple(input_size or arch.input_size)
-    module: nn.Module = arch.build(num_classes=arch.num_classes, **arch.options)
+    outside = name in NETWORKS
+    arch = models.architecture("bit_r50x1" if outside else name)  # or any other on ImageNet
+    size = tuple(input_size or ((224, 224) if outside else arch.input_size))
+    module: nn.Module = (
+        NETWORKS[name]() if outside else arch.build(num_classes=arch.num_classes, **arch.options)
+    )
     images = jax.ShapeDtypeStruct((1, *size, len(arch.mean)), np.float32)
     shapes = jax.eval_shape(module.init, jax.random.key(0), images)
     rng = np.random.default_rng(0)
@@ -93,9 +98,9 @@ def random_model(
         input_size=size,
         mean=arch.mean,
         std=arch.std,
-        head=arch.head,
+        head=None if outside else arch.head,
         name=name,
-        call_kwargs={"train": False},
+        call_kwargs={} if outside else {"train": False},
         precision=precision,
     )
 
@@ -126,7 +131,8 @@ def time_detectors(
         (`TOGETHER`, where there are several), then `others`: `"name"`, `"seconds_per_image"`,
         `"images_per_second"`, `"ratio"`, `"ratio_low"` and `"ratio_high"` (the least and the
         greatest), `"compile_seconds"`, `"flops_per_image"`, `"flops_ratio"` and `"memory_bytes"`
-        (what the compiled program says it does and needs; None where it does not).
+        (what the compiled program says it does and needs; None where it does not), and `"engine"`
+        and `"settled"` (the share of the images that an engine other than `general` settles).
 
     Raises:
         ValueError: if `batch_size` is not positive.
@@ -162,8 +168,7 @@ def time_detectors(
         return lambda: jax.block_until_ready(programs[title](*arguments[title]))
 
     run = {title: caller(title) for title in programs} | dict(others or {})
-    for function in run.values():
-        function()  # warms up
+    first = {title: function() for title, function in run.items()}  # warms up
     calls = {title: _calls(function) for title, function in run.items()}
     seconds: dict[str, list[float]] = {title: [] for title in run}
     for _ in tqdm(range(repeats), desc="timing", unit="repetition", leave=False):
@@ -188,6 +193,7 @@ def time_detectors(
                 "flops_per_image": own and own / batch_size,
                 "flops_ratio": own and plain and own / plain,
                 "memory_bytes": _memory(programs[title]) if title in programs else None,
+                **_engine(detectors.get(title), first[title]),
             }
         )
     return rows
@@ -255,6 +261,17 @@ def _seconds(function: Callable[[], Any], calls: int) -> float:
 def _calls(function: Callable[[], Any]) -> int:
     """How many calls take about `LEAST_SECONDS`, at least one."""
     return max(1, min(1000, round(LEAST_SECONDS / _seconds(function, 1))))
+
+
+def _engine(detector: Detector | None, results: Any) -> dict[str, Any]:
+    """The engine of a detector that has several, and the share of images that it settles."""
+    if detector is None or "engine" not in detector.settings:
+        return {}
+    (arrays,) = results.values()
+    return {
+        "engine": detector.settings["engine"],
+        "settled": float(np.mean(arrays["settled"])) if "settled" in arrays else 1.0,
+    }
 
 
 def _flops(program: Any) -> float | None:

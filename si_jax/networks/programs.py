@@ -1,14 +1,15 @@
 """Programs of networks, compiled in the faster of XLA's ways for the device that runs them.
 
-On a CPU, XLA hands convolutions and reductions to one library (YNNPACK) and leaves most matrix
-products to another (Eigen). Eigen's ordinary convolutions are up to twice as fast, YNNPACK's
-grouped ones and its softmax up to 1.6 times. So a program that consists of ordinary convolutions is
-compiled without YNNPACK, and one with many products or reductions as XLA has it: a transformer, or
-BiT, whose kernels and groups are normalised. Scores differ by float32 rounding. What it saves is
-measured in `scripts/README.md`.
+On a CPU, XLA hands convolutions and reductions to one library (YNNPACK), or else leaves them to
+another (Eigen). Eigen is the faster at ordinary convolutions, YNNPACK at depthwise ones and at
+reductions, which take far more time for the same work. So the work of each is weighed: a network of
+ordinary convolutions is compiled without YNNPACK; a MobileNet, a transformer, or BiT, whose kernels
+and groups are normalised, as XLA has it. Scores differ by float32 rounding. `python
+scripts/benchmark.py ways` measures both; see `scripts/README.md`.
 """
 
 import functools
+import math
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -18,6 +19,10 @@ import jax
 
 YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
 """XLA's option that lists what goes to YNNPACK; where the environment sets it, that holds."""
+
+GROUPED, REDUCED = 100, 250
+"""What a multiplication of a grouped convolution, and a reduced element, weigh: the seconds that
+YNNPACK saves there, by those that Eigen saves in a multiplication of an ordinary convolution."""
 
 
 def compiled(function: jax.stages.Wrapped, *arguments: Any) -> Callable[..., Any]:
@@ -36,28 +41,29 @@ def compiled(function: jax.stages.Wrapped, *arguments: Any) -> Callable[..., Any
 def _options(jaxpr: Any) -> dict[str, str]:
     if jax.default_backend() != "cpu" or YNNPACK in os.environ.get("XLA_FLAGS", ""):
         return {}
-    counts = _counts(jaxpr)
-    others = counts["product"] + counts["reduction"] / 2  # a tap's density is a reduction or two
-    return {YNNPACK: ""} if counts["convolution"] > others and _is_known() else {}
+    work = _work(jaxpr)
+    others = GROUPED * work["grouped"] + REDUCED * work["reduced"]
+    return {YNNPACK: ""} if work["ordinary"] > others and _is_known() else {}
 
 
-def _counts(jaxpr: Any) -> Counter[str]:
-    """How many equations are ordinary convolutions, matrix products and reductions."""
-    counts: Counter[str] = Counter()
+def _work(jaxpr: Any) -> Counter[str]:
+    """Multiplications of ordinary and of grouped convolutions, and elements that are reduced."""
+    work: Counter[str] = Counter()
     for eqn in jaxpr.eqns:
-        name = eqn.primitive.name
-        if name == "dot_general":
-            counts["product"] += 1
-        elif name.startswith(("reduce_", "arg")):
-            counts["reduction"] += 1
+        name, shapes = eqn.primitive.name, [x.aval.shape for x in (*eqn.invars, *eqn.outvars)]
+        if name.startswith(("reduce_", "arg")):
+            work["reduced"] += math.prod(shapes[0])
         elif name == "conv_general_dilated":
-            counts["convolution"] += eqn.params["feature_group_count"] == 1
+            (_, kernel, result), given = shapes, eqn.params
+            is_grouped = max(given["feature_group_count"], given["batch_group_count"]) > 1
+            each = math.prod(kernel) // kernel[given["dimension_numbers"].rhs_spec[0]]
+            work["grouped" if is_grouped else "ordinary"] += math.prod(result) * each
         for value in eqn.params.values():
             for part in value if isinstance(value, tuple | list) else [value]:
                 called = getattr(part, "jaxpr", part)
                 if hasattr(called, "eqns"):
-                    counts += _counts(called)
-    return counts
+                    work += _work(called)
+    return work
 
 
 @functools.cache

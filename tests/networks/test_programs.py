@@ -41,7 +41,7 @@ FUNCTIONS = {
     "convolutions": (convolved, True),
     "in a loop": (lambda x: jax.lax.scan(lambda y, _: (convolved(y), None), x, length=2)[0], True),
     "called": (jax.jit(convolved), True),
-    "their gradient": (jax.grad(lambda x: convolved(x).sum()), True),
+    "their gradient": (jax.grad(lambda x: jnp.vdot(convolved(x), x)), True),
     "grouped convolutions": (grouped, False),
     "attention behind a convolution": (lambda x: attended(convolved(x)), False),
     "standardised kernels": (standardised, False),
