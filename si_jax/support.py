@@ -523,7 +523,7 @@ def _through_function(node, value, counts, run, array, open_: bool) -> Array:
         (other,) = (v for v in node.inputs if v is not value)
         if node.name == "div" or other.nonzero or (open_ and not other.constant):
             return counts
-        return counts * (array(other) != 0)
+        return jnp.where(array(other) != 0, counts, 0)
     if open_:
         return counts
     x = array(value)
@@ -549,7 +549,7 @@ def _spreads(shape: tuple[Any, ...], to: tuple[Any, ...]) -> bool:
 
 def _read(counts: Array) -> Array:
     """What something that is itself read so often adds to the counts of what it reads."""
-    certain = jnp.where(counts >= READERS, READERS, counts > 0)
+    certain = jnp.where(counts >= READERS, READERS, (counts > 0).astype(counts.dtype))
     return jnp.where(counts >= SURE, SURE, certain)
 
 

@@ -100,7 +100,7 @@ def _adascale(model: Model, options: dict, logits: Callable) -> Plan:
         (_, out), gradient = jax.value_and_grad(largest, has_aux=True)(images)
         flat = jnp.abs(gradient).reshape(images.shape[0], -1)
         chosen = (ranks(flat) < moved_values).reshape(images.shape)
-        moved = images + step * jnp.sign(gradient) * chosen
+        moved = images + jnp.where(chosen, step * jnp.sign(gradient), 0)
         after = splitting.forward(model, variables, moved).features
         order = ranks(-out.features)
         change = jnp.sum(jnp.where(order < second, jnp.abs(after - out.features), 0), axis=-1)
@@ -115,10 +115,11 @@ def _adascale(model: Model, options: dict, logits: Callable) -> Plan:
     def compute(inputs: Inputs, state: State):
         out, reacted = reaction(inputs.variables, inputs.images)
         known = state["reactions"]
-        share = jnp.searchsorted(jnp.asarray(known), reacted, side="right") / len(known)
+        share = jnp.searchsorted(jnp.asarray(known), reacted, side="right").astype(reacted.dtype)
+        share = share / len(known)
         percentile = low + (1 - share) * (high - low)
         count = features - jnp.round(features * percentile / 100)
-        kept = ranks(-out.features) < count[:, None]
+        kept = ranks(-out.features) < count.astype(int)[:, None]
         ratio = relative_sum(jax.nn.relu(out.features), kept)
         scaled = logits(inputs.variables, out, ratio)
         return {"score": jax.nn.logsumexp(scaled, axis=-1)}

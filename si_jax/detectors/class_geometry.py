@@ -47,7 +47,7 @@ def fdbd(model: Model) -> Plan:
         margins = jnp.max(out.logits, axis=-1, keepdims=True) - out.logits
         apart = gaps > 0
         distance = jnp.where(apart, margins / jnp.where(apart, gaps, 1), 0).sum(axis=-1)
-        norm = jnp.linalg.norm(out.features - state["mean"], axis=-1)
+        norm = jnp.linalg.norm(out.features - state["mean"][None], axis=-1)
         return {"score": distance / (gaps.shape[-1] - 1) / jnp.maximum(norm, LEAST_NORM)}
 
     return Plan(compute, fit=fit)
@@ -76,7 +76,7 @@ def nci(model: Model, *, alpha: Step = 0.0001) -> Plan:
         out = inputs.forward
         weights = jnp.asarray(model.head_weights(inputs.variables)).T
         weights = weights[jnp.argmax(out.logits, axis=-1)]
-        centred = out.features - state["mean"]
+        centred = out.features - state["mean"][None]
         norm = jnp.maximum(jnp.linalg.norm(centred, axis=-1), LEAST_NORM)
         along = jnp.sum(weights * centred, axis=-1) / norm
         return {"score": along + alpha * jnp.sum(jnp.abs(out.features), axis=-1)}

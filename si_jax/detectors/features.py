@@ -43,7 +43,7 @@ def ash_b(model: Model, *, percentile: Percentile = 65.0) -> Plan:
 
     def shape(h, kept):
         count = jnp.sum(kept, axis=-1, keepdims=True)
-        return jnp.where(kept, jnp.sum(h, axis=-1, keepdims=True) / count, 0)
+        return jnp.where(kept, jnp.sum(h, axis=-1, keepdims=True) / count.astype(h.dtype), 0)
 
     return _shaped(model, percentile, shape)
 

@@ -58,7 +58,7 @@ def relative_mahalanobis(model: Model, *, normalise: bool = False) -> Plan:
         h = inputs.forward.features
         h = unit(h) if normalise else h
         with jax.default_matmul_precision("highest"):
-            whole = jnp.sum(((h - state["mean"]) @ state["whiten_all"]) ** 2, axis=-1)
+            whole = jnp.sum(((h - state["mean"][None]) @ state["whiten_all"]) ** 2, axis=-1)
         return {"score": whole - nearest_class(h, state)}
 
     return Plan(compute, {"normalise": normalise}, fit=fit)
@@ -106,7 +106,7 @@ def gmm(model: Model, *, reg: Positive = 1e-6) -> Plan:
         def log_likelihood(gaussian):
             mean, whiten, log_density = gaussian
             with jax.default_matmul_precision("highest"):
-                return log_density - 0.5 * jnp.sum(((h - mean) @ whiten) ** 2, axis=-1)
+                return log_density - 0.5 * jnp.sum(((h - mean[None]) @ whiten) ** 2, axis=-1)
 
         gaussians = state["means"], state["whiten"], state["log_density"]
         return {"score": jax.nn.logsumexp(jax.lax.map(log_likelihood, gaussians), axis=0)}
@@ -130,9 +130,9 @@ def whitening(covariance: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
 def nearest_class(h: Float[Array, "batch features"], state: State) -> Float[Array, "batch"]:
     """Squared Mahalanobis distance to the nearest class mean, class by class."""
     with jax.default_matmul_precision("highest"):
-        white = (h - state["mean"]) @ state["whiten"]
+        white = (h - state["mean"][None]) @ state["whiten"]
     distances = jax.lax.map(
-        lambda mean: jnp.sum((white - mean) ** 2, axis=-1), state["white_class_means"]
+        lambda mean: jnp.sum((white - mean[None]) ** 2, axis=-1), state["white_class_means"]
     )
     return jnp.min(distances, axis=0)
 

@@ -38,7 +38,7 @@ def i_odin(model: Model, *, temperature: Positive = 1000.0, step: Step = 0.0014)
 
     def largest(gradient):
         flat = jnp.abs(gradient).reshape(gradient.shape[0], -1)  # len() of a symbolic batch fails
-        chosen = jnp.arange(flat.shape[-1]) == jnp.argmax(flat, axis=-1)[:, None]
+        chosen = jnp.arange(flat.shape[-1])[None] == jnp.argmax(flat, axis=-1)[:, None]
         return chosen.reshape(gradient.shape)
 
     return _moved(model, temperature, step, largest)
@@ -158,7 +158,8 @@ def _moved(model: Model, temperature: float, step: float, chosen) -> Plan:
         if step:
             gradient = jax.grad(loss)(images)
             sign = jnp.where(chosen(gradient), jnp.where(gradient >= 0, 1, -1), 0)
-            images = images - step / jnp.asarray(model.std, images.dtype) * sign
+            length = jnp.broadcast_to(step / jnp.asarray(model.std, images.dtype), images.shape)
+            images = images - length * sign
         return {"score": jnp.max(jax.nn.softmax(logits_of(images)), axis=-1)}
 
     return Plan(compute, {"temperature": temperature, "step": step}, shared_forward=False)

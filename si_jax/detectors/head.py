@@ -23,7 +23,7 @@ def head_logits(
     if weights is None:
         weights = model.head_weights(variables)
     with jax.default_matmul_precision(model.precision):
-        return features @ weights + model.head_bias(variables)
+        return features @ weights + model.head_bias(variables)[None]
 
 
 def num_features(model: Model) -> int:

@@ -129,7 +129,7 @@ def gram(model: Model, *, orders: Count = 10, taps: Taps = None) -> Plan:
     def compute(inputs: Inputs, state: State):
         rows, predicted = read(inputs)
         apart = deviations(rows, predicted, {k: jnp.asarray(x) for k, x in state.items()})
-        return {"score": -jnp.sum(apart / state["expected"], axis=-1)}
+        return {"score": -jnp.sum(apart / state["expected"][None], axis=-1)}
 
     settings = {"orders": orders, "taps": list(taps)}
     return Plan(compute, settings, shared_forward=False, fit=fit)

@@ -82,7 +82,7 @@ def kl_matching(model: Model) -> Plan:
         log_p = log_probabilities(inputs.forward.logits)
 
         def divergence(log_mean):
-            return jnp.sum(jnp.exp(log_p) * (log_p - log_mean), axis=-1)
+            return jnp.sum(jnp.exp(log_p) * (log_p - log_mean[None]), axis=-1)
 
         return {"score": -jnp.min(jax.lax.map(divergence, state["log_means"]), axis=0)}
 
@@ -97,6 +97,6 @@ def log_probabilities(logits: Float[Array, "batch classes"]) -> Float[Array, "ba
     """
     top = jnp.argmax(logits, axis=-1)[:, None]
     relative = logits - jnp.take_along_axis(logits, top, axis=-1)
-    others = jnp.arange(logits.shape[-1]) != top
+    others = jnp.arange(logits.shape[-1])[None] != top
     rest = jax.nn.logsumexp(jnp.where(others, relative, -jnp.inf), axis=-1, keepdims=True)
     return relative - jax.nn.softplus(rest)

@@ -294,7 +294,7 @@ def _channel_average(model, path, share, engine, taps, outer, tap_chunk) -> Plan
         selected = selected_features(model.head_weights(inputs.variables), share)
 
         def feature_sum(out):
-            return jnp.sum(out.features * selected, axis=-1)
+            return jnp.sum(out.features * selected[None], axis=-1)
 
         linear = splitting.linearise(*args, (*taps, outer_tap))
         options = {"path": path, "tap_chunk": tap_chunk, "reduce": over_positions}

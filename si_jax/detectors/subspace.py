@@ -143,4 +143,4 @@ def _state(origin: np.ndarray, rest: np.ndarray) -> dict[str, np.ndarray]:
 
 def _residual(h: Float[Array, "batch features"], state: State) -> Float[Array, "batch"]:
     with jax.default_matmul_precision("highest"):
-        return jnp.linalg.norm(h @ state["rest"] - state["origin"], axis=-1)
+        return jnp.linalg.norm(h @ state["rest"] - state["origin"][None], axis=-1)

@@ -54,7 +54,7 @@ def apply(
         tap with no channel that varies, it is 1.
     """
     values = component_values(state, readings, components)
-    standardised = (values - state["median"]) / state["spread"]
+    standardised = (values - state["median"][None]) / state["spread"][None]
     total = component_sum(standardised)
     results = {
         "sum": total,
@@ -89,8 +89,8 @@ def hinge(
 def _hinge_form(state, readings, results):
     pair = [readings["confidence"], readings["energy"]]
     xp = np if isinstance(pair[0], np.ndarray) else jnp
-    base = (xp.stack(pair, axis=-1) - state["base_median"]) / state["base_spread"]
-    base = base * np.float32([1 - ENERGY_SHARE, ENERGY_SHARE])
+    base = (xp.stack(pair, axis=-1) - state["base_median"][None]) / state["base_spread"][None]
+    base = base * np.float32([[1 - ENERGY_SHARE, ENERGY_SHARE]])
     return base.sum(axis=-1) - HINGE_WEIGHT * results["hinge"] ** 2
 
 
@@ -108,7 +108,7 @@ def standardise(
     state: State, density: Float[Array | np.ndarray, "batch channels"]
 ) -> Float[Array | np.ndarray, "batch channels"]:
     """Densities less their means, in deviations; 0 for a channel that is left out."""
-    return (density - state["mean"]) * state["scale"]
+    return (density - state["mean"][None]) * state["scale"][None]
 
 
 def tap_abnormality(
