@@ -18,6 +18,9 @@ from jax.custom_batching import custom_vmap
 from si_jax.networks.framework import first_positional
 from si_jax.networks.network import trace_of
 
+ARRAY = object()
+"""What stands for an array in the form of an output, which outlives the trace of its arrays."""
+
 _level: ContextVar[Any] = ContextVar("level", default=None)  # trace of one image; None: unseen
 
 
@@ -44,12 +47,13 @@ def see(visit: Callable, call: Callable, given: Any, outside: tuple) -> Any:
     if all(trace_of(x) in outside for x in arrays):  # of a constant
         return call(*given[0], **given[1])
     states = [x for x in jax.tree.leaves(given, is_leaf=_is_state) if _is_state(x)]
-    output: list[Any] = [None]  # what the call returns, with other arrays in it
+    output: list[Any] = [None]  # the form of what the call returns
 
     def one(*arrays):
         args, kwargs = with_arrays(given, arrays)
-        output[0] = call(*args, **kwargs)
-        return _arrays(output[0])
+        result = call(*args, **kwargs)
+        output[0] = jax.tree.map(lambda x: ARRAY if eqx.is_array(x) else x, result)
+        return _arrays(result)
 
     def on_all(many, arrays, inner):
         def whole(*args, **kwargs):
@@ -109,7 +113,7 @@ def with_arrays(tree: Any, arrays: Sequence[Any], states: Sequence[eqx.nn.State]
     def put(x):
         if _is_state(x):
             return jax.tree.map(lambda x: x, states[0] if states else x)
-        return next(left) if eqx.is_array(x) else x
+        return next(left) if x is ARRAY or eqx.is_array(x) else x
 
     return jax.tree.map(put, tree, is_leaf=_is_state)
 
