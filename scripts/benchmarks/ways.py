@@ -1,7 +1,8 @@
 """Programs compiled in both of XLA's ways on a CPU, for `scripts/benchmark.py ways`."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -29,15 +30,19 @@ def measure(names: Sequence[str], detector: str, batch_size: int, repeats: int) 
         images = np.random.default_rng(0).integers(
             0, 256, (batch_size, *model.image_shape), np.uint8
         )
-        programs = {"forward pass": lambda inputs: inputs.forward.logits}
+        programs: dict[str, Callable[[Inputs], Any]] = {"forward pass": _logits}
         try:
             compute = make_detector(detector, model).compute
-            programs[detector] = lambda inputs, compute=compute: compute(inputs, {})["score"]
+            programs[detector] = partial(compute, state={})
         except ValueError as e:
             print(f"{name}: {e}")
         for what, function in programs.items():
             rows.append({"model": name, "program": what, **_time(model, images, function, repeats)})
     return rows
+
+
+def _logits(inputs: Inputs) -> Any:
+    return inputs.forward.logits
 
 
 def _time(model: Any, images: np.ndarray, function: Any, repeats: int) -> dict[str, Any]:
