@@ -12,6 +12,7 @@ from si_jax.data.benchmarks import BENCHMARKS, SearchPaths
 from si_jax.data.benchmarks import find as find_set
 from si_jax.data.folders import class_folders, from_folder
 from si_jax.data.image_set import ImageSet, MissingSet, take
+from si_jax.data.own import HELD_OUT
 from si_jax.data.pipeline import batches, shown
 
 HELD_OUT_SHARE = 0.1  # of a folder that has no split of its own
@@ -53,7 +54,7 @@ def find(
             class; or with `train` and `val` (or `test`) that each have such folders. Without these,
             a tenth of the images is held out, drawn by `seed`.
         data_dir: the folder of TFDS's sets (`sources.default_data_dir()` by default).
-        fetch: whether TFDS sets that aren't prepared may be downloaded.
+        fetch: whether TFDS sets that are not prepared may be downloaded.
         seed: seed of the draw.
 
     Raises:
@@ -73,26 +74,32 @@ def find(
     root = Path(dataset).expanduser()
     if not root.is_dir():
         raise MissingSet(
-            f"dataset (={dataset!r}) is neither a folder nor one of {', '.join(BENCHMARKS)}."
+            f"dataset (={dataset!r}) is neither a folder nor one of {', '.join(BENCHMARKS)}"
         )
+    name, held_out_root = root.resolve().name, None
     if (root / "train").is_dir():
-        held_out_root = next((root / n for n in ("val", "test") if (root / n).is_dir()), None)
+        held_out_root = next((root / n for n in HELD_OUT if (root / n).is_dir()), None)
         if held_out_root is None:
-            raise MissingSet(f"{root} has a folder train, but none called val or test beside it.")
-        classes = _class_folders(root / "train")
-        train = from_folder(root / "train", classes=classes)
-        held_out = from_folder(held_out_root, num_classes=len(classes))
-        if classes != _class_folders(held_out_root):
-            raise ValueError(f"{held_out_root} and {root / 'train'} have different class folders.")
-        split = f"{len(train)} images in train and {len(held_out)} in {held_out_root.name}"
-        return TrainingSets(root.resolve().name, train, held_out, len(classes), split, classes)
-    classes = _class_folders(root)
+            raise MissingSet(f"{root} has a folder train, but none called val or test beside it")
+        root = root / "train"
+    classes = tuple(class_folders(root))
+    if len(classes) < 2:
+        raise ValueError(
+            f"{root} has {len(classes)} class folders, but training needs one folder per class, and"
+            " two classes at least"
+        )
     images = from_folder(root, classes=classes)
+    if held_out_root is not None:
+        if classes != tuple(class_folders(held_out_root)):
+            raise ValueError(f"{held_out_root} and {root} have different class folders")
+        held_out = from_folder(held_out_root, classes=classes)
+        split = f"{len(images)} images in train and {len(held_out)} in {held_out_root.name}"
+        return TrainingSets(name, images, held_out, len(classes), split, classes)
     order = np.random.default_rng(seed).permutation(len(images))
     count = max(1, round(HELD_OUT_SHARE * len(images)))
     train, held_out = take(images, np.sort(order[count:])), take(images, np.sort(order[:count]))
     split = f"{len(train)} training and {len(held_out)} held-out images, drawn by seed {seed}"
-    return TrainingSets(root.resolve().name, train, held_out, len(classes), split, classes)
+    return TrainingSets(name, train, held_out, len(classes), split, classes)
 
 
 def load(
@@ -114,14 +121,14 @@ def load(
         Images, uint8 of shape (n, *shape), and labels, int64 of shape (n,).
 
     Raises:
-        ValueError: if they would take more memory, an image is without a label, or one can't be
+        ValueError: if they would take more memory, an image is without a label, or one cannot be
             decoded.
     """
     size = len(image_set) * int(np.prod(shape)) / GIB
     if size > max_gib:
         raise ValueError(
             f"{image_set.name}'s {len(image_set)} images would take {size:.1f} GiB, more than"
-            f" max_gib (={max_gib:g}): lower the input size, or raise the limit."
+            f" max_gib (={max_gib:g}): lower the input size, or raise the limit"
         )
     images = np.empty((len(image_set), *shape), np.uint8)
     labels = np.empty(len(image_set), np.int64)
@@ -132,16 +139,6 @@ def load(
     if (labels < 0).any():
         name = image_set.ident(int(np.argmin(labels)))
         raise ValueError(
-            f"{name} of {image_set.name} has no label: training images lie in one folder per class."
+            f"{name} of {image_set.name} has no label: training images lie in one folder per class"
         )
     return images, labels
-
-
-def _class_folders(root: Path) -> tuple[str, ...]:
-    names = class_folders(root)
-    if len(names) < 2:
-        raise ValueError(
-            f"{root} has {len(names)} class folders; training needs one folder per class, and two"
-            " classes at least."
-        )
-    return tuple(names)
