@@ -21,14 +21,8 @@ MAX_FILES = 100_000
 def written_whole(directory: Path) -> Iterator[Path]:
     """A hidden directory to fill, which takes the name `directory` once the block ends well.
 
-    What is at `directory` is replaced then. What other processes left behind beside it, because
-    they were killed while they wrote, is removed.
-
-    Args:
-        directory: the directory to write; its parents are made.
-
-    Yields:
-        The hidden directory, beside `directory`.
+    What is at `directory` is replaced then; its parents are made. What other processes left behind
+    beside it, because they were killed while they wrote, is removed.
     """
     hidden = make_hidden(directory)
     old = hidden.with_name(f"{hidden.name}.old")
@@ -67,11 +61,7 @@ def sweep(parent: Path) -> None:
 
 
 def check_new(directory: str | os.PathLike) -> None:
-    """See that nothing has the name of a directory that is to be written.
-
-    Raises:
-        ValueError: if something has.
-    """
+    """Raise a ValueError if something has the name of a directory that is to be written."""
     if os.path.lexists(directory):
         raise ValueError(f"{directory} exists already: choose another directory or remove it")
 

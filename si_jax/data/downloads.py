@@ -116,15 +116,7 @@ def _downloaded(name: str, download: Download, root: Path) -> Outcome:
 
 
 def download_set(download: Download, root: Path) -> Path:
-    """Download one file, unpack it below the data folder and count its images.
-
-    Returns:
-        Where the set is.
-
-    Raises:
-        OSError: if it cannot be downloaded or written.
-        ValueError: if it is not what it should be; nothing of it is left.
-    """
+    """Download a set, unpack it below the data folder and count its images; return its place."""
     target = root / download.folder
     single = target.suffix == ".mat"
     archive = target if single else root / "downloads" / download.name
@@ -152,18 +144,9 @@ def download_set(download: Download, root: Path) -> Path:
 
 
 def fetch(url: str, path: Path, md5: str = "") -> str:
-    """Download a file with gdown, going on where an earlier attempt ended.
+    """Download a file with gdown, going on where an earlier attempt ended; return its MD5 sum.
 
-    Args:
-        url: its address, http or https, of Google Drive too.
-        path: what to write; nothing has that name before its sum has been compared.
-        md5: hexadecimal sum that it must have; '' where none is known.
-
-    Returns:
-        The file's MD5 sum.
-
-    Raises:
-        FailedDownload: if it cannot be downloaded or written, or its sum is another.
+    Nothing is at `path` before the sum has been compared with `md5` ('' where none is known).
     """
     try:
         import gdown

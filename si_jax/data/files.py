@@ -64,15 +64,7 @@ def open_regular(path: str | os.PathLike) -> BufferedReader:
 
 
 def read_bytes(path: str | os.PathLike, limit: int = LARGEST_FILE) -> bytes:
-    """Read a regular file at once.
-
-    Args:
-        path: the file.
-        limit: bytes that it may have.
-
-    Raises:
-        OSError: as `open_regular`, or if the file is larger.
-    """
+    """Read a regular file at once; an OSError, as of `open_regular`, if it has more bytes."""
     with open_regular(path) as file:
         data = file.read(limit + 1)
     if len(data) > limit:
@@ -91,10 +83,7 @@ def read_arrays(
 
     Args:
         path: the file.
-        names: the arrays to read; those that are not in it are left out. All by default.
-
-    Returns:
-        Name -> array.
+        names: the arrays to read, of those that are in it; all by default.
 
     Raises:
         OSError: if there is no such file, or it cannot be opened.

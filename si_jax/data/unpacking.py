@@ -20,18 +20,10 @@ class UnsafeArchive(ValueError):
 
 
 def unpack(archive: Path, root: Path, folder: str) -> Path:
-    """Unpack a tar (of any compression) or zip file.
+    """Unpack a tar (of any compression) or zip file to `folder` below `root`, and return its path.
 
     Archives differ in how much of `folder` their paths repeat: with 'a/b' as the folder, a member
     called 'a/b/c.png', 'b/c.png' or 'c.png' becomes `root`/a/b/c.png.
-
-    Args:
-        archive: the file.
-        root: the folder below which everything stays.
-        folder: where the set goes, relative to `root`; it must not exist yet, or be empty.
-
-    Returns:
-        The folder's path.
 
     Raises:
         UnsafeArchive: if it is damaged, or holds paths that lead elsewhere, links, devices, or more
