@@ -68,7 +68,8 @@ def main(
     held_out = sources.subset(opened(images), limit, seed)
     facts = {"calibration": {"set": held_out.name, "images": len(held_out)}}
     if made.needs_fit:
-        train = sources.subset(opened(fit or ""), fit_limit, seed)
+        named = tuple(model.card.get("classes", ()))
+        train = sources.subset(opened(fit or "", named), fit_limit, seed)
         made.fit(train)
         facts["fit"] = {"set": train.name, "images": len(train)}
     calibrate(made, held_out)
@@ -82,8 +83,8 @@ def main(
     print(f"saved       {path}")
 
 
-def opened(text: str) -> ImageSet:
-    """A set of images by the command line's word for it."""
+def opened(text: str, classes: tuple[str, ...] = ()) -> ImageSet:
+    """A set of images by the command line's word for it; class folders are found by name."""
     if text in ("digits/train", "digits/test"):
         return sources.from_arrays(text, *digits.load(text.partition("/")[2]))
-    return sources.from_path(text)
+    return sources.from_path(text, classes=classes)

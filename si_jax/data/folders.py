@@ -2,6 +2,7 @@
 
 import json
 import os
+import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
@@ -198,12 +199,12 @@ def _labels(
     classes: Sequence[str],
 ) -> tuple[np.ndarray, tuple[int, ...]]:
     """Give the images' labels, and what each would be if class folders were sorted as text."""
-    tops = [name.split("/", 1)[0] if "/" in name else None for name in names]
+    tops = [_class_name(name.split("/", 1)[0]) if "/" in name else None for name in names]
     folders = sorted({top for top in tops if top is not None})
     other: tuple[int, ...] = ()
     table: dict[str, int] | None = None
     if classes:
-        table = dict(zip(classes, range(len(classes)), strict=True))
+        table = {_class_name(name): index for index, name in enumerate(classes)}
     elif wnid_to_index is not None:
         table = _read_table(Path(wnid_to_index))
     if table is not None:
@@ -236,7 +237,12 @@ def _labels(
 
 def class_folders(root: Path) -> list[str]:
     """Names of the top-level folders of `root` that hold images, in the order of their labels."""
-    return in_order({name.split("/", 1)[0] for name in _scan(root)[0] if "/" in name})
+    return in_order({_class_name(name.split("/", 1)[0]) for name in _scan(root)[0] if "/" in name})
+
+
+def _class_name(folder: str) -> str:
+    """A folder's name in one form, whether its accents are composed or not."""
+    return unicodedata.normalize("NFC", folder)
 
 
 def in_order(folders: Collection[str]) -> list[str]:
@@ -255,4 +261,4 @@ def _read_table(path: Path) -> dict[str, int]:
         ) from error
     if not isinstance(table, dict) or not all(type(label) is int for label in table.values()):
         raise ValueError(f"{path} must map folder names to integer labels, as {{'n01440764': 0}}.")
-    return table
+    return {_class_name(folder): label for folder, label in table.items()}

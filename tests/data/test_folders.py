@@ -10,6 +10,7 @@ from PIL import Image
 
 from si_jax.data import fingerprints, sources
 from si_jax.data.decoding import decode
+from si_jax.data.folders import class_folders
 
 
 def test_flat_folder(tmp_path):
@@ -69,6 +70,19 @@ def test_folder_by_class_at_any_depth(tmp_path):
     assert found.name == "pets"
     assert idents(found) == ["ant/3.png", "cat/1.png", "cat/deep/er/2.png", "stray.png"]
     assert labels(found) == [0, 1, 1, -1]
+
+
+def test_class_folders_go_by_name_however_accents_are_written(tmp_path):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    write(tmp_path / decomposed / "a.png")
+    write(tmp_path / "bar/b.png")
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / "__MACOSX/._b.png").write_bytes(b"\0\5\26\7")
+    for classes in ((composed, "bar"), (decomposed, "bar")):
+        assert labels(sources.from_folder(tmp_path, classes=classes)) == [1, 0]
+    write(tmp_path / composed / "c.png")
+    assert labels(sources.from_folder(tmp_path, num_classes=2)) == [0, 1, 1]
+    assert class_folders(tmp_path) == ["bar", composed]
 
 
 def test_folder_labels_from_json(tmp_path):

@@ -33,7 +33,7 @@ def run(command, *argv):
 def test_calibrate_then_export(checkpoint, folder, tmp_path, capsys):
     out = tmp_path / "detector"
     run(calibrate, checkpoint, "--detector", "knn", "--set", "k=3", "--fit", folder, "--images",
-        folder, "--limit", "30", "--tpr", "0.9", "--keep-images", "4", "--classes", *"abcde",
+        folder, "--limit", "30", "--tpr", "0.9", "--keep-images", "4", "--classes", *"43210",
         "--out", out)  # fmt: skip
     printed = capsys.readouterr().out
     assert "30 calibration images" in printed and f"saved       {out}" in printed
@@ -42,13 +42,27 @@ def test_calibrate_then_export(checkpoint, folder, tmp_path, capsys):
     assert detector.threshold.preprocessing == str(detector.preprocessing)
     assert detector.card["fit"] == {"set": folder.name, "images": 40}
     assert "si-jax calibrate" in detector.card["command"]
-    assert detector.model.card["classes"] == list("abcde")
+    assert detector.model.card["classes"] == list("43210")
     files = sorted(str(path) for path in folder.rglob("*.png"))
     # calibrated on 30 of these very images
     assert 0 < detector.predict(files).is_ood.mean() < 0.4
     run(export, out, "--out", tmp_path / "d.jaxexport", "--platforms", "cpu")
     assert "jax.export.deserialize" in capsys.readouterr().out
     assert (tmp_path / "d.jaxexport").stat().st_size > 1000
+
+
+def test_class_folders_are_those_of_the_card_by_name(checkpoint, folder, tmp_path):
+    names = ["3", "0", "4", "1", "2"]
+    options = ["--detector", "she", "--images", folder, "--classes", *names]
+    run(calibrate, checkpoint, *options, "--fit", folder, "--out", tmp_path / "she")
+    files = sorted(folder.rglob("*.png"))
+    labels = np.array([names.index(path.parent.name) for path in files])
+    right = si_jax.make_detector("she", si_jax.load_model(checkpoint)).fit(files, labels)
+    scores = si_jax.load_detector(tmp_path / "she").score(files)
+    np.testing.assert_allclose(scores, right.score(files), rtol=1e-5)
+    (folder / "5").mkdir()  # of no images, so of no class
+    with pytest.raises(ValueError, match="class folder '3' .1 such., which the classifier's"):
+        calibrate.opened(str(folder), ("0", "1", "2", "4", "x"))
 
 
 def test_mistakes_end_in_one_sentence(checkpoint, folder, tmp_path, capsys):
