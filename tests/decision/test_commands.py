@@ -61,7 +61,7 @@ def test_class_folders_are_those_of_the_card_by_name(checkpoint, folder, tmp_pat
     scores = si_jax.load_detector(tmp_path / "she").score(files)
     np.testing.assert_allclose(scores, right.score(files), rtol=1e-5)
     (folder / "5").mkdir()  # of no images, so of no class
-    with pytest.raises(ValueError, match="class folder '3' .1 such., which the classifier's"):
+    with pytest.raises(ValueError, match=r"class folder '3' .1 such., which the classifier's"):
         calibrate.opened(str(folder), ("0", "1", "2", "4", "x"))
 
 
