@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from si_jax.weights.checkpoint import with_new_head as with_new_head
     from si_jax.weights.convert import convert_checkpoint as convert_checkpoint
     from si_jax.weights.convert import convert_torch as convert_torch
+    from si_jax.weights.torch_modules import torch_model as torch_model
 
 __version__ = "0.1.0"
 __docformat__ = "google"  # of the docstrings, for pdoc
@@ -52,6 +53,7 @@ _PUBLIC = {
     "register_framework": "si_jax.networks.framework",
     "save_checkpoint": "si_jax.weights.checkpoint",
     "tap": "si_jax.networks.function",
+    "torch_model": "si_jax.weights.torch_modules",
     "train_checkpoint": "si_jax.training.train_checkpoint",
     "tune_on_benchmark": "si_jax.evaluation.tuning_run",
     "with_new_head": "si_jax.weights.checkpoint",

@@ -1,9 +1,11 @@
 """Make a detector of a network: fit it, set its threshold, and save all as one directory.
 
 si-jax calibrate CHECKPOINT --images HELD_OUT --out my_detector
+si-jax calibrate net.pth --torch nets:make --images HELD_OUT --out my_detector
 si-jax calibrate CHECKPOINT --detector si-c --fit TRAIN --images HELD_OUT --out my_detector
 
-CHECKPOINT is a bundled name or a checkpoint's directory. TRAIN and HELD_OUT are folders of images
+CHECKPOINT is a bundled name or a checkpoint's directory; with --torch, a file with the state dict
+of that PyTorch network, which is code that runs. TRAIN and HELD_OUT are folders of images
 (with one folder a class, where the detector needs labels), .npz files, or digits/train and
 digits/test. The network must not have learnt from HELD_OUT, and the detector is not fitted on it.
 """
@@ -18,14 +20,17 @@ from si_jax.data.image_set import ImageSet
 from si_jax.detectors import Detector, make_detector
 from si_jax.detectors.predictions import check_calibrated
 from si_jax.weights.checkpoint import load_model
+from si_jax.weights.torch_modules import torch_model
 
 
-@command("si-jax calibrate", Detector.calibrate)
+@command("si-jax calibrate", Detector.calibrate, torch_model, pretrained="")
 def main(
     calibrate: partial,
-    checkpoint: str,
+    network: partial,
+    checkpoint: str | None = None,
     /,
     *,
+    torch: str | None = None,
     detector: str = "si-c",
     set_: list[str] | None = None,
     fit: str | None = None,
@@ -41,7 +46,9 @@ def main(
 
     Args:
         calibrate: sets the threshold.
-        checkpoint: bundled name or checkpoint directory.
+        network: makes a PyTorch network.
+        checkpoint: bundled name or checkpoint directory, or the file for --torch.
+        torch: a PyTorch network: MODULE:FUNCTION, timm:NAME or transformers:NAME.
         detector: one of those that si-jax evaluate --list-detectors prints.
         set_: OPTION=VALUE: options of the detector.
         fit: training images, for the detectors that learn from some.
@@ -54,7 +61,9 @@ def main(
         command: the command line.
     """
     check_new(out)
-    model = load_model(checkpoint)
+    if torch is None and checkpoint is None:
+        raise ValueError("no network is named: give CHECKPOINT, or --torch NETWORK")
+    model = network(torch, checkpoint) if torch else load_model(checkpoint or "")
     if classes:
         if len(classes) != model.num_classes:
             raise ValueError(

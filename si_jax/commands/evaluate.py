@@ -3,6 +3,7 @@
 si-jax evaluate                       # the offline default, `digits`
 si-jax evaluate --dataset cifar100 --checkpoint checkpoints/resnet34
 si-jax evaluate --dataset cifar100 --model resnet34 --checkpoint resnet34.pth
+si-jax evaluate --dataset FOLDER --torch nets:make --checkpoint net.pth  # PyTorch, as it is
 si-jax evaluate --dataset FOLDER --checkpoint CHECKPOINT            # your own classes
 si-jax evaluate --id VAL --train TRAIN --ood cars=CARS --checkpoint CHECKPOINT   # or one by one
 """
@@ -64,8 +65,8 @@ def main(
         ood: NAME=PATH of a folder of images, .npz or .mat file, to add, or to say where a set is.
         shifted: NAME=PATH of covariate-shifted in-distribution images, for the full spectrum.
         checkpoint: bundled name, checkpoint directory, or (with --model) a file of another
-            framework; random for fresh weights; default: the bundled one that was trained on the
-            benchmark.
+            framework, or with --torch its state dict; random for fresh weights; default: the
+            bundled one that was trained on the benchmark.
         seed: of the subsets and of fresh weights.
         out: directory for the results; default: results/DATASET-PROTOCOL, with more to its name
             where an option differs from its default.
@@ -82,7 +83,8 @@ def main(
     checkpoint, architecture = given.get("checkpoint"), given.get("architecture")
     if checkpoint == "random" and not architecture:
         raise ValueError("--checkpoint random needs --model NAME")
-    defaults.which_checkpoint(dataset, checkpoint, architecture)
+    if "torch" not in given:
+        defaults.which_checkpoint(dataset, checkpoint, architecture)
     network = partial(load, dataset)
     common = {name: plain_value(text) for name, text in si.keywords.items()}
     if list_taps:

@@ -30,8 +30,12 @@ from si_jax.commands.options import command
 from si_jax.data.folders import left_out_note
 from si_jax.decision.stream import FilePrediction, find_images, predict_files
 from si_jax.detectors import Detector
-from si_jax.detectors.loading import load_detector
+from si_jax.detectors.loading import find_detector, load_detector
 from si_jax.detectors.predictions import check_calibrated, check_preprocessing
+from si_jax.model import Model
+from si_jax.weights.checkpoint import CARD, INSIDE, Card
+from si_jax.weights.saved import read_card
+from si_jax.weights.torch_modules import torch_model
 
 HEADER = "verdict  p-value      score  class  probability  file"
 
@@ -42,6 +46,7 @@ def main(
     /,
     *paths: Annotated[str, Parameter(allow_leading_hyphen=True)],
     json: bool = False,
+    torch: str | None = None,
     tpr: float | None = None,
     batch_size: int | None = None,
     explain: str | None = None,
@@ -52,12 +57,14 @@ def main(
         detector: a saved detector's directory, or a bundled one: digits.
         paths: images, folders or globs; - for a list on standard input.
         json: print one line of JSON for each image.
+        torch: the PyTorch network of a detector that was saved with one: MODULE:FUNCTION, timm:NAME
+            or transformers:NAME, which is code that runs; its weights are the detector's.
         tpr: share of in-distribution images to accept; default: as saved.
         batch_size: images per batch; default: as saved.
         explain: directory to write a picture to that explains each decision.
     """
     check_least(1, batch_size=batch_size)
-    loaded = load_detector(detector)
+    loaded = load_detector(detector, model=torch and saved_with(detector, torch))
     threshold = check_calibrated(loaded)
     check_preprocessing(loaded)
     if tpr is not None:
@@ -99,6 +106,13 @@ def main(
     )
     if counts["unreadable"]:
         sys.exit(1)
+
+
+def saved_with(detector: str, name: str) -> Model:
+    """The PyTorch network of a saved detector, with any weights."""
+    card = read_card(find_detector(detector) / INSIDE / CARD, Card)
+    facts = {"input_size": card.input_size, "mean": card.mean, "std": card.std}
+    return torch_model(name, pretrained=False, **facts)
 
 
 def line(detector: Detector, row: FilePrediction) -> str:

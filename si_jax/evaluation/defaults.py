@@ -12,6 +12,7 @@ from si_jax.evaluation.sets import is_own
 from si_jax.model import Model
 from si_jax.weights.checkpoint import build_model, find_checkpoint, load_model
 from si_jax.weights.convert import convert_torch
+from si_jax.weights.torch_modules import torch_model
 
 DETECTORS = ("si-c", "si-z", "gaia-z", "msp", "max-logit", "energy")
 """Detectors; where there are no training images, those of them that need none."""
@@ -83,6 +84,8 @@ def benchmark_model(
     checkpoint: str | os.PathLike | None = None,
     *,
     architecture: str | None = None,
+    torch: str | None = None,
+    input_size: int | None = None,
     normalisation: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -98,6 +101,10 @@ def benchmark_model(
         checkpoint: a bundled name or a checkpoint directory; a file of another framework or
             `"random"` for fresh weights, both with `architecture`; None for the bundled one.
         architecture: of a file or of fresh weights, such as `"resnet34"`.
+        torch: a PyTorch network that runs as it is, see `si_jax.weights.torch_modules.torch_model`:
+            MODULE:FUNCTION, timm:NAME or transformers:NAME; `checkpoint` is then a file with its
+            state dict. What is named so is code that runs.
+        input_size: of the images of `torch`, pixels; None for the network's own.
         normalisation: of a file's network: cifar10, cifar100, imagenet or half; None for the
             architecture's.
         mean: mean of each channel in [0, 1] units, in place of `normalisation`.
@@ -110,8 +117,14 @@ def benchmark_model(
         ValueError: if there is no such checkpoint, none is bundled, `architecture` is missing or
             another than the checkpoint's, or the network has not as many classes as the benchmark.
     """
-    checkpoint = which_checkpoint(benchmark, checkpoint, architecture)
     table = own_or_table(benchmark)
+    if torch is not None:
+        options: dict[str, Any] = {"input_size": input_size, "mean": mean, "std": std, "part": part}
+        model = torch_model(torch, checkpoint, **options)
+        if table is not None:
+            check_classes(model, table, torch)
+        return dataclasses.replace(model, precision=precision), str(checkpoint or torch)
+    checkpoint = which_checkpoint(benchmark, checkpoint, architecture)
     name, is_file = str(checkpoint), Path(checkpoint).is_file()
     file_only: dict[str, Any] = {
         "normalisation": normalisation,
