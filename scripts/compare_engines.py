@@ -21,7 +21,6 @@ from si_jax import cli
 from si_jax.commands.options import command
 from si_jax.data import pipeline, sources
 from si_jax.evaluation.defaults import benchmark_model
-from si_jax.evaluation.sets import find_sets
 from si_jax.reporting.report import text_table
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -58,8 +57,13 @@ def main(
         seed: of the subset and of fresh weights.
     """
     model, _ = load(benchmark, seed=seed)
-    resolved = find_sets(
-        benchmark, model, protocol, data_dir=data_dir, ood_root=ood_root, allow_missing=True
+    resolved = si_jax.find_sets(
+        benchmark,
+        protocol=protocol,
+        data_dir=data_dir,
+        ood_root=ood_root,
+        allow_missing=True,
+        model=model,
     )
     image_set = sources.subset(resolved.test, limit, seed)
     batches = pipeline.batches(image_set, resolved.preprocessing, 64)

@@ -168,7 +168,7 @@ def measure(
     found = []
     for seed in seeds:
         model = trained(name, steps=steps, seed=seed)
-        options: dict[str, Any] = {"id_set": test, "id_name": "digits", "train_set": train}
+        options: dict[str, Any] = {"id_set": {"digits": test}, "train_set": train}
         run = si_jax.evaluate_benchmark(None, model, detectors=DETECTORS, ood=sets, **options)
         found.append(cast(Results, run.results))
     mean = {

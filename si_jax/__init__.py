@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from si_jax import data as data
+    from si_jax.benchmarking import evaluate as evaluate
+    from si_jax.benchmarking import evaluate_benchmark as evaluate_benchmark
+    from si_jax.benchmarking import find_sets as find_sets
     from si_jax.decision.drift import monitor as monitor
     from si_jax.decision.predictor import Predictor as Predictor
     from si_jax.detectors import DETECTORS as DETECTORS
@@ -21,7 +24,6 @@ if TYPE_CHECKING:
     from si_jax.networks.framework import register_framework as register_framework
     from si_jax.networks.function import tap as tap
     from si_jax.networks.zero_shot import zero_shot as zero_shot
-    from si_jax.reporting.evaluate import evaluate_benchmark as evaluate_benchmark
     from si_jax.training.train_checkpoint import train_checkpoint as train_checkpoint
     from si_jax.weights.checkpoint import build_model as build_model
     from si_jax.weights.checkpoint import load_model as load_model
@@ -43,7 +45,9 @@ _PUBLIC = {
     "convert_checkpoint": "si_jax.weights.convert",
     "convert_torch": "si_jax.weights.convert",
     "data": "si_jax.data",
-    "evaluate_benchmark": "si_jax.reporting.evaluate",
+    "evaluate": "si_jax.benchmarking",
+    "evaluate_benchmark": "si_jax.benchmarking",
+    "find_sets": "si_jax.benchmarking",
     "load_detector": "si_jax.detectors.loading",
     "load_model": "si_jax.weights.checkpoint",
     "make_detector": "si_jax.detectors",

@@ -8,34 +8,40 @@ si-jax evaluate --dataset FOLDER --checkpoint CHECKPOINT            # your own c
 si-jax evaluate --id VAL --train TRAIN --ood cars=CARS --checkpoint CHECKPOINT   # or one by one
 """
 
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from si_jax.benchmarking import checked_directory, evaluate, find_and_load, find_sets
 from si_jax.commands.options import command, plain_value
 from si_jax.data.benchmarks import BENCHMARKS
 from si_jax.data.json_files import json_hash
 from si_jax.detectors import DETECTORS, describe
 from si_jax.detectors.si import si_z
-from si_jax.evaluation import defaults
-from si_jax.evaluation.job import make_detectors
-from si_jax.evaluation.sets import is_own
+from si_jax.evaluation.defaults import benchmark_model, benchmark_table, resolve_checkpoint
+from si_jax.evaluation.job import EVERY, applicable, labelled, make_detectors
+from si_jax.evaluation.sharing import score_share, score_with_ray
 from si_jax.evaluation.store import escaped
-from si_jax.reporting.evaluate import checked_directory, evaluate_benchmark
 
-ASIDE = ("benchmark", "protocol", "out", "data_dir", "ood_root", "download", "batch_size")
+ASIDE = (
+    *("benchmark", "protocol", "out", "data_dir", "ood_root", "download", "batch_size"),
+    *("share", "ray", "gpus"),
+)
 """Options on which no result depends, or which the directory's name says."""
 
 
 @command(
     "si-jax evaluate",
-    evaluate_benchmark,
-    defaults.benchmark_model,
+    find_sets,
+    evaluate,
+    benchmark_model,
     si_z,
-    **dict.fromkeys(("id_name", "taps", "variant", "tap_chunk"), ""),
+    **dict.fromkeys(("label", "taps", "variant", "tap_chunk"), ""),
 )
 def main(
+    find: partial,
     run: partial,
     load: partial,
     si: partial,
@@ -45,11 +51,15 @@ def main(
     out: str | None = None,
     list_detectors: bool = False,
     list_taps: bool = False,
+    share: str | None = None,
+    ray: int | None = None,
+    gpus: float = 0,
     given: Mapping[str, Any],
 ) -> None:
     """Evaluate and print.
 
     Args:
+        find: finds the sets.
         run: evaluates.
         load: loads the network.
         si: has the options that are not of one detector alone.
@@ -72,51 +82,80 @@ def main(
             where an option differs from its default.
         list_detectors: print the detectors and leave.
         list_taps: print each detector's taps and leave.
+        share: K/N: score the K-th of N shares and write no results; the same command without it
+            collects them, and scores what is lacking.
+        ray: let so many of Ray's workers score; on a cluster, $RAY_ADDRESS says where it is.
+        gpus: GPUs of each of them.
         given: the options that are not at their defaults.
     """
     if list_detectors:
         print(*map(describe, DETECTORS), sep="\n")
         return
+    if ray is not None:  # this process leaves the GPUs' memory to the workers
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     dataset = "digits" if benchmark is None and id_set is None else benchmark
-    id_name, id_path = in_distribution(dataset, id_set)
     directory = checked_directory(out or default_directory(dataset, id_set, given))
     checkpoint, architecture = given.get("checkpoint"), given.get("architecture")
     if checkpoint == "random" and not architecture:
         raise ValueError("--checkpoint random needs --model NAME")
-    if "torch" not in given:
-        defaults.which_checkpoint(dataset, checkpoint, architecture)
-    network = partial(load, dataset)
+    part = None if share is None else shares(share)
+    detectors = run.keywords.get("detectors")
+    labelled(detectors or ())
+    if "torch" not in given:  # refuses before sets are looked for
+        resolve_checkpoint(dataset, checkpoint, architecture)
     common = {name: plain_value(text) for name, text in si.keywords.items()}
+    options = {EVERY: common, **run.keywords.get("options", {})}
     if list_taps:
-        model, _ = network()
-        own = run.keywords.get("options", {})
-        names = run.keywords.get("detectors") or defaults.serving(model, own)
-        print_taps(make_detectors(names, model, common=common, options=own))
+        model, _ = load(dataset)
+        names = detectors or applicable(model, options)
+        print_taps(make_detectors(names, model, options=options))
         return
-    done = run(dataset, network, common=common, id_set=id_path, id_name=id_name, out=directory)
+    found = partial(find, dataset, id_set=in_distribution(dataset, id_set))
+    sets, model, label = find_and_load(dataset, partial(load, dataset), found)
+    run = partial(run, model, sets, options=options, out=directory)
+    scoring = {k: v for k, v in run.keywords.items() if k != "command"}
+    if part:
+        score_share(model, sets, share=part, **scoring)
+        print(f"saved share {share} below {directory / 'scores'}")
+        return
+    if ray is not None:
+        score_with_ray(model, sets, workers=ray, gpus=gpus, **scoring)
+    done = run(label=label)
     print(f"\n{done}\n")
     for path in done.saved:
         print(f"saved {path}")
     print(f"saved {directory / 'scores'}/<detector>/<set>/<chunk>.npz")
 
 
-def in_distribution(dataset: str | None, text: str | None) -> tuple[str, str | None]:
-    """The name ('' for none) and the path of `--id`; a benchmark's set has a name already."""
-    if text is None:
-        return "", None
-    name, equals, path = text.partition("=") if "=" in text else ("", "", text)
-    table = BENCHMARKS.get(dataset or "")
-    if equals and table is not None and name != table.test.name:
+def shares(text: str) -> tuple[int, int]:
+    """`"2/8"` -> (2, 8)."""
+    k, slash, n = text.partition("/")
+    if not (k.isdecimal() and slash and n.isdecimal()):
+        raise ValueError(f"--share {text}: write it as K/N, such as 1/8")
+    return int(k), int(n)
+
+
+def in_distribution(dataset: str | None, text: str | None) -> str | dict[str, str] | None:
+    """What `--id` says: a path, or its name and path; a benchmark's set has a name already."""
+    name, equals, path = (text or "").partition("=")
+    if text is None or not equals:
+        return text
+    if (table := BENCHMARKS.get(dataset or "")) is None:
+        return {name: path}
+    if name != table.test.name:
         raise ValueError(f"--id {text}: {dataset}'s set is called {table.test.name}")
-    return ("" if table is not None else name), path
+    return path
 
 
 def default_directory(dataset: str | None, id_set: str | None, given: Mapping[str, Any]) -> Path:
     """Where results go by default: another directory for other options, the same for the same."""
     name = f"{dataset}-{given.get('protocol', 'published')}"
-    if is_own(dataset):
-        id_name, id_path = in_distribution(dataset, id_set)
-        called = id_name or Path(dataset or id_path or ".").resolve().name
+    if benchmark_table(dataset) is None:
+        images = in_distribution(dataset, id_set)
+        if isinstance(images, dict):
+            (called,) = images
+        else:
+            called = Path(dataset or images or ".").resolve().name
         name = f"{escaped(called)[:40]}-own"
     changed = {k: v for k, v in given.items() if k not in ASIDE}
     if not changed:

@@ -72,6 +72,7 @@ class Resolved:
 
     Attributes:
         benchmark: its name, or that of custom data.
+        num_classes: of the classifier.
         protocol: `"published"`, `"openood"` or `"own"`.
         preprocessing: of all images.
         test: in-distribution images.
@@ -85,6 +86,7 @@ class Resolved:
     """
 
     benchmark: str
+    num_classes: int
     protocol: str
     preprocessing: Preprocessing
     test: ImageSet
@@ -95,6 +97,18 @@ class Resolved:
     unlisted: tuple[str, ...] = ()
     incomplete: tuple[str, ...] = ()
     shifted: tuple[ImageSet, ...] = ()
+
+    def __str__(self) -> str:
+        rows = [("in-distribution", self.test), *((o.group, o.images) for o in self.ood)]
+        rows += [("covariate-shifted", images) for images in self.shifted]
+        lines = [f"{self.benchmark}, {self.protocol}: {self.preprocessing}"]
+        lines += [f"{len(images):>7,} {images.name} ({kind})" for kind, images in rows]
+        if self.train is None:
+            lines.append(f"no training images: {self.train_absent}")
+        else:
+            lines.append(f"{len(self.train):>7,} {self.train.name} (training)")
+        lines += [f"absent: {name}; {what}" for name, what in self.absent]
+        return "\n".join([*lines, *self.notes])
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -261,6 +275,7 @@ def resolve(
     incomplete = {g for name, g, _ in ood if name in lacking or not whole_test} & set(groups)
     return Resolved(
         benchmark=benchmark,
+        num_classes=table.num_classes,
         protocol=protocol,
         preprocessing=PREPROCESSING[protocol, table.size],
         test=test,

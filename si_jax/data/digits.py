@@ -1,4 +1,4 @@
-"""The offline benchmark `digits`: scikit-learn's handwritten digits against four made-up sets.
+"""The offline benchmark `digits`: scikit-learn's handwritten digits against four synthetic sets.
 
 Nothing is downloaded: the digits and two photographs come with scikit-learn, the letters are
 drawn with the fonts that matplotlib ships. The digits are 8x8 counts (0 to 16) of the ink in the

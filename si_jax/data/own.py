@@ -41,7 +41,7 @@ def resolve_own(
         train: likewise the images that detectors are fitted on.
         ood: further out-of-distribution sets by name, as `as_image_set` takes.
         name: what to call the in-distribution set; its folder's or file's name by default.
-        seed: of the made-up sets.
+        seed: of the synthetic sets.
 
     Returns:
         The sets. Where there is no out-of-distribution set, they are made of `test`.
@@ -77,6 +77,7 @@ def resolve_own(
         sets = [OodSet(key, "made", images) for key, images in made.items()]
     return Resolved(
         benchmark=name,
+        num_classes=num_classes,
         protocol=PROTOCOL,
         preprocessing=preprocessing,
         test=tested,

@@ -48,8 +48,8 @@ def draws(
     id_places, ood_places, values = places(id_scores, ood_scores)
     if unknown := [name for name in metrics if name not in METRICS]:
         raise ValueError(f"metrics: {unknown[0]!r} is not one of {', '.join(METRICS)}")
-    if correct is None and (needy := [name for name in metrics if METRICS[name].needs_correct]):
-        raise ValueError(f"metrics: {needy[0]!r} needs `correct`, which images are classified so")
+    if correct is None and (lacking := [name for name in metrics if METRICS[name].needs_correct]):
+        raise ValueError(f"metrics: {lacking[0]!r} needs `correct`, which images are classified so")
     check_least(2, resamples=resamples)
     rngs = [np.random.default_rng([seed, which]) for which in (0, 1)]
     drawn = {name: np.empty(resamples) for name in metrics}

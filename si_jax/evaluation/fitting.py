@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from si_jax.data.image_set import ImageSet
+from si_jax.data.image_set import ImageSet, overlap
 from si_jax.data.pipeline import batches as image_batches
 from si_jax.data.pipeline import shown, tell_unreadable
 from si_jax.detectors import Detector
 from si_jax.detectors.fitting import Batches
+from si_jax.evaluation.job import Job
 from si_jax.evaluation.keys import detector_facts, key_of
 from si_jax.evaluation.store import escaped, read_keyed, write_keyed
 
@@ -81,10 +82,39 @@ def fit_detectors(
     batches = Batches(stream, model, keep=True)
     for name in missing:
         detectors[name].fit_batches(batches)
-        write_keyed(_path(directory, name), keys[name], detectors[name].check_fitted())
+        fitted = detectors[name].check_fitted()
+        if other := read_keyed(_path(directory, name), keys[name]):  # of another share, meanwhile
+            detectors[name].load_state(other)
+        else:
+            write_keyed(_path(directory, name), keys[name], fitted)
     if unreadable:
         tell_unreadable(image_set, tuple(unreadable))
 
 
 def _path(directory: Path, name: str) -> Path:
     return directory / f"{escaped(name)}.npz"
+
+
+def fit_job(
+    job: Job, directory: Path, *, skip_unreadable: bool = False
+) -> tuple[dict[str, Any], list[str]]:
+    """Fit a job's detectors; returns what to report of it, and notes on the sets."""
+    unfitted = [name for name, detector in job.detectors.items() if detector.needs_fit]
+    if job.train is None or not unfitted:
+        return {}, []
+    fit_detectors(
+        job.detectors,
+        job.train,
+        job.transform,
+        facts=job.score_facts,
+        directory=directory,
+        skip_unreadable=skip_unreadable,
+    )
+    counts = {images.name: (overlap(images, job.train), len(images)) for images in job.sets}
+    notes = [
+        f"{name}: {count} of its {size} images are, byte for byte, among the {len(job.train)}"
+        " training images that detectors are fitted on"
+        for name, (count, size) in counts.items()
+        if count
+    ]
+    return {"set": job.train.name, "images": len(job.train), "detectors": unfitted}, notes

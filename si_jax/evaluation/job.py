@@ -1,17 +1,20 @@
 """What is evaluated on what: a network, its detectors, and the sets of images."""
 
+import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from si_jax.data.image_set import ImageSet
-from si_jax.detectors import DETECTORS, Detector, default_options, make_detector
+from si_jax.checks import check_least
+from si_jax.data.benchmarks import Resolved
+from si_jax.data.image_set import ImageSet, subset
+from si_jax.detectors import DETECTORS, Detector, default_options, make_detector, si
 from si_jax.evaluation.keys import model_facts
-from si_jax.evaluation.scoring import PREDICTION
-from si_jax.evaluation.store import check_distinct, check_names
+from si_jax.evaluation.store import PREDICTION, check_distinct, check_names
 from si_jax.model import Model
 
 
@@ -28,8 +31,9 @@ class Job:
         transform: a decoded image -> an image in the model's input size.
         facts: what else names this evaluation: `benchmark`, `protocol` and `preprocessing`, each a
             text.
-        shifted_sets: name -> in-distribution images that look otherwise. Where there are some, all
-            is measured a second time with them counted as in-distribution: the full spectrum.
+        shifted_sets: name -> covariate-shifted in-distribution images. With some, all is measured a
+            second time with them counted as in-distribution: the full spectrum.
+        train: in-distribution images that detectors are fitted on, or None.
     """
 
     model: Model
@@ -40,6 +44,7 @@ class Job:
     transform: Callable[[np.ndarray], np.ndarray]
     facts: Mapping[str, str] = field(default_factory=dict)
     shifted_sets: Mapping[str, ImageSet] = field(default_factory=dict)
+    train: ImageSet | None = None
 
     @property
     def sets(self) -> tuple[ImageSet, ...]:
@@ -54,11 +59,31 @@ class Job:
             for label, d in self.detectors.items()
         }
 
+    @property
+    def model_record(self) -> dict[str, Any]:
+        """What `Results.model` holds."""
+        return {
+            "name": self.model.name,
+            "classes": self.model.num_classes,
+            "parameters": self.model.num_parameters,
+            "input_size": list(self.model.input_size),
+            "mean": list(self.model.mean),
+            "std": list(self.model.std),
+            "precision": self.model.precision,
+            "weights_sha256": self.score_facts["weights"],
+        }
+
     @functools.cached_property
     def score_facts(self) -> dict[str, Any]:
         """What determines the scores beside detector and images, for the keys of stored files."""
         return {**self.facts, "transform": str(self.transform), **model_facts(self.model)}
 
+
+DEFAULT = ("si-c", "si-z", "gaia-z", "msp", "max-logit", "energy")
+"""Detectors; where there are no training images, those of them that need none."""
+
+EVERY = "*"
+"""In place of a detector's label: options for all detectors that take them."""
 
 Detectors = Sequence[str] | Mapping[str, str | tuple[str, Mapping[str, Any]]]
 """Names of detectors; or label -> name, or name and options: `{"lts-85": ("lts", {"percentile":
@@ -92,26 +117,87 @@ def make_detectors(
     detectors: Detectors,
     model: Model,
     *,
-    common: Mapping[str, Any] | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     batch_size: int | None = None,
 ) -> dict[str, Detector]:
-    """Label -> detector; `common` is for those that take it, `options` label -> further options."""
-    common, options, chosen = common or {}, options or {}, labelled(detectors)
-    if stray := [label for label in options if label not in chosen]:
-        raise ValueError(f"an option is set for {', '.join(stray)}, which is not evaluated")
+    """Label -> detector; `options` are by label, under `EVERY` for all that take them."""
+    options, chosen = dict(options or {}), labelled(detectors)
+    common = options.pop(EVERY, {})
+    if unknown := [label for label in options if label not in chosen]:
+        raise ValueError(f"an option is set for {', '.join(unknown)}, which is not evaluated")
     for key in common:
         if not any(key in default_options(name) for name, _ in chosen.values()):
             names = ", ".join(chosen)
             raise ValueError(f"none of {names} takes the option {key.replace('_', '-')}")
     made = {}
-    for label, (name, own) in chosen.items():
-        if twice := own.keys() & options.get(label, {}).keys():
+    for label, (name, given) in chosen.items():
+        more = dict(options.get(label, {}))
+        if twice := given.keys() & more.keys():
             raise ValueError(f"the option {min(twice)} of {label} is given twice: choose one")
-        taken = {k: v for k, v in common.items() if k in default_options(name)}
-        given = taken | own | dict(options.get(label, {}))
-        made[label] = make_detector(name, model, batch_size=batch_size, **given)
+        shared = {k: v for k, v in common.items() if k in default_options(name)}
+        made[label] = make_detector(name, model, batch_size=batch_size, **shared | given | more)
     return made
+
+
+def make_job(
+    model: Model,
+    sets: Resolved,
+    *,
+    detectors: Detectors | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    limit: int | None = None,
+    fit_limit: int | None = 10_000,
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> Job:
+    """What `si_jax.evaluate` evaluates on what; its arguments, and what it raises."""
+    check_least(1, limit=limit, fit_limit=fit_limit)
+    if model.num_classes != sets.num_classes:
+        raise ValueError(
+            f"{model.name} has {model.num_classes} classes, but {sets.benchmark} has"
+            f" {sets.num_classes}: choose a network that was trained on {sets.benchmark}"
+        )
+    # the protocol decides the size; every architecture here pools globally and takes any
+    model = dataclasses.replace(model, input_size=sets.preprocessing.crop)
+    kept = options or {}
+    names = applicable(model, kept) if detectors is None else detectors
+    made = make_detectors(names, model, options=options, batch_size=batch_size)
+    unfitted = [label for label, detector in made.items() if detector.needs_fit]
+    if unfitted and sets.train is None:
+        why = f"must be fitted on training images, which are absent: {sets.train_absent}"
+        if asked := [label for label in unfitted if detectors is not None or label in kept]:
+            raise ValueError(f"{', '.join(asked)} {why}")
+        for label in unfitted:
+            print(f"{label} is left out: it {why}", file=sys.stderr)
+            del made[label]
+    job = Job(
+        model=model,
+        detectors=made,
+        id_set=subset(sets.test, limit, seed),
+        ood_sets={o.name: subset(o.images, limit, seed) for o in sets.ood},
+        groups={o.name: o.group for o in sets.ood},
+        transform=sets.preprocessing,
+        facts={
+            "benchmark": sets.benchmark,
+            "protocol": sets.protocol,
+            "preprocessing": str(sets.preprocessing),
+        },
+        shifted_sets={s.name: subset(s, limit, seed) for s in sets.shifted},
+        train=sets.train and subset(sets.train, fit_limit, seed),
+    )
+    check_job(job)
+    return job
+
+
+def applicable(model: Model, kept: Container[str]) -> list[str]:
+    """`DEFAULT`, less zero-deflation where it gives all images one score; but for `kept`."""
+    names = []
+    for name in DEFAULT:
+        if name in ("si-z", "gaia-z") and name not in kept and si.constant(model, name):
+            print(f"{name} is left out: no ReLU lies behind its taps", file=sys.stderr)
+        else:
+            names.append(name)
+    return names
 
 
 def check_job(job: Job) -> None:

@@ -3,7 +3,7 @@
 A stored score is used again if its key is the same. The key holds the network's weights and its
 program, the detector's settings, its method's version and what it has learnt, preprocessing, the
 set's content, and the versions of jax and flax. It holds no source file: a change of a comment
-makes nothing stale, and a change of a method's scores is told by the method's version.
+makes nothing stale, and a change of a method's scores is marked by the method's version.
 """
 
 import hashlib
@@ -69,7 +69,7 @@ def model_facts(model: Model) -> dict[str, Any]:
 
 
 def _program_hash(model: Model) -> str:
-    """Hex hash of what the network computes, as its compiler is told; its weights aside."""
+    """Hex hash of what the network computes, as its compiler sees it; its weights aside."""
 
     def forward(variables, images):
         out = splitting.forward(model, variables, images)

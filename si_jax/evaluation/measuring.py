@@ -1,22 +1,24 @@
-"""What the scores of a job's sets tell: metrics, their averages and intervals, the accuracy."""
+"""What the scores of a job's sets show: metrics, their averages and intervals, the accuracy."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import binom
 
+from si_jax.data.image_set import ImageSet
 from si_jax.evaluation import bootstrap, metrics
 from si_jax.evaluation.calibration import PROBABILITIES, calibration_error
 from si_jax.evaluation.job import Job
 from si_jax.evaluation.metrics import METRICS
 from si_jax.evaluation.results import Rows
-from si_jax.evaluation.scoring import PREDICTION
+from si_jax.evaluation.store import PREDICTION
 
 Arrays = Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
 """Set -> detector -> name -> array with a row for each image."""
 
-TOLD_TIES = 0.01
-"""Share of a set's scores that may tie at the threshold of FPR95 without being told."""
+REPORTED_TIES = 0.01
+"""Share of a set's scores that may tie at the threshold of FPR95 without being reported."""
 
 
 def measure(job: Job, arrays: Arrays) -> dict[str, Any]:
@@ -36,7 +38,7 @@ def measure(job: Job, arrays: Arrays) -> dict[str, Any]:
     return {
         "results": rows,
         "averages": _by_group(rows, job.groups),
-        "ties": {detector: told for detector, sets in pairs.items() if (told := _ties(sets))},
+        "ties": {detector: many for detector, sets in pairs.items() if (many := _ties(sets))},
         "accuracy": _accuracy(id_arrays[PREDICTION]),
         "calibration_error": {
             name: calibration_error(id_arrays[name]["score"], correct)
@@ -147,7 +149,7 @@ def intervals(
 def _ties(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, int]:
     """Set -> how many of its scores tie at the threshold of FPR95, where they are many."""
     tied = {name: metrics.tied_at_threshold(*pair) for name, pair in pairs.items()}
-    return {name: n for name, n in tied.items() if n > TOLD_TIES * len(pairs[name][1])}
+    return {name: n for name, n in tied.items() if n > REPORTED_TIES * len(pairs[name][1])}
 
 
 def _correct(predicted: Mapping[str, np.ndarray]) -> np.ndarray | None:
@@ -158,7 +160,42 @@ def _correct(predicted: Mapping[str, np.ndarray]) -> np.ndarray | None:
 
 
 def _accuracy(predicted: Mapping[str, np.ndarray]) -> float | None:
-    labelled = predicted["label"] >= 0
-    if not labelled.any():
+    correct, count = _correct_of(predicted)
+    return correct / count if count else None
+
+
+def _correct_of(predicted: Mapping[str, np.ndarray]) -> tuple[int, int]:
+    """How many images are classified correctly, of how many with a label."""
+    has_label = predicted["label"] >= 0
+    return int((predicted["score"] == predicted["label"])[has_label].sum()), int(has_label.sum())
+
+
+def chance_warning(predicted: Mapping[str, np.ndarray], classes: int) -> str | None:
+    """A warning where a classifier is not better than chance, by a binomial test at 0.1 %."""
+    correct, count = _correct_of(predicted)
+    most = binom.ppf(0.999, count, 1 / classes) if count else 0  # of one that guesses
+    if correct > most or most == count:  # or too few images to say
         return None
-    return float(np.mean(predicted["score"][labelled] == predicted["label"][labelled]))
+    return (
+        f"the accuracy is {correct / count:.2%}, near chance for {classes} classes: labels,"
+        " normalisation and weights do not belong together, and the scores below mean nothing"
+    )
+
+
+def order_note(images: ImageSet, predicted: Mapping[str, np.ndarray]) -> list[str]:
+    """Say what the accuracy would be under the other order of numbered class folders.
+
+    Args:
+        images: the in-distribution set.
+        predicted: `"score"`, the predicted class, and `"label"` of each image.
+    """
+    labels = predicted["label"]
+    if not images.other_labels or (labels < 0).any():
+        return []
+    other = np.asarray(images.other_labels)[labels]
+    taken, text = (float(np.mean(predicted["score"] == truth)) for truth in (labels, other))
+    return [
+        f"{images.name}: its class folders are numbers and taken in their order, accuracy"
+        f" {taken:.2%}; sorted as text (0, 1, 10, ...), as PyTorch's ImageFolder does, it would be"
+        f" {text:.2%}"
+    ]

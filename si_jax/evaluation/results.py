@@ -45,7 +45,7 @@ class Results:
             where that is more than a hundredth of them.
         calibration_error: detector whose score is a probability -> its expected calibration
             error on the in-distribution set, where all of its images have labels.
-        shifted: in-distribution set that looks otherwise -> the classifier's accuracy on it, None
+        shifted: covariate-shifted in-distribution set -> the classifier's accuracy on it, None
             without labels; empty where there is none.
         full_spectrum: `results` and `averages` once more, with the shifted sets counted as
             in-distribution; empty where there is none.
@@ -53,7 +53,7 @@ class Results:
         absent: sets of the benchmark that are absent.
         incomplete: groups that lack a set.
         unreadable: set -> names of the images that were left out.
-        notes: what else is to be told of the sets.
+        notes: what else is to be reported of the sets.
         warning: why the results may mean nothing; None where they do.
         device: what they were computed on.
         computed: set -> number of images scored by this run, not found stored.

@@ -20,14 +20,21 @@ from si_jax.data.image_set import ImageSet, UnreadableImage, take
 from si_jax.data.pipeline import NO_INDEX, Batch, batches, tell_unreadable
 from si_jax.detectors import Detector, Inputs, Plan
 from si_jax.detectors.base import State
+from si_jax.evaluation.job import Job
 from si_jax.evaluation.keys import detector_facts, fit_hash, key_of
-from si_jax.evaluation.store import Chunk, Scores, chunk_path, held, read_chunk, write_keyed
+from si_jax.evaluation.store import (
+    PREDICTION,
+    Chunk,
+    Scores,
+    chunk_path,
+    held,
+    read_chunk,
+    write_keyed,
+)
 from si_jax.model import Model
 
 CHUNK = 512
 """Images of a score file, less what does not fill a batch."""
-
-PREDICTION = "prediction"
 
 
 def prediction(model: Model, batch_size: int) -> Detector:
@@ -130,6 +137,43 @@ class Scored:
     unreadable: tuple[str, ...]
     computed: int
     seconds: float
+
+
+def scorer_of(job: Job) -> Scorer:
+    """The detectors, and the classifier's prediction beside them."""
+    size = max(d.batch_size for d in job.detectors.values())
+    return Scorer({**job.detectors, PREDICTION: prediction(job.model, size)})
+
+
+def score_job(job: Job, directory: Path, *, skip_unreadable: bool = False) -> dict[str, Scored]:
+    """Score all sets.
+
+    Args:
+        job: what is evaluated.
+        directory: where score files are kept; what is there already is not computed again.
+        skip_unreadable: as for `score_set`.
+
+    Raises:
+        ValueError: as `score_set`; or if an in-distribution label is no class of the network's.
+    """
+    scorer, scored = scorer_of(job), {}
+    for image_set in job.sets:
+        found = scored[image_set.name] = score_set(
+            scorer,
+            image_set,
+            job.transform,
+            facts=job.score_facts,
+            directory=directory,
+            skip_unreadable=skip_unreadable,
+        )
+        if image_set is job.id_set or image_set.name in job.shifted_sets:
+            most = int(found.arrays[PREDICTION]["label"].max(initial=-1))
+            if most >= job.model.num_classes:
+                raise ValueError(
+                    f"{image_set.name} has the label {most}, but {job.model.name} has the classes"
+                    f" 0 to {job.model.num_classes - 1}: give the labels that it was trained with"
+                )
+    return scored
 
 
 def score_set(

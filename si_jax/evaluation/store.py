@@ -21,6 +21,9 @@ HELD = ("score", "index", "label")
 LONGEST = 150
 """Bytes of a set's name, escaped; file systems allow 255, prefixes and endings included."""
 
+PREDICTION = "prediction"
+"""In place of a detector: the predicted class."""
+
 RESERVED = ("total",)
 """Names that results use for something else."""
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from si_jax.checks import check_choice, check_least
 from si_jax.data import benchmarks, pipeline, preprocessing, sources
+from si_jax.data.benchmarks import BENCHMARKS
 from si_jax.data.image_set import ImageSet
 from si_jax.evaluation import defaults, tuning
 from si_jax.evaluation.store import check_names
@@ -86,6 +87,8 @@ def tune_on_benchmark(
     check_names(ood or {})
     next(tuning.candidates(detector, grid))  # refuses before anything is loaded
     table = defaults.benchmark_table(benchmark)
+    if table is None:
+        raise ValueError(f"benchmark (={benchmark}) must be one of {', '.join(BENCHMARKS)}")
     check_choice(preprocessing.PROTOCOLS, protocol=protocol)
     if not isinstance(model, Model):
         model, _ = defaults.benchmark_model(benchmark, model)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from si_jax.evaluation.scoring import PREDICTION
+from si_jax.evaluation.store import PREDICTION
 from si_jax.reporting.panels import (
     ID_COLOUR,
     OOD_COLOUR,

@@ -23,8 +23,7 @@ from si_jax.data.image_set import ImageSet
 from si_jax.data.json_files import read_json
 from si_jax.evaluation import metrics
 from si_jax.evaluation.results import Results
-from si_jax.evaluation.scoring import PREDICTION
-from si_jax.evaluation.store import Scores, chunk_path, load_scores
+from si_jax.evaluation.store import PREDICTION, Scores, chunk_path, load_scores
 from si_jax.reporting import report
 from si_jax.reporting.tables import html_table
 

@@ -1,4 +1,4 @@
-"""What an evaluation runs on: one's own folder, and what it tells of the sets."""
+"""What an evaluation runs on: custom data, and what is reported of the sets."""
 
 import csv
 import dataclasses
@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 import si_jax
+from si_jax.benchmarking import evaluate_benchmark, find_sets
 from si_jax.commands import evaluate as command
 from si_jax.data import benchmarks, downloads
 from si_jax.data.opening import as_image_set
-from si_jax.evaluation import defaults, measuring, metrics, sets
+from si_jax.evaluation import defaults, measuring, metrics
 from si_jax.reporting import html, report, runs
-from si_jax.reporting.evaluate import evaluate_benchmark
 from si_jax.testing import small_model
 
 RNG = np.random.default_rng(0)
@@ -37,7 +37,7 @@ def root(tmp_path_factory):
     return root
 
 
-def test_a_folder_of_ones_own(root, tiny):
+def test_a_folder_of_custom_data(root, tiny):
     run = evaluate_benchmark(root, tiny, detectors=["msp", "knn"], options={"knn": {"k": 2}})
     found = run.results
     assert (found.benchmark, found.protocol) == ("pets", "own")
@@ -70,7 +70,7 @@ def test_a_folder_of_ones_own(root, tiny):
     assert given.results.notes == []
 
 
-def test_ones_own_classes_without_a_folder_of_all(root, tiny, tmp_path, monkeypatch, capsys):
+def test_custom_classes_without_a_folder_of_all(root, tiny, tmp_path, monkeypatch, capsys):
     checkpoint = si_jax.save_checkpoint(tmp_path / "checkpoint", tiny)
     monkeypatch.setattr(measuring, "intervals", lambda job, arrays: {})
     monkeypatch.setattr(html, "write", lambda run, directory: directory / "report.html")
@@ -95,7 +95,7 @@ def test_ones_own_classes_without_a_folder_of_all(root, tiny, tmp_path, monkeypa
     ):
         with pytest.raises(ValueError, match=message):
             evaluate_benchmark(None, tiny, detectors=["msp"], **given)
-    with pytest.raises(ValueError, match="no checkpoint for data of your own comes with"):
+    with pytest.raises(ValueError, match="no checkpoint for custom data comes with"):
         command.main(["--id", str(root / "val")])
 
 
@@ -140,7 +140,7 @@ def test_the_full_spectrum_beside_the_usual_result(root, tiny, tmp_path, monkeyp
     (tmp_path / "results.json").write_text(json.dumps(broken))
     with pytest.raises(ValueError, match="in 'full_spectrum', the sets of detector 'msp'"):
         runs.load(tmp_path)
-    with pytest.raises(ValueError, match="give sets of your own as shifted"):
+    with pytest.raises(ValueError, match="give custom sets as shifted"):
         evaluate_benchmark(root, tiny, full_spectrum=True)
 
 
@@ -154,7 +154,7 @@ def test_data_is_looked_for_before_weights_are_loaded(tmp_path, monkeypatch):
     places = ["--dataset", "imagenet", "--data-dir", str(tmp_path / "data")]
     file = ["--checkpoint", str(tmp_path / "resnet50.pth"), "--model", "imagenet_resnet50"]
     for given, message in (
-        ([*places, *file], "imagenet: download the validation images from"),
+        ([*places, *file], "imagenet: download the validation images"),
         ([*places, "--checkpoint", "digits"], "imagenet: download the validation images"),
         ([*places, *file, "--id", f"imagenet={tmp_path}"], "holds no images but 1 other files"),
         ([*places, *file[:2]], "is a file, so it needs an architecture"),
@@ -163,8 +163,8 @@ def test_data_is_looked_for_before_weights_are_loaded(tmp_path, monkeypatch):
     ):
         with pytest.raises(ValueError, match=message):
             command.main([*given, "--out", str(tmp_path / "out")])
-    with pytest.raises(ValueError, match="has 4 classes, but imagenet has 1000"):
-        evaluate_benchmark("imagenet", small_model("plain"), data_dir=tmp_path / "data")
+    with pytest.raises(ValueError, match="plain has 4 classes, but digits has 10"):
+        evaluate_benchmark("digits", small_model("plain"))
 
 
 def test_mean_and_deviation_by_number(monkeypatch):
@@ -186,28 +186,29 @@ def test_mean_and_deviation_by_number(monkeypatch):
 
 def test_classes_of_the_card_decide_the_order(root, tiny):
     named = dataclasses.replace(tiny, card={"classes": ["10", "3", "2", "1", "0"]})
-    found = sets.find_sets(root, named, "published")
+    found = find_sets(root, model=named)
     labels = [found.test.load(k)[1] for k in range(len(found.test))]
     assert labels == [4, 4, 3, 3, 0, 0, 2, 2, 1, 1]
     wrong = dataclasses.replace(tiny, card={"classes": ["a", "b", "c", "d", "e"]})
     with pytest.raises(ValueError, match="class folder '0'"):
-        sets.find_sets(root, wrong, "published")
+        find_sets(root, model=wrong)
 
 
 def test_the_other_orders_accuracy():
     images = as_image_set((OOD, np.arange(5)), "x")
     images = dataclasses.replace(images, other_labels=(0, 1, 3, 4, 2))
     predicted = {"score": np.array([0, 1, 3, 4, 2]), "label": np.arange(5)}
-    (told,) = sets.order_note(images, predicted)
+    (told,) = measuring.order_note(images, predicted)
     assert "accuracy 40.00%" in told and told.endswith("it would be 100.00%")
-    assert sets.order_note(dataclasses.replace(images, other_labels=()), predicted) == []
+    assert measuring.order_note(dataclasses.replace(images, other_labels=()), predicted) == []
 
 
-def test_nothing_is_downloaded_unless_asked_for(tiny, monkeypatch, capsys, unchecked):
-    seen = []
+def test_nothing_is_downloaded_unless_asked_for(monkeypatch, capsys):
+    seen, found = [], find_sets("digits")
 
     def resolve(*args, fetch, **options):
         seen.append(fetch)
+        return found
 
     monkeypatch.setattr(benchmarks, "resolve", resolve)
     monkeypatch.setattr(
@@ -215,16 +216,45 @@ def test_nothing_is_downloaded_unless_asked_for(tiny, monkeypatch, capsys, unche
         "prepare",
         lambda *a, **o: iter([downloads.Outcome("svhn", "fetched", 3, "there")]),
     )
-    sets.find_sets("cifar10", tiny, "published")
-    sets.find_sets("cifar10", tiny, "published", download=True)
+    find_sets("cifar10")
+    find_sets("cifar10", download=True)
     assert seen == [False, True]
     assert capsys.readouterr().err == "svhn: fetched; there\n"
 
 
 def test_the_in_distribution_set_on_the_command_line():
-    assert command.in_distribution("imagenet", "imagenet=/a=b") == ("", "/a=b")
-    assert command.in_distribution("imagenet", "/a") == ("", "/a")
-    assert command.in_distribution(None, "pets=/a") == ("pets", "/a")
-    assert command.in_distribution("digits", None) == ("", None)
+    assert command.in_distribution("imagenet", "imagenet=/a=b") == "/a=b"
+    assert command.in_distribution("imagenet", "/a") == "/a"
+    assert command.in_distribution(None, "pets=/a") == {"pets": "/a"}
+    assert command.in_distribution("digits", None) is None
     with pytest.raises(ValueError, match="imagenet's set is called imagenet"):
         command.in_distribution("imagenet", "val=/a")
+
+
+def test_what_was_found_prints_itself(root, tiny):
+    lines = str(find_sets("digits")).splitlines()
+    assert lines[0] == "digits, published: no resize, centre crop 32x32"
+    assert lines[1:3] == ["    597 digits (in-distribution)", "    500 photos (far)"]
+    assert lines[-1] == "  1,200 digits_train (training)"
+    printed = str(find_sets(None, id_set={"pets": OOD}, shifted={"dark": OOD}, model=tiny))
+    assert "      5 pets (in-distribution)" in printed and "5 dark (covariate-shifted)" in printed
+    assert "no training images: give a folder train" in printed
+
+
+def test_a_guess_is_told_from_a_classifier():
+    """By the binomial: two classes can be right on all images, and a thousand hardly on 2 %."""
+
+    def warned(correct, count, classes):
+        score = np.zeros(count)
+        label = np.where(np.arange(count) < correct, 0, 1)
+        return measuring.chance_warning({"score": score, "label": label}, classes) is not None
+
+    assert not warned(60, 60, 2) and not warned(90, 90, 3)
+    assert warned(35, 60, 2) and warned(30, 90, 3)
+    assert warned(10, 10_000, 1000) and not warned(200, 10_000, 1000)
+    assert not warned(3, 3, 2) and not warned(0, 0, 2)  # too few to say
+    few = {"score": np.zeros(60), "label": np.full(60, -1)}
+    assert measuring.chance_warning(few, 10) is None
+    assert "accuracy is 58.33%, near chance for 2 classes" in measuring.chance_warning(
+        {"score": np.zeros(60), "label": np.arange(60) >= 35}, 2
+    )

@@ -21,7 +21,7 @@ from si_jax import cli, commands
 from si_jax.data import sources
 from si_jax.data.preprocessing import Preprocessing
 from si_jax.detectors.loading import load_detector
-from si_jax.evaluation import benchmark, fitting
+from si_jax.evaluation import fitting, scoring
 from si_jax.evaluation.job import Job, make_detectors
 from si_jax.reporting import runs
 from si_jax.training import training
@@ -155,8 +155,8 @@ class Readers:
 
     def scores(self, root: Path) -> str:
         """Score what is not stored."""
-        _, arrays = benchmark.evaluate(self.job, root / "store")
-        return digest(*(a["msp"]["score"] for a in arrays.values()))
+        scored = scoring.score_job(self.job, root / "store")
+        return digest(*(one.arrays["msp"]["score"] for one in scored.values()))
 
     def fit(self, root: Path) -> str:
         """Fit what is not stored."""
