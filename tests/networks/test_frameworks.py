@@ -156,8 +156,9 @@ def test_layers_under_scan_are_no_taps_but_logits_work():
     expected = module.apply(model.variables, model.normalise(jnp.asarray(IMAGES)))
     np.testing.assert_allclose(model.logits(IMAGES), expected, atol=1e-5)
     assert np.isfinite(si_jax.make_detector("energy", model).score(IMAGES)).all()
-    with pytest.raises(ValueError, match=r"layers/norm.*nn\.scan"):
-        si_jax.make_detector("gaia-z", model)
+    for name in ("gaia-z", "rankfeat"):
+        with pytest.raises(ValueError, match=r"layers/norm.*nn\.scan"):
+            si_jax.make_detector(name, model)
 
 
 class Mode(nn.Module):
