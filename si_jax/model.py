@@ -19,6 +19,7 @@ from si_jax.networks.head import (
     LinearHead,
     head_of,
     linear_head,
+    no_head,
     no_logits,
     output_activation,
 )
@@ -42,7 +43,7 @@ class Model(Network):
         mean: mean of each channel, in [0, 1] units, subtracted from uint8 images.
         std: standard deviation of each channel, in [0, 1] units, by which they are divided.
         head: path of the layer that gives the logits, such as `"linear"`; its input is the
-            features.
+            features. None if the network has none, as a cosine classifier.
         name: architecture's name, for reports.
         call_kwargs: further keywords of the network's call, such as `{"train": False}`.
         precision: matrix precision: `"highest"` (float32 everywhere), `"high"` or `"default"`.
@@ -205,9 +206,11 @@ class Model(Network):
     @cached_property
     def linear_head(self) -> LinearHead | None:
         """The linear map from the features to the logits; None if they are not linear in them."""
-        return linear_head(self, self.head)
+        return linear_head(self, self.head) if self.head else None
 
     def _head(self, variables):
+        if not self.head:
+            raise ValueError(no_head(self))
         if self.linear_head is None:
             raise ValueError(
                 f"head (={self.head!r}) is not linear: the network's logits are not its input times"
@@ -267,7 +270,13 @@ class Model(Network):
     def features(
         self, images: Any, *, batch_size: int = DEFAULT_BATCH_SIZE, scale: str | None = None
     ) -> np.ndarray:
-        """Input of the classifier head, (N, features) float32; arguments as for `logits`."""
+        """Input of the classifier head, (N, features) float32; arguments as for `logits`.
+
+        Raises:
+            ValueError: as `logits`, and if the network has no head.
+        """
+        if not self.head:
+            raise ValueError(no_head(self))
         return self.outputs(images, batch_size=batch_size, scale=scale)["features"]
 
     def outputs(

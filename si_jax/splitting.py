@@ -30,7 +30,7 @@ class Forward(NamedTuple):
 
     Attributes:
         logits: (batch, classes).
-        features: (batch, features), the input of the classifier head.
+        features: (batch, features), the input of the classifier head; the logits without one.
         outputs: path -> output of the sub-modules that were to be recorded.
     """
 
@@ -84,7 +84,8 @@ def forward(
         return out
 
     logits = run(model, variables, images, visit)
-    return Forward(logits.astype(jnp.float32), features[-1], outputs)
+    logits = logits.astype(jnp.float32)
+    return Forward(logits, features[-1] if model.head else logits, outputs)
 
 
 Target = Callable[[Forward], Float[Array, "batch"]]

@@ -235,7 +235,7 @@ def _maps(model: Model, stages: int) -> tuple[str, ...]:
     paths = [call.path for call in model.calls]
     maps = [
         call.path
-        for call in model.calls[: paths.index(model.head)]
+        for call in model.calls[: paths.index(model.head) if model.head else None]
         if call.shape is not None and len(call.shape) == 3 and call.shape[0] * call.shape[1] > 1
     ]
     if not maps:

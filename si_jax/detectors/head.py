@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from scipy.special import logsumexp
 
 from si_jax.model import Model
-from si_jax.networks.head import no_logits
+from si_jax.networks.head import no_head, no_logits
 
 
 def head_logits(
@@ -40,8 +40,10 @@ def feature_size(model: Model) -> int:
     """Number of features that enter the head, whatever it makes of them.
 
     Raises:
-        ValueError: if they are not one vector for each image.
+        ValueError: if there is no head, or they are not one vector for each image.
     """
+    if not model.head:
+        raise ValueError(no_head(model))
     shape = model.feature_shape
     if len(shape) != 1:
         raise ValueError(

@@ -83,12 +83,12 @@ def linear_head(network: Network, path: str) -> LinearHead | None:
     return LinearHead(tuple(x.aval.shape[1:]), weights)
 
 
-def head_of(network: Network, head: str | None) -> str:
-    """Path of the layer that gives the logits: the one asked for, or the linear one.
+def head_of(network: Network, head: str | None) -> str | None:
+    """Path of the layer that gives the logits: the one asked for, or the linear one, or None.
 
     Raises:
         ValueError: if it is never called, or called twice, or does not give the logits while a
-            linear layer does; or None is given and no linear layer gives them.
+            linear layer does.
     """
     look = network.outline
     paths = [call.path for call in network.calls]
@@ -99,13 +99,9 @@ def head_of(network: Network, head: str | None) -> str:
             f"head (={head!r}) is not called by the network; its sub-modules and taps are:"
             f" {listed(paths)}"
         )
-    if head is None and (found := _found(look)) is None:
-        raise ValueError(
-            "head must be given, since no layer's input becomes the network's logits by weights"
-            f" alone: name what gives the logits, of {listed(paths)}; detectors that need the"
-            " logits alone serve such a network"
-        )
-    path = head if head is not None else str(found)
+    path = _found(look) if head is None else head
+    if path is None:
+        return None
     if f"{path.partition('#')[0]}#1" in paths:
         raise ValueError(
             f"head (={path!r}) is called more than once, so its input is not one set of features:"
@@ -206,6 +202,15 @@ OUTPUTS = {
     "sigmoid": "probabilities (a sigmoid)",
 }
 """What a network may apply to its logits -> what it returns then."""
+
+
+def no_head(network: Network) -> str:
+    """What to say of a network of which no head is known, where one is needed."""
+    return (
+        "the network has no head: no layer's input becomes the logits by weights alone; those"
+        " detectors that need the logits alone, such as 'energy', serve it; for those of features,"
+        f" give Model head=, of {listed([call.path for call in network.calls])}"
+    )
 
 
 def no_logits(kind: str) -> str:

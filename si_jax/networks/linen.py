@@ -33,12 +33,23 @@ def prepare(network: nn.Module, variables: Any) -> tuple[nn.Module, Named]:
 
 def run(network: nn.Module, variables: Named, images: Any, kwargs: Named, visit: Visit) -> Any:
     """Apply the network with `visit` around each sub-module's `__call__`."""
+    inside: list[str] = []
 
     def interceptor(call, args, kwargs, context):
         path = "/".join(context.module.path)
-        if context.method_name != "__call__" or not path:
+        is_parents = inside[-1:] == [path]  # a class's call of its parent's `__call__`
+        if context.method_name != "__call__" or not path or is_parents:
             return call(*args, **kwargs)
-        return visit(path, context.module, *first_positional(call, args, kwargs))
+        call, args = first_positional(call, args, kwargs)
+
+        def inner(*args):
+            inside.append(path)
+            try:
+                return call(*args)
+            finally:
+                inside.pop()
+
+        return visit(path, context.module, inner, args)
 
     with nn.intercept_methods(interceptor):
         return network.apply(variables, images, **kwargs)

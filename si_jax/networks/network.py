@@ -125,8 +125,8 @@ class Network:
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
-        """Shape of the features of one image, what enters the head; () where that is no array."""
-        x, _ = self.outline.values[self.head]
+        """Shape of the features of one image, what enters the head; () where there are none."""
+        x, _ = self.outline.values.get(self.head, (None, None))
         return vector_shape(tuple(x.aval.shape)[1:]) if x is not None else ()
 
     @property

@@ -232,18 +232,11 @@ def test_mistakes_are_told_in_one_sentence(unchecked):
         ((module, variables), size | off | {"mean": "half"}, "mean"),
         ((module, variables), size | off | {"mean": 0.5, "std": 0.5}, "number of channels"),
         (("resnet", variables), size, "no framework"),
-        ((NoHead(), init(NoHead())), size, "head must be given.* Conv_0;"),
         ((HeadTwice(), init(HeadTwice())), size | {"head": "head"}, "more than once"),
     ]
     for args, options, expected in cases:
         with pytest.raises(ValueError, match=expected):
             si_jax.Model(*args, **options)
-
-
-class NoHead(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        return nn.tanh(nn.Conv(4, (8, 8), padding="VALID")(x)[:, 0, 0])
 
 
 class HeadTwice(nn.Module):
