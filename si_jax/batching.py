@@ -99,17 +99,12 @@ class Batched:
             raise ValueError("images is empty: there is nothing to compute")
         if allow_small_batch:
             batch_size = fitting_batch_size(len(images), batch_size)
+        starts = range(0, len(images), batch_size)
+        batches = ((None, images[start : start + batch_size], False) for start in starts)
         parts: list[Any] = []
-        pending: deque[Callable[[], Any]] = deque()
         with progress_bar(progress, len(images)) as bar:
-            for start in range(0, len(images), batch_size):
-                batch = images[start : start + batch_size]
-                pending.append(self.start(batch, batch_size=batch_size))
-                if len(pending) == PREFETCH:
-                    parts.append(pending.popleft()())
-                    bar.update(batch_size)
-            for fetch in pending:
-                parts.append(fetch())
+            for _, part in self.over(batches, batch_size=batch_size, ahead=PREFETCH - 1):
+                parts.append(part)
                 bar.update(min(batch_size, len(images) - bar.n))
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 

@@ -23,7 +23,7 @@ from si_jax.data import benchmarks, downloads
 from si_jax.data.benchmarks import Resolved
 from si_jax.data.cifar import LABELS
 from si_jax.data.image_set import unlabelled
-from si_jax.data.opening import as_image_set
+from si_jax.data.opening import IMAGE_KEYS, as_image_set
 from si_jax.data.own import resolve_own
 from si_jax.data.preprocessing import preprocessing_for
 from si_jax.evaluation import defaults, measuring
@@ -58,8 +58,8 @@ def find_sets(
 ) -> Resolved:
     """Find a benchmark's sets, or those of custom data; the first of two steps.
 
-    Images are a path, arrays, a sequence or a loader, as `si_jax.data.opening.as_image_set`
-    takes.
+    Images are in any form that `si_jax.data.opening.as_images` takes; what a loader or a generator
+    gives is held in memory.
 
     Args:
         benchmark: a key of `si_jax.data.benchmarks.BENCHMARKS`; or a folder of custom data with
@@ -96,7 +96,9 @@ def find_sets(
             raise ValueError("custom data is brought to a network's size: give the model")
         if full_spectrum:
             raise ValueError("full_spectrum is for benchmarks: give custom sets as shifted")
-        name, id_set = next(iter(id_set.items())) if isinstance(id_set, Mapping) else ("", id_set)
+        name, is_named = "", isinstance(id_set, Mapping) and len(id_set) == 1
+        if is_named and not {*IMAGE_KEYS} & id_set.keys():  # else columns
+            ((name, id_set),) = id_set.items()
         sets = resolve_own(
             benchmark,
             num_classes=model.num_classes,
@@ -145,6 +147,7 @@ def evaluate(
     seed: int = 0,
     batch_size: int | None = None,
     skip_unreadable: bool = False,
+    scale: str | None = None,
     out: str | os.PathLike | None = None,
     label: str | None = None,
     command: str = "",
@@ -169,6 +172,8 @@ def evaluate(
         seed: of the subsets.
         batch_size: images per batch; None for each detector's own. No score depends on it.
         skip_unreadable: whether images that cannot be read are left out; otherwise an error.
+        scale: what the numbers in arrays of images that are not uint8 mean, see `Model`; None for
+            the model's own.
         out: directory for the results; None keeps nothing.
         label: what reports call the network's weights; None for the network's name.
         command: the command line, for reports.
@@ -183,6 +188,7 @@ def evaluate(
     """
     began = time.monotonic()
     directory = None if out is None else checked_directory(out)
+    model = dataclasses.replace(model, scale=scale or model.scale)
     job = make_job(
         model,
         sets,

@@ -73,7 +73,13 @@ def sets_of(images: ImageSet, transform: Preprocessing, seed: int = 0) -> dict[s
 
 def _made(kind: str, images: ImageSet, transform: Preprocessing, seed: int) -> ImageSet:
     def load(index: int) -> tuple[np.ndarray, int]:
-        image = transform.resized(images.load(index)[0])
+        image = images.load(index)[0]
+        if image.dtype != np.uint8 or image.shape[-1] != 3:
+            raise ValueError(
+                f"out-of-distribution sets are made of uint8 RGB images, and {images.name} are"
+                f" {image.dtype} of shape {image.shape}: give sets by ood"
+            )
+        image = transform.resized(image)
         rng = np.random.default_rng([seed, index])
         return KINDS[kind](image, rng), NO_LABEL
 

@@ -170,7 +170,7 @@ def _monitor(detector, images, test, window, size) -> Iterator[Observation]:
     recent: deque[bool] = deque(maxlen=window)
     rejected = 0
     # one batch is asked for, scored and given back before the next: an answer waits for no other
-    for _, rows in predicted(detector, iter(images), batch_size=size, ahead=0):
+    for _, rows in predicted(detector, images, batch_size=size, ahead=0, may_be_empty=True):
         for values in zip(*(column.tolist() for column in rows.values()), strict=True):
             row = dict(zip(rows, values, strict=True))
             rejected += row["is_ood"] - (recent[0] if len(recent) == window else 0)

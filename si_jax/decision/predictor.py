@@ -77,8 +77,8 @@ class Predictor:
         stream = ImageStream(
             "image", lambda: items, lambda item: load_entry((item, None), "the image", channels)
         )
-        made = predicted(self.detector, stream, skip_unreadable=True) if items else ()
-        for part, columns in made:
+        options = {"skip_unreadable": True, "may_be_empty": True}
+        for part, columns in predicted(self.detector, stream, **options):
             for name, values in columns.items():
                 table["class" if name == "label" else name][part.indices[part.mask]] = values
             for row, error in part.errors.items():

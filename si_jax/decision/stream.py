@@ -106,7 +106,8 @@ def predict_files(
 
 
 def _predict_files(detector, stream, workers) -> Iterator[FilePrediction]:
-    for batch, rows in predicted(detector, stream, workers=workers, skip_unreadable=True):
+    options = {"workers": workers, "skip_unreadable": True, "may_be_empty": True}
+    for batch, rows in predicted(detector, stream, **options):
         columns = {name: iter(values.tolist()) for name, values in rows.items()}
         for row, file in enumerate(batch.entries):
             if row in batch.errors:

@@ -13,7 +13,13 @@ from si_jax.model import Model
 
 
 def batches_of(
-    detector: Any, images: Any, batch_size: int, *, progress: str = "", **options: Any
+    detector: Any,
+    images: Any,
+    batch_size: int,
+    *,
+    progress: str = "",
+    may_be_empty: bool = False,
+    **options: Any,
 ) -> Iterator[Batch]:
     """The batches of images of any form, as a detector prepares them.
 
@@ -22,6 +28,7 @@ def batches_of(
         images: as `si_jax.data.opening.as_images` takes.
         batch_size: images per batch.
         progress: what a bar on stderr is called, where it takes a while; empty for none.
+        may_be_empty: whether there may be no image at all.
         options: of `si_jax.data.pipeline.batches`.
 
     Raises:
@@ -31,7 +38,7 @@ def batches_of(
     source = as_images(images, channels=shape[-1])
     made = batches(source, detector.preprocessing, batch_size, image_shape=shape, **options)
     total = len(source) if isinstance(source, ImageSet) else None
-    empty = True
+    empty = not may_be_empty
     with progress_bar(progress, total) as bar:
         for batch in made:
             empty = False

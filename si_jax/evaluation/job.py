@@ -76,7 +76,8 @@ class Job:
     @functools.cached_property
     def score_facts(self) -> dict[str, Any]:
         """What determines the scores beside detector and images, for the keys of stored files."""
-        return {**self.facts, "transform": str(self.transform), **model_facts(self.model)}
+        scale = {"scale": self.model.scale} if self.model.scale else {}
+        return {**self.facts, "transform": str(self.transform), **scale, **model_facts(self.model)}
 
 
 DEFAULT = ("si-c", "si-z", "gaia-z", "msp", "max-logit", "energy")

@@ -266,7 +266,8 @@ def save_thumbnails(
                 index = int(scored["index"][place])
                 if index not in rows:
                     rows[index] = len(images)
-                    images.append(_thumbnail(transform(image_set.load(index)[0]), side))
+                    image = transform(_picture(image_set.load(index)[0]))
+                    images.append(_thumbnail(image, side))
                     names.append(image_set.ident(index))
                 score = float(scored["score"][place])
                 picks.append((image_set.name, detector, end, rows[index], index, score))
@@ -281,6 +282,14 @@ def save_thumbnails(
         ),
     )
     return path
+
+
+def _picture(image: np.ndarray) -> np.ndarray:
+    """An image as RGB; numbers that are not uint8 by their range."""
+    if image.dtype != np.uint8:
+        low, high = float(image.min()), float(image.max())
+        image = (255 * (image.astype(np.float64) - low) / max(high - low, 1e-30)).astype(np.uint8)
+    return image if image.shape[-1] == 3 else np.repeat(image[..., :1], 3, axis=-1)
 
 
 def load_thumbnails(directory: Path) -> Extremes:

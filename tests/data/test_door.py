@@ -174,12 +174,32 @@ def test_an_evaluation_takes_them_too(detectors, folder, tiny):
     ood = {
         str(k): make(folder) for k, make in enumerate(map(FORMS.get, ("names", "loader", "glob")))
     }
-    run = si_jax.evaluate_benchmark(
-        None, tiny, detectors=["energy"], id_set=FORMS["loader, one-hot"](folder), ood=ood
-    )
-    assert {row["auroc"] for row in run.results.results["energy"].values()} == {0.5}
     expected = (tiny.logits(PIXELS).argmax(axis=-1) == LABELS).mean()
-    assert run.results.accuracy == pytest.approx(expected)
+    for form in ("loader, one-hot", "columns of pictures"):
+        run = si_jax.evaluate_benchmark(
+            None, tiny, detectors=["energy"], id_set=FORMS[form](folder), ood=ood
+        )
+        assert {row["auroc"] for row in run.results.results["energy"].values()} == {0.5}
+        assert run.results.accuracy == pytest.approx(expected)
+
+
+def test_an_evaluation_takes_floats_and_grey_images(tiny):
+    floats = PIXELS.astype(np.float64) / 255
+    sets = {"ood": {"pixels": PIXELS, "grey": PIXELS[..., 0]}, "scale": "unit"}
+    options = {"detectors": ["energy", "knn"], "options": {"knn": {"k": 2}}}
+    run = si_jax.evaluate_benchmark(
+        None, tiny, id_set=(floats, LABELS), train_set=floats, **sets, **options
+    )
+    assert run.results.results["energy"]["pixels"]["auroc"] == pytest.approx(0.5, abs=0.02)
+    grey = si_jax.make_detector("energy", tiny)
+    expected = si_jax.metrics.auroc(
+        grey.score(PIXELS), grey.score(np.repeat(PIXELS[..., :1], 3, axis=-1))
+    )
+    assert run.results.results["energy"]["grey"]["auroc"] == pytest.approx(expected, abs=0.02)
+    with pytest.raises(ValueError, match="say scale='uint8'"):
+        si_jax.evaluate_benchmark(
+            None, tiny, detectors=["energy"], id_set=floats, ood={"x": PIXELS}
+        )
 
 
 def test_labels_come_with_the_images_or_beside_them(tiny, folder):

@@ -1,5 +1,6 @@
 """A detector on tables of columns, as batch systems call it."""
 
+import io
 import pickle
 
 import numpy as np
@@ -46,6 +47,22 @@ def test_encoded_images_of_every_kind(predictor, tiny_images, tmp_path):
     assert "can't be decoded" in table["error"][5]
     nothing = predictor({"image": []})
     assert all(len(nothing[name]) == 0 for name in COLUMNS)
+
+
+def test_rows_without_an_image_leave_the_others_what_they_are(predictor, tiny_images):
+    file = io.BytesIO()
+    Image.fromarray(np.kron(tiny_images[0], np.ones((8, 8, 1), np.uint8))).save(file, "PNG")
+    whole = file.getvalue()
+    cut = Image.open(io.BytesIO(whole[: len(whole) // 2]))
+    nothing = [None, float("nan"), b"", "", {"bytes": None, "path": None}]
+    column = [whole, *nothing, "/nowhere/x.png", cut, whole[: len(whole) // 3], whole]
+    table = predictor({"image": column})
+    alone = predictor({"image": [whole]})["score"]
+    np.testing.assert_allclose(table["score"][[0, -1]], np.repeat(alone, 2), rtol=1e-5)
+    assert table["is_ood"][1:-1].all() and not any(table["error"][[0, -1]])
+    assert all("there is no image in this row" in error for error in table["error"][1:6])
+    assert "x.png can't be read" in table["error"][6]
+    assert all("can't be" in error for error in table["error"][7:9])
 
 
 def test_it_travels_as_its_directory(predictor, tiny_images):

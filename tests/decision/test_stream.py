@@ -10,6 +10,7 @@ from PIL import Image
 import si_jax
 from si_jax import cli
 from si_jax.commands import predict
+from si_jax.data.folders import from_folder
 from si_jax.data.image_set import MissingSet
 from si_jax.decision.stream import find_images, predict_files
 
@@ -56,6 +57,27 @@ def test_files_folders_and_globs(folder):
             list(find_images([path]))
 
 
+def test_folders_are_searched_as_by_evaluations(saved, folder, tmp_path, capsys):
+    """Linked folders and files without an ending count; what cannot be read is named."""
+    root, other = tmp_path / "photos", tmp_path / "elsewhere"
+    root.mkdir()
+    other.mkdir()
+    (root / "unnamed").write_bytes((folder / "00.png").read_bytes())
+    (other / "02.png").write_bytes((folder / "02.png").read_bytes())
+    (root / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    (root / "linked").symlink_to(other)
+    found = [path.split("photos/")[1] for path in find_images([root])]
+    assert found == ["unnamed", "linked/02.png"]
+    assert sorted(found) == sorted(map(from_folder(root).ident, range(2)))
+    run(saved, root)
+    out, err = capsys.readouterr()
+    assert "2 images:" in err and "1 file is left out" in err and "phone.heic" in err
+    assert "unnamed" in out and "linked/02.png" in out
+    with pytest.raises(SystemExit):
+        run(saved, root / "phone.heic")
+    assert "phone.heic can't be decoded (not a JPEG" in capsys.readouterr().err
+
+
 def test_predictions_are_in_order_and_unreadable_files_do_not_stop_them(saved, folder):
     detector = si_jax.load_detector(saved)
     files = [*find_images([folder]), str(folder / "notes.txt"), str(folder / "gone.png")]
@@ -88,6 +110,7 @@ def test_memory_does_not_grow_with_the_number_of_files(saved, folder):
         next(rows)
     assert len(opened) <= 5 * 8
     rows.close()
+    assert list(predict_files(si_jax.load_detector(saved), [])) == []
 
 
 def run(*argv):
