@@ -70,7 +70,6 @@ def batches(
     batch_size: int,
     *,
     workers: int = WORKERS,
-    start: int = 0,
     prefetch: int = 2,
     skip_unreadable: bool = False,
     image_shape: tuple[int, int, int] | None = None,
@@ -87,7 +86,6 @@ def batches(
             `Preprocessing`.
         batch_size: rows of every batch; the last one is padded.
         workers: number of threads.
-        start: index of the image of a set to begin with, e.g. where an interrupted run left off.
         prefetch: number of batches to prepare ahead of the one in use.
         skip_unreadable: whether to mask out and name images that can't be decoded, rather than
             raise the error.
@@ -103,13 +101,9 @@ def batches(
             decoded.
     """
     check_least(1, batch_size=batch_size, workers=workers)
-    check_least(0, start=start, prefetch=prefetch)
-    if isinstance(images, ImageSet) and start > len(images):
-        raise ValueError(
-            f"start (={start}) must be at most {len(images)}, the size of {images.name}."
-        )
+    check_least(0, prefetch=prefetch)
     load = _loader(images.load_fn, transform, image_shape, skip_unreadable)
-    return _generate(images, load, batch_size, workers, start, prefetch, image_shape)
+    return _generate(images, load, batch_size, workers, prefetch, image_shape)
 
 
 def shown(made: Iterable[Batch], image_set: ImageSet, what: str) -> Iterator[Batch]:
@@ -159,14 +153,14 @@ def _loader(load_fn, transform, shape, skip_unreadable):
     return lambda entries: [load(entry) for entry in entries]
 
 
-def _generate(images, load, batch_size, workers, start, prefetch, shape):
+def _generate(images, load, batch_size, workers, prefetch, shape):
     is_set = isinstance(images, ImageSet)
-    entries = iter(range(start, len(images)) if is_set else images.entries())
+    entries = iter(range(len(images)) if is_set else images.entries())
     piece = max(1, batch_size // PIECES)
     pending: collections.deque[tuple[list, list[Future]]] = collections.deque()
     executor = ThreadPoolExecutor(workers, thread_name_prefix="si_jax-decode")
     try:
-        first = start
+        first = 0
         while True:
             while len(pending) <= prefetch and (
                 part := list(itertools.islice(entries, batch_size))

@@ -45,13 +45,6 @@ def test_shape_padding_and_order():
     assert not decoding_threads()
 
 
-def test_start_where_a_run_left_off():
-    found = list(batches(make_set(10), CROP, 4, start=4))
-    np.testing.assert_array_equal(found[0].indices, [4, 5, 6, 7])
-    assert len(found) == 2
-    assert list(batches(make_set(10), CROP, 4, start=10)) == []
-
-
 def test_workers_and_prefetch_change_nothing():
     first = [batch.images for batch in batches(make_set(11), CROP, 3, workers=1, prefetch=0)]
     second = [batch.images for batch in batches(make_set(11), CROP, 3, workers=5, prefetch=4)]
@@ -133,8 +126,6 @@ def test_images_of_different_shapes(tmp_path):
     [
         ({"batch_size": 0}, r"batch_size \(=0\)"),
         ({"workers": 0}, r"workers \(=0\)"),
-        ({"start": -1}, r"start \(=-1\)"),
-        ({"start": 11}, r"start \(=11\) must be at most 10"),
         ({"prefetch": -1}, r"prefetch \(=-1\)"),
     ],
 )
