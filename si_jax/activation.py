@@ -93,11 +93,11 @@ def taps_with_activation(model: Network, taps: Sequence[str]) -> tuple[str, ...]
     return tuple(tap for tap, gate in gates.items() if gate and first[gate.inputs] == tap)
 
 
-def never_off(model: Model, taps: Sequence[str]) -> tuple[str, ...]:
+def taps_without_relu(model: Model, taps: Sequence[str]) -> tuple[str, ...]:
     """Those taps whose gradient no image switches off, see `si_jax.networks.switching`."""
     traced = _abstract(model, taps)
     equations = Equations(traced.closed)
-    return tuple(tap for tap in taps if switching.never_off(equations, traced.taps[tap]))
+    return tuple(tap for tap in taps if switching.without_relu(equations, traced.taps[tap]))
 
 
 def _abstract(model: Network, taps: Sequence[str]) -> Traced:

@@ -68,7 +68,7 @@ def _density_taps(model: Model) -> tuple[str, ...]:
     norms = select(model)
     if not activation.without_activation(model, norms):
         return norms
-    if len(activation.never_off(model, norms)) < len(norms):
+    if len(activation.taps_without_relu(model, norms)) < len(norms):
         return norms
     return activation.taps_with_activation(model, _innermost(model))
 

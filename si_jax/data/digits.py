@@ -21,7 +21,7 @@ from si_jax.data.synthetic import shuffled as shuffled_patches
 SIZE = 32  # side of an image, pixels
 CLASSES = 10
 TRAIN_COUNT, TEST_COUNT = 1200, 597
-OOD_COUNT = 500  # images of an out-of-distribution set, unless told otherwise
+OOD_COUNT = 500  # images of an out-of-distribution set, by default
 
 LETTERS = "AEFHKLMNPRTUVWXYdhkmn"  # none that is easily taken for a digit: no O I l Z S B G q ...
 FONTS = (

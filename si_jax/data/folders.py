@@ -229,7 +229,7 @@ def _labels(
             )
             raise ValueError(
                 f"{root} has {len(folders)} class folders where the classifier has {num_classes}"
-                f" classes, so labels can't be told from their order.{flat}"
+                f" classes, so labels do not follow from their order.{flat}"
             )
     labels = [NO_LABEL if top is None else table[top] for top in tops]
     return np.array(labels, np.int64), other

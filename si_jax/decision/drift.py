@@ -1,8 +1,9 @@
 """Watch an endless stream, and say when more of it is rejected than the threshold allows.
 
 The threshold rejects a share of in-distribution images that is known but for the luck of the
-calibration images. An alarm is raised when a gambler who bets on a larger share has become rich,
-which by Ville's inequality is as improbable as he is rich, however long he plays.
+calibration images. An alarm is raised when a test martingale, the wealth of bets on a larger share,
+exceeds 2 / alpha, which by Ville's inequality has a probability of at most alpha / 2, however long
+the stream.
 """
 
 from collections import deque
@@ -22,7 +23,7 @@ from si_jax.detectors.threshold import Threshold
 BETS = 16
 """Shares that are bet on, even in the log-odds from just above the calibrated share to 99 %."""
 
-RICH = 1e200
+MAX_STAKE = 1e200
 """Where a stake stops to grow, so that it remains a number."""
 
 
@@ -38,7 +39,7 @@ class Observation:
         is_ood: whether the score is below the threshold.
         p_value: conformal p-value.
         window_share: share of out-of-distribution images among the last `window`.
-        wealth: of the gambler, who began with 1.
+        wealth: of the test martingale, which begins with 1.
         drift: whether an alarm has been raised, at this image or before.
     """
 
@@ -78,7 +79,7 @@ class DriftTest:
 
     Attributes:
         bound: r.
-        wealth: capital of the gambler now.
+        wealth: of the test martingale now.
         drift: whether it has ever reached `2 / alpha`.
     """
 
@@ -130,7 +131,7 @@ def step(
     won, lost = share / bound, (1 - share) / (1 - bound)
     entering = 1 / (number * (number + 1)) / BETS
     stakes = (stakes + entering) * np.where(np.asarray(rejected)[..., None], won, lost)
-    stakes = np.minimum(stakes, RICH)
+    stakes = np.minimum(stakes, MAX_STAKE)
     return stakes, stakes.sum(axis=-1) + 1 / (number + 1)
 
 

@@ -50,7 +50,7 @@ class Method:
         build: (model, options by keyword) -> `Plan`.
         summary: what the score is, in one line.
         reference: where the formula comes from.
-        batch_size: images per batch unless told otherwise.
+        batch_size: images per batch by default.
         version: raised whenever the method's scores change, which makes stored ones stale; None
             for a method whose scores are never stored.
         needs: what it needs beside the logits, some of `NEEDS`.

@@ -64,7 +64,7 @@ class Detector:
         self._fitted_on: np.dtype | None = None
         self.state: State | None = None
         if not self.needs_fit:
-            self._take({})
+            self._set_state({})
 
     def __repr__(self) -> str:
         known = [f"{k}={v!r}" for k, v in self.settings.items() if k != "taps"]
@@ -139,7 +139,7 @@ class Detector:
             labels: (N,) class indices or (N, classes) one-hot, for the detectors that need them,
                 where `images` do not come with their own.
             scale: as for `score`.
-            progress: whether a bar on stderr tells how far it is, if it takes a while.
+            progress: whether a bar on stderr shows how far it is, if it takes a while.
 
         Raises:
             ValueError: if the images do not fit the model, or labels are needed and missing.
@@ -161,7 +161,7 @@ class Detector:
     def fit_batches(self, batches: Batches) -> "Detector":
         """`fit` on a stream of batches, which is never held in memory as a whole."""
         if self._fit is not None:
-            self._take(self._fit(batches))
+            self._set_state(self._fit(batches))
         return self
 
     def load_state(self, state: State) -> None:
@@ -175,9 +175,9 @@ class Detector:
             raise ValueError(f"detector {self.name!r} learns nothing: there is no state to load")
         if self.needs_fit:
             check_state(self.name, self.model, self._compute, state)
-        self._take(state)
+        self._set_state(state)
 
-    def _take(self, state: State) -> None:
+    def _set_state(self, state: State) -> None:
         self.state = dict(state)
         self.threshold = None
         self._fitted_on = None
@@ -295,7 +295,7 @@ class Detector:
             scale: what the numbers in other arrays than uint8 mean: `"uint8"` for 0 to 255,
                 `"unit"` for [0, 1], `"normalised"`; None for the model's `scale`, or by the dtype,
                 as above.
-            progress: whether a bar on stderr tells how far it is, if it takes a while.
+            progress: whether a bar on stderr shows how far it is, if it takes a while.
 
         Returns:
             (N,) float32.

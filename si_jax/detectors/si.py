@@ -274,7 +274,7 @@ def constant(model: Model, role: str, taps: Sequence[str] | None = None) -> bool
         taps: paths of others.
     """
     taps = default_taps(model, role) if taps is None else taps
-    return len(activation.never_off(model, taps)) == len(taps)
+    return len(activation.taps_without_relu(model, taps)) == len(taps)
 
 
 def _channel_average(model, path, share, engine, taps, outer, tap_chunk) -> Plan:

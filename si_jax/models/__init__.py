@@ -31,7 +31,7 @@ class Architecture:
 
     Attributes:
         family: the network class, its taps, its stages, and how checkpoints name it.
-        num_classes: number of logits unless told otherwise.
+        num_classes: number of logits by default.
         input_size: height and width of the images, in pixels.
         normalisation: a key of `NORMALISATIONS`.
         options: the keywords with which the class makes this very network.

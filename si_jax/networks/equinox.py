@@ -11,7 +11,14 @@ import jax.numpy as jnp
 from si_jax.networks.framework import Framework, Named, Visit, is_a
 from si_jax.networks.interception import intercepted
 from si_jax.networks.network import trace_of
-from si_jax.networks.one_image import at, foreign, see, seen, stateless, with_arrays
+from si_jax.networks.one_image import (
+    foreign,
+    is_watched,
+    stateless,
+    watched,
+    with_arrays,
+    wrap_call,
+)
 
 NORMS = (eqx.nn.BatchNorm, eqx.nn.GroupNorm, eqx.nn.LayerNorm, eqx.nn.RMSNorm)
 
@@ -56,15 +63,15 @@ def run(network: Inference, variables: Named, images: Any, kwargs: Named, visit:
 
     def seam(module, call, args, kwargs):
         path = paths.get(_identity(module))
-        if not seen() or (path is None and not foreign((args, kwargs), outside)):
+        if not is_watched() or (path is None and not foreign((args, kwargs), outside)):
             return call(*args, **kwargs)
         path = path or type(module).__name__  # made anew, as inside eqx.filter_checkpoint
         shown = partial(visit, path, originals.get(path, module))
-        return see(shown, call, (args, kwargs), outside)
+        return wrap_call(shown, call, (args, kwargs), outside)
 
     def one(image):
         state = () if filled.state is None else (with_arrays(filled.state, ()),)
-        with at(trace_of(image)):
+        with watched(trace_of(image)):
             return stateless(filled.module(image, *state, **kwargs))
 
     with intercepted({type(module) for module in modules.values()}, seam):

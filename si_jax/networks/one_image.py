@@ -24,7 +24,7 @@ ARRAY = object()
 _level: ContextVar[Any] = ContextVar("level", default=None)  # trace of one image; None: unseen
 
 
-def seen() -> bool:
+def is_watched() -> bool:
     """Whether calls are to be seen here."""
     return _level.get() is not None
 
@@ -36,7 +36,7 @@ def foreign(given: Any, outside: tuple) -> bool:
     return any(trace not in outside and not isinstance(trace, level) for trace in traces)
 
 
-def see(visit: Callable, call: Callable, given: Any, outside: tuple) -> Any:
+def wrap_call(visit: Callable, call: Callable, given: Any, outside: tuple) -> Any:
     """A module's call on one image, which `visit` sees as its call on all of them.
 
     `given` are its arguments and keywords, `outside` the traces of what is of no single image.
@@ -67,7 +67,7 @@ def see(visit: Callable, call: Callable, given: Any, outside: tuple) -> Any:
     def batched(function, arrays, inner):
         """`inner` tells how many axes the network itself batches over, as a ViT over tokens."""
         of_images = any(trace_of(x) is level for x in arrays)
-        batching = custom_vmap(at(None)(function))
+        batching = custom_vmap(watched(None)(function))
 
         @batching.def_vmap
         def rule(size, in_batched, *arrays):
@@ -76,7 +76,7 @@ def see(visit: Callable, call: Callable, given: Any, outside: tuple) -> Any:
                 for x, b in zip(arrays, in_batched, strict=True)
             ]
             if of_images:
-                many = jax.vmap(lambda *row: at(trace_of(row[0]))(function)(*row))
+                many = jax.vmap(lambda *row: watched(trace_of(row[0]))(function)(*row))
                 outputs = on_all(many, rows, inner)
             else:
                 outputs = batched(jax.vmap(function), rows, inner + 1)
@@ -89,7 +89,7 @@ def see(visit: Callable, call: Callable, given: Any, outside: tuple) -> Any:
 
 
 @contextlib.contextmanager
-def at(level: Any) -> Iterator[None]:
+def watched(level: Any) -> Iterator[None]:
     """Inside, `level` is the trace of one image; None if calls are not to be seen."""
     token = _level.set(level)
     try:

@@ -16,7 +16,7 @@ SMOOTH = frozenset((
 """Primitives through which a gradient gets, or not, whatever the values are."""
 
 
-def never_off(equations: Equations, x: Any) -> bool:
+def without_relu(equations: Equations, x: Any) -> bool:
     """Whether no image can switch the gradient at `x` off at some positions and not at others.
 
     So it is if only smooth operations lie behind it, and activations such as GELU, whose

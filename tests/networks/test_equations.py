@@ -10,7 +10,7 @@ import si_jax
 from si_jax import activation
 from si_jax.detectors.si_c import readings
 from si_jax.networks.equations import Equations
-from si_jax.networks.switching import never_off
+from si_jax.networks.switching import without_relu
 from si_jax.taps import default_taps
 
 
@@ -67,7 +67,7 @@ def test_activations_are_told_by_what_they_do(name):
     equations = Equations(closed)
     x = closed.jaxpr.eqns[0].outvars[0]
     assert (equations.activation(x) is not None) == like_relu
-    assert never_off(equations, x) == smooth
+    assert without_relu(equations, x) == smooth
     if activation := equations.activation(x):  # found from its output on as well
         assert (equations.input_of(activation.output) is None) == activation.switches
     assert equations.input_of(closed.jaxpr.outvars[0]) is None
@@ -103,7 +103,7 @@ def smooth():
 def test_densities_are_those_of_positive_inputs_and_tokens_are_positions(smooth):
     taps = default_taps(smooth, "si-c")
     assert taps == ("norm", "up")  # the LayerNorms are followed by no activation
-    assert activation.never_off(smooth, taps) == taps
+    assert activation.taps_without_relu(smooth, taps) == taps
     images = np.random.default_rng(0).integers(0, 256, (40, 4, 4, 3), np.uint8)
     detector = si_jax.make_detector("si-c", smooth)
     assert (detector.settings["engine"], detector.settings["taps"]) == ("activation", [*taps])

@@ -193,7 +193,7 @@ def _by_gradient(model: Model, taps: Sequence[str]) -> tuple[str, ...]:
         ValueError: if there is nothing to be read off any tap.
     """
     missing = activation.without_activation(model, taps)
-    if len(activation.never_off(model, missing)) == len(taps):
+    if len(activation.taps_without_relu(model, missing)) == len(taps):
         raise ValueError(
             "zero-deflation reads where the activation behind a tap is on, but neither a ReLU nor"
             f" GELU, SiLU or their like follows {activation.listed(taps)}: name others by taps, or"
