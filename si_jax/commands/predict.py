@@ -64,7 +64,7 @@ def main(
         explain: directory to write a picture to that explains each decision.
     """
     check_least(1, batch_size=batch_size)
-    loaded = load_detector(detector, model=torch and saved_with(detector, torch))
+    loaded = load_detector(detector, model=saved_with(detector, torch) if torch else None)
     threshold = check_calibrated(loaded)
     check_preprocessing(loaded)
     if tpr is not None:
@@ -111,8 +111,8 @@ def main(
 def saved_with(detector: str, name: str) -> Model:
     """The PyTorch network of a saved detector, with any weights."""
     card = read_card(find_detector(detector) / INSIDE / CARD, Card)
-    facts = {"input_size": card.input_size, "mean": card.mean, "std": card.std}
-    return torch_model(name, pretrained=False, **facts)
+    size, mean, std = card.input_size, card.mean, card.std
+    return torch_model(name, input_size=size, mean=mean, std=std, pretrained=False)
 
 
 def line(detector: Detector, row: FilePrediction) -> str:

@@ -54,7 +54,7 @@ def torch_model(
     network, found = make(place, what, pretrained and checkpoint is None)
     card = {"model": name, **found.pop("card", {})}
     if checkpoint is not None:
-        state, source = load_state(checkpoint, part, [])
+        state, source = load_state(Path(checkpoint), part, [])
         _load(network, state, Path(checkpoint))
         card |= source
     given = {"input_size": input_size, "mean": mean, "std": std}
@@ -113,7 +113,8 @@ def _transformers(place: str, what: str, pretrained: bool) -> tuple[Any, dict[st
     except (OSError, ValueError) as error:
         raise ValueError(f"transformers has no classifier {what!r}: {_line(error)}") from error
     labels = config.id2label
-    found = {"output": "logits", "card": {"classes": [labels[i] for i in sorted(labels)]}}
+    card: dict[str, Any] = {"classes": [labels[i] for i in sorted(labels)]}
+    found: dict[str, Any] = {"output": "logits", "card": card}
     size = images.get("crop_size") or images.get("size") or {}
     size = size if isinstance(size, dict) else {"height": size, "width": size}
     crop = [size.get(side) or size.get("shortest_edge") for side in ("height", "width")]
@@ -121,7 +122,7 @@ def _transformers(place: str, what: str, pretrained: bool) -> tuple[Any, dict[st
         found["input_size"] = tuple(crop)
         edge = images.get("size") or {}
         edge = edge.get("shortest_edge") if isinstance(edge, dict) else None
-        found["card"]["preprocessing"] = {"resize": edge or crop, "crop": crop}
+        card["preprocessing"] = {"resize": edge or crop, "crop": crop}
     found |= {key: images[f"image_{key}"] for key in ("mean", "std") if f"image_{key}" in images}
     return network, found
 
