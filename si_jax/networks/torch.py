@@ -25,7 +25,7 @@ from si_jax.networks.framework import (
 )
 from si_jax.networks.interception import intercepted
 
-INSTALL = 'pip install --pre "si-jax[torch]"'
+INSTALL = 'pip install "si-jax[torch]"'
 NORM = re.compile(r"(batch|group|instance|layer|rms)_?norm(act)?(\dd)?$", re.IGNORECASE)
 """How classes of norms are called, PyTorch's and others', such as timm's `LayerNorm2d`."""
 

@@ -261,7 +261,7 @@ def test_what_runs_elsewhere_or_in_another_form_is_told_in_one_sentence():
 
 def test_missing_torchax_names_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchax", None)
-    with pytest.raises(ValueError, match=r"by torchax.*: pip install --pre \"si-jax\[torch\]\""):
+    with pytest.raises(ValueError, match=r"by torchax.*: pip install \"si-jax\[torch\]\""):
         model_of(Small())
 
 
