@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from si_jax.detectors import register_detector as register_detector
     from si_jax.detectors.loading import load_detector as load_detector
     from si_jax.evaluation import metrics as metrics
-    from si_jax.evaluation.tuning_run import tune_on_benchmark as tune_on_benchmark
+    from si_jax.evaluation.tuning import tune_on_benchmark as tune_on_benchmark
     from si_jax.model import Model as Model
     from si_jax.networks.framework import register_framework as register_framework
     from si_jax.networks.function import tap as tap
@@ -59,7 +59,7 @@ _PUBLIC = {
     "tap": "si_jax.networks.function",
     "torch_model": "si_jax.weights.torch_modules",
     "train_checkpoint": "si_jax.training.train_checkpoint",
-    "tune_on_benchmark": "si_jax.evaluation.tuning_run",
+    "tune_on_benchmark": "si_jax.evaluation.tuning",
     "with_new_head": "si_jax.weights.checkpoint",
     "zero_shot": "si_jax.networks.zero_shot",
 }

@@ -15,7 +15,7 @@ from functools import partial
 from si_jax.commands.options import command
 from si_jax.evaluation import tuning
 from si_jax.evaluation.defaults import benchmark_model
-from si_jax.evaluation.tuning_run import tune_on_benchmark
+from si_jax.evaluation.tuning import tune_on_benchmark
 
 
 @command("si-jax tune", tune_on_benchmark, benchmark_model, ood="ood_val")

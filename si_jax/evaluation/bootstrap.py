@@ -66,13 +66,7 @@ def draws(
 
 
 def means(drawn: Drawn, groups: Mapping[str, str]) -> dict[str, dict[str, Draws]]:
-    """Group -> metric -> the mean over the group's sets, draw by draw.
-
-    Args:
-        drawn: set -> what `draws` gives, for all sets with one seed, so that the same
-            in-distribution images are drawn for each of them.
-        groups: set -> group.
-    """
+    """Group -> metric -> the mean over its sets, draw by draw, of draws with one seed."""
     averaged = {}
     for group in dict.fromkeys(groups[name] for name in drawn):
         rows = [row for name, row in drawn.items() if groups[name] == group]

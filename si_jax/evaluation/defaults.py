@@ -17,11 +17,7 @@ CHECKPOINTS = {"digits": "digits", "cifar100": "cifar100_resnet20"}
 
 
 def benchmark_table(benchmark: str | os.PathLike | None) -> Benchmark | None:
-    """A benchmark of `BENCHMARKS`; None for custom data: a folder, or None for sets given apart.
-
-    Raises:
-        ValueError: if it is neither.
-    """
+    """A benchmark of `BENCHMARKS`; None for custom data: a folder, or None for sets given apart."""
     if benchmark in BENCHMARKS:
         return BENCHMARKS[str(benchmark)]
     if benchmark is not None and not Path(benchmark).expanduser().is_dir():
@@ -35,16 +31,7 @@ def resolve_checkpoint(
     checkpoint: str | os.PathLike | None = None,
     architecture: str | None = None,
 ) -> str | os.PathLike:
-    """The checkpoint to load, of which no more is seen here than that it is there.
-
-    Args:
-        benchmark: as for `benchmark_model`.
-        checkpoint: likewise.
-        architecture: likewise.
-
-    Raises:
-        ValueError: if there is none, or `architecture` is missing.
-    """
+    """The checkpoint to load, which is there; arguments and errors as for `benchmark_model`."""
     table = benchmark_table(benchmark)
     checkpoint = checkpoint or (None if table is None else CHECKPOINTS.get(table.name))
     if checkpoint is None:

@@ -30,21 +30,8 @@ def fit_detectors(
     """Fit those detectors that need it, in place, or load their fits where they are stored.
 
     The logits and features of all fitting images are kept while fitting: (features + classes) * 4
-    bytes an image.
-
-    Args:
-        detectors: name -> detector, all of one model.
-        image_set: in-distribution training images, with labels where a detector needs them.
-        transform: a decoded image -> an image in the model's input size.
-        facts: what else determines the fit (weights, protocol), for the files' keys.
-        directory: where fits are kept, as `<directory>/<detector>.npz`.
-        batch_size: images per batch.
-        workers: threads that decode.
-        skip_unreadable: whether to leave out images that cannot be read, and say so; otherwise an
-            error.
-
-    Raises:
-        ValueError: if an image cannot be read, or a detector cannot be fitted on these images.
+    bytes an image. A fit is stored as `<directory>/<detector>.npz`; the other arguments are those
+    of `si_jax.evaluation.scoring.score_chunks`.
     """
     keys = {
         name: key_of(

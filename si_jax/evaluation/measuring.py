@@ -8,9 +8,8 @@ from scipy.stats import binom
 
 from si_jax.data.image_set import ImageSet
 from si_jax.evaluation import bootstrap, metrics
-from si_jax.evaluation.calibration import PROBABILITIES, calibration_error
 from si_jax.evaluation.job import Job
-from si_jax.evaluation.metrics import METRICS
+from si_jax.evaluation.metrics import METRICS, PROBABILITIES, calibration_error
 from si_jax.evaluation.results import Rows
 from si_jax.evaluation.store import PREDICTION
 
@@ -22,16 +21,7 @@ REPORTED_TIES = 0.01
 
 
 def measure(job: Job, arrays: Arrays) -> dict[str, Any]:
-    """How well each detector tells the sets apart, and how good the classifier is.
-
-    Args:
-        job: what was scored.
-        arrays: all that the job's sets were given by its detectors and by `PREDICTION`.
-
-    Returns:
-        Fields of `si_jax.evaluation.results.Results`: `results`, `averages`, `ties`, `accuracy`,
-        `calibration_error`, and with shifted sets `shifted` and `full_spectrum`.
-    """
+    """Fields of `Results`: how well each detector tells the sets apart, and the classifier."""
     id_arrays = arrays[job.id_set.name]
     correct = _correct(id_arrays[PREDICTION])
     pairs, rows = _measured(job, arrays, [job.id_set.name])
@@ -95,25 +85,8 @@ def averages(
     return means
 
 
-def intervals(
-    job: Job,
-    arrays: Arrays,
-    *,
-    resamples: int = 200,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Bootstrap confidence intervals of what `measure` gives.
-
-    Args:
-        job: what was evaluated.
-        arrays: as for `measure`.
-        resamples: number of draws.
-        seed: seed of the draws.
-
-    Returns:
-        `{"intervals": {detector: {ood_set: {metric: [low, high]}}}, "average_intervals": the same
-        by group, "bootstrap": ...}`, JSON to go beside the results.
-    """
+def intervals(job: Job, arrays: Arrays, *, resamples: int = 200, seed: int = 0) -> dict[str, Any]:
+    """Fields of `Results`: bootstrap confidence intervals of what `measure` gives."""
     id_arrays = arrays[job.id_set.name]
     correct = _correct(id_arrays[PREDICTION])
     chosen = [
@@ -121,19 +94,17 @@ def intervals(
         for name, metric in METRICS.items()
         if metric.report and (correct is not None or not metric.needs_correct)
     ]
-    options: dict[str, Any] = {
-        "metrics": chosen,
-        "resamples": resamples,
-        "seed": seed,
-        "correct": correct,
-    }
+    options: dict[str, Any] = {"resamples": resamples, "seed": seed, "correct": correct}
     measured: dict[str, dict[str, Any]] = {}
     means: dict[str, dict[str, Any]] = {}
     for detector in job.detectors:
         # one seed for all sets, so that the same in-distribution images are drawn for each of them
         drawn = {
             s.name: bootstrap.draws(
-                id_arrays[detector]["score"], arrays[s.name][detector]["score"], **options
+                id_arrays[detector]["score"],
+                arrays[s.name][detector]["score"],
+                metrics=chosen,
+                **options,
             )
             for s in job.ood_sets.values()
         }
@@ -183,12 +154,7 @@ def chance_warning(predicted: Mapping[str, np.ndarray], classes: int) -> str | N
 
 
 def order_note(images: ImageSet, predicted: Mapping[str, np.ndarray]) -> list[str]:
-    """Say what the accuracy would be under the other order of numbered class folders.
-
-    Args:
-        images: the in-distribution set.
-        predicted: `"score"`, the predicted class, and `"label"` of each image.
-    """
+    """Say what the accuracy would be under the other order of numbered class folders."""
     labels = predicted["label"]
     if not images.other_labels or (labels < 0).any():
         return []

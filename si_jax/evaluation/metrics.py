@@ -15,6 +15,11 @@ IdScores = Float[np.ndarray, "id"]
 OodScores = Float[np.ndarray, "ood"]
 Correct = Bool[np.ndarray, "id"]
 
+PROBABILITIES = ("msp", "temperature-scaling")
+"""Detectors whose score is the probability of the predicted class."""
+
+BINS = 15
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -203,6 +208,31 @@ def tied_at_threshold(id_scores: IdScores, ood_scores: OodScores) -> int:
     """
     counts = count(id_scores, ood_scores)
     return int(counts.ood[_threshold(counts)])
+
+
+def calibration_error(
+    probability: Float[np.ndarray, "images"], correct: Bool[np.ndarray, "images"]
+) -> float:
+    """Expected calibration error: mean difference of probability and accuracy, bin by bin.
+
+    `sum_b (n_b / n) |accuracy_b - mean probability_b|` over 15 bins of equal width, each with its
+    upper end (Guo et al., ICML 2017, eq. 3).
+
+    Args:
+        probability: of the predicted class, in [0, 1], of in-distribution images.
+        correct: whether that class is the image's.
+
+    Returns:
+        A fraction; 0 is best.
+
+    Raises:
+        ValueError: if there is no image, or a probability is not in [0, 1].
+    """
+    if not len(probability) or not ((probability >= 0) & (probability <= 1)).all():
+        raise ValueError("probability must hold at least one value, and all of them in [0, 1]")
+    places = np.clip(np.ceil(probability.astype(np.float64) * BINS) - 1, 0, BINS - 1).astype(int)
+    gaps = np.bincount(places, probability.astype(np.float64) - correct, minlength=BINS)
+    return float(np.abs(gaps).sum() / len(probability))
 
 
 def count(id_scores: IdScores, ood_scores: OodScores, correct: Correct | None = None) -> Counts:

@@ -146,16 +146,7 @@ def scorer_of(job: Job) -> Scorer:
 
 
 def score_job(job: Job, directory: Path, *, skip_unreadable: bool = False) -> dict[str, Scored]:
-    """Score all sets.
-
-    Args:
-        job: what is evaluated.
-        directory: where score files are kept; what is there already is not computed again.
-        skip_unreadable: as for `score_set`.
-
-    Raises:
-        ValueError: as `score_set`; or if an in-distribution label is no class of the network's.
-    """
+    """Score all sets, as `score_set`; a label that is no class of the network's is an error."""
     scorer, scored = scorer_of(job), {}
     for image_set in job.sets:
         found = scored[image_set.name] = score_set(
@@ -181,46 +172,17 @@ def score_set(
     image_set: ImageSet,
     transform: Callable[[np.ndarray], np.ndarray],
     *,
-    facts: Mapping[str, Any],
-    directory: Path,
     batch_size: int = 64,
-    workers: int = 4,
-    skip_unreadable: bool = False,
+    **options: Any,
 ) -> Scored:
     """Score one image set with every detector, beginning at the first chunk that is not stored.
 
-    A chunk's scores are stored as soon as it is finished, in a file for each detector. Batches are
-    those of the whole set, so that no score depends on what was stored.
-
-    Args:
-        scorer: the detectors.
-        image_set: the images.
-        transform: a decoded image -> an image in the model's input size.
-        facts: what else determines the scores (weights, protocol), for the files' keys.
-        directory: where score files are kept, as `<directory>/<detector>/<set>/<chunk>.npz`.
-        batch_size: images decoded at a time.
-        workers: threads that decode.
-        skip_unreadable: whether to leave out images that cannot be read, and say so; otherwise an
-            error.
-
-    Returns:
-        The scores, and what was computed now.
-
-    Raises:
-        ValueError: if an image cannot be read, not one can, or a score is not finite.
+    The arguments and errors are those of `score_chunks`; not one readable image is an error too.
     """
     began = time.monotonic()
     numbers = range(chunk_count(image_set, batch_size))
     arrays, computed = score_chunks(
-        scorer,
-        image_set,
-        transform,
-        numbers,
-        facts=facts,
-        directory=directory,
-        batch_size=batch_size,
-        workers=workers,
-        skip_unreadable=skip_unreadable,
+        scorer, image_set, transform, numbers, batch_size=batch_size, **options
     )
     seconds = time.monotonic() - began if computed else 0.0
     for scores in arrays.values():  # what an earlier, larger set left
@@ -246,8 +208,25 @@ def score_chunks(
 ) -> tuple[dict[str, Scores], int]:
     """Score and store those chunks of a set that are not stored.
 
-    The arguments are those of `score_set`, and the chunks' numbers. Returns detector -> scores of
-    all of them, and the number of images that were gone through now.
+    A chunk's scores are stored as soon as it is finished, in a file for each detector. Batches are
+    those of the whole set, so that no score depends on what was stored.
+
+    Args:
+        scorer: the detectors.
+        image_set: the images.
+        transform: a decoded image -> an image in the model's input size.
+        numbers: of the chunks.
+        facts: what else determines the scores (weights, protocol), for the files' keys.
+        directory: where score files are kept, as `<directory>/<detector>/<set>/<chunk>.npz`.
+        batch_size: images decoded at a time.
+        workers: threads that decode.
+        skip_unreadable: whether to leave out images that cannot be read; otherwise an error.
+
+    Returns:
+        Detector -> scores of these chunks, and the number of images that were gone through now.
+
+    Raises:
+        ValueError: if an image cannot be read, or a score is not finite.
     """
     spans = _spans(len(image_set), batch_size)
     facts = {**facts, "set": image_set.fingerprint, "batch": batch_size, "chunk": CHUNK}

@@ -29,12 +29,7 @@ RESERVED = ("total",)
 
 
 def check_names(names: Iterable[str], what: str = "set") -> None:
-    """Refuse names of image sets or detectors that cannot be told apart, be written or be shown.
-
-    Raises:
-        ValueError: if a name is empty, reserved, too long or holds characters that cannot be
-            printed, or two names are alike but for upper and lower case.
-    """
+    """Refuse names of image sets or detectors that cannot be told apart, written or shown."""
     seen: dict[str, str] = {}
     for name in names:
         if not name or name != name.strip() or not name.isprintable():
@@ -57,11 +52,7 @@ def check_names(names: Iterable[str], what: str = "set") -> None:
 
 
 def check_distinct(names: Iterable[str], what: str = "set") -> None:
-    """Refuse a name that is given twice.
-
-    Raises:
-        ValueError: naming it.
-    """
+    """Refuse a name that is given twice."""
     seen: set[str] = set()
     for name in names:
         if name in seen:
@@ -169,11 +160,7 @@ class Scores(Mapping[str, np.ndarray]):
 
 
 def load_scores(directory: Path, detector: str, image_set: str) -> Scores:
-    """The scores of a finished set, whatever they were computed with.
-
-    Raises:
-        ValueError: if there are none, or a file is damaged or of another computation than others.
-    """
+    """The scores of a finished set, by whatever computation; an error where there are none."""
     folder = chunk_path(directory, detector, image_set).parent
     paths = sorted(folder.glob("*.npz"))
     if not paths:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from si_jax.evaluation import metrics
-from si_jax.evaluation.calibration import calibration_error
+from si_jax.evaluation.metrics import calibration_error
 
 
 def by_hand(probability, correct, bins=15):
