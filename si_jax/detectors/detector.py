@@ -213,8 +213,9 @@ class Detector:
             ValueError: if the images do not fit the model, a score is NaN, or there are too few
                 images for the rate.
         """
+        options = {"scale": scale, "progress": f"{self.name}: calibrating" * progress}
         self.threshold = predictions.calibrated(
-            self, images, tpr=tpr, keep_images=keep_images, scale=scale, progress=progress
+            self, images, tpr=tpr, keep_images=keep_images, **options
         )
         return self
 
@@ -235,7 +236,8 @@ class Detector:
         Raises:
             ValueError: if the detector is not calibrated, or the images do not fit the model.
         """
-        return predictions.predict(self, images, scale=scale, progress=progress)
+        bar = f"{self.name}: predicting" * progress
+        return predictions.predict(self, images, scale=scale, progress=bar)
 
     def explain(self, image: Any, *, title: str = "", scale: str | None = None) -> "Figure":
         """A picture of why one image is trusted, or not.

@@ -51,23 +51,14 @@ class Predictions:
 
 
 def calibrated(
-    detector: Any,
-    images: Any,
-    *,
-    tpr: float = 0.95,
-    keep_images: int = 0,
-    scale: str | None = None,
-    progress: bool = False,
+    detector: Any, images: Any, *, tpr: float = 0.95, keep_images: int = 0, **options: Any
 ) -> Threshold:
     """The threshold of a detector by held-out in-distribution images; see `Detector.calibrate`."""
-    detector.check_fitted()
     scores, layers = [], []
     examples: list[tuple[np.ndarray, np.ndarray]] = []
     transformed = False
     slots = reservoir_slots(keep_images)
-    bar = f"{detector.name}: calibrating" * progress
-    options = {"predictions": True, "scale": scale, "progress": bar}
-    for batch, found, rows in detector.results(images, **options):
+    for batch, found, rows in detector.results(images, predictions=True, **options):
         transformed |= batch.transformed
         scores.append(rows["score"])
         layers.append({name: rows[name] for name in rows if name.startswith("tap_")})
@@ -92,19 +83,15 @@ def calibrated(
     )
 
 
-def predict(
-    detector: Any, images: Any, *, scale: str | None = None, progress: bool = False
-) -> Predictions:
+def predict(detector: Any, images: Any, **options: Any) -> Predictions:
     """Predictions, and whether to believe them; see `Detector.predict`.
 
     Raises:
         ValueError: if the detector has no threshold, or it was calibrated on files that were
             brought to size in another way; or if a score is NaN, which is no ground for a decision.
     """
-    check_calibrated(detector)
     parts, transformed = [], False
-    bar = f"{detector.name}: predicting" * progress
-    for batch, rows in predicted(detector, images, scale=scale, progress=bar):
+    for batch, rows in predicted(detector, images, **options):
         transformed |= batch.transformed
         parts.append(rows)
     table = {name: np.concatenate([rows[name] for rows in parts]) for name in parts[0]}
