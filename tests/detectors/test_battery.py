@@ -239,7 +239,7 @@ def test_what_comes_of_a_broken_forward_pass_is_never_a_score(name, models):
     broken.variables["params"]["block1"]["conv"]["kernel"][0, 0, 0, 0] = np.nan
     again = build(name, broken)
     if again.needs_fit:
-        again._take(detector.state)
+        again._set_state(detector.state)
     with pytest.raises(ValueError, match=rf"'{name}' gives 12 of 12 images.* NaN or infinite"):
         again.score(images)
     if again.needs_fit:
