@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.torch_networks import CifarResNet, Wrn
+from si_jax.model import Model
 from si_jax.models import architecture
 
 STEPS, STEP_SIZE = 2, 1 / 255
@@ -32,7 +33,12 @@ def programs(name: str, input_size: tuple[int, int], batch_size: int) -> dict[st
     network, taps = _network(name)
     network.eval().requires_grad_(False)
     images = torch.randn(batch_size, 3, *input_size)
+    model = Model(network, None, input_size, (0.0,) * 3, (1.0,) * 3)
+    last = images.permute(0, 2, 3, 1).numpy()
     return {
+        "the PyTorch module by torchax: forward pass": lambda: model.run(
+            last, batch_size=batch_size
+        ),
         "PyTorch: forward pass": lambda: _logits(network, images),
         "PyTorch: gaia-z by hooks": lambda: gaia_z(network, taps, images),
         "PyTorch: si-z, multiply, tap by tap": lambda: si_z(network, taps, images),

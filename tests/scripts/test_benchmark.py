@@ -181,7 +181,7 @@ def names(jaxpr):
 @pytest.mark.slow
 def test_the_same_in_pytorch():
     """PyTorch's hooks and its loop over the taps run, and give a score to each image."""
-    pytest.importorskip("torch")
+    pytest.importorskip("torchax")
     from benchmarks import speed_torch
 
     for name in ("resnet8", "wrn_16_4"):
