@@ -149,7 +149,7 @@ def _set_of(items: Any, name: str, channels: int = 3, entry: Callable[[Any], Ent
     def load(index: int) -> tuple[np.ndarray, int]:
         try:
             item = items[index]
-        except OSError as error:  # of a data set that opens files
+        except (OSError, ValueError) as error:  # of a data set that opens files, or lacks one
             raise UnreadableImage(f"{name}[{index}] can't be read ({error})") from error
         return load_entry(entry(item), f"{name}[{index}]", channels)
 
@@ -346,7 +346,7 @@ def load_entry(entry: Entry, name: str, channels: int) -> tuple[np.ndarray, int]
     if isinstance(image, np.ndarray) and not image.ndim:  # one text, as of TensorFlow
         image = image.item()
     if image is None or isinstance(image, float) or (not _is_array(image) and not image):
-        raise UnreadableImage(f"there is no image in this row (={image!r})")
+        raise UnreadableImage(f"{name} has no image (={image!r})")
     if isinstance(image, Image.Image):
         return to_rgb(image, name), label
     if isinstance(image, str | os.PathLike):
