@@ -65,7 +65,7 @@ def from_arrays(
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
             f"labels of {name} must be integers of shape ({len(images)},), not {labels.dtype} of"
-            f" shape {labels.shape}."
+            f" shape {labels.shape}"
         )
     labels = labels.astype(np.int64)
 
@@ -88,18 +88,12 @@ def from_arrays(
 def from_npz(path: str | os.PathLike, *, name: str | None = None) -> ImageSet:
     """Read a `.npz` file with an array `images` and, if the images have labels, one `labels`.
 
-    The whole file is held in memory.
-
     Args:
-        path: the file; `images` is uint8 of shape (n, height, width, 3) or (n, height, width[, 1]),
-            `labels` is integers of shape (n,).
+        path: the file, which is held in memory; its arrays are as `from_arrays` takes.
         name: what to call the set; the file's name without its ending by default.
 
-    Returns:
-        The set, as `from_arrays` makes it.
-
     Raises:
-        MissingSet: if the file isn't there.
+        MissingSet: if there is no such file.
         ValueError: if the file is damaged or its arrays are others.
     """
     path = _existing_file(path)
@@ -107,25 +101,22 @@ def from_npz(path: str | os.PathLike, *, name: str | None = None) -> ImageSet:
         arrays = files.read_arrays(path, ("images", "labels"))
     except files.READ_ERRORS as error:
         reason = str(error).rstrip(".")
-        raise ValueError(f"{reason}; write it anew with numpy.savez.") from error
+        raise ValueError(f"{reason}; write it anew with numpy.savez") from error
     if "images" not in arrays:
-        raise ValueError(f"{path} has no array called 'images'; write it under that name.")
+        raise ValueError(f"{path} has no array called 'images'; write it under that name")
     return from_arrays(name or path.stem, arrays["images"], arrays.get("labels"))
 
 
 def from_svhn_mat(path: str | os.PathLike, *, name: str | None = None) -> ImageSet:
-    """Read one of SVHN's own files of 32x32 crops, e.g. `test_32x32.mat`.
+    """Read one of SVHN's own files of 32x32 crops, e.g. `test_32x32.mat`; labels are 0 to 9.
 
     Args:
         path: the file; `X` is uint8 of shape (32, 32, 3, n), `y` the digits with 10 for zero.
         name: what to call the set; the file's name without its ending by default.
 
-    Returns:
-        The set, labels 0 to 9.
-
     Raises:
-        MissingSet: if the file isn't there.
-        ValueError: if the file is damaged or isn't one of SVHN's.
+        MissingSet: if there is no such file.
+        ValueError: if the file is damaged or is not one of SVHN's.
     """
     path = _existing_file(path)
     command = [sys.executable, "-c", _READ_MAT, str(path)]
@@ -148,5 +139,5 @@ def from_svhn_mat(path: str | os.PathLike, *, name: str | None = None) -> ImageS
 def _existing_file(path: str | os.PathLike) -> Path:
     path = Path(path).expanduser()
     if not path.is_file():
-        raise MissingSet(f"{path} is not a file; give the path of an existing file.")
+        raise MissingSet(f"{path} is not a file; give the path of an existing file")
     return path

@@ -79,7 +79,7 @@ class Resolved:
         train: images that detectors are fitted on, or None.
         ood: out-of-distribution sets.
         absent: sets of the benchmark that are missing.
-        train_absent: what to do about training images where there are none.
+        train_absent: what to do about training images where `train` is None.
         unlisted: sets that were taken whole where OpenOOD lists a part of them.
         incomplete: groups, sorted, whose averages are not the benchmark's for either reason.
         shifted: covariate-shifted images of the same classes, for the full spectrum.
@@ -127,10 +127,7 @@ class Resolved:
 def find(spec: DatasetSpec, paths: SearchPaths, num_classes: int | None = None) -> Found:
     """Open a set at the first of its sources where it is; only then think of downloading it.
 
-    Args:
-        spec: the set.
-        paths: where to look.
-        num_classes: of the classifier, where the set's labels are its classes.
+    `num_classes` is the classifier's, where the set's labels are its classes.
 
     Raises:
         MissingSet: if it is nowhere; one sentence says what to do.
@@ -209,23 +206,17 @@ def resolve(
     fetch: bool = False,
     full_spectrum: bool = False,
 ) -> Resolved:
-    """Find the sets of a benchmark.
+    """Find the sets of a benchmark, of which `si_jax.find_sets` says more.
 
     Args:
         benchmark: a key of `BENCHMARKS`.
         protocol: 'published' or 'openood'.
-        data_dir: the folder of all data; `sources.default_data_dir()` by default, where TFDS's sets
-            are also looked for in TFDS's own folder.
-        ood_root: the folder that holds image folders; `data_dir` by default.
-        extra: paths, or whatever else `as_image_set` takes, by name; the name of one of the
-            benchmark's own sets says where that set is, any other adds a set to the group 'extra'.
-        allow_missing: whether absent sets are left out rather than an error. The in-distribution
-            set cannot be left out.
+        data_dir: the folder of all data.
+        ood_root: the folder that holds image folders.
+        extra: name -> where one of the benchmark's sets is, or a set added to the group 'extra'.
+        allow_missing: whether absent sets but the in-distribution one are left out.
         fetch: whether TFDS sets that are not prepared may be downloaded.
         full_spectrum: whether the benchmark's covariate-shifted sets are looked for too.
-
-    Returns:
-        The sets found and the absent ones.
 
     Raises:
         ValueError: if `benchmark` or `protocol` is unknown, or a path of `extra` is no data set.

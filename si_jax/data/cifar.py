@@ -30,13 +30,7 @@ DRAWN = 10_000
 def from_cifar_binary(paths: Sequence[str | os.PathLike], *, name: str | None = None) -> ImageSet:
     """Read files of CIFAR's binary version, such as `data_batch_1.bin` or `train.bin`.
 
-    Args:
-        paths: the files, whose images are taken one file after the other; of CIFAR-100 the fine
-            labels are taken.
-        name: what to call the set; the first file's name without its ending by default.
-
-    Returns:
-        The set, in memory.
+    The images are taken one file after the other; of CIFAR-100 the fine labels.
 
     Raises:
         MissingSet: if a file does not exist.
@@ -66,17 +60,14 @@ def from_corruptions(
 ) -> ImageSet:
     """Read CIFAR-10-C or CIFAR-100-C as published: a `.npy` file a corruption, and `labels.npy`.
 
-    The files are mapped into memory, so that only images that are taken are read.
+    Each file holds the test images at five severities, uint8 of shape (50000, 32, 32, 3); all but
+    those of `ASIDE` are mapped into memory, so that only images that are taken are read.
 
     Args:
-        folder: `CIFAR-10-C` or `CIFAR-100-C`. Each file holds the test images at five severities,
-            uint8 of shape (50000, 32, 32, 3); all but those of `ASIDE` are read.
+        folder: `CIFAR-10-C` or `CIFAR-100-C`.
         name: what to call the set; the folder's name by default.
-        drawn: how many of all images are taken, at random; None for all.
+        drawn: how many of all images are taken, at random, which a note says; None for all.
         seed: of the draw.
-
-    Returns:
-        The set. Its notes say how many images were drawn.
 
     Raises:
         MissingSet: if there are no such files.

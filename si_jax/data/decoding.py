@@ -102,7 +102,7 @@ def decode(data: bytes, name: str, *, upright: bool = False) -> UInt8[np.ndarray
             return _rgb(image, upright)
     except _DAMAGE as error:
         raise UnreadableImage(
-            f"{name} can't be decoded ({_reason(error, data)}): replace the file or skip"
+            f"{name} cannot be decoded ({_reason(error, data)}): replace the file or skip"
             " unreadable images"
         ) from error
 
@@ -113,7 +113,7 @@ def to_rgb(image: Image.Image, name: str = "a Pillow image") -> UInt8[np.ndarray
         with _PICTURES:
             return _rgb(image, upright=True)
     except _DAMAGE as error:
-        raise UnreadableImage(f"{name} can't be read ({_reason(error, b'?')})") from error
+        raise UnreadableImage(f"{name} cannot be read ({_reason(error, b'?')})") from error
 
 
 def to_grey(image: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 1"]:

@@ -192,7 +192,7 @@ def _counts_and_labels(split: str) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.model_selection import train_test_split
 
     if split not in ("train", "test"):
-        raise ValueError(f"split (={split!r}) is not one of the digits' splits: 'train' or 'test'.")
+        raise ValueError(f"split (={split!r}) is not one of the digits' splits: 'train' or 'test'")
     counts, labels = _all_counts_and_labels()
     train, test = train_test_split(
         np.arange(len(labels)),

@@ -53,17 +53,17 @@ def from_folder(
         The set. Its fingerprint hashes the files' relative names, content and labels.
 
     Raises:
-        MissingSet: if the folder isn't there or holds no images.
-        ValueError: if its class folders don't fit `wnid_to_index` or `num_classes`.
+        MissingSet: if the folder is not there or holds no images.
+        ValueError: if its class folders do not fit `wnid_to_index` or `num_classes`.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
-        raise MissingSet(f"{root} is not a folder; give the path of a folder of images.")
+        raise MissingSet(f"{root} is not a folder: give the path of a folder of images")
     names, left_out = _scan(root)
     if not names:
         others = f" but {len(left_out)} other files" if left_out else ""
         raise MissingSet(
-            f"{root} holds no images{others}; put files that end in .jpg, .png and so on there."
+            f"{root} holds no images{others}: put files that end in .jpg, .png and so on there"
         )
     labels, other = _labels(root, names, wnid_to_index, num_classes, classes)
     return from_files(
@@ -127,7 +127,7 @@ def decode_file(file: Path) -> UInt8[np.ndarray, "height width 3"]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UnreadableImage(
-            f"{file} can't be read ({reason}); give the path of an image, or skip unreadable images"
+            f"{file} cannot be read ({reason}): give an image's path, or skip unreadable images"
         ) from error
     return decode(data, str(file), upright=True)
 
@@ -212,8 +212,8 @@ def _labels(
         if unknown := [top for top in folders if top not in table]:
             raise ValueError(
                 f"{root} has the class folder {unknown[0]!r} ({len(unknown)} such), which {where}"
-                f" {'do' if classes else 'does'}n't list; add it there or take it out of the"
-                " folder."
+                f" {'do' if classes else 'does'} not list; add it there or take it out of the"
+                " folder"
             )
     else:
         ordered = in_order(folders)
@@ -221,15 +221,15 @@ def _labels(
             other = tuple(folders.index(folder) for folder in ordered)
         table = {top: index for index, top in enumerate(ordered)}
         if num_classes is not None and len(folders) != num_classes:
-            flat = (
-                " Its images lie flat: sort them into a folder a class."
+            advice = (
+                "sort its images, which lie flat, into a folder a class"
                 if not folders
-                else f" Complete the folder or put {root.name}.wnid_to_index.json (folder name to"
-                " label) beside it."
+                else f"complete the folder or put {root.name}.wnid_to_index.json (folder name to"
+                " label) beside it"
             )
             raise ValueError(
                 f"{root} has {len(folders)} class folders where the classifier has {num_classes}"
-                f" classes, so labels do not follow from their order.{flat}"
+                f" classes, so labels do not follow from their order: {advice}"
             )
     labels = [NO_LABEL if top is None else table[top] for top in tops]
     return np.array(labels, np.int64), other
@@ -257,8 +257,8 @@ def _read_table(path: Path) -> dict[str, int]:
         table = json.loads(files.read_bytes(path))
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{path} can't be read as JSON ({error}); give a file that maps folder names to labels."
+            f"{path} cannot be read as JSON ({error}); give a file that maps folder names to labels"
         ) from error
     if not isinstance(table, dict) or not all(type(label) is int for label in table.values()):
-        raise ValueError(f"{path} must map folder names to integer labels, as {{'n01440764': 0}}.")
+        raise ValueError(f"{path} must map folder names to integer labels, as {{'n01440764': 0}}")
     return {_class_name(folder): label for folder, label in table.items()}

@@ -15,11 +15,11 @@ NO_LABEL = -1  # the label of an image without one
 
 
 class MissingSet(ValueError):
-    """A data set isn't where it was looked for; the message says what to do."""
+    """A data set is not where it was looked for; the message says what to do."""
 
 
 class UnreadableImage(ValueError):
-    """An image can't be decoded; the message names its file."""
+    """An image cannot be decoded; the message names its file."""
 
 
 class Prepared(NamedTuple):
@@ -121,7 +121,7 @@ class ImageSet:
 
     def _checked(self, index: int) -> int:
         if not 0 <= index < self.size:
-            raise IndexError(f"index (={index}) is outside {self.name}'s {self.size} images.")
+            raise IndexError(f"index (={index}) is outside {self.name}'s {self.size} images")
         return int(index)
 
 
@@ -166,7 +166,7 @@ def take(image_set: ImageSet, indices: Iterable[int] | Int[np.ndarray, " n"]) ->
     if chosen.size and not (chosen.min() >= 0 and chosen.max() < len(image_set)):
         raise ValueError(
             f"indices must lie between 0 and {len(image_set) - 1}, the last image of"
-            f" {image_set.name}; they run from {chosen.min()} to {chosen.max()}."
+            f" {image_set.name}; they run from {chosen.min()} to {chosen.max()}"
         )
     digest_fn = image_set.digest_fn
     return ImageSet(

@@ -36,7 +36,7 @@ def from_list(
         The set; a label that is absent or negative is -1.
 
     Raises:
-        MissingSet: if there is no such file, it lists nothing, or an image isn't there.
+        MissingSet: if there is no such file, it lists nothing, or an image is not there.
         ValueError: if it's no such list, or a label is out of range.
     """
     path = Path(path).expanduser()

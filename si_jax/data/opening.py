@@ -150,7 +150,7 @@ def _set_of(items: Any, name: str, channels: int = 3, entry: Callable[[Any], Ent
         try:
             item = items[index]
         except (OSError, ValueError) as error:  # of a data set that opens files, or lacks one
-            raise UnreadableImage(f"{name}[{index}] can't be read ({error})") from error
+            raise UnreadableImage(f"{name}[{index}] cannot be read ({error})") from error
         return load_entry(entry(item), f"{name}[{index}]", channels)
 
     def digest(index: int) -> bytes:
@@ -267,7 +267,7 @@ def _parts(item: Any, name: str) -> tuple[Any, Any]:
     if image is None:
         raise ValueError(
             f"items of {name} have none of the keys {', '.join(IMAGE_KEYS)}, but"
-            f" {', '.join(map(str, item))}; rename the one that holds images."
+            f" {', '.join(map(str, item))}; rename the one that holds images"
         )
     label = next((key for key in LABEL_KEYS if key in item), None)
     return item[image], None if label is None else item[label]

@@ -1,4 +1,4 @@
-"""Data of the user's own: a folder with training, held-out and out-of-distribution images."""
+"""Custom data: a folder with training, held-out and out-of-distribution images."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -27,24 +27,19 @@ def resolve_own(
     name: str = "",
     seed: int = 0,
 ) -> Resolved:
-    """Find the sets to evaluate a classifier of one's own classes on.
+    """Find the sets of custom data, of which `si_jax.find_sets` says more.
 
     Args:
-        root: a folder with `val` (or `test`), `train` if detectors are to be fitted, and
-            `ood/NAME`; in the first two a folder a class. None if all is given by the others.
+        root: a folder with `val` (or `test`), `train` and `ood/NAME`; or None.
         num_classes: of the classifier.
         preprocessing: the checkpoint's own.
-        classes: names of the classifier's classes in the order of its logits, by which class
-            folders are matched; where there are none, folders are taken in their own order.
-        test: in-distribution images in place of `root`'s, as `as_image_set` takes; a folder's
-            class folders are matched as above.
+        classes: names of the classifier's classes, by which class folders are matched; where there
+            are none, folders are taken in their own order.
+        test: in-distribution images in place of `root`'s.
         train: likewise the images that detectors are fitted on.
-        ood: further out-of-distribution sets by name, as `as_image_set` takes.
-        name: what to call the in-distribution set; its folder's or file's name by default.
+        ood: further out-of-distribution sets by name; where there are none, they are synthetic.
+        name: what to call the in-distribution set.
         seed: of the synthetic sets.
-
-    Returns:
-        The sets. Where there is no out-of-distribution set, they are made of `test`.
 
     Raises:
         MissingSet: if in-distribution images are absent.
@@ -52,13 +47,13 @@ def resolve_own(
     """
     folder = None if root is None else Path(root).expanduser()
     if folder is not None and not folder.is_dir():
-        raise MissingSet(f"{folder} is not a folder; give one with val and ood in it.")
+        raise MissingSet(f"{folder} is not a folder: give one with val and ood in it")
     if test is None and folder is not None:
         test = next((folder / n for n in HELD_OUT if (folder / n).is_dir()), None)
     if test is None:
         raise MissingSet(
             f"{folder or 'the data set'} has no folder val or test with in-distribution images;"
-            " make one with a folder a class, or say where they are."
+            " make one with a folder a class, or say where they are"
         )
     if train is None and folder is not None and (folder / "train").is_dir():
         train = folder / "train"
@@ -83,8 +78,6 @@ def resolve_own(
         test=tested,
         train=None if train is None else as_image_set(train, f"{name}_train", **matching),
         ood=tuple(sets),
-        train_absent=""
-        if train is not None
-        else "give a folder train beside val, with a folder"
-        " a class, or say where training images are.",
+        train_absent="give a folder train beside val, with a folder a class, or say where training"
+        " images are",
     )

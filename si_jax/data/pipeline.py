@@ -31,8 +31,8 @@ class Batch:
         indices: int64 of shape (batch,); positions in the set, -1 for the rows that pad the last
             batch.
         mask: bool of shape (batch,); False for padded rows and unreadable images.
-        unreadable: names of the batch's images that couldn't be decoded.
-        errors: row -> why its image couldn't be decoded.
+        unreadable: names of the batch's images that could not be decoded.
+        errors: row -> why its image could not be decoded.
         transformed: whether images were brought to size, and not all given in it.
         entries: of a stream, the entry of each row that is no padding.
     """
@@ -87,7 +87,7 @@ def batches(
         batch_size: rows of every batch; the last one is padded.
         workers: number of threads.
         prefetch: number of batches to prepare ahead of the one in use.
-        skip_unreadable: whether to mask out and name images that can't be decoded, rather than
+        skip_unreadable: whether to mask out and name images that cannot be decoded, rather than
             raise the error.
         image_shape: the network's (height, width, channels); images become grey for one channel.
             None for the shape of the first image, which the first batch must then hold.
@@ -97,7 +97,7 @@ def batches(
 
     Raises:
         ValueError: if an argument is out of range (at once), or images differ in shape after
-            `transform` (or from `image_shape`), or (as UnreadableImage) if an image can't be
+            `transform` (or from `image_shape`), or (as UnreadableImage) if an image cannot be
             decoded.
     """
     check_least(1, batch_size=batch_size, workers=workers)
@@ -189,7 +189,7 @@ def _collate(ident, set_name, first, loaded, batch_size, shape) -> Batch:
         if not readable:
             raise UnreadableImage(
                 f"None of the first {len(loaded)} images of {set_name} can be decoded, from"
-                f" {unreadable[0]} on; check the set."
+                f" {unreadable[0]} on; check the set"
             )
         shape = readable[0][1][0].shape
     dtype = readable[0][1][0].dtype if readable else np.dtype(np.uint8)

@@ -74,7 +74,7 @@ def preprocessing_for(
         input_size: height and width, pixels.
         card: what is known of the network. Its `"preprocessing"`, `{"resize": ..., "crop": ...}` as
             in `Preprocessing`, decides; without it the shorter side is resized to the input size
-            and the centre cropped (where the input isn't square, both sides are resized).
+            and the centre cropped (where the input is not square, both sides are resized).
 
     Returns:
         The preprocessing.

@@ -72,7 +72,7 @@ def from_path(
 
     Raises:
         MissingSet: if there is nothing at `path`, or no images in it.
-        ValueError: if what is there can't be read as a set of images.
+        ValueError: if what is there cannot be read as a set of images.
     """
     path = Path(path).expanduser()
     if path.suffix.lower() == ".npz":

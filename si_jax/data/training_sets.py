@@ -53,9 +53,9 @@ def find(
         dataset: the name of a benchmark, or the path of a folder with one folder of images per
             class; or with `train` and `val` (or `test`) that each have such folders. Without these,
             a tenth of the images is held out, drawn by `seed`.
-        data_dir: the folder of TFDS's sets (`sources.default_data_dir()` by default).
+        data_dir: the folder of all data.
         fetch: whether TFDS sets that are not prepared may be downloaded.
-        seed: seed of the draw.
+        seed: of the draw.
 
     Raises:
         MissingSet: if there is no such data set, or it has no training split.
@@ -109,7 +109,7 @@ def load(
     *,
     max_gib: float = 8.0,
 ) -> tuple[UInt8[np.ndarray, "n height width 3"], Int[np.ndarray, " n"]]:
-    """Decode all images of a set into memory.
+    """Decode all images of a set into memory: uint8 of shape (n, *shape), and labels.
 
     Args:
         image_set: the set.
@@ -117,12 +117,8 @@ def load(
         shape: that shape.
         max_gib: memory that the images may take, in GiB.
 
-    Returns:
-        Images, uint8 of shape (n, *shape), and labels, int64 of shape (n,).
-
     Raises:
-        ValueError: if they would take more memory, an image is without a label, or one cannot be
-            decoded.
+        ValueError: if they would take more, an image has no label, or one cannot be decoded.
     """
     size = len(image_set) * int(np.prod(shape)) / GIB
     if size > max_gib:

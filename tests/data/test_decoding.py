@@ -84,7 +84,7 @@ DAMAGED = {
 @pytest.mark.parametrize("kind", DAMAGED)
 def test_damage_is_told_with_the_name(kind):
     data, reason = DAMAGED[kind]
-    with pytest.raises(sources.UnreadableImage, match=rf"some/file\.x can't be decoded.*{reason}"):
+    with pytest.raises(sources.UnreadableImage, match=rf"some/file\.x cannot be decoded.*{reason}"):
         decode(data, "some/file.x")
 
 

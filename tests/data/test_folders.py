@@ -100,7 +100,7 @@ def test_folder_labels_from_json(tmp_path):
     with pytest.raises(ValueError, match="must map folder names to integer labels"):
         sources.from_path(root)
     table.write_text("{")
-    with pytest.raises(ValueError, match="can't be read as JSON"):
+    with pytest.raises(ValueError, match="cannot be read as JSON"):
         sources.from_path(root)
 
 
@@ -128,7 +128,7 @@ def test_folder_links(tmp_path):
     os.symlink(tmp_path / "nowhere.png", tmp_path / "set/b.png")
     found = sources.from_folder(tmp_path / "set")
     assert idents(found) == ["a/1.png", "b.png", "b/2.png"]
-    with pytest.raises(sources.UnreadableImage, match=r"set/b\.png can't be read"):
+    with pytest.raises(sources.UnreadableImage, match=r"set/b\.png cannot be read"):
         found.load(1)
 
 
@@ -152,13 +152,13 @@ def test_pipes_and_devices_are_not_waited_for(tmp_path):
     assert len(found.fingerprint) == 64
     assert idents(found) == ["a.png", "b.png", "c.png"]
     for index in (1, 2):
-        with pytest.raises(sources.UnreadableImage, match=r"can't be read \(it is no regular file"):
+        with pytest.raises(sources.UnreadableImage, match=r"cannot be read \(it is no reg"):
             found.load(index)
 
 
 def test_unreadable_file_of_a_folder_is_named(tmp_path):
     (tmp_path / "broken.jpg").write_bytes(NOISE[:100])
-    with pytest.raises(sources.UnreadableImage, match=r"broken\.jpg can't be decoded"):
+    with pytest.raises(sources.UnreadableImage, match=r"broken\.jpg cannot be decoded"):
         sources.from_folder(tmp_path).load(0)
 
 

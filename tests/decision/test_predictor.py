@@ -44,7 +44,7 @@ def test_encoded_images_of_every_kind(predictor, tiny_images, tmp_path):
     np.testing.assert_allclose(table["score"][good], np.repeat(expected, 6), rtol=1e-5)
     assert np.isnan(table["score"][5]) and np.isnan(table["p_value"][5])
     assert table["class"][5] == -1 and table["is_ood"][5]
-    assert "can't be decoded" in table["error"][5]
+    assert "cannot be decoded" in table["error"][5]
     nothing = predictor({"image": []})
     assert all(len(nothing[name]) == 0 for name in COLUMNS)
 

@@ -45,7 +45,7 @@ class Images:
         if index == self.at and self.error is not None:
             raise self.error
         if index in self.unreadable:
-            raise UnreadableImage(f"{self.set.ident(index)} can't be decoded")
+            raise UnreadableImage(f"{self.set.ident(index)} cannot be decoded")
         return np.full((32, 32, 3), index, np.uint8), index % 5
 
 

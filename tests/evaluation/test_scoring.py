@@ -188,7 +188,7 @@ def test_decoding_and_computing_overlap(digits_model, tmp_path):
 
 def test_an_unreadable_image_is_an_error_that_names_it(digits_model, tmp_path, monkeypatch):
     monkeypatch.setattr(scoring, "CHUNK", 8)
-    with pytest.raises(ValueError, match=r"made/18\.png can't be decoded"):
+    with pytest.raises(ValueError, match=r"made/18\.png cannot be decoded"):
         score(digits_model, tmp_path, Images(unreadable={18}))
     found, scorer = score(digits_model, tmp_path, Images(unreadable={18}), skip_unreadable=True)
     assert scorer.computed["energy"] == [*range(8, 18), 19]  # the first chunk was kept
