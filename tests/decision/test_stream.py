@@ -75,7 +75,7 @@ def test_folders_are_searched_as_by_evaluations(saved, folder, tmp_path, capsys)
     assert "unnamed" in out and "linked/02.png" in out
     with pytest.raises(SystemExit):
         run(saved, root / "phone.heic")
-    assert "phone.heic can't be decoded (not a JPEG" in capsys.readouterr().err
+    assert "phone.heic cannot be decoded (not a JPEG" in capsys.readouterr().err
 
 
 def test_predictions_are_in_order_and_unreadable_files_do_not_stop_them(saved, folder):
