@@ -108,7 +108,7 @@ def score_with_ray(
         ray.get([run.remote(given, (k, workers)) for k in range(1, workers + 1)])
     except TypeError as error:
         raise ValueError(
-            f"{model.name} or a set cannot be sent to Ray's workers: score by --share"
+            f"{model.name} or a set cannot be sent to Ray's workers: score shares of it"
         ) from error
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None

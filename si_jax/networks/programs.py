@@ -35,10 +35,11 @@ def compiled(function: jax.stages.Wrapped, *arguments: Any) -> Callable[..., Any
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]  # it is one of JAX's flags
         return function
     traced = function.trace(*arguments)
-    return traced.lower().compile(compiler_options=_options(traced.jaxpr))
+    return traced.lower().compile(compiler_options=compiler_options(traced.jaxpr))
 
 
-def _options(jaxpr: Any) -> dict[str, str]:
+def compiler_options(jaxpr: Any) -> dict[str, str]:
+    """The options of XLA by which a program is compiled in the faster way."""
     if jax.default_backend() != "cpu" or YNNPACK in os.environ.get("XLA_FLAGS", ""):
         return {}
     work = _work(jaxpr)

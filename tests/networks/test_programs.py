@@ -57,7 +57,7 @@ def test_programs_of_ordinary_convolutions_are_left_to_eigen(case, monkeypatch):
     jitted = jax.jit(function)
     program = programs.compiled(jitted, x)
     np.testing.assert_allclose(program(x), jitted(x), rtol=1e-4, atol=1e-4)
-    chosen = programs._options(jitted.trace(x).jaxpr)
+    chosen = programs.compiler_options(jitted.trace(x).jaxpr)
     assert chosen == ({programs.YNNPACK: ""} if is_eigen and programs._is_known() else {})
     if is_eigen:
         assert "ynn_fusion" not in program.as_text()
@@ -66,7 +66,7 @@ def test_programs_of_ordinary_convolutions_are_left_to_eigen(case, monkeypatch):
 def test_what_the_environment_says_holds(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", f"--{programs.YNNPACK}=LIBRARY_FUSION_TYPE_REDUCE")
     x = jnp.ones((2, 6, 6, 8))
-    assert programs._options(jax.jit(convolved).trace(x).jaxpr) == {}
+    assert programs.compiler_options(jax.jit(convolved).trace(x).jaxpr) == {}
 
 
 def test_an_option_that_xla_has_not_is_left_out(monkeypatch):
