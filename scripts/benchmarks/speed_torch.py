@@ -36,9 +36,7 @@ def programs(name: str, input_size: tuple[int, int], batch_size: int) -> dict[st
     model = Model(network, None, input_size, (0.0,) * 3, (1.0,) * 3)
     last = images.permute(0, 2, 3, 1).numpy()
     return {
-        "the PyTorch module by torchax: forward pass": lambda: model.run(
-            last, batch_size=batch_size
-        ),
+        "by torchax: forward pass": lambda: model.run(last, batch_size=batch_size)["logits"],
         "PyTorch: forward pass": lambda: _logits(network, images),
         "PyTorch: gaia-z by hooks": lambda: gaia_z(network, taps, images),
         "PyTorch: si-z, multiply, tap by tap": lambda: si_z(network, taps, images),
