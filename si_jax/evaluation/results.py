@@ -97,6 +97,10 @@ class Results:
     command: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
 
+    def __getitem__(self, name: str) -> Any:
+        """A field by its name, as the file `results.json` has it."""
+        return self.to_json()[name]
+
     def to_json(self) -> dict[str, Any]:
         """What `results.json` holds."""
         known = {name: getattr(self, name) for name in FIELDS}

@@ -34,7 +34,8 @@ def test_there_and_back():
     assert results.benchmark == "cifar10"
     assert results.limit is None and results.extra["note of another version"] == [1, 2]
     written = json.loads(json.dumps(results.to_json()))
-    assert written["schema"] == SCHEMA
+    assert written["schema"] == results["schema"] == SCHEMA
+    assert results["results"] == CONTENT["results"]
     assert Results.from_json(written) == results
     assert Results.from_json({**CONTENT, "schema": 1}) == results
 
