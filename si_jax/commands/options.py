@@ -82,6 +82,7 @@ def command(name: str, *functions: Callable, **names: str) -> Callable:
                 help=inspect.getdoc(sys.modules[main.__module__]),
                 help_format="plaintext",
                 version_flags=(),
+                suppress_keyboard_interrupt=False,  # `cli.run` says what an interruption saved
                 default_parameter=Parameter(
                     consume_multiple=True, allow_repeating=True, negative=()
                 ),

@@ -384,6 +384,20 @@ def test_mistakes(script, tmp_path, capsys, given, expected):
         assert text in message
 
 
+def test_sigterm_in_a_command(monkeypatch, tmp_path, capsys):
+    """It ends as `cli.run` says, and not as the parser of the options would end it."""
+
+    def killed(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    monkeypatch.setattr(evaluate, "find_and_load", killed)
+    with pytest.raises(SystemExit) as ended:
+        cli.run(lambda: evaluate.main(["--detectors", "msp", "--out", str(tmp_path)]))
+    assert ended.value.code == 143
+    assert "interrupted; what was finished is saved" in capsys.readouterr().err
+
+
 def test_a_mistake_ends_the_process_with_status_2():
     command = [sys.executable, str(ROOT / "scripts" / "evaluate.py"), "--dataset", "cifar11"]
     ended = subprocess.run(command, env=environment("unused"), capture_output=True, text=True)
