@@ -31,11 +31,7 @@ PREFETCH = 2
 
 
 class Replicated:
-    """A tree of arrays, copied to the devices once however many functions take it.
-
-    Args:
-        tree: the arrays.
-    """
+    """A tree of arrays, copied to the devices once however many functions take it."""
 
     def __init__(self, tree: Any):
         self._tree = tree
@@ -83,16 +79,8 @@ class Batched:
     ) -> Any:
         """The function's results for all of `images`, as NumPy arrays (N, ...).
 
-        Args:
-            images: (N, ...) arrays.
-            batch_size: images per batch.
-            allow_small_batch: whether fewer images than a batch are run in batches of `SMALL_BATCH`
-                or of 1, which spares work, but compiles the function for up to two more shapes.
-            progress: what a bar is called, on stderr, where it takes more than `DELAY` seconds;
-                empty for none.
-
-        Raises:
-            ValueError: if `batch_size` is not positive or there are no images.
+        If `allow_small_batch`, fewer images than a batch are run in batches of `SMALL_BATCH` or
+        of 1, which spares work, but compiles the function for up to two more shapes.
         """
         check_least(1, batch_size=batch_size)
         if not len(images):
@@ -119,16 +107,11 @@ class Batched:
         batch_size: int,
         ahead: int = PREFETCH,
     ) -> Iterator[tuple[Any, Any]]:
-        """The function's results for one batch after the other, in order.
+        """(what came with the images, the function's results) of one part after the other.
 
-        Args:
-            parts: (anything, at most `batch_size` images, whether these are all that there are, so
-                that fewer than a batch may make smaller ones).
-            batch_size: images per batch.
-            ahead: how many batches are begun before the results of the first are fetched.
-
-        Yields:
-            What came with the images, and their results; None for no images.
+        A part is (anything, at most `batch_size` images, whether these are all that there are, so
+        that fewer than a batch may make smaller ones); `ahead` batches are begun before the first
+        is fetched.
         """
         pending: deque[tuple[Any, Callable[[], Any]]] = deque()
         for item, images, few in parts:

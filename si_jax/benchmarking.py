@@ -288,11 +288,7 @@ def find_and_load(
 
 
 def checked_directory(out: str | os.PathLike) -> Path:
-    """A directory to write to, which need not exist.
-
-    Raises:
-        ValueError: if there is a file of that name, or a link that leads nowhere.
-    """
+    """A directory to write to, which need not exist."""
     path = Path(out)
     if path.is_symlink() and not path.exists():
         raise ValueError(f"{path} is a link to {path.readlink()}, which is not there: give another")

@@ -106,18 +106,6 @@ def integrate(
     `tap_chunk` taps at a time, stacked along the batch, each of them from its tap on alone; what
     comes before it is not computed again. Memory grows with `tap_chunk` times the batch, and
     compilation with the number of chunks; the work is the same.
-
-    Args:
-        model: the network.
-        variables: its variables.
-        images: normalised images.
-        taps: paths, in the network's order, see `taps.select`; or `splitting.FEATURES`.
-        target: attribution target.
-        path: the adversarial path.
-        tap_chunk: taps that are perturbed at the same time.
-
-    Returns:
-        Path of the tap -> integrated gradient, in the tap's shape.
     """
     linear = splitting.linearise(model, variables, images, taps)
     return integrate_from(linear, taps, target=target, path=path, tap_chunk=tap_chunk)
@@ -134,17 +122,8 @@ def integrate_from(
 ) -> dict[str, Float[Array, "batch ..."]]:
     """`integrate` from a linearisation at `taps`, which may serve other targets and taps too.
 
-    Args:
-        linear: the linearisation.
-        taps: paths, in the network's order.
-        target: attribution target.
-        path: the adversarial path.
-        tap_chunk: taps that are perturbed at the same time.
-        reduce: what is made of each integrated gradient, such as a mean over its positions, so that
-            none is held for longer than its chunk needs; by default nothing is.
-
-    Returns:
-        Path of the tap -> the reduced integrated gradient.
+    `reduce` is applied to each integrated gradient, such as a mean over its positions, so that none
+    is held for longer than its chunk needs.
     """
     first = _select(linear.gradient(target), taps)
     if path.steps == 1:

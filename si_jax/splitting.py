@@ -50,17 +50,8 @@ def forward(
 ) -> Forward:
     """Run a network, recording or editing outputs of sub-modules on the way.
 
-    Args:
-        model: the network.
-        variables: its variables.
-        images: normalised images.
-        record: paths (or `FEATURES`) whose outputs (after editing) are returned.
-        edit: path (or `FEATURES`) -> function that is applied to that sub-module's output (or to
-            the head's input).
-        add: path (or `FEATURES`) -> what is added to it, after that.
-
-    Returns:
-        Logits, features and recorded outputs.
+    `record` holds paths (or `FEATURES`) whose outputs, after editing, are returned; `edit` gives
+    functions of outputs (or of the head's input), `add` what is added to them after that.
     """
     record, edit, add = frozenset(record), edit or {}, add or {}
     outputs: dict[str, Any] = {}
@@ -148,16 +139,10 @@ class Linearised:
     gradient: Gradients
 
     def split(self, replaced: Mapping[str, Float[Array, "batch ..."]]) -> Gradients:
-        """Gradients with taps replaced, each of them on its own.
+        """Gradients with taps replaced, each of them on its own: target -> path -> gradient.
 
         Only what depends on a tap is computed again: the network is run from the first tap on, with
-        one row of images more from each further tap on.
-
-        Args:
-            replaced: path -> what stands in place of that tap's output, in the network's order.
-
-        Returns:
-            Attribution target -> path -> its gradient at the replaced output.
+        one row of images more from each further tap on. `replaced` is in the network's order.
         """
 
         def run(replaced):
@@ -176,14 +161,9 @@ def trace(
     taps: Iterable[str],
     offsets: Mapping[str, Array] | None = None,
 ) -> Traced:
-    """Trace one forward pass, without computing it.
+    """Trace one forward pass, without computing it; of the images the shape is enough.
 
-    Args:
-        model: the network.
-        variables: its variables.
-        images: normalised images, or their shape alone.
-        taps: paths (or `FEATURES`) whose variables are wanted.
-        offsets: path -> what is added to that sub-module's output: an input of the equations.
+    `offsets` are added to sub-modules' outputs, and become inputs of the equations.
     """
     taps = tuple(dict.fromkeys(taps))
 
@@ -208,12 +188,7 @@ def linearise(
 ) -> Linearised:
     """One forward pass and its linearisation at taps: nothing before the first is differentiated.
 
-    Args:
-        model: the network.
-        variables: its variables.
-        images: normalised images.
-        taps: paths (or `FEATURES`) with respect to which gradients are taken.
-        watch: further paths whose outputs are recorded.
+    The outputs at `watch` are recorded too.
     """
     taps = tuple(dict.fromkeys(taps))
     shapes = jax.eval_shape(

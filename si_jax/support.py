@@ -342,14 +342,7 @@ def look(model: Model, taps: Sequence[str]) -> dict[str, Look]:
 
 
 def record(traced: Traced, values: Mapping[Any, Array], weights: Any, taps: Iterable[str]) -> Tape:
-    """The tape of a pass.
-
-    Args:
-        traced: its equations.
-        values: the values of their variables.
-        weights: the network's variables outside of any trace, to see whether they hold zeros.
-        taps: paths.
-    """
+    """The tape of a pass; `weights`, outside of any trace, show whether they hold zeros."""
     jaxpr = traced.closed.jaxpr
     leaves = jax.tree.leaves(weights)
     env = {}
@@ -435,14 +428,7 @@ def is_elementwise(eqn: Any) -> bool:
 def _back(
     nodes: Sequence[Node], start: Counts, arrays: Mapping[Value, Array], open_: bool
 ) -> dict[Value, list[tuple[Node, Array]]]:
-    """Carry counts back: value -> what each equation that reads it adds to its counts.
-
-    Args:
-        nodes: the equations, in order.
-        start: the counts of what they make.
-        arrays: values that stand in place of those of the plain pass.
-        open_: see `Tape.parts`.
-    """
+    """Carry counts back: value -> what each equation that reads it adds; see `Tape.parts`."""
     parts: dict[Value, list[tuple[Node, Array]]] = {}
     for node in reversed([node for node in nodes if node.served]):
         outs = []

@@ -27,21 +27,12 @@ Taps = str | Sequence[str] | Callable[[Any], bool] | None
 
 
 def default_taps(model: Model, role: str, variant: str | None = None) -> tuple[str, ...]:
-    """Paths of a network's taps in order.
+    """Paths of a network's taps in order, for a role and its variant, such as BiT's `"gn"`.
 
     For a network that is not in the table of architectures, the output of every normalisation
     layer, and for the role `outer` the input of the classifier head. For the role `si-c`, where
     nothing switches the gradient at those off, every output that GELU, SiLU or their like follows,
-    or that they make.
-
-    Args:
-        model: the network.
-        role: `"si-z"`, `"gaia-z"`, `"inner"`, `"outer"`, `"si-c"` or `"si-c-inner"`.
-        variant: a named variant of the role, such as BiT's `"gn"`; None for the default.
-
-    Raises:
-        ValueError: if the network has no such variant, or a pattern of its family that is not
-            `IfPresent` matches nothing.
+    or that they make. A pattern of a family that is not `IfPresent` must match something.
     """
     family = family_of(model.module)
     table = {} if family is None else family.taps(model.module)
@@ -82,14 +73,9 @@ def _innermost(model: Network) -> list[str]:
 def select(model: Network, taps: Taps = None) -> tuple[str, ...]:
     """Paths of the taps that `taps` asks for, in the order in which the network computes them.
 
-    Args:
-        model: the network.
-        taps: a path or a glob such as `"layer3_*/bn?"` (in which `*` also matches `/`), several of
-            them, a predicate on modules, or None for the output of every normalisation layer; in a
-            network without any, for what enters its activations.
-
-    Raises:
-        ValueError: if nothing matches, or a path or glob matches nothing.
+    They are a path or a glob such as `"layer3_*/bn?"` (in which `*` also matches `/`), several of
+    them, a predicate on modules, or None for the output of every normalisation layer; in a network
+    without any, for what enters its activations.
     """
     hidden = model.outline.hidden
     if taps is None:

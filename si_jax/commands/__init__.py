@@ -40,11 +40,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def dispatch(argv: list[str]) -> None:
-    """Call the sub-command that `argv` begins with.
-
-    Raises:
-        ValueError: if there is no such sub-command.
-    """
+    """Call the sub-command that `argv` begins with."""
     name, *rest = argv or ["--help"]
     if name in ("-h", "--help"):
         print(USAGE.format("\n".join(f"  {name:12} {text}" for name, text in COMMANDS.items())))

@@ -38,20 +38,7 @@ def from_arrays(
     images: Shaped[np.ndarray, "n height width *channels"],
     labels: Shaped[np.ndarray, " labels"] | None = None,
 ) -> ImageSet:
-    """Make a set of images that are in memory already.
-
-    Args:
-        name: what to call the set.
-        images: uint8 of shape (n, height, width, 3), or grey of shape (n, height, width[, 1]); or
-            any numbers of shape (n, height, width, channels), as the network takes them.
-        labels: integers of shape (n,), or None for images without labels.
-
-    Returns:
-        The set. Its fingerprint hashes the pixels and the labels.
-
-    Raises:
-        ValueError: if a shape or a dtype is another.
-    """
+    """A set of images in memory: uint8, RGB or grey, or numbers as the network takes them."""
     images = np.asarray(images)
     if images.ndim == 3:
         images = images[..., None]
@@ -86,16 +73,7 @@ def from_arrays(
 
 
 def from_npz(path: str | os.PathLike, *, name: str | None = None) -> ImageSet:
-    """Read a `.npz` file with an array `images` and, if the images have labels, one `labels`.
-
-    Args:
-        path: the file, which is held in memory; its arrays are as `from_arrays` takes.
-        name: what to call the set; the file's name without its ending by default.
-
-    Raises:
-        MissingSet: if there is no such file.
-        ValueError: if the file is damaged or its arrays are others.
-    """
+    """Read a `.npz` file with an array `images` and, if the images have labels, one `labels`."""
     path = _existing_file(path)
     try:
         arrays = files.read_arrays(path, ("images", "labels"))
@@ -108,15 +86,9 @@ def from_npz(path: str | os.PathLike, *, name: str | None = None) -> ImageSet:
 
 
 def from_svhn_mat(path: str | os.PathLike, *, name: str | None = None) -> ImageSet:
-    """Read one of SVHN's own files of 32x32 crops, e.g. `test_32x32.mat`; labels are 0 to 9.
+    """One of SVHN's own files of 32x32 crops, e.g. `test_32x32.mat`; labels are 0 to 9.
 
-    Args:
-        path: the file; `X` is uint8 of shape (32, 32, 3, n), `y` the digits with 10 for zero.
-        name: what to call the set; the file's name without its ending by default.
-
-    Raises:
-        MissingSet: if there is no such file.
-        ValueError: if the file is damaged or is not one of SVHN's.
+    `X` is uint8 of shape (32, 32, 3, n), `y` the digits with 10 for zero.
     """
     path = _existing_file(path)
     command = [sys.executable, "-c", _READ_MAT, str(path)]

@@ -128,10 +128,6 @@ def find(spec: DatasetSpec, paths: SearchPaths, num_classes: int | None = None) 
     """Open a set at the first of its sources where it is; only then think of downloading it.
 
     `num_classes` is the classifier's, where the set's labels are its classes.
-
-    Raises:
-        MissingSet: if it is nowhere; one sentence says what to do.
-        ValueError: if what is there is not what it should be.
     """
     folders = num_classes if spec.class_folders else None
     if spec.name in paths.given:
@@ -206,22 +202,7 @@ def resolve(
     fetch: bool = False,
     full_spectrum: bool = False,
 ) -> Resolved:
-    """Find the sets of a benchmark, of which `si_jax.find_sets` says more.
-
-    Args:
-        benchmark: a key of `BENCHMARKS`.
-        protocol: 'published' or 'openood'.
-        data_dir: the folder of all data.
-        ood_root: the folder that holds image folders.
-        extra: name -> where one of the benchmark's sets is, or a set added to the group 'extra'.
-        allow_missing: whether absent sets but the in-distribution one are left out.
-        fetch: whether TFDS sets that are not prepared may be downloaded.
-        full_spectrum: whether the benchmark's covariate-shifted sets are looked for too.
-
-    Raises:
-        ValueError: if `benchmark` or `protocol` is unknown, or a path of `extra` is no data set.
-        MissingSet: if sets are absent and `allow_missing` does not cover it; names all of them.
-    """
+    """Find the sets of a benchmark, of which `si_jax.find_sets` says more."""
     check_choice(BENCHMARKS, benchmark=benchmark)
     table = BENCHMARKS[benchmark]
     check_choice(table.ood, protocol=protocol)

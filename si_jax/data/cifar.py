@@ -31,10 +31,6 @@ def from_cifar_binary(paths: Sequence[str | os.PathLike], *, name: str | None = 
     """Read files of CIFAR's binary version, such as `data_batch_1.bin` or `train.bin`.
 
     The images are taken one file after the other; of CIFAR-100 the fine labels.
-
-    Raises:
-        MissingSet: if a file does not exist.
-        ValueError: if a file is not of that version.
     """
     parts = []
     for path in map(Path, paths):
@@ -61,17 +57,8 @@ def from_corruptions(
     """Read CIFAR-10-C or CIFAR-100-C as published: a `.npy` file a corruption, and `labels.npy`.
 
     Each file holds the test images at five severities, uint8 of shape (50000, 32, 32, 3); all but
-    those of `ASIDE` are mapped into memory, so that only images that are taken are read.
-
-    Args:
-        folder: `CIFAR-10-C` or `CIFAR-100-C`.
-        name: what to call the set; the folder's name by default.
-        drawn: how many of all images are taken, at random, which a note says; None for all.
-        seed: of the draw.
-
-    Raises:
-        MissingSet: if there are no such files.
-        ValueError: if a file is damaged or of another shape.
+    those of `ASIDE` are mapped into memory, so that only images that are taken are read. Of all
+    images, `drawn` are taken at random, which a note says.
     """
     folder = Path(folder).expanduser()
     paths = [p for p in sorted(folder.glob("*.npy")) if p.stem not in (*ASIDE, "labels")]

@@ -83,19 +83,6 @@ def decode(data: bytes, name: str, *, upright: bool = False) -> UInt8[np.ndarray
     replicated, palettes are looked up, CMYK is converted, an alpha channel is *dropped* (not
     composited on a background). The exception is 16-bit grey, which Pillow may clip: here it keeps
     its high byte, as Pillow does for 16-bit colour.
-
-    Args:
-        data: the file's content.
-        name: the file's name, for the message.
-        upright: whether to turn the image as EXIF notes, which is done for all files; only what a
-            prepared set of TFDS holds is left as it is.
-
-    Returns:
-        The image, uint8 of shape (height, width, 3).
-
-    Raises:
-        UnreadableImage: if the image is truncated, damaged, in another format, of more than 50
-            million pixels, or of numbers whose scale is not known.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:

@@ -64,14 +64,7 @@ def load(
 
 
 def enlarge(counts: Int[np.ndarray, "n 8 8"]) -> UInt8[np.ndarray, "n 32 32 3"]:
-    """Enlarge 8x8 ink counts to 32x32 grey images, smoothly (Pillow's bicubic filter).
-
-    Args:
-        counts: integers from 0 to 16, shape (n, 8, 8).
-
-    Returns:
-        Images, uint8 of shape (n, 32, 32, 3), ink white on black, three equal channels.
-    """
+    """Enlarge 8x8 ink counts to 32x32 grey images, smoothly (Pillow's bicubic filter)."""
     grey = np.round(counts * (255 / _MAX_COUNT)).astype(np.uint8)
     size = (SIZE, SIZE)
     large = [

@@ -47,11 +47,7 @@ class BrokenArchive(ValueError):
 
 
 def open_regular(path: str | os.PathLike) -> BufferedReader:
-    """Open a regular file to read; never wait on a pipe or read a device without end.
-
-    Raises:
-        OSError: if there is none, it cannot be read, or it is no regular file.
-    """
+    """Open a regular file to read; never wait on a pipe or read a device without end."""
     flags = [getattr(os, name, 0) for name in ("O_NONBLOCK", "O_BINARY", "O_CLOEXEC")]
     descriptor = os.open(path, sum(flags, os.O_RDONLY))
     try:
@@ -80,14 +76,6 @@ def read_arrays(
     Nothing is unpickled. The arrays that are read may take 1 GiB, or 20 times the file's own size
     where that is more. NumPy's own `load` reads on where a member is shorter or longer than its
     header says, or is lost from the archive's list; here that is an error.
-
-    Args:
-        path: the file.
-        names: the arrays to read, of those that are in it; all by default.
-
-    Raises:
-        OSError: if there is no such file, or it cannot be opened.
-        BrokenArchive: if it is damaged, holds Python objects, or claims more than that.
     """
     with open_regular(path) as file:
         try:
@@ -128,11 +116,7 @@ def check_members(file: BinaryIO, archive: zipfile.ZipFile) -> None:
 
 
 def write_atomically(path: Path, write: Any) -> None:
-    """Call `write(binary file)` and give the file its name only once it is whole and on disk.
-
-    Raises:
-        OSError: naming the file, if it cannot be written; no part of it is left behind.
-    """
+    """Call `write(binary file)` and give the file its name only once it is whole and on disk."""
     try:
         _write_atomically(path, write)
     except OSError as error:

@@ -32,16 +32,7 @@ def digest_of(content: bytes | memoryview, *facts: object) -> bytes:
 def digests(
     compute: Callable[[int], bytes], indices: Sequence[int] | np.ndarray, name: str
 ) -> UInt8[np.ndarray, "n 32"]:
-    """Hash images in threads, with a progress bar where it takes more than two seconds.
-
-    Args:
-        compute: gives the 32 bytes of an index; safe to call from several threads.
-        indices: the images.
-        name: of the set, for the progress bar.
-
-    Returns:
-        uint8 of shape (n, 32).
-    """
+    """Hash images in threads, by a function that gives the 32 bytes of an index: uint8 (n, 32)."""
     rows = np.zeros((len(indices), 2 * HALF), np.uint8)
     with (
         ThreadPoolExecutor(8, thread_name_prefix="si_jax-hash") as executor,
@@ -58,17 +49,7 @@ def digests(
 def file_digests(
     root: Path, names: Sequence[str], facts: Sequence[object], name: str
 ) -> UInt8[np.ndarray, "n 32"]:
-    """Hash files below a folder, or recall what they hashed to.
-
-    Args:
-        root: the folder.
-        names: paths relative to it.
-        facts: what else identifies each image (its name and label).
-        name: of the set, for the progress bar.
-
-    Returns:
-        uint8 of shape (n, 32). A file that cannot be read counts as empty.
-    """
+    """Hash files below a folder, or recall their hashes; an unreadable one counts as empty."""
 
     def compute(index: int) -> bytes:
         try:
@@ -87,17 +68,7 @@ def file_digests(
 def remembered(
     compute: Callable[[], np.ndarray], count: int, paths: Sequence[Path], facts: object
 ) -> UInt8[np.ndarray, "n 32"]:
-    """Compute digests, or recall them where none of the files has changed since.
-
-    Args:
-        compute: gives `count` rows of 32 bytes.
-        count: number of rows.
-        paths: every file that they depend on.
-        facts: what else they depend on.
-
-    Returns:
-        uint8 of shape (count, 32).
-    """
+    """Compute `count` rows of 32 bytes, or recall them where no file of `paths` has changed."""
     began = time.time_ns()
     states = [_state(path) for path in paths]
     if sum(state[0] for state in states) < WORTH_CACHING:

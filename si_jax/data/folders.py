@@ -37,24 +37,8 @@ def from_folder(
     set and else by the first link to it, and a link to a folder in which it lies itself is not
     followed. The label of an image is the position of its top-level folder among those that hold
     images, sorted by name, or by number if all of them are numbers; images that lie flat have none
-    (-1).
-
-    Args:
-        path: the folder.
-        name: what to call the set; the folder's name by default.
-        wnid_to_index: a JSON file that maps the names of top-level folders to labels, used instead
-            of their positions.
-        num_classes: number of top-level folders that there must be for their positions to be the
-            classifier's classes; not checked by default, nor with `wnid_to_index`.
-        classes: names of the top-level folders in the order of the labels, used instead of their
-            positions; a folder by another name is an error.
-
-    Returns:
-        The set. Its fingerprint hashes the files' relative names, content and labels.
-
-    Raises:
-        MissingSet: if the folder is not there or holds no images.
-        ValueError: if its class folders do not fit `wnid_to_index` or `num_classes`.
+    (-1). `classes` (names in the order of the labels) and `wnid_to_index` (a JSON file, name to
+    label) take the place of these positions; otherwise there must be `num_classes` folders.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
@@ -85,19 +69,7 @@ def from_files(
     notes: tuple[str, ...] = (),
     other_labels: tuple[int, ...] = (),
 ) -> ImageSet:
-    """Read the given files below a folder, in that order.
-
-    Args:
-        root: the folder.
-        names: the files' paths relative to it.
-        labels: of the files, int64 of shape (n,), -1 for none.
-        name: what to call the set; the folder's name by default.
-        notes: sentences to tell beside results.
-        other_labels: see `ImageSet`.
-
-    Returns:
-        The set, as `from_folder` gives it.
-    """
+    """Read the given files below a folder, in that order."""
     set_name = name or root.resolve().name
 
     def load(index: int) -> tuple[np.ndarray, int]:

@@ -38,13 +38,7 @@ def prepared(image: Shaped[np.ndarray, "height width channels"], label: int) -> 
 
 @dataclasses.dataclass(frozen=True)
 class ImageStream:
-    """Images that come one after the other, such as a generator's, whose number is not known.
-
-    Attributes:
-        name: what the stream is called in messages.
-        entries: gives, each time it is called, what `load_fn` takes, in order.
-        load_fn: gives the image and the label of an entry, as an `ImageSet`'s does of an index.
-    """
+    """Images that come one after the other, such as a generator's, whose number is not known."""
 
     name: str
     entries: Callable[[], Iterable[Any]] = dataclasses.field(repr=False)
@@ -100,19 +94,7 @@ class ImageSet:
         return fingerprint_of(self.structure, self.digests.tobytes())
 
     def load(self, index: int) -> tuple[Shaped[np.ndarray, "height width channels"], int]:
-        """Decode one image.
-
-        Args:
-            index: 0 to len(self) - 1.
-
-        Returns:
-            The image, uint8 RGB of shape (height, width, 3) unless it was given as another array,
-            and its label (-1 if it has none).
-
-        Raises:
-            IndexError: if `index` is out of range.
-            UnreadableImage: if the image is damaged.
-        """
+        """Decode one image."""
         return self.load_fn(self._checked(index))
 
     def ident(self, index: int) -> str:
@@ -126,20 +108,7 @@ class ImageSet:
 
 
 def subset(image_set: ImageSet, limit: int | None, seed: int = 0) -> ImageSet:
-    """Draw a seeded random subset, kept in the set's own order.
-
-    Args:
-        image_set: the set to draw from.
-        limit: number of images to keep; None, or at least the set's size, keeps all of them.
-        seed: seed of the draw.
-
-    Returns:
-        The subset, which keeps the names of its images and has a fingerprint of its own, or
-        `image_set` itself where nothing is left out.
-
-    Raises:
-        ValueError: if `limit` is not positive.
-    """
+    """Draw a seeded random subset, kept in the set's own order."""
     check_least(1, limit=limit)
     if limit is None or limit >= len(image_set):
         return image_set
@@ -149,18 +118,7 @@ def subset(image_set: ImageSet, limit: int | None, seed: int = 0) -> ImageSet:
 
 
 def take(image_set: ImageSet, indices: Iterable[int] | Int[np.ndarray, " n"]) -> ImageSet:
-    """Take the images at the given indices, in that order.
-
-    Args:
-        image_set: the set to take from.
-        indices: integers from 0 to len(image_set) - 1; repetitions are allowed.
-
-    Returns:
-        The set of those images.
-
-    Raises:
-        ValueError: if an index is out of range.
-    """
+    """Take the images at the given indices, in that order."""
     indices = indices if isinstance(indices, np.ndarray) else list(indices)
     chosen = np.asarray(indices, np.int64)
     if chosen.size and not (chosen.min() >= 0 and chosen.max() < len(image_set)):

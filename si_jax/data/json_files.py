@@ -14,13 +14,7 @@ MAX_DEPTH = 50
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        OSError: if there is no such file, it is no regular one, or larger than `MAX_BYTES`.
-        ValueError: if it is no JSON, nested deeper than `MAX_DEPTH`, or
-            holds NaN, infinity or a number without bounds.
-    """
+    """The content of a JSON file within `MAX_BYTES` and `MAX_DEPTH`; NaN is an error."""
     data = read_bytes(path, MAX_BYTES)
     try:
         content = json.loads(data, parse_constant=_number, parse_int=_number, parse_float=_number)

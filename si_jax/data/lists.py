@@ -23,21 +23,6 @@ def from_list(
 
     A label is a number or, on all lines, a wnid such as n01440764, whose number is its place among
     all of the list's, sorted.
-
-    Args:
-        path: the file; its images are taken in its order.
-        name: what to call the set; the file's name without its ending by default.
-        roots: folders that the paths may be relative to; that of the first image decides. The
-            file's own folder by default.
-        num_classes: of the classifier, if labels count: they must lie below it, and there must be
-            as many wnids.
-
-    Returns:
-        The set; a label that is absent or negative is -1.
-
-    Raises:
-        MissingSet: if there is no such file, it lists nothing, or an image is not there.
-        ValueError: if it's no such list, or a label is out of range.
     """
     path = Path(path).expanduser()
     try:

@@ -39,20 +39,7 @@ Entry = tuple[Any, Any]
 def as_image_set(
     data: Any, name: str, *, classes: tuple[str, ...] = (), num_classes: int | None = None
 ) -> ImageSet:
-    """Make a set of images of anything that holds some.
-
-    Args:
-        data: as `as_images` takes; what an iterable gives is held in memory.
-        name: what to call the set.
-        classes: as for `as_images`.
-        num_classes: as for `as_images`.
-
-    Returns:
-        The set. A data set is indexed from several threads.
-
-    Raises:
-        ValueError: as `as_images`.
-    """
+    """Make a set of images of anything that holds some."""
     images = as_images(data, name, classes=classes, num_classes=num_classes)
     return images if isinstance(images, ImageSet) else _set_of(list(images.entries()), name)
 
@@ -130,11 +117,7 @@ def as_images(
 def open_image(
     item: Any, transform: Callable[[np.ndarray], np.ndarray]
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Open one path, encoded or Pillow image, turned upright as its EXIF notes, and transform it.
-
-    Raises:
-        UnreadableImage: if there is no such file or it is no image; the message names it.
-    """
+    """Open one path, encoded or Pillow image, turn it upright by its EXIF, and transform it."""
     return transform(load_entry((item, None), "the image", 3)[0])
 
 
@@ -206,11 +189,7 @@ def _labelled(images: ImageSet | ImageStream, labels: Any) -> ImageSet | ImageSt
 
 
 def class_indices(labels: Any, count: int | None, name: str) -> Int[np.ndarray, " n"]:
-    """Class indices of `count` images (None: of any number); one-hot rows become indices.
-
-    Raises:
-        ValueError: if they are neither, or of another number of images.
-    """
+    """Class indices of `count` images (None: of any number); one-hot rows become indices."""
     values = _numpy(labels, f"labels of {name}")
     if values.ndim == 0 or (values.ndim == count == 1 and len(values) > 1):
         values = values[None]

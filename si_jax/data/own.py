@@ -27,24 +27,7 @@ def resolve_own(
     name: str = "",
     seed: int = 0,
 ) -> Resolved:
-    """Find the sets of custom data, of which `si_jax.find_sets` says more.
-
-    Args:
-        root: a folder with `val` (or `test`), `train` and `ood/NAME`; or None.
-        num_classes: of the classifier.
-        preprocessing: the checkpoint's own.
-        classes: names of the classifier's classes, by which class folders are matched; where there
-            are none, folders are taken in their own order.
-        test: in-distribution images in place of `root`'s.
-        train: likewise the images that detectors are fitted on.
-        ood: further out-of-distribution sets by name; where there are none, they are synthetic.
-        name: what to call the in-distribution set.
-        seed: of the synthetic sets.
-
-    Raises:
-        MissingSet: if in-distribution images are absent.
-        ValueError: if class folders are not the classifier's classes.
-    """
+    """Find the sets of custom data, of which `si_jax.find_sets` says more."""
     folder = None if root is None else Path(root).expanduser()
     if folder is not None and not folder.is_dir():
         raise MissingSet(f"{folder} is not a folder: give one with val and ood in it")

@@ -78,27 +78,9 @@ def batches(
 
     At most `prefetch + 1` batches are held at a time. The threads start with the first batch and
     end with the last one, with an error, or when the generator is closed. Arrays in the size that
-    `transform` crops to, and arrays of other numbers than uint8, are left as they are.
-
-    Args:
-        images: the images.
-        transform: brings an image, uint8 of shape (h, w, 3), to the common shape; a
-            `Preprocessing`.
-        batch_size: rows of every batch; the last one is padded.
-        workers: number of threads.
-        prefetch: number of batches to prepare ahead of the one in use.
-        skip_unreadable: whether to mask out and name images that cannot be decoded, rather than
-            raise the error.
-        image_shape: the network's (height, width, channels); images become grey for one channel.
-            None for the shape of the first image, which the first batch must then hold.
-
-    Returns:
-        An iterator over the batches.
-
-    Raises:
-        ValueError: if an argument is out of range (at once), or images differ in shape after
-            `transform` (or from `image_shape`), or (as UnreadableImage) if an image cannot be
-            decoded.
+    `transform` crops to, and arrays of other numbers than uint8, are left as they are. Images that
+    cannot be decoded are an error, or masked out and named if `skip_unreadable`. All have
+    `image_shape`, or the shape of the first image, which the first batch must then hold.
     """
     check_least(1, batch_size=batch_size, workers=workers)
     check_least(0, prefetch=prefetch)
@@ -107,13 +89,7 @@ def batches(
 
 
 def shown(made: Iterable[Batch], image_set: ImageSet, what: str) -> Iterator[Batch]:
-    """A set's batches, beside a progress bar on standard error that tells what is done with them.
-
-    Args:
-        made: what `batches` gives.
-        image_set: their set.
-        what: in a word, such as `"fitting"`.
-    """
+    """A set's batches, beside a progress bar on stderr that says what is done with them."""
     with tqdm(total=len(image_set), desc=f"{image_set.name}: {what}", unit="img") as bar:
         for batch in made:
             yield batch

@@ -70,17 +70,9 @@ def preprocessing_for(
 ) -> Preprocessing:
     """How images of any size are brought to a network's input size.
 
-    Args:
-        input_size: height and width, pixels.
-        card: what is known of the network. Its `"preprocessing"`, `{"resize": ..., "crop": ...}` as
-            in `Preprocessing`, decides; without it the shorter side is resized to the input size
-            and the centre cropped (where the input is not square, both sides are resized).
-
-    Returns:
-        The preprocessing.
-
-    Raises:
-        ValueError: if the card's entry is of another form, or crops to another size.
+    The card's `"preprocessing"`, `{"resize": ..., "crop": ...}` as in `Preprocessing`, decides;
+    without it the shorter side is resized to the input size and the centre cropped (where the input
+    is not square, both sides are resized).
     """
     height, width = input_size
     entry = (card or {}).get("preprocessing")
@@ -108,13 +100,8 @@ def resize(
 ) -> UInt8[np.ndarray, "new_height new_width 3"]:
     """Resize as torchvision's `Resize` does a Pillow image: bilinear, antialiased.
 
-    Args:
-        image: uint8 of shape (height, width, 3).
-        size: length of the shorter side (the longer one is rounded down), or (height, width) to
-            ignore the aspect ratio, or None to leave the image alone.
-
-    Returns:
-        The resized image, uint8.
+    `size` is the length of the shorter side (the longer one is rounded down), (height, width) to
+    ignore the aspect ratio, or None to leave the image alone.
     """
     if size is None:
         return image
@@ -139,13 +126,6 @@ def center_crop(
 
     Where a side is too short, zeros are added on both ends (the odd one at the far end). Offsets
     of a crop are rounded half to even.
-
-    Args:
-        image: uint8 of shape (height, width, 3).
-        size: (height, width) of the result.
-
-    Returns:
-        The crop, uint8 of shape (*size, 3).
     """
     missing = [max(0, want - have) for want, have in zip(size, image.shape, strict=False)]
     if any(missing):

@@ -5,11 +5,7 @@ from pathlib import Path
 
 
 def home() -> Path:
-    """The folder of all that is kept: $SI_JAX_CACHE, or else ~/.cache/si_jax.
-
-    Raises:
-        OSError: if it is in a home folder that is not known.
-    """
+    """The folder of all that is kept: $SI_JAX_CACHE, or else ~/.cache/si_jax."""
     folder = Path(os.path.expanduser(os.environ.get("SI_JAX_CACHE") or "~/.cache/si_jax"))
     if folder.parts[0].startswith("~"):
         raise OSError(f"{folder} is in an unknown home folder: set $SI_JAX_CACHE to a folder")
@@ -23,12 +19,7 @@ def default_data_dir() -> Path:
 
 
 def tfds_dirs(data_dir: str | os.PathLike | None = None) -> tuple[Path, ...]:
-    """The folders that may hold TFDS's sets; what is prepared anew goes to the first.
-
-    Args:
-        data_dir: the only one; or None for the folder of all data and then TFDS's own, which is
-            $TFDS_DATA_DIR or ~/tensorflow_datasets.
-    """
+    """The folders that may hold TFDS's sets; what is prepared anew goes to the first."""
     if data_dir is not None:
         return (Path(data_dir).expanduser(),)
     tfds = os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")

@@ -60,19 +60,6 @@ def from_path(
 
     A folder with `labels.npy` holds CIFAR's corrupted copies, see `cifar.from_corruptions`. Where
     `<folder>.wnid_to_index.json` lies beside a folder, it gives the labels.
-
-    Args:
-        path: the folder or file.
-        name: what to call the set; the folder's or file's name by default.
-        num_classes: number of class folders that a folder must have (see `from_folder`).
-        classes: names of a folder's class folders in the order of the labels (see `from_folder`).
-
-    Returns:
-        The set.
-
-    Raises:
-        MissingSet: if there is nothing at `path`, or no images in it.
-        ValueError: if what is there cannot be read as a set of images.
     """
     path = Path(path).expanduser()
     if path.suffix.lower() == ".npz":

@@ -58,14 +58,7 @@ KINDS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
 def sets_of(images: ImageSet, transform: Preprocessing, seed: int = 0) -> dict[str, ImageSet]:
     """Make the sets of every kind out of at most 1000 images.
 
-    Args:
-        images: in-distribution images.
-        transform: what they will go through; the images are made at the size behind its resizing,
-            so that noise is not averaged away by it.
-        seed: of the draw of images and of everything random.
-
-    Returns:
-        Kind -> set.
+    They are made at the size behind the resizing, so that noise is not averaged away by it.
     """
     chosen = subset(images, MOST, seed)
     return {name: _made(name, chosen, transform, seed) for name in KINDS}

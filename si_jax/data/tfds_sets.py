@@ -29,20 +29,8 @@ def from_tfds(
     """Open one split of a TFDS set of images; download and prepare it first if need be.
 
     A set that is prepared in the array_record format is read as it lies, without TensorFlow and
-    without TFDS's code for that set. To prepare one needs TensorFlow (the extra `tfds`); downloads
-    are checked against TFDS's registered checksums.
-
-    Args:
-        name: 'cifar100', or with a configuration 'name/config'; the highest version is taken.
-        split: 'test', 'train[:1000]', 'train+test' and so on.
-        data_dir: the folder that holds the sets; by default the first of `roots.tfds_dirs()` where
-            it is prepared.
-        fetch: whether an absent set may be downloaded and prepared.
-
-    Raises:
-        MissingSet: if the set is not prepared and cannot be, is not in array_record format, or was
-            prepared without that split.
-        ValueError: if it has no feature 'image'.
+    without TFDS's code for that set; of several versions the highest. To prepare one needs
+    TensorFlow (the extra `tfds`); downloads are checked against TFDS's registered checksums.
     """
     directory = find_prepared(name, data_dir)
     if directory is None:

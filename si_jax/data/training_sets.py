@@ -21,16 +21,7 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class TrainingSets:
-    """Images to train on and others to evaluate on.
-
-    Attributes:
-        name: what the data is called.
-        train: training images with labels.
-        held_out: images with labels of the same classes.
-        num_classes: number of classes.
-        split: how the two came about, for a checkpoint's card.
-        classes: names of the classes in the order of their labels, where folders name them.
-    """
+    """Images to train on and to evaluate on; `split` says, for the card, how they came about."""
 
     name: str
     train: ImageSet
@@ -47,19 +38,10 @@ def find(
     fetch: bool = False,
     seed: int = 0,
 ) -> TrainingSets:
-    """Find a data set's training and held-out images.
+    """A data set's training and held-out images: those of a benchmark, or of a folder.
 
-    Args:
-        dataset: the name of a benchmark, or the path of a folder with one folder of images per
-            class; or with `train` and `val` (or `test`) that each have such folders. Without these,
-            a tenth of the images is held out, drawn by `seed`.
-        data_dir: the folder of all data.
-        fetch: whether TFDS sets that are not prepared may be downloaded.
-        seed: of the draw.
-
-    Raises:
-        MissingSet: if there is no such data set, or it has no training split.
-        ValueError: if a folder's images lie in fewer than two class folders.
+    The folder has one folder of images per class; or `train` and `val` (or `test`) that each have
+    such folders. Without these, a tenth of the images is held out, drawn by `seed`.
     """
     if dataset in BENCHMARKS:
         table = BENCHMARKS[dataset]
@@ -109,17 +91,7 @@ def load(
     *,
     max_gib: float = 8.0,
 ) -> tuple[UInt8[np.ndarray, "n height width 3"], Int[np.ndarray, " n"]]:
-    """Decode all images of a set into memory: uint8 of shape (n, *shape), and labels.
-
-    Args:
-        image_set: the set.
-        transform: brings an image to the common shape; a `Preprocessing`.
-        shape: that shape.
-        max_gib: memory that the images may take, in GiB.
-
-    Raises:
-        ValueError: if they would take more, an image has no label, or one cannot be decoded.
-    """
+    """Decode all images of a set into memory: uint8 of shape (n, *shape), and labels."""
     size = len(image_set) * int(np.prod(shape)) / GIB
     if size > max_gib:
         raise ValueError(

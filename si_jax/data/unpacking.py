@@ -23,12 +23,9 @@ def unpack(archive: Path, root: Path, folder: str) -> Path:
     """Unpack a tar (of any compression) or zip file to `folder` below `root`, and return its path.
 
     Archives differ in how much of `folder` their paths repeat: with 'a/b' as the folder, a member
-    called 'a/b/c.png', 'b/c.png' or 'c.png' becomes `root`/a/b/c.png.
-
-    Raises:
-        UnsafeArchive: if it is damaged, or holds paths that lead elsewhere, links, devices, or more
-            than is credible: 2 million files, or the larger of 1 GiB and 20 times its size.
-        OSError: if it cannot be read, or what is in it cannot be written.
+    called 'a/b/c.png', 'b/c.png' or 'c.png' becomes `root`/a/b/c.png. Paths that lead elsewhere,
+    links, devices, and more than 2 million files or the larger of 1 GiB and 20 times the archive's
+    size are refused.
     """
     target, parts = root / folder, PurePosixPath(folder).parts
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):

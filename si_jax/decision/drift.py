@@ -115,17 +115,7 @@ def step(
     number: int,
     bound: float,
 ) -> tuple[Float[np.ndarray, "*streams bets"], Any]:
-    """One image of one stream, or of many at the same time.
-
-    Args:
-        stakes: what is at stake in each bet.
-        rejected: (*streams), whether the image is rejected.
-        number: which image of the stream it is, from 1.
-        bound: share of rejected images that is not bet on.
-
-    Returns:
-        The stakes afterwards, and the wealth: these and what has not entered the game.
-    """
+    """After image `number` (from 1), the stakes; and these with what has not entered the game."""
     odds = np.linspace(np.log(bound / (1 - bound)), np.log(99), BETS + 1)[1:]
     share = 1 / (1 + np.exp(-odds))
     won, lost = share / bound, (1 - share) / (1 - bound)

@@ -49,14 +49,8 @@ def find_images(
 ) -> Iterator[str]:
     """The image files that paths stand for, one at a time.
 
-    Args:
-        paths: files, taken whatever their ending; folders, searched as by
-            `si_jax.data.folders.from_folder`; and globs, such as `"photos/**/*.jpg"`.
-        left_out: where the folders' files that are no images are noted.
-
-    Raises:
-        ValueError: (as MissingSet) if a path does not exist, a glob matches nothing, or a folder
-            holds no image.
+    Files are taken whatever their ending, folders searched as by
+    `si_jax.data.folders.from_folder`, globs (`"photos/**/*.jpg"`) followed.
     """
     for given in paths:
         path = os.path.expanduser(os.fspath(given))

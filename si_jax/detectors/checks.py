@@ -15,14 +15,7 @@ LEAST_TO_WARN = 10  # scores, of which one or two could be the same by chance
 
 
 def check_state(name: str, model: Model, compute: Compute, state: State) -> None:
-    """Raise a ValueError unless a detector can compute with this state; nothing is computed.
-
-    Args:
-        name: the detector's.
-        model: the network.
-        compute: the detector's function of a batch.
-        state: the fit in question.
-    """
+    """Raise a ValueError unless a detector can compute with this state; nothing is computed."""
     image = jax.ShapeDtypeStruct((2, *model.image_shape), jnp.float32)
 
     def run(variables, state, images):
@@ -49,16 +42,7 @@ def check_dtype(name: str, fitted_on: np.dtype | None, dtype: np.dtype) -> None:
 
 
 def check_scores(name: str, scores: Float32[np.ndarray, "batch"], varied: bool) -> None:
-    """Refuse scores that are not finite; warn if images that differ all have the same.
-
-    Args:
-        name: the detector's.
-        scores: of all images.
-        varied: whether the images differ.
-
-    Raises:
-        ValueError: if a score is NaN or infinite.
-    """
+    """Refuse scores that are not finite; warn if images that differ all have the same."""
     if len(bad := np.flatnonzero(~np.isfinite(scores))):
         raise ValueError(
             f"detector {name!r} gives {len(bad)} of {len(scores)} images, image {bad[0]} the first,"

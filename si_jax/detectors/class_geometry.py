@@ -187,12 +187,8 @@ def openmax(model: Model, *, tail: Count = 20, alpha: Count = 10) -> Plan:
 def weibull(tail: Float[np.ndarray, "n"]) -> Float[np.ndarray, "3"]:
     """Maximum likelihood of a Weibull distribution of a tail whose least is moved to `SHIFT`.
 
-    Returns:
-        Shape, scale, and what is to be taken off a distance so that 0 is where the moved distance
-        is the scale.
-
-    Raises:
-        ValueError: if all of the tail is one value.
+    Returns shape, scale, and what is to be taken off a distance so that 0 is where the moved
+    distance is the scale.
     """
     moved = SHIFT - tail.min()
     logs = np.log1p((tail - tail.max()) / (moved + tail.max()))
@@ -263,11 +259,7 @@ def grood(model: Model, *, max_images: Count = 50_000) -> Plan:
 def _by_rightness(
     batches: Batches, model: Model
 ) -> Iterator[tuple[bool, tuple[np.ndarray, np.ndarray], np.ndarray]]:
-    """(whether they are classified right, logits and features, labels) of parts of each batch.
-
-    Raises:
-        ValueError: if labels are missing or out of range.
-    """
+    """(whether they are classified right, logits and features, labels) of parts of each batch."""
     for logits, h, labels in batches.outputs():
         check_labels(labels, model.num_classes)
         right = logits.argmax(axis=-1) == labels
@@ -283,9 +275,6 @@ def _class_means(
 
     Those are the classes with fewer than `least` images that are classified right; None for every
     class.
-
-    Raises:
-        ValueError: if labels are missing or out of range, or a class has no image.
     """
     classes = model.num_classes
     width = (classes, model.num_features)[output]

@@ -59,16 +59,7 @@ class Explanation:
 
 
 def explanation(detector: Any, image: Any, scale: str | None = None) -> Explanation:
-    """What the figure of one image shows.
-
-    Args:
-        detector: calibrated.
-        image: one image, in any form that `Detector.score` takes.
-        scale: as for `Detector.score`.
-
-    Raises:
-        ValueError: if the detector is not calibrated, or there is more than one image.
-    """
+    """What the figure of one image shows."""
     threshold = check_calibrated(detector)
     model = detector.model
     batch = next(reading.batches_of(detector, image, 2))
@@ -108,10 +99,6 @@ def attribution_maps(
 
     The mean over the channels of the absolute gradient of the largest logit at the tap (S&I's
     attribution gradient of the first step), each map divided by its maximum.
-
-    Args:
-        model: the network.
-        images: one image, (1, height, width, channels).
     """
     shapes = {call.path: call.shape or () for call in model.calls}
     taps = [
@@ -136,10 +123,9 @@ def layer_positions(
 ) -> tuple[list[str], Float[np.ndarray, "layers"], bool]:
     """Where each layer that the detector reads lies among the calibration images.
 
-    Returns:
-        Names of the layers; their p-values, where the detector gives them, else their distance from
-        the calibration images' median, in halves of the range from their 5 % to their 95 %
-        quantile; and which of the two it is.
+    Names of the layers; their p-values, where the detector gives them, else their distance from the
+    calibration images' median, in halves of the range from their 5 % to their 95 % quantile; and
+    which of the two it is.
     """
     threshold = check_calibrated(detector)
     for name in threshold.layers:

@@ -24,13 +24,7 @@ def explain(detector: Any, image: Any, *, title: str = "", scale: str | None = N
 
 
 def draw(detector: Any, shown: Explanation, title: str = "") -> "Figure":
-    """Draw what is known of one image.
-
-    Args:
-        detector: that decided.
-        shown: what it decided, and why.
-        title: the image's name.
-    """
+    """Draw what is known of one image."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12.8, 7.2), dpi=120, facecolor="white")

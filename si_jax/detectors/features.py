@@ -172,11 +172,7 @@ def _top_eigenvector(gram: Float[Array, "batch n n"]) -> Float[Array, "batch n"]
 
 
 def kept_count(features: int, percentile: float) -> int:
-    """How many features ASH and SCALE keep; halves are rounded to even, as published.
-
-    Raises:
-        ValueError: if nothing is kept.
-    """
+    """How many features ASH and SCALE keep; halves are rounded to even, as published."""
     count = features - int(np.round(features * percentile / 100))
     if not count:
         raise ValueError(f"percentile (={percentile}) leaves none of the {features} features")

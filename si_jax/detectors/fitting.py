@@ -18,14 +18,8 @@ class Batches:
     """The images that detectors learn from, in batches, as often as they ask.
 
     Called, it gives (images, labels) of each batch: images as for `Detector.score`, and class
-    indices, -1 where unknown.
-
-    Args:
-        stream: gives, each time it is called, all images in such batches.
-        model: the network.
-        keep: whether the network's outputs are computed once, and kept for whoever asks next:
-            (features + classes) * 4 bytes an image.
-        scale: what numbers in images mean, see `Model`.
+    indices, -1 where unknown. With `keep`, the network's outputs are computed once, and kept for
+    whoever asks next: (features + classes) * 4 bytes an image.
     """
 
     def __init__(
@@ -57,9 +51,6 @@ class Batches:
 
         The batch size is that of the largest batch until now: a last, shorter batch is padded, and
         nothing is compiled for it again.
-
-        Raises:
-            ValueError: if there is not one image, or the images do not fit the model.
         """
         size = 0
         for images, labels in self():
@@ -72,14 +63,7 @@ class Batches:
             raise ValueError("images is empty: there is nothing to fit on")
 
     def outputs(self) -> Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """The network's outputs: (logits, features, labels) of each batch, as NumPy arrays.
-
-        Returns:
-            (batch, classes) and (batch, features) float32, and (batch,) class indices.
-
-        Raises:
-            ValueError: as `each`, or if an output of the network is not finite.
-        """
+        """(batch, classes) logits, (batch, features) and labels of each batch, all finite."""
         if not self._keep:
             return self._outputs()
         if self._kept is None:
@@ -133,18 +117,9 @@ def reservoir_slots(capacity: int, seed: int | Sequence[int] = 0) -> Iterator[in
 
 
 class Moments:
-    """Running sums of rows and of their products, in float64.
+    """Running sums of rows, and of their products with each other, in float64, less an origin.
 
-    They are taken around a point near the rows, which keeps them from cancelling.
-
-    Args:
-        origin: (columns,) the point; None for the first row.
-
-    Attributes:
-        count: number of rows so far. What follows is there once there are some.
-        origin: the point.
-        total: (columns,) sum of the rows less the origin.
-        products: (columns, columns) sum of their products with each other.
+    That is a point near the rows, which keeps them from cancelling; by default the first row.
     """
 
     def __init__(self, origin: Float[np.ndarray, "columns"] | None = None):

@@ -115,11 +115,7 @@ def gmm(model: Model, *, reg: Positive = 1e-6) -> Plan:
 
 
 def whitening(covariance: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
-    """`A` with `A A^T` the pseudo-inverse of a covariance matrix.
-
-    Raises:
-        ValueError: if the matrix is zero.
-    """
+    """`A` with `A A^T` the pseudo-inverse of a covariance matrix."""
     values, vectors = np.linalg.eigh(covariance)
     kept = values > RANK_TOLERANCE * values[-1]
     if not values[-1] > 0 or not kept.any():
@@ -146,11 +142,7 @@ def _gaussians(model: Model, batches: Batches, normalise: bool) -> State:
 
 
 class ClassMoments:
-    """Running sums of rows: those of each class, and the moments of all.
-
-    Args:
-        classes: their number.
-    """
+    """Running sums of rows: those of each class, and the moments of all."""
 
     def __init__(self, classes: int):
         self.counts = np.zeros(classes)
@@ -170,9 +162,6 @@ class ClassMoments:
 
         Whitened before they are rounded to float32, distances lose little to a covariance whose
         eigenvalues differ by many orders of magnitude.
-
-        Raises:
-            ValueError: if a class has no row, or there are too few for the covariance.
         """
         counts, moments, total = self.counts, self.moments, self.moments.count
         check_every_class(counts)

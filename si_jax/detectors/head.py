@@ -27,21 +27,13 @@ def head_logits(
 
 
 def num_features(model: Model) -> int:
-    """Number of features that enter the head, for a detector that uses it as a linear map.
-
-    Raises:
-        ValueError: if the logits are not linear in them, or they are not one vector for each image.
-    """
+    """Number of features that enter the head, for a detector that uses it as a linear map."""
     model.head_weights(model.variables)
     return feature_size(model)
 
 
 def feature_size(model: Model) -> int:
-    """Number of features that enter the head, whatever it makes of them.
-
-    Raises:
-        ValueError: if there is no head, or they are not one vector for each image.
-    """
+    """Number of features that enter the head, whatever it makes of them."""
     if not model.head:
         raise ValueError(no_head(model))
     shape = model.feature_shape
@@ -58,9 +50,6 @@ def check_logits(model: Model) -> None:
     """Refuse a network whose outputs are no logits: probabilities, or their logarithms.
 
     Most are refused by `Model` already, which sees how a network ends; this sees what it returns.
-
-    Raises:
-        ValueError: with what to do.
     """
     if model not in _FAULTS:
         is_seen = model.linear_head is not None or not model.is_concrete

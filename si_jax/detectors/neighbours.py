@@ -218,11 +218,7 @@ def kth_distance(
 def largest_products(
     x: Float[Array, "batch features"], bank: Float[Array, "images features"], k: int
 ) -> tuple[Float[Array, "batch k"], Int[Array, "batch k"]]:
-    """The k largest inner products of each vector with those of a bank, chunk by chunk.
-
-    Returns:
-        The products, descending, and the places of the bank's vectors.
-    """
+    """The k largest inner products of each vector with those of a bank, and their places."""
 
     def step(best, part):
         index, vectors = part

@@ -66,20 +66,10 @@ Positive = Annotated[float, Range("(0, inf)")]
 
 
 def convert(annotation: Any, name: str, value: Any) -> Any:
-    """A value as an annotation asks.
+    """A value as an annotation asks, `Range` and `OneOf` included; without one, anything goes.
 
     Whole numbers and numbers may be NumPy's (also arrays of no dimension), and any may be text:
     `"5"`, `"1/255"`, `"inf"`, `"none"`, `'["bn1", "bn2"]'`.
-
-    Args:
-        annotation: `int`, `float`, `bool`, `str`, `Sequence[str]`, a callable, None, a `Literal`,
-            an `Annotated` of one of these with `Range` or `OneOf`, or a union; anything goes where
-            there is none.
-        name: the option's, for the message.
-        value: what was given.
-
-    Raises:
-        ValueError: if the value is nothing of the kind; the message says what it must be.
     """
     if annotation is inspect.Parameter.empty or annotation is Any:
         return value

@@ -84,12 +84,7 @@ def calibrated(
 
 
 def predict(detector: Any, images: Any, **options: Any) -> Predictions:
-    """Predictions, and whether to believe them; see `Detector.predict`.
-
-    Raises:
-        ValueError: if the detector has no threshold, or it was calibrated on files that were
-            brought to size in another way; or if a score is NaN, which is no ground for a decision.
-    """
+    """Predictions, and whether to believe them; see `Detector.predict`."""
     parts, transformed = [], False
     for batch, rows in predicted(detector, images, **options):
         transformed |= batch.transformed
@@ -101,16 +96,7 @@ def predict(detector: Any, images: Any, **options: Any) -> Predictions:
 def predicted(
     detector: Any, images: Any, **options: Any
 ) -> Iterator[tuple[Batch, dict[str, np.ndarray]]]:
-    """(batch, columns of `Predictions` of its readable images), one batch after the other.
-
-    Args:
-        detector: calibrated.
-        images: as for `Detector.score`.
-        options: of `Detector.results`.
-
-    Raises:
-        ValueError: as `predict`.
-    """
+    """(batch, columns of `Predictions` of its readable images), one batch after the other."""
     threshold = check_calibrated(detector)
     for batch, _, rows in detector.results(images, predictions=True, **options):
         if batch.transformed:
@@ -135,11 +121,7 @@ def predicted(
 
 
 def check_calibrated(detector: Any) -> Threshold:
-    """The detector's threshold.
-
-    Raises:
-        ValueError: if it has none.
-    """
+    """The detector's threshold."""
     detector.check_fitted()
     if detector.threshold is None:
         raise ValueError(
@@ -150,7 +132,7 @@ def check_calibrated(detector: Any) -> Threshold:
 
 
 def check_preprocessing(detector: Any) -> None:
-    """Raise a ValueError unless files are prepared as at the calibration; see `check_calibrated`.
+    """Refuse files that are not prepared as at the calibration.
 
     Calibration images that came in the input size may have been prepared in any way.
     """
@@ -165,13 +147,8 @@ def check_preprocessing(detector: Any) -> None:
 def prediction_rows(inputs: Any, details: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """A detector's details of a batch beside the network's prediction.
 
-    Args:
-        inputs: one batch, as a detector sees it.
-        details: what the detector computed of it.
-
-    Returns:
-        `"score"` and what there is of each layer (`"tap_..."`) of the details; `"label"`,
-        `"probability"`; and `"features"`, scaled to length 1. The batch is the first axis of each.
+    `"score"` and what there is of each layer (`"tap_..."`) of the details; `"label"`,
+    `"probability"`; and `"features"`, scaled to length 1. The batch is the first axis of each.
     """
     logits = inputs.forward.logits
     features = inputs.forward.features.reshape(logits.shape[0], -1)

@@ -21,19 +21,7 @@ def batches_of(
     may_be_empty: bool = False,
     **options: Any,
 ) -> Iterator[Batch]:
-    """The batches of images of any form, as a detector prepares them.
-
-    Args:
-        detector: whose preprocessing and network count.
-        images: as `si_jax.data.opening.as_images` takes.
-        batch_size: images per batch.
-        progress: what a bar on stderr is called, where it takes a while; empty for none.
-        may_be_empty: whether there may be no image at all.
-        options: of `si_jax.data.pipeline.batches`.
-
-    Raises:
-        ValueError: if an image cannot be read or brought to the network's size, or there is none.
-    """
+    """The batches of images of any form, as a detector prepares them."""
     shape = detector.model.image_shape
     source = as_images(images, channels=shape[-1])
     made = batches(source, detector.preprocessing, batch_size, image_shape=shape, **options)

@@ -25,25 +25,10 @@ def draws(
     seed: int = 0,
     correct: Correct | None = None,
 ) -> dict[str, Draws]:
-    """Metrics of images drawn with replacement.
+    """(resamples,) fractions of each metric, of images drawn with replacement.
 
     In-distribution and out-of-distribution images are drawn each from their own set. The draws
     depend on the seed and the sets' sizes alone, so detectors are compared on the same draws.
-
-    Args:
-        id_scores: (n,) scores of in-distribution images.
-        ood_scores: (m,) scores of out-of-distribution images.
-        metrics: keys of `METRICS`.
-        resamples: number of draws.
-        seed: seed of the draws.
-        correct: as for `evaluate`.
-
-    Returns:
-        Metric -> (resamples,) fractions.
-
-    Raises:
-        ValueError: as for `evaluate`; or if a metric is unknown or needs `correct`, or `resamples`
-            is less than 2.
     """
     id_places, ood_places, values = places(id_scores, ood_scores)
     if unknown := [name for name in metrics if name not in METRICS]:

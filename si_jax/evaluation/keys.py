@@ -26,11 +26,7 @@ FORMAT = 3
 
 
 def key_of(facts: Mapping[str, Any]) -> str:
-    """Hex hash of what determines a file's content.
-
-    Args:
-        facts: as JSON; the versions of jax and flax are added.
-    """
+    """Hex hash of what determines a file's content; the versions of jax and flax are added."""
     versions = {name: importlib.metadata.version(name) for name in ("jax", "flax")}
     return json_hash({**facts, "versions": versions, "format": FORMAT})
 

@@ -108,11 +108,7 @@ class Results:
 
     @classmethod
     def from_json(cls, content: Any) -> "Results":
-        """The record that a file holds.
-
-        Raises:
-            ValueError: saying what is wrong with the first thing that is.
-        """
+        """The record that a file holds."""
         if not isinstance(content, dict):
             raise ValueError("it holds no object")
         content = dict(content)

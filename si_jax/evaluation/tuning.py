@@ -119,22 +119,9 @@ def tune(
 ) -> tuple[list[Trial], dict[str, str]]:
     """Try every combination of a detector's options, all of them on one forward pass if they can.
 
-    Args:
-        name: the detector.
-        model: the network.
-        fit: images and labels to fit on, for a detector that is fitted.
-        validation: in-distribution images that are not among those.
-        ood: name -> out-of-distribution validation images; see `validation_ood`.
-        grid: option -> values; None for the detector's own in `GRIDS`.
-        batch_size: images per batch; None for the detector's default.
-
-    Returns:
-        The trials, the best mean AUROC first and of equals the earlier one in the grid (the
-        defaults are the first); and for each combination that the network or the number of fitting
-        images rules out, the reason.
-
-    Raises:
-        ValueError: if there is no grid, nothing can be tried, or `ood` is empty.
+    Returns the trials, the best mean AUROC first and of equals the earlier one in the grid (the
+    defaults are the first); and for each combination that the network or the number of fitting
+    images rules out, the reason.
     """
     if not ood:
         raise ValueError("ood is empty: give at least one validation set")
@@ -197,16 +184,8 @@ def validation_ood(
 ) -> dict[str, np.ndarray]:
     """Out-of-distribution images made of in-distribution ones.
 
-    Args:
-        images: (n, height, width, channels).
-        seed: seed of all choices.
-
-    Returns:
-        `noise`, every pixel drawn from all pixels of the images; and `shuffled`, the images with
-        their 4 x 4 patches in another order (a remainder at the right and at the bottom stays).
-
-    Raises:
-        ValueError: if the images are smaller than 4 x 4 pixels.
+    `noise` draws every pixel from all pixels of the images; `shuffled` has their 4 x 4 patches in
+    another order (a remainder at the right and at the bottom stays).
     """
     n, height, width, channels = images.shape
     if min(height, width) < PATCHES:

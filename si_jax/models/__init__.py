@@ -116,11 +116,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def architecture(name: str) -> Architecture:
-    """The architecture called `name`.
-
-    Raises:
-        ValueError: if there is none; the message lists those there are.
-    """
+    """The architecture called `name`."""
     if name not in ARCHITECTURES:
         raise ValueError(f"unknown model {name!r}: choose one of {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[name]

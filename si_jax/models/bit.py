@@ -15,14 +15,7 @@ from si_jax.models.family import MAX_BLOCKS, Family, Layout, Shapes
 
 
 class StdConv(nn.Module):
-    """Convolution without bias whose filters are standardised (biased variance, 1e-10 inside).
-
-    Attributes:
-        features: number of output channels.
-        kernel_size: height and width of the kernel, one number.
-        stride: stride in both directions.
-        dtype: dtype of the convolution; standardisation is done in float32.
-    """
+    """Convolution without bias whose filters are standardised (biased variance, 1e-10 inside)."""
 
     features: int
     kernel_size: int
@@ -50,14 +43,7 @@ class StdConv(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Pre-activation bottleneck; a projection starts from the normalised, rectified input.
-
-    Attributes:
-        width: number of output channels, four times the bottleneck's.
-        stride: stride of the 3x3 convolution and of the projection.
-        project: whether the shortcut is a projection.
-        dtype: dtype of the computation; the weights stay float32.
-    """
+    """Pre-activation bottleneck; a projection starts from the normalised, rectified input."""
 
     width: int
     stride: int = 1

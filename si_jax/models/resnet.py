@@ -18,12 +18,8 @@ STEMS = ("cifar", "imagenet")
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions beside a shortcut: identity, 1x1 convolution, or zero padding.
 
-    Attributes:
-        width: number of output channels.
-        stride: stride of the first convolution and of the shortcut.
-        shortcut: how the shortcut changes shape where it must: `"conv"`, a 1x1 convolution and
-            BatchNorm, or `"pad"`, subsampling and zero channels, half of them on each side.
-        dtype: dtype of the computation; the weights stay float32.
+    The shortcut changes shape by `"conv"`, a 1x1 convolution and BatchNorm, or by `"pad"`,
+    subsampling and zero channels, half of them on each side.
     """
 
     width: int
@@ -56,13 +52,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolution beside a shortcut; the stride is in the 3x3 one.
-
-    Attributes:
-        width: channels of the 3x3 convolution; the output has four times as many.
-        stride: stride of the 3x3 convolution and of the shortcut.
-        dtype: dtype of the computation; the weights stay float32.
-    """
+    """1x1, 3x3 and 1x1 convolution beside a shortcut; the stride is in the 3x3 one."""
 
     width: int
     stride: int = 1

@@ -15,12 +15,7 @@ from si_jax.models.family import MAX_BLOCKS, MAX_WIDTH, Family, Layout, Shapes
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; queries, keys and values come from one linear layer.
-
-    Attributes:
-        heads: number of heads.
-        dtype: dtype of the computation; the weights stay float32.
-    """
+    """Multi-head self-attention; queries, keys and values come from one linear layer."""
 
     heads: int
     dtype: Any = jnp.float32
@@ -39,13 +34,7 @@ class Attention(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Attention and a two-layer perceptron with GELU, each behind a LayerNorm, beside shortcuts.
-
-    Attributes:
-        heads: number of heads.
-        hidden: width between the perceptron's layers.
-        dtype: dtype of the computation; the weights stay float32.
-    """
+    """Attention and a two-layer perceptron with GELU, each behind a LayerNorm, beside shortcuts."""
 
     heads: int
     hidden: int

@@ -15,14 +15,7 @@ from si_jax.models.resnet import batch_norm
 
 
 class WideBlock(nn.Module):
-    """Pre-activation block; a projection shortcut starts from the normalised, rectified input.
-
-    Attributes:
-        width: number of output channels.
-        stride: stride of the first convolution and of the shortcut.
-        dropout: rate of the dropout between the convolutions, in training only.
-        dtype: dtype of the computation; the weights stay float32.
-    """
+    """Pre-activation block; a projection shortcut starts from the normalised, rectified input."""
 
     width: int
     stride: int = 1

@@ -29,11 +29,7 @@ def check_scale(scale: str | None) -> None:
 
 
 def check_constants(mean: Sequence[float], std: Sequence[float]) -> None:
-    """Refuse a mean or a deviation that no images in [0, 1] units can have.
-
-    Raises:
-        ValueError: if one is not finite, a mean is outside [0, 1] or a deviation outside (0, 1].
-    """
+    """Refuse a mean or a deviation that no images in [0, 1] units can have."""
     for name, values, interval in (("mean", mean, "[0, 1]"), ("std", std, "(0, 1]")):
         array = np.asarray(values, np.float64)
         fits = (array <= 1) & ((array >= 0) if name == "mean" else (array > 0))
@@ -49,10 +45,6 @@ def check_weights(variables: Any) -> None:
     """Refuse weights that are not finite, so large that float32 overflows, or all zero.
 
     Weights that are still to come (`jax.ShapeDtypeStruct`) and tracers are passed over.
-
-    Raises:
-        ValueError: if there is such a weight, whose place the message names; or if no kernel holds
-            anything but zeros.
     """
     kernels = zeros = 0
     for path, leaf in jax.tree.leaves_with_path(variables):
@@ -84,21 +76,10 @@ def as_images(
     std: Sequence[float],
     scale: str | None = None,
 ) -> np.ndarray:
-    """Images as a model takes them.
+    """Images as a model takes them: uint8, or float32 normalised.
 
-    Args:
-        images: (N, height, width, channels), or a list of N arrays.
-        shape: height, width and channels of the network's images.
-        mean: of each channel, in [0, 1] units.
-        std: likewise the deviation.
-        scale: one of `SCALES`; None for uint8 arrays, or float32 arrays that are normalised.
-            uint8 arrays always hold 0 to 255.
-
-    Returns:
-        uint8, or float32 normalised.
-
-    Raises:
-        ValueError: if the shape, the dtype or the scale does not fit, or a value is not finite.
+    `scale` is one of `SCALES`; None for uint8 arrays, which always hold 0 to 255, or float32 arrays
+    that are normalised.
     """
     check_scale(scale)
     name = "images" if hasattr(images, "shape") else "np.asarray(images)"

@@ -80,11 +80,7 @@ def register_framework(base: type, framework: Framework) -> None:
 
 
 def framework_of(network: Any) -> Framework:
-    """The framework that a network belongs to.
-
-    Raises:
-        ValueError: if it belongs to none that is served.
-    """
+    """The framework that a network belongs to."""
     for cls, framework in REGISTERED.items():
         if isinstance(network, cls):
             return framework

@@ -35,12 +35,9 @@ PRODUCTS = ("conv_general_dilated", "dot_general")
 
 
 class LinearHead(NamedTuple):
-    """The map from the features to the logits.
+    """The map from the features, whose shape has no batch axis, to the logits.
 
-    Attributes:
-        features: shape of the features, without the batch axis.
-        weights: variables of the network -> weights (features, classes) and bias (classes,), of
-            traced or of real values, float32.
+    `weights` gives, of the variables, traced or real, (features, classes) and (classes,) float32.
     """
 
     features: tuple[int, ...]
@@ -84,12 +81,7 @@ def linear_head(network: Network, path: str) -> LinearHead | None:
 
 
 def head_of(network: Network, head: str | None) -> str | None:
-    """Path of the layer that gives the logits: the one asked for, or the linear one, or None.
-
-    Raises:
-        ValueError: if it is never called, or called twice, or does not give the logits while a
-            linear layer does.
-    """
+    """Path of the layer that gives the logits: the one asked for, or the linear one, or None."""
     look = network.outline
     paths = [call.path for call in network.calls]
     if head in look.hidden:

@@ -141,11 +141,7 @@ def run(
     images: Float[Array, "batch height width channels"],
     visit: Visit,
 ) -> Any:
-    """The network's logits, with `visit` around each sub-module's call.
-
-    Raises:
-        ValueError: if `output` is no entry of what the network returns.
-    """
+    """The network's logits, with `visit` around each sub-module's call."""
     look = network.outline
 
     def shown(path, module, call, args):
@@ -164,11 +160,7 @@ def run(
 
 
 def outline(network: Network, *, inline: bool) -> Outline:
-    """Look at a run on one image, without computing it.
-
-    Raises:
-        ValueError: if the network cannot be run on an image, or does not return logits.
-    """
+    """Look at a run on one image, without computing it."""
     begun: list[str] = []
     ended: list[tuple[str, Any, bool]] = []
     hidden: set[str] = set()

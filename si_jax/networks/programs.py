@@ -26,12 +26,7 @@ YNNPACK saves there, by those that Eigen saves in a multiplication of an ordinar
 
 
 def compiled(function: jax.stages.Wrapped, *arguments: Any) -> Callable[..., Any]:
-    """A function compiled for arguments of the shapes, dtypes and devices of those given.
-
-    Args:
-        function: what `jax.jit` gave.
-        arguments: arrays, or trees of arrays.
-    """
+    """A jitted function, compiled for arguments of these shapes, dtypes and devices."""
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]  # it is one of JAX's flags
         return function
     traced = function.trace(*arguments)

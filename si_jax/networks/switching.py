@@ -107,9 +107,7 @@ def _stopped(equations: Equations, variable: Any) -> bool:
 def _passes(eqn: Any, switched: bool) -> bool:
     """Whether a gradient passes an equation whatever the values are.
 
-    Args:
-        eqn: the equation.
-        switched: whether an operand depends on the values without a gradient, as `x > 0` does.
+    `switched` is whether an operand depends on the values without a gradient, as `x > 0` does.
     """
     name = eqn.primitive.name
     return name in ("add", "sub") or (not switched and (name in SMOOTH or name == "select_n"))

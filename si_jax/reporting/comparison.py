@@ -64,11 +64,7 @@ def sections(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
 
 
 def metric_tables(entries: Sequence[Entry]) -> list[Table]:
-    """One table per metric: detectors and runs by sets and averages, in per cent.
-
-    Args:
-        entries: of one section.
-    """
+    """One table per metric: detectors and runs by sets and averages, in per cent."""
     columns = list(dict.fromkeys(c for entry in entries for c in _columns(entry.first)))
     lines = [
         (detector, entry)

@@ -100,12 +100,7 @@ def coincidences(run: Run) -> list[str]:
 
 
 def histograms(run: Run, detector: str) -> Figure:
-    """A detector's scores, in-distribution against each out-of-distribution set.
-
-    Args:
-        run: with its scores loaded.
-        detector: one of `run.detectors`.
-    """
+    """A detector's scores, in-distribution against each out-of-distribution set."""
     figure, panels = grid(len(run.ood_sets), height=2.3)
     label_of_axis, shown = AXES.get(detector, ("score", lambda scores: scores.astype(np.float64)))
     id_scores = shown(run.scores(run.id_set, detector))

@@ -141,16 +141,7 @@ def directory_of(path: str | Path) -> Path:
 
 
 def load(directory: str | Path, *, scores: bool = True) -> Run:
-    """Read a run from its directory.
-
-    Args:
-        directory: where `si-jax evaluate` wrote it, or a file in it.
-        scores: whether to read the score files and thumbnails too, not `results.json` alone.
-
-    Raises:
-        ValueError: if this is no run directory, `results.json` is broken, or a score file is
-            missing, broken, or of another computation than `results.json`.
-    """
+    """A run from its directory, or a file in it; with `scores`, score files and thumbnails too."""
     directory = directory_of(directory)
     path = directory / RESULTS
     try:
@@ -171,11 +162,7 @@ def load(directory: str | Path, *, scores: bool = True) -> Run:
 
 
 def load_several(directories: Sequence[str | Path]) -> list[Run]:
-    """Read the results of several runs, without their scores, under names that differ.
-
-    Raises:
-        ValueError: as for `load`; or if a directory is given twice.
-    """
+    """Read the results of several runs, without their scores, under names that differ."""
     paths = [directory_of(directory).resolve() for directory in directories]
     if len(set(paths)) < len(paths):
         twice = next(d for d, p in zip(directories, paths, strict=True) if paths.count(p) > 1)

@@ -190,11 +190,6 @@ def train(
 
     The state is saved in `directory` after each epoch; an unfinished run of the same model, images
     and recipe that lies there is resumed.
-
-    Raises:
-        ValueError: if images and labels do not fit the model, there are fewer images than one
-            batch, `directory` holds another run, or the loss becomes NaN or infinite; the
-            directory then keeps the last good epoch.
     """
     images, labels = _checked(model, images, labels)
     steps_per_epoch = len(images) // recipe.batch_size

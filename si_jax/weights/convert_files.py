@@ -21,13 +21,8 @@ def load_state(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Names and arrays of a checkpoint, and what a card says of it: the source's name and SHA-256.
 
-    Args:
-        source: a file, or what one holds.
-        part: a key under which the state dict lies, or a prefix of names, to choose among several.
-        notes: gets a sentence if the weights are an average, or there is one beside them.
-
-    Raises:
-        ValueError: if there is no such file, it is no checkpoint, or what reads it is missing.
+    `part` chooses among several state dicts, by its key or by a prefix of names. `notes` gets a
+    sentence if the weights are an average, or there is one beside them.
     """
     if isinstance(source, Mapping):
         if (state := _find_state(source, part, notes)) is None:
@@ -84,11 +79,7 @@ def shape_of(value: Any) -> tuple[int, ...]:
 
 
 def to_float32(key: str, value: Any) -> np.ndarray:
-    """One weight, of NumPy or PyTorch, as a finite float32 array.
-
-    Raises:
-        ValueError: if it is no array of floating-point numbers, or some are not finite.
-    """
+    """One weight, of NumPy or PyTorch, as a finite float32 array."""
     if not hasattr(value, "dtype"):
         raise ValueError(f"{key} is of type {type(value).__name__}; weights must be arrays")
     kind = value.dtype

@@ -32,9 +32,6 @@ def canonical(
     """Name as in a layout's table -> the checkpoint's, without counters; None if none is a block's.
 
     A prefix that all blocks have is taken off, which is noted; of several, `part` chooses one.
-
-    Raises:
-        ValueError: if the names of blocks have several prefixes, or two names mean one weight.
     """
     names = [name for name in names if name.rpartition(".")[2] not in COUNTERS]
     matches = [re.match(rf"(?:(.*?)[./])??{layout.block}", name) for name in names]

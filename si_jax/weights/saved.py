@@ -45,9 +45,6 @@ def check_sums(directory: Path) -> bool:
     """Compare the files of a directory with its list; False if it has none, being older.
 
     Files whose names begin with a dot, and others right in the directory, may be added.
-
-    Raises:
-        ValueError: naming the first file that is missing, was changed or is not listed.
     """
     if not os.path.lexists(directory / SUMS):
         return False
@@ -97,11 +94,7 @@ def _files(directory: Path) -> list[str]:
 
 
 def read_card(path: Path, card: type[SomeCard]) -> SomeCard:
-    """A file of JSON as the model `card` has it.
-
-    Raises:
-        ValueError: in one sentence, with the first thing in it that is wrong.
-    """
+    """A file of JSON as the model `card` has it."""
     try:
         return card.model_validate(read_json(path))
     except ValidationError as error:
@@ -130,11 +123,7 @@ def stored_shapes(directory: Path) -> Any:
 
 
 def read_arrays(directory: Path) -> Any:
-    """The tree that `write_arrays` wrote, of NumPy arrays.
-
-    Raises:
-        ValueError: if it cannot be read.
-    """
+    """The tree that `write_arrays` wrote, of NumPy arrays."""
 
     def restore(ocp, checkpointer, shapes):
         arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)

@@ -151,11 +151,6 @@ def ledoit_wolf(
 
     `min(b^2, d^2) / d^2` with `d^2 = ||C - m I||^2` and `b^2 = (mean ||u u' - C||^2) / count`
     (Journal of Multivariate Analysis, 2004, section 3.2), `m` the mean of the diagonal.
-
-    Args:
-        standardised: some or all of the images, of mean 0, for the fourth moments.
-        covariance: that of all `count` images.
-        count: number of images that the covariance was computed from.
     """
     square = np.sum(covariance**2)
     distance = square - np.trace(covariance) ** 2 / len(covariance)

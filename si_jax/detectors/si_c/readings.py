@@ -47,11 +47,7 @@ class Reader:
 def canonical_components(
     components: str | Sequence[str], known: Sequence[str] = tuple(COMPONENTS)
 ) -> tuple[str, ...]:
-    """The components asked for, each once, in the order of `known`.
-
-    Raises:
-        ValueError: if there is none, or an unknown one.
-    """
+    """The components asked for, each once, in the order of `known`."""
     given = components
     if isinstance(given, str):
         given = [name.strip() for name in given.split(",")]
@@ -73,11 +69,7 @@ def reader(
     inner: Taps = None,
     seed: int = 0,
 ) -> Reader:
-    """Decide what is read of an image, and how; arguments as for `si_c`.
-
-    Raises:
-        ValueError: as `si_c`.
-    """
+    """Decide what is read of an image, and how; arguments as for `si_c`."""
     components = canonical_components(components)
     channels, engine, positions = None, None, 1
     inner_paths: tuple[str, ...] = ()
@@ -121,18 +113,8 @@ def readings(
 ) -> dict[str, np.ndarray]:
     """The readings of images, to be fitted and scored without the network.
 
-    Args:
-        reading: what to read, by `reader` of the same model.
-        model: the network.
-        images: as for `si_jax.detectors.Detector.score`.
-        batch_size: images per batch.
-
-    Returns:
-        float32 arrays: `"confidence"` (N,), `"energy"` (N,), and where the components need them
-        `"channel_average"` (N,) and `"density"` (N, D).
-
-    Raises:
-        ValueError: if the images do not fit the model.
+    float32 arrays: `"confidence"` (N,), `"energy"` (N,), and where the components need them
+    `"channel_average"` (N,) and `"density"` (N, D).
     """
     return batched(reading, model)(
         model.prepare_images(images), batch_size=batch_size, allow_small_batch=True
@@ -187,11 +169,7 @@ def _passes(model, variables, images, taps, by_gradient, inner):
 
 
 def _by_gradient(model: Model, taps: Sequence[str]) -> tuple[str, ...]:
-    """Those taps that no activation follows, whose densities are therefore read off the gradient.
-
-    Raises:
-        ValueError: if there is nothing to be read off any tap.
-    """
+    """Those taps that no activation follows: their densities are read off the gradient."""
     missing = activation.without_activation(model, taps)
     if len(activation.taps_without_relu(model, missing)) == len(taps):
         raise ValueError(

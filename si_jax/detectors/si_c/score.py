@@ -123,12 +123,7 @@ def pvalues(
     calibration: Float[Array | np.ndarray, "images taps"],
     abnormality: Float[Array | np.ndarray, "batch taps"],
 ) -> Float[Array | np.ndarray, "batch taps"]:
-    """`(1 + #{calibration images at least as abnormal}) / (1 + n)` at each tap.
-
-    Args:
-        calibration: abnormality of the n calibration images, each column sorted.
-        abnormality: of the images in question.
-    """
+    """`(1 + #{calibration images at least as abnormal}) / (1 + n)` at each tap."""
     count = len(calibration)
     if isinstance(abnormality, np.ndarray):
         pairs = zip(calibration.T, abnormality.T, strict=True)
