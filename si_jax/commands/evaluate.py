@@ -17,7 +17,7 @@ from typing import Any
 from si_jax.benchmarking import checked_directory, evaluate, find_and_load, find_sets
 from si_jax.commands.options import command, plain_value
 from si_jax.data.benchmarks import BENCHMARKS
-from si_jax.data.json_files import json_hash
+from si_jax.data.files import json_hash
 from si_jax.detectors import DETECTORS, describe
 from si_jax.detectors.si import si_z
 from si_jax.evaluation.defaults import benchmark_model, benchmark_table, resolve_checkpoint

@@ -1,7 +1,13 @@
-"""Files that are written whole or not at all, and the reading of files that may be anything."""
+"""Files that are written whole or not at all, and the reading of files that may be anything.
+
+JSON is read within bounds, checked against a dataclass, and hashed.
+"""
 
 import errno
+import hashlib
+import json
 import lzma
+import math
 import os
 import secrets
 import stat
@@ -40,6 +46,10 @@ READ_ERRORS = (
 LEAST_UNPACKED = 2**30  # bytes that any archive may unpack to
 UNPACKED_SHARE = 20  # a larger one may unpack to this many times its own size
 LARGEST_FILE = 2**29  # bytes of a file that is read at once, such as an image
+
+LARGEST_JSON = 64 << 20  # bytes
+MAX_WHOLE = 2**63  # the largest whole number that is taken
+MAX_DEPTH = 50
 
 
 class BrokenArchive(ValueError):
@@ -145,3 +155,52 @@ def _write_atomically(path: Path, write: Any) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file within `LARGEST_JSON` and `MAX_DEPTH`; NaN is an error."""
+    data = read_bytes(path, LARGEST_JSON)
+    try:
+        content = json.loads(data, parse_constant=_number, parse_int=_number, parse_float=_number)
+    except RecursionError:
+        raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels") from None
+    if _deeper(content, MAX_DEPTH):
+        raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
+    return content
+
+
+def fields_problem(values: dict[str, Any], record: type) -> str:
+    """What is wrong with the fields of a dataclass; '' if nothing. Unknown ones are let through."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        TypeAdapter(record).validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name, *keys = first["loc"]
+        if first["type"] == "missing":
+            return f"it lacks {name!r}"
+        place = f" for {' on '.join(map(repr, keys))}" if keys else ""
+        wanted = first["msg"].replace("Input should be", "it must be")
+        return f"{name!r} is of the wrong type{place}: {wanted}"
+    return ""
+
+
+def _number(text: str) -> int | float:
+    whole = text.lstrip("-").isdigit()
+    value = float(text) if not whole or len(text) > 25 else int(text)
+    if not math.isfinite(value) or (whole and abs(value) >= MAX_WHOLE):
+        raise ValueError(f"it holds {text[:30]}, which is no finite number")
+    return value
+
+
+def _deeper(content: Any, depth: int) -> bool:
+    if not isinstance(content, dict | list):
+        return False
+    inner = content.values() if isinstance(content, dict) else content
+    return depth == 0 or any(_deeper(one, depth - 1) for one in inner)
+
+
+def json_hash(content: Any) -> str:
+    """Hex SHA-256 of content as JSON, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -163,7 +163,7 @@ def _program(detector: Detector, *, branches: bool = True) -> tuple[Callable, ja
     if model.framework.any_batch:
         return run, images
     # a loop has the branch that vmap would always compute
-    each = jax.lax.map if branches and detector._exact else lambda f, x: jax.vmap(f)(x)
+    each = jax.lax.map if branches and detector.exact else lambda f, x: jax.vmap(f)(x)
     return lambda images: each(
         lambda image: jax.tree.map(lambda x: x[0], run(image[None])), images
     ), images

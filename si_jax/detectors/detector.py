@@ -39,6 +39,7 @@ class Detector:
         state: what it has learnt, name -> array; None before it is fitted.
         options: the options that it was made with, as given.
         version: the method's version, see `Method`; None if its scores are not to be stored.
+        exact: computes the images that the method cannot be sure of, see `Plan`; None for none.
         threshold: what it decides by, a `si_jax.detectors.threshold.Threshold`; None before it is
             calibrated.
         card: what else is known of it, such as the data that it was calibrated on; saved with it.
@@ -59,7 +60,7 @@ class Detector:
         self.card: dict[str, Any] = {}
         self.preprocessing: Preprocessing = preprocessing_for(model.input_size, model.card)
         self._compute = plan.compute
-        self._exact = plan.exact
+        self.exact = plan.exact
         self._fit = plan.fit
         self._fitted_on: np.dtype | None = None
         self.state: State | None = None
@@ -82,7 +83,7 @@ class Detector:
         is not finite: what is read off a broken forward pass (a ReLU of NaN is off, as in a quiet
         network) is never a good score.
         """
-        results = (self._exact if exact and self._exact else self._compute)(inputs, state)
+        results = (self.exact if exact and self.exact else self._compute)(inputs, state)
         if results["score"].ndim != 1:
             raise ValueError(
                 f"detector {self.name!r} must give one score an image, (batch,), not an array of"
@@ -104,7 +105,7 @@ class Detector:
 
     def batched(self, function: Callable[..., Any], state: Replicated) -> Batched:
         """A function of (variables, state, images, exact) over batches of images."""
-        exact = partial(function, exact=True) if self._exact else None
+        exact = partial(function, exact=True) if self.exact else None
         return Batched(function, self.model.replicated, state, exact=exact)
 
     def prediction_rows(

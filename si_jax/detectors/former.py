@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from si_jax.data.json_files import json_hash, read_json
+from si_jax.data.files import json_hash, read_json
 from si_jax.model import Model
 from si_jax.weights.checkpoint import abstract_variables, build_model
 from si_jax.weights.saved import SUMS, read_arrays

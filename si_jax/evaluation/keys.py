@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from si_jax import splitting
-from si_jax.data.json_files import json_hash
+from si_jax.data.files import json_hash
 from si_jax.detectors import Detector
 from si_jax.model import Model
 from si_jax.weights.variables import weights_hash

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from si_jax.data.json_files import fields_problem
+from si_jax.data.files import fields_problem
 
 SCHEMA = 2
 """Version of the record. Files without one are of version 1, and can be read."""

@@ -1,26 +1,31 @@
-"""Equinox: a module maps one image, channels first; it is batched here, and seen channels last."""
+"""Equinox: a module maps one image, channels first; it is batched here, and seen channels last.
 
-from collections.abc import Iterator, Mapping
+It is batched by `jax.vmap`, inside which no activation has the axis of the images. A call that is
+to be seen is therefore made a `jax.custom_batching.custom_vmap`, whose rule gets what it is batched
+over: the activations of all images.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
 
-from si_jax.networks.framework import Framework, Named, Visit, is_a
+from si_jax.networks.framework import Framework, Named, Visit, first_positional, is_a
 from si_jax.networks.interception import intercepted
 from si_jax.networks.network import trace_of
-from si_jax.networks.one_image import (
-    foreign,
-    is_watched,
-    stateless,
-    watched,
-    with_arrays,
-    wrap_call,
-)
 
 NORMS = (eqx.nn.BatchNorm, eqx.nn.GroupNorm, eqx.nn.LayerNorm, eqx.nn.RMSNorm)
+
+ARRAY = object()
+"""What stands for an array in the form of an output, which outlives the trace of its arrays."""
+
+_level: ContextVar[Any] = ContextVar("level", default=None)  # trace of one image; None: unseen
 
 
 class Inference(eqx.Module):
@@ -76,6 +81,120 @@ def run(network: Inference, variables: Named, images: Any, kwargs: Named, visit:
 
     with intercepted({type(module) for module in modules.values()}, seam):
         return jax.vmap(one)(jnp.moveaxis(images, -1, 1))
+
+
+def is_watched() -> bool:
+    """Whether calls are to be seen here."""
+    return _level.get() is not None
+
+
+def foreign(given: Any, outside: tuple) -> bool:
+    """Whether an argument is neither of one image nor of none, but inside a scan, say."""
+    level = type(_level.get())
+    traces = [trace_of(x) for x in _arrays(given)]
+    return any(trace not in outside and not isinstance(trace, level) for trace in traces)
+
+
+def wrap_call(visit: Callable, call: Callable, given: Any, outside: tuple) -> Any:
+    """A module's call on one image, which `visit` sees as its call on all of them.
+
+    `given` are its arguments and keywords, `outside` the traces of what is of no single image.
+    """
+    arrays, level = _arrays(given), _level.get()
+    if foreign(given, outside):  # of which `Outline` tells
+        return visit(*first_positional(call, *given))
+    if all(trace_of(x) in outside for x in arrays):  # of a constant
+        return call(*given[0], **given[1])
+    states = [x for x in jax.tree.leaves(given, is_leaf=_is_state) if _is_state(x)]
+    output: list[Any] = [None]  # the form of what the call returns
+
+    def one(*arrays):
+        args, kwargs = with_arrays(given, arrays)
+        result = call(*args, **kwargs)
+        output[0] = jax.tree.map(lambda x: ARRAY if eqx.is_array(x) else x, result)
+        return _arrays(result)
+
+    def on_all(many, arrays, inner):
+        def whole(*args, **kwargs):
+            outputs = many(*(_first(x, inner) for x in _arrays((args, kwargs))))
+            return stateless(with_arrays(output[0], [_last(x, inner) for x in outputs]))
+
+        args, kwargs = with_arrays(given, [_last(x, inner) for x in arrays])
+        shown = visit(*first_positional(whole, args, kwargs))
+        return [_first(x, inner) for x in _arrays(shown)]
+
+    def batched(function, arrays, inner):
+        """`inner` tells how many axes the network itself batches over, as a ViT over tokens."""
+        of_images = any(trace_of(x) is level for x in arrays)
+        batching = custom_vmap(watched(None)(function))
+
+        @batching.def_vmap
+        def rule(size, in_batched, *arrays):
+            rows = [
+                x if b else jnp.broadcast_to(x, (size, *x.shape))
+                for x, b in zip(arrays, in_batched, strict=True)
+            ]
+            if of_images:
+                many = jax.vmap(lambda *row: watched(trace_of(row[0]))(function)(*row))
+                outputs = on_all(many, rows, inner)
+            else:
+                outputs = batched(jax.vmap(function), rows, inner + 1)
+            return outputs, [True] * len(outputs)
+
+        return batching(*arrays)
+
+    outputs = batched(one, arrays, 0)
+    return with_arrays(output[0], outputs, states)
+
+
+@contextlib.contextmanager
+def watched(level: Any) -> Iterator[None]:
+    """Inside, `level` is the trace of one image; None if calls are not to be seen."""
+    token = _level.set(level)
+    try:
+        yield
+    finally:
+        _level.reset(token)
+
+
+def _arrays(tree: Any) -> list[Any]:
+    """The arrays in a tree, other than those of a state."""
+    return [x for x in jax.tree.leaves(tree, is_leaf=_is_state) if eqx.is_array(x)]
+
+
+def with_arrays(tree: Any, arrays: Sequence[Any], states: Sequence[eqx.nn.State] = ()) -> Any:
+    """A tree with other arrays in it; and with copies of its own or of other states.
+
+    A state is good for one use, and inference never changes it.
+    """
+    left = iter(arrays)
+
+    def put(x):
+        if _is_state(x):
+            return jax.tree.map(lambda x: x, states[0] if states else x)
+        return next(left) if x is ARRAY or eqx.is_array(x) else x
+
+    return jax.tree.map(put, tree, is_leaf=_is_state)
+
+
+def stateless(output: Any) -> Any:
+    """The output of a module that may return its state beside it."""
+    if isinstance(output, tuple) and output and _is_state(output[-1]):
+        return output[0] if len(output) == 2 else output[:-1]
+    return output
+
+
+def _last(x: Any, inner: int) -> Any:
+    """The channels of feature maps, which come first in each, last; `inner` as in `_seen`."""
+    return jnp.moveaxis(x, 1 + inner, -1) if x.ndim - inner > 3 else x
+
+
+def _first(x: Any, inner: int) -> Any:
+    return jnp.moveaxis(x, -1, 1 + inner) if x.ndim - inner > 3 else x
+
+
+def _is_state(x: Any) -> bool:
+    return isinstance(x, eqx.nn.State)
 
 
 def _place(path: tuple[Any, ...]) -> tuple[str, str]:

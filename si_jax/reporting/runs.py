@@ -18,9 +18,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from si_jax.data.files import READ_ERRORS, read_arrays, write_atomically, write_text
+from si_jax.data.files import READ_ERRORS, read_arrays, read_json, write_atomically, write_text
 from si_jax.data.image_set import ImageSet
-from si_jax.data.json_files import read_json
 from si_jax.evaluation import metrics
 from si_jax.evaluation.results import Results
 from si_jax.evaluation.store import PREDICTION, Scores, chunk_path, load_scores

@@ -19,8 +19,7 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from si_jax.data.directories import MAX_FILES, check_new, written_whole
-from si_jax.data.files import open_regular, read_bytes, write_text
-from si_jax.data.json_files import read_json
+from si_jax.data.files import open_regular, read_bytes, read_json, write_text
 
 SUMS = "SHA256SUMS"
 SomeCard = TypeVar("SomeCard", bound=BaseModel)

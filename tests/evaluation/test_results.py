@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from si_jax.data.json_files import read_json
+from si_jax.data.files import read_json
 from si_jax.evaluation.results import SCHEMA, Results
 
 ROW = {"auroc": 0.9, "fpr95": 0.2, "fpr95_ood_positive": 0.3}
