@@ -52,7 +52,7 @@ def from_cifar_binary(paths: Sequence[str | os.PathLike], *, name: str | None = 
 
 
 def from_corruptions(
-    folder: str | os.PathLike, *, name: str | None = None, drawn: int | None = DRAWN, seed: int = 0
+    folder: str | os.PathLike, *, name: str | None = None, drawn: int | None = DRAWN
 ) -> ImageSet:
     """Read CIFAR-10-C or CIFAR-100-C as published: a `.npy` file a corruption, and `labels.npy`.
 
@@ -93,10 +93,10 @@ def from_corruptions(
         ident_fn=lambda index: f"{paths[index // len(labels)].stem}[{index % len(labels)}]",
         digest_fn=lambda indices: fingerprints.digests(digest, indices, called),
     )
-    taken = subset(whole, drawn, seed)
+    taken = subset(whole, drawn, 0)
     if taken is whole:
         return whole
-    note = f"{len(taken)} of its {len(whole)} images are taken, drawn by seed {seed}"
+    note = f"{len(taken)} of its {len(whole)} images are taken, drawn by seed 0"
     return dataclasses.replace(taken, notes=(note,))
 
 

@@ -111,16 +111,7 @@ class Detector:
     def prediction_rows(
         self, images: np.ndarray, *, batch_size: int, allow_small_batch: bool = False
     ) -> dict[str, np.ndarray]:
-        """What decisions and explanations are made of, `predictions.prediction_rows` of all images.
-
-        Args:
-            images: as `Model.prepare_images` returns them.
-            batch_size: images per batch.
-            allow_small_batch: as for `si_jax.batching.Batched`.
-
-        Raises:
-            ValueError: if the detector is not fitted.
-        """
+        """`predictions.prediction_rows` of images as `Model.prepare_images` returns them."""
         self.check_fitted()
         return self._predict_run(images, batch_size=batch_size, allow_small_batch=allow_small_batch)
 
@@ -258,7 +249,7 @@ class Detector:
         Raises:
             ValueError: if the detector is not calibrated, or it is not one image.
         """
-        from si_jax.detectors.explanation_figure import explain
+        from si_jax.detectors.explanation import explain
 
         return explain(self, image, title=title, scale=scale)
 
@@ -346,20 +337,10 @@ class Detector:
     ) -> Iterator[tuple[Batch, np.ndarray, Any]]:
         """What is computed of images of any form, batch by batch; nothing is kept.
 
-        Args:
-            images: as for `score`.
-            predictions: whether that is `predictions.prediction_rows`; else `details`.
-            scale: as for `score`.
-            ahead: batches that are decoded, and others that are computed, beside the one in use.
-            batch_size: in place of the detector's own.
-            options: of `reading.batches_of`.
-
-        Yields:
-            The batch, its readable images as the model takes them, and what is computed of these;
-            None where no image can be read.
-
-        Raises:
-            ValueError: as `score`, but for scores that are not finite.
+        Yields the batch, its readable images as the model takes them, and what is computed of
+        these: `predictions.prediction_rows`, or else `details`; None where no image can be read.
+        `ahead` batches are decoded, and others computed, beside the one in use. Scores may be
+        infinite or NaN. `options` are those of `reading.batches_of`.
         """
         self.check_fitted()
         size = batch_size or self.batch_size

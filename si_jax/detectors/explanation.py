@@ -6,12 +6,13 @@ calibration images, where the score lies among theirs, and the nearest of them.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from si_jax.detectors import reading
 from si_jax.detectors.predictions import (
@@ -20,18 +21,26 @@ from si_jax.detectors.predictions import (
     check_calibrated,
     check_preprocessing,
 )
+from si_jax.detectors.threshold import Threshold
 from si_jax.integration import first_gradients, max_logit
 from si_jax.model import Model
 from si_jax.splitting import FEATURES
 from si_jax.taps import default_taps
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 NEAREST = 3
 RARE = 0.05  # p-value below which a layer is called abnormal
+ID_COLOUR, OOD_COLOUR, GREY, BAND = "#0072B2", "#D55E00", "#555555", "#DCE9F2"
+LAYERS_NAMED = 40
+SMOOTHING = 28  # the side of an image in deviations of the Gaussian
+LIMIT = 4.0  # half ranges beyond which a layer is drawn at the edge
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What is known of one image, to be drawn by `si_jax.detectors.explanation_figure.draw`.
+    """What is known of one image, to be drawn by `draw`.
 
     Attributes:
         image: as the network sees it, uint8.
@@ -144,3 +153,234 @@ def upsampled(values: Float[np.ndarray, "h w"], size: tuple[int, int]) -> np.nda
     """A map resized to (height, width), bilinear."""
     picture = Image.fromarray(np.asarray(values, np.float32))
     return np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR))
+
+
+def explain(detector: Any, image: Any, *, title: str = "", scale: str | None = None) -> "Figure":
+    """A figure that explains the decision on one image; see `Detector.explain`."""
+    return draw(detector, explanation(detector, image, scale), title)
+
+
+def draw(detector: Any, shown: Explanation, title: str = "") -> "Figure":
+    """Draw what is known of one image."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12.8, 7.2), dpi=120, facecolor="white")
+    is_ood = bool(shown.prediction.is_ood[0])
+    _heading(figure, detector, shown, title, is_ood)
+    left = figure.add_gridspec(
+        2, 4, left=0.03, right=0.585, top=0.795, bottom=0.04, height_ratios=(2.1, 1), hspace=0.16,
+        wspace=0.06,
+    )  # fmt: skip
+    _picture(figure.add_subplot(left[0, :2]), shown.image, "what the network sees")
+    overall = mean_map(shown)
+    _overlay(figure.add_subplot(left[0, 2:]), shown.image, overall, "where its evidence lies")
+    main = [tap for tap in shown.maps if "shortcut" not in tap]
+    chosen = _spread(main or list(shown.maps), 4)
+    for column, tap in enumerate(chosen):
+        axes = figure.add_subplot(left[1, column])
+        _overlay(axes, shown.image, shown.maps[tap], _tail(tap, 24))
+    kept = bool(shown.nearest)
+    right = figure.add_gridspec(
+        2 + kept,
+        1,
+        left=0.7,
+        right=0.975,
+        top=0.795,
+        bottom=0.04 if kept else 0.09,
+        hspace=0.85 if kept else 0.4,
+        height_ratios=(1.2, 1.9, 1.15)[: 2 + kept],
+    )
+    _histogram(figure.add_subplot(right[0]), detector.threshold, shown, is_ood)
+    axes = figure.add_subplot(right[1])
+    if shown.layers:
+        _layers(axes, shown)
+    else:
+        _classes(axes, shown)
+    if shown.nearest:
+        inside = right[2].subgridspec(1, len(shown.nearest), wspace=0.1)
+        pairs = zip(shown.nearest, shown.similarity, strict=True)
+        for column, (image, cosine) in enumerate(pairs):
+            axes = figure.add_subplot(inside[column])
+            _picture(axes, image, f"{cosine:.2f}")
+            if column == 0:
+                axes.text(
+                    0,
+                    1.3,
+                    "nearest calibration images (cosine)",
+                    fontsize=10,
+                    transform=axes.transAxes,
+                    fontweight="bold",
+                )
+    return figure
+
+
+def mean_map(shown: Explanation) -> np.ndarray:
+    """Mean of the maps of all taps, brought to the image's size, and smoothed.
+
+    Strided convolutions leave a grid in their gradients, which is theirs and not the image's.
+    """
+    size = shown.image.shape[:2]
+    maps = [upsampled(values, size) for values in shown.maps.values()]
+    mean = np.mean(maps, axis=0) if maps else np.zeros(size, np.float32)
+    return gaussian_filter(mean, max(size) / SMOOTHING)
+
+
+def class_name(shown: Explanation, label: int) -> str:
+    """A class as it is called."""
+    return str(shown.classes[label]) if label < len(shown.classes) else f"class {label}"
+
+
+def _heading(figure, detector, shown, title, is_ood) -> None:
+    prediction, threshold = shown.prediction, detector.threshold
+    score, p_value = float(prediction.score[0]), float(prediction.p_value[0])
+    verdict = "OUT-OF-DISTRIBUTION" if is_ood else "IN-DISTRIBUTION"
+    figure.text(
+        0.03, 0.925, verdict, fontsize=24, fontweight="bold", va="center",
+        color=OOD_COLOUR if is_ood else ID_COLOUR,
+    )  # fmt: skip
+    name = class_name(shown, int(prediction.label[0]))
+    advice = "do not trust it" if is_ood else "nothing speaks against it"
+    lower = round(p_value * (threshold.count + 1)) - 1
+    figure.text(
+        0.03, 0.865,
+        f"predicted {name} with {float(prediction.probability[0]):.1%}: {advice}.   Of"
+        f" {threshold.count} calibration images {lower or 'none'} score as low"
+        f" (p = {p_value:.3g}).",
+        fontsize=12, color="#222222", va="center",
+    )  # fmt: skip
+    figure.text(
+        0.975, 0.935, title, fontsize=11, ha="right", va="center", color="#222222", parse_math=False
+    )
+    figure.text(
+        0.975, 0.9, f"{detector.name} on {detector.model.name}   score {score:.3g}",
+        fontsize=10, ha="right", va="center", color=GREY,
+    )  # fmt: skip
+
+
+def _picture(axes, image: np.ndarray, title: str) -> None:
+    grey = image.shape[-1] == 1
+    axes.imshow(
+        image[..., 0] if grey else image, cmap="gray" if grey else None, vmin=0, vmax=255,
+        interpolation="nearest",
+    )  # fmt: skip
+    _frame(axes, title)
+
+
+def _overlay(axes, image: np.ndarray, values: np.ndarray, title: str) -> None:
+    """A map over the greyed image: the more evidence, the more colour."""
+    heat = upsampled(values, image.shape[:2])
+    usual = float(np.percentile(heat, 40))  # what is everywhere tells nothing
+    heat = np.clip((heat - usual) / max(float(heat.max()) - usual, 1e-30), 0, 1)
+    grey = image.astype(np.float32).mean(axis=-1)
+    axes.imshow(0.75 * grey, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    opacity = 0.75 * heat**0.7
+    axes.imshow(heat, cmap="inferno", vmin=-0.2, vmax=1, alpha=opacity, interpolation="bilinear")
+    _frame(axes, title)
+
+
+def _frame(axes, title: str) -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_color("#BBBBBB")
+    axes.set_title(title, fontsize=10, color="#222222", pad=4, parse_math=False)
+
+
+def _histogram(axes, threshold: Threshold, shown: Explanation, is_ood: bool) -> None:
+    """The calibration scores, the threshold, and this image's score."""
+    scores = threshold.scores[np.isfinite(threshold.scores)]
+    score = float(shown.prediction.score[0])
+    low, high = np.percentile(scores, [1, 100])
+    low = min(low, threshold.value)
+    width = max(high - low, 1e-12)
+    first, last = low - 0.8 * width, high + 0.15 * width
+    edges = np.linspace(first, last, 56)
+    clipped = np.clip(scores, first, last)
+    accepted = clipped >= threshold.value
+    axes.hist(
+        [clipped[accepted], clipped[~accepted]], edges, stacked=True, color=[ID_COLOUR, "#9CC3DE"]
+    )
+    axes.axvline(threshold.value, color="black", linewidth=1, linestyle="--")
+    top = axes.get_ylim()[1] * 1.45
+    axes.set_ylim(0, top)
+    style = {"fontsize": 8.5, "va": "top", "ha": "right"}
+    axes.text(threshold.value, top, f"threshold: accept {threshold.tpr:.4g} ", **style)
+    colour = OOD_COLOUR if is_ood else ID_COLOUR
+    place, height = float(np.clip(score, first, last)), top * (0.45 if score < first else 0.8)
+    pointed = (place, height if score < first else 0)
+    start = (first + 0.07 * width, height) if score < first else (place, height)
+    axes.annotate(
+        f"this image: {score:.3g}",
+        pointed,
+        start,
+        ha="left" if score < first else "center",
+        va="center",
+        color=colour,
+        fontsize=9.5,
+        fontweight="bold",
+        bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"},
+        arrowprops={"arrowstyle": "-|>", "color": "#222222" if place > first else colour, "lw": 2},
+    )
+    axes.set_xlim(first, last)
+    _chart(axes, "score among the calibration images")
+    axes.set_yticks([])
+    axes.set_xlabel("score: higher is more in-distribution", fontsize=8.5)
+
+
+def _layers(axes, shown: Explanation) -> None:
+    """How abnormal each layer is, the first at the top."""
+    places = np.arange(len(shown.layers))
+    if shown.by_p_value:
+        values = np.maximum(shown.positions, 1e-6)
+        axes.set_xscale("log")
+        axes.set_xlim(min(1e-3, float(values.min()) * 0.6), 1.35)
+        axes.axvspan(RARE, 1.35, color=BAND, zorder=0)
+        abnormal = values < RARE
+        axes.set_xlabel("share of in-distribution images as abnormal (shaded: usual)", fontsize=8.5)
+    else:
+        values = np.clip(shown.positions, -LIMIT, LIMIT)
+        axes.set_xlim(-LIMIT - 0.3, LIMIT + 0.3)
+        axes.axvspan(-1, 1, color=BAND, zorder=0)
+        axes.axvline(0, color="#AAAAAA", linewidth=0.8)
+        abnormal = np.abs(values) > 1
+        axes.set_xlabel("reading; shaded: 5 % to 95 % of in-distribution images", fontsize=8.5)
+        axes.set_xticks([-1, 0, 1], ["5 %", "median", "95 %"])
+    start = 1.0 if shown.by_p_value else 0.0
+    axes.hlines(places, start, values, color="#999999", linewidth=1)
+    colours = np.where(abnormal, OOD_COLOUR, ID_COLOUR)
+    axes.scatter(values, places, c=colours, s=30, zorder=3)
+    every = -(-len(places) // LAYERS_NAMED)
+    axes.set_yticks(
+        places[::every], [_tail(shown.layers[i], 20) for i in places[::every]], fontsize=8
+    )
+    axes.set_ylim(len(places) - 0.4, -0.6)
+    _chart(axes, f"{int(abnormal.sum())} of {len(places)} layers are abnormal")
+
+
+def _classes(axes, shown: Explanation) -> None:
+    """The most probable classes, for a detector that reads no layers."""
+    names = [class_name(shown, label) for label, _ in shown.top]
+    axes.barh(range(len(names)), [p for _, p in shown.top], color=ID_COLOUR, height=0.6)
+    for place, (_, p) in enumerate(shown.top):
+        axes.text(min(p, 0.85) + 0.01, place, f"{p:.1%}", va="center", fontsize=9)
+    axes.set_yticks(range(len(names)), names, fontsize=9)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlim(0, 1)
+    _chart(axes, "most probable classes")
+
+
+def _chart(axes, title: str) -> None:
+    axes.set_title(title, fontsize=10, fontweight="bold", loc="left", parse_math=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(axis="x", labelsize=8)
+
+
+def _spread(items: Sequence[str], count: int) -> list[str]:
+    """At most `count` of the items, evenly from the first to the last."""
+    if len(items) <= count:
+        return list(items)
+    return [items[round(i)] for i in np.linspace(0, len(items) - 1, count)]
+
+
+def _tail(name: str, length: int) -> str:
+    """A path cut to a length at its beginning."""
+    return name if len(name) <= length else f"…{name[1 - length :]}"

@@ -93,11 +93,11 @@ def _reshaped(axes: range, old: Sequence[int], new: Sequence[int]) -> Axes | Non
     return first, sizes.index(behind)
 
 
-def unused_size(jaxpr: Any, least: int = 61) -> int:
+def unused_size(jaxpr: Any) -> int:
     """A batch size of which no axis of a network is a multiple."""
     variables = [*jaxpr.invars, *(v for eqn in jaxpr.eqns for v in eqn.outvars)]
     sizes = {size for v in variables for size in getattr(v.aval, "shape", ()) if size}
-    return next(n for n in range(least, 10**6) if all(size % n for size in sizes))
+    return next(n for n in range(61, 10**6) if all(size % n for size in sizes))
 
 
 def may_mix(jaxpr: Any, size: int) -> bool:

@@ -71,18 +71,7 @@ class Outline(NamedTuple):
 
 
 class Network:
-    """A network of any framework with its weights; `si_jax.Model` is one.
-
-    Attributes:
-        module: the network, an object of its framework.
-        variables: its variables.
-        input_size: height and width of the images, in pixels.
-        mean: one number for each channel of the images.
-        head: path of the last linear layer.
-        call_kwargs: further keywords of the network's call.
-        output: key or index of the logits in the network's output; None if it is the logits.
-        precision: matrix precision.
-    """
+    """A network of any framework with its weights; `si_jax.Model` is one, and describes these."""
 
     module: Any
     variables: Mapping[str, Any]

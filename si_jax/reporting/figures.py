@@ -26,6 +26,7 @@ from si_jax.reporting.panels import (
 )
 from si_jax.reporting.runs import COUNT, ENDS, Run
 
+BINS = 60  # of a histogram
 POINTS = 400  # of a ROC curve
 LONGEST = 40  # letters of a detector's name
 
@@ -245,14 +246,14 @@ def _title(run: Run, image_set: str, length: int = 28) -> str:
     return f"{short(image_set, length)} ({run.results.groups[image_set]})"
 
 
-def _edges(id_scores: np.ndarray, ood_scores: np.ndarray, bins: int = 60) -> np.ndarray:
+def _edges(id_scores: np.ndarray, ood_scores: np.ndarray) -> np.ndarray:
     """Edges of bins that show both; the outermost take what lies beyond."""
     ends = [np.percentile(scores, (0.5, 99.5)) for scores in (id_scores, ood_scores)]
     low, high = min(e[0] for e in ends), max(e[1] for e in ends)
     if not high - low > 1e-9 * max(abs(low), abs(high), 1e-30):
         margin = 0.5 * max(abs(low), 1e-6)
         low, high = low - margin, high + margin
-    return np.linspace(low, high, bins + 1)
+    return np.linspace(low, high, BINS + 1)
 
 
 def _roc(

@@ -228,9 +228,6 @@ def save_thumbnails(
     image_sets: Sequence[ImageSet],
     transform: Callable[[np.ndarray], np.ndarray],
     detectors: Sequence[str],
-    *,
-    count: int = COUNT,
-    side: int = SIDE,
 ) -> Path:
     """Write the thumbnails of every set's most and least in-distribution-looking images.
 
@@ -243,7 +240,7 @@ def save_thumbnails(
         chosen = {
             (detector, end): order
             for detector in detectors
-            for end, order in _ends(arrays[image_set.name][detector]["score"], count).items()
+            for end, order in _ends(arrays[image_set.name][detector]["score"]).items()
         }
         rows: dict[int, int] = {}  # the image's place in the set -> in `images`
         for (detector, end), order in chosen.items():
@@ -253,7 +250,7 @@ def save_thumbnails(
                 if index not in rows:
                     rows[index] = len(images)
                     image = transform(_picture(image_set.load(index)[0]))
-                    images.append(_thumbnail(image, side))
+                    images.append(_thumbnail(image))
                     names.append(image_set.ident(index))
                 score = float(scored["score"][place])
                 picks.append((image_set.name, detector, end, rows[index], index, score))
@@ -298,17 +295,17 @@ def load_thumbnails(directory: Path) -> Extremes:
     return picks
 
 
-def _ends(scores: np.ndarray, count: int) -> dict[str, np.ndarray]:
+def _ends(scores: np.ndarray) -> dict[str, np.ndarray]:
     """Places of the highest and of the lowest scores, ties in the set's order."""
     return {
-        "most": np.argsort(-scores, kind="stable")[:count],
-        "least": np.argsort(scores, kind="stable")[:count],
+        "most": np.argsort(-scores, kind="stable")[:COUNT],
+        "least": np.argsort(scores, kind="stable")[:COUNT],
     }
 
 
-def _thumbnail(image: np.ndarray, side: int) -> np.ndarray:
+def _thumbnail(image: np.ndarray) -> np.ndarray:
     height, width = image.shape[:2]
-    scale = min(1, side / max(height, width))
+    scale = min(1, SIDE / max(height, width))
     if scale == 1:
         return image
     size = max(1, round(width * scale)), max(1, round(height * scale))
