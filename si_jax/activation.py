@@ -29,14 +29,11 @@ AFFINE = ("add", "sub", "mul", "convert_element_type", "copy", "add_any")
 
 @dataclass(frozen=True)
 class Gate:
-    """What lies between a tap and the activations right behind it.
+    """What lies between a tap and the activations right behind it: `equations` of one place each.
 
-    Attributes:
-        equations: the element-wise equations and transpositions in between, in order.
-        inputs: what the activations are given; at least one. With the order that the tap's axes
-            have there.
-        operands: what else the equations take.
-        before: whether the tap is the output of GELU, SiLU or their like, and `inputs` its input.
+    `inputs` are what the activations are given, at least one, with the order that the tap's axes
+    have there; `operands` what else the equations take. `before` is whether the tap is the output
+    of GELU, SiLU or their like, and `inputs` its input.
     """
 
     equations: tuple[Any, ...]

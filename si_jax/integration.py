@@ -62,12 +62,7 @@ class AscentPath:
 
 
 class Trace(NamedTuple):
-    """The gradients at one tap, at every step.
-
-    Attributes:
-        attribution: (steps, batch, ...) gradient of the attribution target.
-        ascent: (steps, batch, ...) gradient whose sign is the adversarial direction.
-    """
+    """At one tap and every step, the gradient of the target, and the one that gives the step."""
 
     attribution: Float[Array, "steps batch *tap"]
     ascent: Float[Array, "steps batch *tap"]

@@ -90,12 +90,8 @@ Gradients = Callable[[Target], dict[str, Array]]
 class Traced:
     """One forward pass as a list of equations (a jaxpr), of which every value can be had.
 
-    Attributes:
-        closed: the equations; their inputs are the leaves of (variables, images, offsets).
-        arguments: variables and images.
-        logits: the variable of the logits.
-        features: that of the input of the classifier head.
-        taps: path -> that of the tap.
+    Their inputs are the leaves of (variables, images, offsets); `logits`, `features` and `taps` are
+    variables of theirs.
     """
 
     closed: Any
@@ -126,11 +122,8 @@ class Traced:
 class Linearised:
     """A forward pass and its gradients at taps, by one linearisation however many are asked for.
 
-    Attributes:
-        traced: the equations.
-        values: the value of every variable.
-        out: logits, features, and the outputs at the taps.
-        gradient: attribution target -> its gradient at each of the taps that were differentiated.
+    `values` are those of every variable; `gradient` gives, of an attribution target, its gradient
+    at each of the taps that were differentiated.
     """
 
     traced: Traced

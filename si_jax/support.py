@@ -314,12 +314,7 @@ class Tape:
 
 
 class Look(NamedTuple):
-    """What a network lets be told of the support at a tap.
-
-    Attributes:
-        blocked: names of equations behind it through which supports are not carried.
-        steps_by: how it is known after steps, see `Tape.steps_by`.
-    """
+    """Which equations behind a tap carry no supports, and how these are known after steps."""
 
     blocked: tuple[str, ...]
     steps_by: str

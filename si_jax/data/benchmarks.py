@@ -23,13 +23,10 @@ LIST_ROOTS = ("images_classic", "images_largescale", ".")  # of the paths in Ope
 
 @dataclasses.dataclass(frozen=True)
 class SearchPaths:
-    """Where to look for data sets.
+    """Where to look for data sets: below the folders, or where the user says by a set's name.
 
-    Attributes:
-        data_dir: the folder of all data; None for the default one, and then TFDS's own too.
-        ood_root: the folder that holds image folders, None for `data_dir` or its default.
-        given: paths, or whatever else holds images, that the user gives by the name of the set.
-        fetch: whether a TFDS set that is not prepared may be downloaded.
+    Without `data_dir`, in the default folder and in TFDS's own; `ood_root` is else `data_dir`.
+    `fetch` is whether a TFDS set that is not prepared may be downloaded.
     """
 
     data_dir: str | os.PathLike | None = None

@@ -20,10 +20,8 @@ MOST_PIXELS = 50_000_000  # of a resized image; so long a one is cut before
 class Preprocessing:
     """Resize (bilinear, antialiased), then crop the centre; call it on an image.
 
-    Attributes:
-        crop: (height, width) of the result; zeros are added around an image that is smaller.
-        resize: None for no resizing; an integer for the length of the shorter side, the aspect
-            ratio kept; (height, width) to ignore the aspect ratio.
+    `crop` is (height, width); zeros are added around a smaller image. `resize` is None for none,
+    the length of the shorter side, or (height, width) to ignore the aspect ratio.
     """
 
     crop: tuple[int, int]

@@ -42,17 +42,9 @@ LIMIT = 4.0  # half ranges beyond which a layer is drawn at the edge
 class Explanation:
     """What is known of one image, to be drawn by `draw`.
 
-    Attributes:
-        image: as the network sees it, uint8.
-        prediction: of this image alone.
-        maps: tap -> attribution map, see `attribution_maps`.
-        layers: names of the layers that the detector reads, in order; empty if it reads none.
-        positions: (layers,), where each lies among the calibration images, see `layer_positions`.
-        by_p_value: whether `positions` are p-values.
-        nearest: the nearest calibration images, uint8; empty where none are kept.
-        similarity: their cosine similarity to this image's features.
-        classes: names of the classes, if they are known.
-        top: (class, softmax probability) of the most probable classes.
+    `maps` are those of `attribution_maps`, by tap; `layers`, `positions` and `by_p_value` what
+    `layer_positions` gives. `nearest` are the nearest calibration images, where some are kept, and
+    `similarity` the cosines of their features with the image's; `top` are (class, probability).
     """
 
     image: UInt8[np.ndarray, "height width channels"]

@@ -94,15 +94,11 @@ class Threshold:
 def p_values(
     calibration: Float[np.ndarray, "images"], scores: Float[np.ndarray, "batch"]
 ) -> Float[np.ndarray, "batch"]:
-    """`(1 + #{calibration scores at most this one}) / (1 + n)`.
+    """`(1 + #{calibration scores at most this one}) / (1 + n)`; calibration scores are ascending.
 
     Of an in-distribution image it is at most a with probability at most a, for every a (Bates et
     al., Annals of Statistics 2023, eq. 1). It is at most `1 - tpr` just where the score is below
     the threshold.
-
-    Args:
-        calibration: the n calibration scores, ascending.
-        scores: of the images in question, the smaller the more abnormal.
     """
     below = np.searchsorted(calibration, scores, side="right")
     return (1 + below) / (1 + len(calibration))

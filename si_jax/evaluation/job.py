@@ -20,20 +20,12 @@ from si_jax.model import Model
 
 @dataclass(frozen=True)
 class Job:
-    """What is evaluated on what.
+    """What is evaluated on what: detectors by their labels, sets by their names.
 
-    Attributes:
-        model: the classifier.
-        detectors: label -> detector of that model.
-        id_set: in-distribution images, with labels where the accuracy is to be known.
-        ood_sets: name -> out-of-distribution images.
-        groups: name of the OOD set -> the group it is averaged in, such as `"far"`.
-        transform: a decoded image -> an image in the model's input size.
-        facts: what else names this evaluation: `benchmark`, `protocol` and `preprocessing`, each a
-            text.
-        shifted_sets: name -> covariate-shifted in-distribution images. With some, all is measured a
-            second time with them counted as in-distribution: the full spectrum.
-        train: in-distribution images that detectors are fitted on, or None.
+    `groups` says in which group an out-of-distribution set is averaged; `transform` brings a
+    decoded image to the model's input size; `facts` are the names of `benchmark`, `protocol` and
+    `preprocessing`. With shifted sets, all is measured a second time with them counted as
+    in-distribution: the full spectrum.
     """
 
     model: Model

@@ -71,12 +71,7 @@ GRIDS: dict[str, dict[str, tuple]] = {
 
 @dataclass(frozen=True)
 class Trial:
-    """One choice of options.
-
-    Attributes:
-        options: name -> value.
-        auroc: validation set -> AUROC, a fraction.
-    """
+    """One choice of options, and its AUROC, a fraction, on each validation set."""
 
     options: Mapping[str, Any]
     auroc: Mapping[str, float]
@@ -208,14 +203,7 @@ def describe(name: str, options: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Tuned:
-    """A finished search. `print` shows it.
-
-    Attributes:
-        detector: its name.
-        trials: the best first.
-        skipped: options -> why they could not be tried.
-        images: number of in-distribution validation images.
-    """
+    """A finished search, the best trial first, and why others were skipped; `print` shows it."""
 
     detector: str
     trials: tuple[Trial, ...]

@@ -67,13 +67,9 @@ BROADCAST = ("broadcast_in_dim", "reshape", "squeeze")
 
 
 class Activation(NamedTuple):
-    """An activation that is like a ReLU.
+    """An activation that is like a ReLU: the `id`s of its equations, and the variables they make.
 
-    Attributes:
-        equations: the `id` of each of its equations.
-        made: the variables that they make.
-        output: the last of these.
-        switches: whether it is zero, and not only small, below zero.
+    `output` is the last of these; `switches` is whether it is zero, and not only small, below zero.
     """
 
     equations: frozenset[int]

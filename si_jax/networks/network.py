@@ -23,13 +23,10 @@ HIDDEN = (
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a sub-module.
+    """One call of a sub-module at a path, the tap's name.
 
-    Attributes:
-        path: the module's path, the tap's name.
-        module: the module.
-        shape: shape of the output without the batch axis; None where the output is no array.
-        leaf: whether no other sub-module was called inside.
+    `shape` is its output's without the batch axis, None where that is no array; `leaf` is whether
+    no other sub-module was called inside.
     """
 
     path: str

@@ -14,12 +14,7 @@ HEAD = "class_names"
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """An image encoder under the class names' embeddings.
-
-    Attributes:
-        encoder: the network that gives the features.
-        weights: (features, classes) of the head; None once they are among the variables.
-    """
+    """An encoder under the class names' embeddings, which are None once among the variables."""
 
     encoder: Any
     weights: Float[Array, "features classes"] | None

@@ -9,13 +9,10 @@ from jaxtyping import Int
 
 @dataclass(frozen=True)
 class Channels:
-    """The channels whose densities are read.
+    """The D channels whose densities are read.
 
-    Attributes:
-        taps: paths of the taps.
-        index: (D,) places of the channels among those of all taps together, ascending.
-        tap: (D,) number of each one's tap.
-        positions: (D,) number of positions that its density is the mean over.
+    `index` are their places among those of all taps together, ascending; `tap` is the number of
+    each one's tap, `positions` that of the positions that its density is the mean over.
     """
 
     taps: tuple[str, ...]
@@ -27,16 +24,7 @@ class Channels:
 def select_channels(
     taps: Mapping[str, Sequence[int]], max_channels: int, seed: int = 0
 ) -> Channels:
-    """All channels, or `max_channels` drawn at random, from each tap in proportion to its number.
-
-    Args:
-        taps: path of the tap -> shape of its output without the batch axis, channels last.
-        max_channels: most channels; each tap keeps at least one.
-        seed: seed of the draw.
-
-    Raises:
-        ValueError: if `max_channels` is below the number of taps.
-    """
+    """All channels, or `max_channels` drawn at random, from each tap in proportion."""
     counts = [shape[-1] for shape in taps.values()]
     if max_channels < len(counts):
         raise ValueError(

@@ -60,29 +60,19 @@ def fit(
     slightest deviation would decide. For the same reason `sigma` is at least half a position's
     share, so that a difference of one position never counts as more than two deviations.
 
-    Args:
-        readings: parts of any size, in the order of the images.
-        channels: what the densities are of; needed for zero-deflation.
-        components: keys of `COMPONENTS`, in its order.
-        shrinkage: share of the identity in the covariance of the standardised densities, or
-            `"ledoit-wolf"` for the share of Ledoit & Wolf (Journal of Multivariate Analysis, 2004),
-            which it estimates from at most `max_calibration` images of the first part.
-        max_calibration: most images of the second part that are kept, drawn at random.
-        seed: seed of the draws.
+    Options are those of `si_c`; `shrinkage="ledoit-wolf"` is estimated from at most
+    `max_calibration` images of the first part.
 
     Returns:
         float32 arrays. Of K components `"median"` and `"spread"` (K,), of confidence and energy
-        `"base_median"` and `"base_spread"` (2,); of the components' sum its
-        median, `"sum_median"`, and by how much those below are below it on average,
-        `"sum_shortfall"`. With zero-deflation of D
-        channels at T taps: `"mean"` and `"scale"` (D,), the latter 1 / sigma, or 0 for a channel
-        that is left out; `"whiten"` (D, D) with `whiten @ whiten.T` the inverse of the covariance;
-        `"tap_share"` (D, T), which takes the mean over each tap's channels; and `"tap_calibration"`
-        (n, T), the abnormality of each tap for the n images of the second part, each column
-        sorted; and `"shrinkage"`, the share of the identity.
-
-    Raises:
-        ValueError: if there are fewer than 20 images, a reading is not finite, or nothing varies.
+        `"base_median"` and `"base_spread"` (2,); of the components' sum its median,
+        `"sum_median"`, and by how much those below are below it on average, `"sum_shortfall"`.
+        With zero-deflation of D channels at T taps: `"mean"` and `"scale"` (D,), the latter
+        1 / sigma, or 0 for a channel that is left out; `"whiten"` (D, D) with
+        `whiten @ whiten.T` the inverse of the covariance; `"tap_share"` (D, T), which takes the
+        mean over each tap's channels; and `"tap_calibration"` (n, T), the abnormality of each tap
+        for the n images of the second part, each column sorted; and `"shrinkage"`, the share of
+        the identity.
     """
     dense = "zero-deflation" in components
     names = ["confidence", "energy"]

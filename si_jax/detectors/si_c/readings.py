@@ -28,13 +28,9 @@ from si_jax.taps import Taps, default_taps, select
 class Reader:
     """What is read of an image, and where.
 
-    Attributes:
-        read: (variables, normalised images) -> readings, see `si_jax.detectors.si_c.score`.
-        components: what the readings are for.
-        channels: the channels whose densities are read; None without zero-deflation.
-        inner: taps of channel-average; empty without it.
-        engine: where densities come from: `"activation"`, `"gradient"`, or `"mixed"`, some taps'
-            from the one and some from the other; None without them.
+    `read` maps (variables, normalised images) to readings, see `si_jax.detectors.si_c.score`.
+    Densities come from the `engine` `"activation"`, `"gradient"`, or `"mixed"`, some taps' from the
+    one and some from the other; without them, it and `channels` are None.
     """
 
     read: Callable[[Mapping[str, Any], Array], dict[str, Array]]
