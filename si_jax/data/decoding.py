@@ -2,14 +2,13 @@
 
 import io
 import re
-import struct
 import threading
-import zlib
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image
 
+from si_jax.data.files import READ_ERRORS
 from si_jax.data.image_set import UnreadableImage
 
 # What a file may hold, whatever its name says: ImageNet has a PNG that is called .JPEG. Formats
@@ -33,22 +32,7 @@ _MAGIC = (
 )
 HEAD = 32  # bytes that `looks_like_an_image` needs
 
-_DAMAGE = (
-    OSError,
-    EOFError,
-    SyntaxError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-    MemoryError,
-)
+_DAMAGE = (*READ_ERRORS, Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 Image.init()  # so that every thread knows all formats
 EXTENSIONS = tuple(
