@@ -20,7 +20,7 @@ import jax
 YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
 """XLA's option that lists what goes to YNNPACK; where the environment sets it, that holds."""
 
-GROUPED, REDUCED = 100, 250
+GROUPED, REDUCED = 100, 500
 """What a multiplication of a grouped convolution, and a reduced element, weigh: the seconds that
 YNNPACK saves there, by those that Eigen saves in a multiplication of an ordinary convolution."""
 
