@@ -1,6 +1,7 @@
 """Keras 3 on the JAX backend: `stateless_call`, with the calls of layers intercepted."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import keras
@@ -21,6 +22,10 @@ NORMS = (
     keras.layers.LayerNormalization,
     keras.layers.RMSNormalization,
 )
+
+
+PREACTIVATION = "preactivation"
+"""Under a layer that applies its activation itself: the tap of what enters that."""
 
 
 def prepare(network: keras.Model, variables: Any) -> tuple[keras.Model, Named]:
@@ -47,11 +52,16 @@ def prepare(network: keras.Model, variables: Any) -> tuple[keras.Model, Named]:
 def run(network: keras.Model, variables: Named, images: Any, kwargs: Named, visit: Visit) -> Any:
     """Call the model with `variables` and with `visit` around each layer's call."""
     inside: list[str] = []
+    twins: list[keras.Layer] = []  # layers that show what enters their activation
 
     def seam(layer, call, args, kwargs):
-        if layer is network:
+        if layer is network or any(layer is twin for twin in twins):
             return call(*args, **kwargs)
         path = "/".join([*inside, layer.name])
+        if _activates(layer):
+            shown = partial(visit, f"{path}/{PREACTIVATION}", layer.activation)
+            call = _with_activation(layer, shown)
+            twins.append(call)
         call, args = first_positional(call, args, kwargs)
 
         def inner(*args):
@@ -89,6 +99,22 @@ def _named(variables: list[Any]) -> dict[str, Any]:
             path = f"{variable.path}#{count}"
         named[path] = variable
     return named
+
+
+def _activates(layer: keras.Layer) -> bool:
+    """Whether a layer applies an activation to what it makes by its weights."""
+    activation = vars(layer).get("activation")
+    is_alone = isinstance(layer, keras.layers.Activation)
+    return callable(activation) and activation is not keras.activations.linear and not is_alone
+
+
+def _with_activation(layer: keras.Layer, shown: Any) -> keras.Layer:
+    """A layer of the same variables that shows what enters its activation."""
+    twin = object.__new__(type(layer))
+    activation = layer.activation
+    entering = {"activation": lambda x: activation(shown(lambda x: x, (x,)))}
+    vars(twin).update({**vars(layer), **entering})
+    return twin
 
 
 FRAMEWORK = Framework(

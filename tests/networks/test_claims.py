@@ -221,6 +221,32 @@ def test_nnx_jit_has_the_same_scores_and_remat_says_why_not():
         si_jax.make_detector("gaia-z", si_jax.Model(Wrapped("remat"), **IMAGE))
 
 
+def test_activations_inside_keras_layers_are_those_behind_them():
+    keras = pytest.importorskip("keras")
+
+    def model_of(inside):
+        x = inputs = keras.Input((8, 8, 3))
+        for i in range(2):
+            activation = "relu" if inside else None
+            x = keras.layers.Conv2D(4, 3, activation=activation, name=f"conv{i}")(x)
+            x = x if inside else keras.layers.Activation("relu")(x)
+            x = keras.layers.MaxPooling2D(2, 1)(x)
+        outputs = keras.layers.Dense(5)(keras.layers.Flatten()(x))
+        return keras.Model(inputs, outputs)
+
+    networks = [model_of(inside) for inside in (True, False)]
+    networks[1].set_weights(networks[0].get_weights())
+    models = [si_jax.Model(network, **IMAGE) for network in networks]
+    for name in ("gaia-z", "gaia-a", "si-z"):
+        inside, behind = (si_jax.make_detector(name, model) for model in models)
+        assert inside.settings["taps"] == ["conv0/preactivation", "conv1/preactivation"]
+        assert behind.settings["taps"] == ["conv0", "conv1"]
+        np.testing.assert_allclose(inside.score(IMAGES), behind.score(IMAGES), rtol=1e-5)
+    with pytest.raises(ValueError, match="softmax"):
+        output = keras.layers.Dense(5, activation="softmax")(networks[0].layers[-2].output)
+        si_jax.Model(keras.Model(networks[0].input, output), **IMAGE)
+
+
 def test_the_model_owns_the_arrays_of_a_keras_network():
     keras = pytest.importorskip("keras")
     inputs = keras.Input((8, 8, 3))
