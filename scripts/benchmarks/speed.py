@@ -29,7 +29,7 @@ LEAST_SECONDS = 0.3
 """How long short programs are timed at a time, being called over and over."""
 
 FIT_IMAGES = 64
-"""How many images those detectors that need a fit are fitted on; two a class, or as many as there
+"""How many images those detectors that need a fit are fitted on; three a class, or as many as there
 are features and classes, if that is more."""
 
 ENGINES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -212,7 +212,7 @@ def fitted(model: Model, names: Iterable[str], batch_size: int) -> dict[str, Det
     """
     rng = np.random.default_rng(1)
     classes = model.num_classes
-    count = max(FIT_IMAGES, 2 * classes, classes + feature_size(model))
+    count = max(FIT_IMAGES, 3 * classes, classes + feature_size(model))
     images = rng.integers(0, 256, (count, *model.image_shape), np.uint8)
     labels = np.arange(count) % classes
 

@@ -107,6 +107,7 @@ def read_arrays(
                 return arrays
         except READ_ERRORS as error:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = reason.removesuffix(" when allow_pickle=False")
             raise BrokenArchive(f"{path} cannot be read as a .npz file ({reason})") from error
 
 

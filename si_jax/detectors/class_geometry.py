@@ -171,13 +171,15 @@ def openmax(model: Model, *, tail: Count = 20, alpha: Count = 10) -> Plan:
     def compute(inputs: Inputs, state: State):
         logits = inputs.forward.logits
         distances = jax.lax.map(
-            lambda mean: jnp.linalg.norm(logits - mean, axis=-1), state["means"]
+            lambda mean: jnp.linalg.norm(logits - mean[None], axis=-1), state["means"]
         ).T
         shape, scale, origin = jnp.asarray(state["weibull"]).T
-        relative = jnp.log1p(jnp.maximum(distances - origin, -0.5 * scale) / scale)
-        share = -jnp.expm1(-jnp.exp(shape * relative))
+        relative = jnp.log1p(
+            jnp.maximum(distances - origin[None], -0.5 * scale[None]) / scale[None]
+        )
+        share = -jnp.expm1(-jnp.exp(shape[None] * relative))
         rank = jnp.argsort(jnp.argsort(-logits, axis=-1), axis=-1)
-        share *= jnp.maximum(revised - rank, 0) / revised
+        share *= jnp.maximum(revised - rank, 0).astype(share.dtype) / revised
         unknown = jnp.sum(logits * share, axis=-1)
         return {"score": jax.nn.logsumexp(logits * (1 - share), axis=-1) - unknown}
 
@@ -233,9 +235,9 @@ def grood(model: Model, *, max_images: Count = 50_000) -> Plan:
     def gradients(h, means):
         other = jnp.mean(means, axis=0)
         distances = jax.lax.map(
-            lambda p: jnp.linalg.norm(h - p, axis=-1), jnp.vstack([means, other])
+            lambda p: jnp.linalg.norm(h - p[None], axis=-1), jnp.vstack([means, other[None]])
         )
-        return jax.nn.softmax(-distances, axis=0)[-1][:, None] * unit(h - other)
+        return jax.nn.softmax(-distances, axis=0)[-1][:, None] * unit(h - other[None])
 
     def fit(batches: Batches) -> State:
         batches = batches.keeping()

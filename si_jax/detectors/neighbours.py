@@ -173,9 +173,9 @@ def cfood(
         bank, fractions = jnp.asarray(state["bank"]), jnp.asarray(state["fractions"])
 
         def least_fraction(u):
-            distances = jnp.sum((u - bank) ** 2, axis=-1)
+            distances = jnp.sum((u[None] - bank) ** 2, axis=-1)
             held = jnp.mean((state["radii"] >= distances[:, None]).astype(jnp.float32), axis=0)
-            return jnp.min(jnp.where(held >= share, fractions, 1))
+            return jnp.min(jnp.where(held >= share, fractions, 1.0))
 
         return {"score": -jax.lax.map(least_fraction, unit(inputs.forward.features))}
 

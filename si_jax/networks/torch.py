@@ -104,11 +104,11 @@ def run(
         warnings.filterwarnings("ignore", "Explicitly requested dtype int64")  # JAX uses int32
         x = env.j2t_iso(jnp.moveaxis(images, -1, 1))
         with torch.device("jax"):
-            out = env.t2j_iso(filled(x, **kwargs))
+            out = env.t2j_iso(_entries(filled(x, **kwargs)))
     with jax.ensure_compile_time_eval():
         if env.prng_key is not keys[0] or not torch.equal(torch.get_rng_state(), keys[1]):
             raise StochasticNetworkError
-    return _entries(out)
+    return out
 
 
 def _group_norm(x, weight, bias, batch, channels, positions, groups, eps):

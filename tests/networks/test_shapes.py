@@ -207,6 +207,6 @@ def test_a_framework_of_which_nothing_is_imported_serves_nothing(monkeypatch):
     """No framework is imported to look whether a network is of it."""
     imported = []
     monkeypatch.setattr(framework.importlib, "import_module", imported.append)
-    with warnings.catch_warnings(), pytest.raises(ValueError, match="an Equinox module"):
+    with warnings.catch_warnings(), pytest.raises(ValueError, match="an Equinox or PyTorch module"):
         framework.framework_of(object())
     assert not imported

@@ -28,7 +28,7 @@ def test_data(tmp_path, capsys):
         (["data", "--data-dir", "{empty}"], "holds none of cifar10"),
         (["memory", "--images", "0"], r"images \(=0\) must be at least 1"),
         (["rounding", "--detectors", "si-y"], "no detector 'si-y': choose among si-c"),
-        (["engines", "--rows", "si-y"], "there is no si-y: choose of si-z, activation"),
+        (["engines", "--rows", "si-y"], "there is no si-y: choose of si-z; si-z, activation"),
     ],
 )
 def test_mistakes(tmp_path, given, message):
@@ -139,8 +139,8 @@ def test_scoring_is_one_computation_without_the_host(name, model):
     detector = make_detector(name, model)
     state = {}
     if detector.needs_fit:
-        images = np.random.default_rng(0).integers(0, 256, (200, *model.image_shape), np.uint8)
-        state = detector.fit(images, np.arange(200) % 100).state
+        images = np.random.default_rng(0).integers(0, 256, (300, *model.image_shape), np.uint8)
+        state = detector.fit(images, np.arange(300) % 100).state
     traced = jax.jit(lambda v, s, x: detector.compute(Inputs(model, v, x), s)).trace(
         model.variables, state, np.zeros((2, *model.image_shape), np.uint8)
     )
