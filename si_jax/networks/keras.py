@@ -101,8 +101,8 @@ def _named(variables: list[Any]) -> dict[str, Any]:
     return named
 
 
-def _activates(layer: keras.Layer) -> bool:
-    """Whether a layer applies an activation to what it makes by its weights."""
+def _activates(layer: Any) -> bool:
+    """Whether a layer, or another of Keras' operations, applies an activation to what it makes."""
     activation = vars(layer).get("activation")
     is_alone = isinstance(layer, keras.layers.Activation)
     return callable(activation) and activation is not keras.activations.linear and not is_alone
