@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import linen as nn
 from tqdm import tqdm
 
 from benchmarks.networks import NETWORKS
@@ -75,13 +74,17 @@ def random_model(
     Raises:
         ValueError: if there is no such architecture.
     """
-    outside = name in NETWORKS
-    arch = models.architecture("bit_r50x1" if outside else name)  # or any other on ImageNet
-    size = tuple(input_size or ((224, 224) if outside else arch.input_size))
-    module: nn.Module = (
-        NETWORKS[name]() if outside else arch.build(num_classes=arch.num_classes, **arch.options)
-    )
-    images = jax.ShapeDtypeStruct((1, *size, len(arch.mean)), np.float32)
+    call: dict[str, Any] = {}
+    head: str | None = None
+    if name in NETWORKS:
+        module, size = NETWORKS[name](), input_size or (224, 224)
+        mean, std = models.NORMALISATIONS["imagenet"]
+    else:
+        arch = models.architecture(name)
+        module = arch.build(num_classes=arch.num_classes, **arch.options)
+        size, mean, std = input_size or arch.input_size, arch.mean, arch.std
+        head, call = arch.head, {"train": False}
+    images = jax.ShapeDtypeStruct((1, *size, len(mean)), np.float32)
     shapes = jax.eval_shape(module.init, jax.random.key(0), images)
     rng = np.random.default_rng(0)
 
@@ -96,11 +99,11 @@ def random_model(
         module,
         jax.tree_util.tree_map_with_path(draw, shapes),
         input_size=size,
-        mean=arch.mean,
-        std=arch.std,
-        head=None if outside else arch.head,
+        mean=mean,
+        std=std,
+        head=head,
         name=name,
-        call_kwargs={} if outside else {"train": False},
+        call_kwargs=call,
         precision=precision,
     )
 

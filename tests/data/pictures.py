@@ -37,3 +37,16 @@ def replicate(grey):
 
 
 NOISE = encode(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8), "JPEG")
+
+
+class Dataset:
+    """What PyTorch calls a map-style data set."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]

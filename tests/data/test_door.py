@@ -1,9 +1,8 @@
 """The same eight images in every form give the same scores, whatever is asked of them."""
 
-import io
-
 import numpy as np
 import pytest
+from pictures import Dataset, encode
 from PIL import Image
 
 import si_jax
@@ -13,25 +12,6 @@ COUNT, SIZE = 8, 8
 PIXELS = np.random.default_rng(0).integers(0, 256, (COUNT, SIZE, SIZE, 3), np.uint8)
 LABELS = np.arange(COUNT) % 5
 PICTURES = [Image.fromarray(image) for image in PIXELS]
-
-
-def encoded(picture):
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return file.getvalue()
-
-
-class Dataset:
-    """What PyTorch calls a map-style data set."""
-
-    def __init__(self, items):
-        self.items = items
-
-    def __len__(self):
-        return len(self.items)
-
-    def __getitem__(self, index):
-        return self.items[index]
 
 
 class Loader:
@@ -91,8 +71,8 @@ FORMS = {
     "list of arrays": lambda folder: list(PIXELS),
     "list of batches": lambda folder: [PIXELS[:5], PIXELS[5:]],
     "pictures": lambda folder: PICTURES,
-    "bytes": lambda folder: [encoded(picture) for picture in PICTURES],
-    "undecoded": lambda folder: [{"bytes": encoded(p), "path": None} for p in PICTURES],
+    "bytes": lambda folder: [encode(picture) for picture in PICTURES],
+    "undecoded": lambda folder: [{"bytes": encode(p), "path": None} for p in PICTURES],
     "paths": lambda folder: sorted((folder / "flat").iterdir()),
     "names": lambda folder: [str(path) for path in sorted((folder / "flat").iterdir())],
     "folder": lambda folder: folder / "flat",

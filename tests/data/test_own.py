@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pictures import Dataset
 from PIL import Image
 
 from si_jax.data import sources
@@ -124,29 +125,16 @@ def test_numbers_are_taken_in_their_order_and_the_other_is_known(tmp_path):
     assert sources.from_folder(tmp_path / "set").other_labels == ()
 
 
-class Sequence:
-    """What PyTorch calls a map-style data set."""
-
-    def __init__(self, items):
-        self.items = items
-
-    def __len__(self):
-        return len(self.items)
-
-    def __getitem__(self, index):
-        return self.items[index]
-
-
 GREY = Image.fromarray(IMAGES[0, ..., 0])
 FORMS = {
     "array": IMAGES,
     "pair": (IMAGES, np.arange(6)),
     "dictionary of arrays": {"image": IMAGES, "label": np.arange(6)},
     "list of images": list(IMAGES),
-    "pairs": Sequence([(image, k) for k, image in enumerate(IMAGES)]),
-    "dictionaries": Sequence([{"img": image, "fine_label": k} for k, image in enumerate(IMAGES)]),
-    "pillow": Sequence([(Image.fromarray(image), k) for k, image in enumerate(IMAGES)]),
-    "channels first": Sequence([(np.moveaxis(i, -1, 0), k) for k, i in enumerate(IMAGES)]),
+    "pairs": Dataset([(image, k) for k, image in enumerate(IMAGES)]),
+    "dictionaries": Dataset([{"img": image, "fine_label": k} for k, image in enumerate(IMAGES)]),
+    "pillow": Dataset([(Image.fromarray(image), k) for k, image in enumerate(IMAGES)]),
+    "channels first": Dataset([(np.moveaxis(i, -1, 0), k) for k, i in enumerate(IMAGES)]),
     "loader": iter([(IMAGES[:4], np.arange(4)), (IMAGES[4:], np.arange(4, 6))]),
     "loader of dictionaries": iter([{"image": IMAGES, "label": np.arange(6)}]),
     "loader, channels first": iter([(np.moveaxis(IMAGES, -1, 1), np.arange(6))]),
@@ -197,7 +185,7 @@ def test_data_sets_of_hugging_face():
 
 def test_data_sets_and_loaders_of_grain():
     grain = pytest.importorskip("grain", reason="needs grain")
-    pairs = Sequence([{"image": image, "label": k} for k, image in enumerate(IMAGES)])
+    pairs = Dataset([{"image": image, "label": k} for k, image in enumerate(IMAGES)])
     data = grain.MapDataset.source(pairs)
     check(data)
     check(data.to_iter_dataset())
