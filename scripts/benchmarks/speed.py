@@ -76,6 +76,8 @@ def random_model(
     """
     call: dict[str, Any] = {}
     head: str | None = None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     if name in NETWORKS:
         module, size = NETWORKS[name](), input_size or (224, 224)
         mean, std = models.NORMALISATIONS["imagenet"]
