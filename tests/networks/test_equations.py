@@ -166,8 +166,9 @@ def of_keras():
 def test_an_activation_inside_a_layer_of_keras_is_read_as_one_behind_it(of_keras):
     images = np.random.default_rng(0).integers(0, 256, (40, 4, 4, 3), np.uint8)
     densities = []
-    for model in of_keras:
-        assert default_taps(model, "si-c") == ("conv", "up")
+    inside, behind = ("conv/preactivation", "up/preactivation"), ("conv", "up")
+    for model, taps in zip(of_keras, (inside, behind), strict=True):
+        assert default_taps(model, "si-c") == taps
         reader = readings.reader(model, components="zero-deflation")
         assert reader.engine == "activation"
         densities.append(readings.readings(reader, model, images)["density"])
