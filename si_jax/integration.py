@@ -10,7 +10,7 @@ and the integrated gradient is the sum or the product of g[0] ... g[T-1].
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,6 @@ from jaxtyping import Array, Float, Int
 
 from si_jax import splitting
 from si_jax.checks import check_choice
-from si_jax.model import Model
 from si_jax.splitting import Forward, Target
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -61,13 +60,6 @@ class AscentPath:
         check_choice(("ce", "max"), objective=self.objective)
 
 
-class Trace(NamedTuple):
-    """At one tap and every step, the gradient of the target, and the one that gives the step."""
-
-    attribution: Float[Array, "steps batch *tap"]
-    ascent: Float[Array, "steps batch *tap"]
-
-
 def max_logit(out: Forward) -> Float[Array, "batch"]:
     """The largest logit; ties give the first."""
     index = jnp.argmax(out.logits, axis=-1)
@@ -86,27 +78,6 @@ def cross_entropy(out: Forward, labels: Int[Array, "batch"]) -> Float[Array, "ba
 
 
 def integrate(
-    model: Model,
-    variables: Mapping[str, Any],
-    images: Float[Array, "batch height width channels"],
-    taps: Sequence[str],
-    *,
-    target: Target,
-    path: AscentPath,
-    tap_chunk: int = 12,
-) -> dict[str, Float[Array, "batch *tap"]]:
-    """Integrated gradients at every tap, each tap split on its own.
-
-    All taps share one forward and two backward passes for the first step. The later steps run
-    `tap_chunk` taps at a time, stacked along the batch, each of them from its tap on alone; what
-    comes before it is not computed again. Memory grows with `tap_chunk` times the batch, and
-    compilation with the number of chunks; the work is the same.
-    """
-    linear = splitting.linearise(model, variables, images, taps)
-    return integrate_from(linear, taps, target=target, path=path, tap_chunk=tap_chunk)
-
-
-def integrate_from(
     linear: splitting.Linearised,
     taps: Sequence[str],
     *,
@@ -115,10 +86,14 @@ def integrate_from(
     tap_chunk: int = 12,
     reduce: Callable[[Array], Array] = lambda gradient: gradient,
 ) -> dict[str, Float[Array, "batch ..."]]:
-    """`integrate` from a linearisation at `taps`, which may serve other targets and taps too.
+    """Integrated gradients at every tap, each tap split on its own.
 
-    `reduce` is applied to each integrated gradient, such as a mean over its positions, so that none
-    is held for longer than its chunk needs.
+    `linear` is a linearisation at these taps, and maybe at others: all share its forward pass, and
+    two backward passes for the first step. The later steps run `tap_chunk` taps at a time, stacked
+    along the batch, each of them from its tap on alone; what comes before it is not computed again.
+    Memory grows with `tap_chunk` times the batch, and compilation with the number of chunks; the
+    work is the same. `reduce` is applied to each integrated gradient, such as a mean over its
+    positions, so that none is held for longer than its chunk needs.
     """
     first = _select(linear.gradient(target), taps)
     if path.steps == 1:
@@ -149,50 +124,6 @@ def integrate_from(
         results |= {tap: reduce(gradient) for tap, gradient in integrated.items()}
         previous = [results[tap] for tap in chunk]
     return _select(results, taps)
-
-
-def gradients_along_path(
-    model: Model,
-    variables: Mapping[str, Any],
-    images: Float[Array, "batch height width channels"],
-    taps: Sequence[str],
-    *,
-    target: Target,
-    path: AscentPath,
-    tap_chunk: int = 12,
-) -> dict[str, Trace]:
-    """Every gradient of every step, for inspection; arguments as for `integrate`."""
-    linear = splitting.linearise(model, variables, images, taps)
-    upwards = direction(linear, target, path)
-    first = linear.gradient(target), linear.gradient(upwards)
-    results = {}
-    for chunk in _chunks(taps, tap_chunk):
-
-        def step(carry, _):
-            z = _moved(*carry, path)
-            gradient = linear.split(z)
-            g, up = gradient(target), gradient(upwards)
-            return (z, up), (g, up)
-
-        g, up = (_select(gradients, chunk) for gradients in first)
-        start = (_select(linear.out.outputs, chunk), up)
-        _, later = jax.lax.scan(step, start, length=path.steps - 1)
-        for tap in chunk:
-            pairs = ((g[tap], later[0][tap]), (up[tap], later[1][tap]))
-            results[tap] = Trace(*(jnp.concatenate([a[None], b]) for a, b in pairs))
-    return results
-
-
-def first_gradients(
-    model: Model,
-    variables: Mapping[str, Any],
-    images: Float[Array, "batch height width channels"],
-    taps: Sequence[str],
-    *,
-    target: Target,
-) -> dict[str, Float[Array, "batch *tap"]]:
-    """Attribution gradients at the unperturbed image: one forward and one backward pass."""
-    return splitting.linearise(model, variables, images, taps).gradient(target)
 
 
 def direction(linear: splitting.Linearised, target: Target, path: AscentPath) -> Target:

@@ -8,7 +8,7 @@ from flax import linen as nn
 
 import si_jax
 from si_jax import integration, splitting
-from si_jax.integration import AscentPath
+from si_jax.integration import AscentPath, max_logit
 from si_jax.taps import select
 
 
@@ -64,14 +64,8 @@ def numpy_path(model, images, steps, step_size, combine, objective):
 def test_against_a_loop_by_hand(two_layers, steps, combine, objective):
     images = jax.random.normal(jax.random.key(3), (9, 1, 2, 3))
     path = AscentPath(steps, 0.2, combine, objective)
-    found = integration.integrate(
-        two_layers,
-        two_layers.variables,
-        images,
-        ["first"],
-        target=integration.max_logit,
-        path=path,
-    )["first"]
+    linear = splitting.linearise(two_layers, two_layers.variables, images, ["first"])
+    found = integration.integrate(linear, ["first"], target=max_logit, path=path)["first"]
     expected = numpy_path(two_layers, images, steps, 0.2, combine, objective)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(np.asarray(found) != 0, expected != 0)
@@ -97,29 +91,21 @@ def test_against_splitting_one_tap_at_a_time(tiny, tiny_images, tap_chunk, objec
 
     plain = splitting.forward(tiny, tiny.variables, images, record=taps)
     labels = jnp.argmax(plain.logits, -1)
-    walk = jax.jit(
-        lambda v, x: integration.gradients_along_path(
-            tiny, v, x, taps, target=integration.max_logit, path=path, tap_chunk=tap_chunk
-        )
-    )
-    traces = walk(tiny.variables, images)
-    combined = jax.jit(
-        lambda v, x: integration.integrate(
-            tiny, v, x, taps, target=integration.max_logit, path=path, tap_chunk=tap_chunk
-        )
-    )(tiny.variables, images)
+
+    @jax.jit
+    def combined(variables, x):
+        linear = splitting.linearise(tiny, variables, x, taps)
+        options = {"target": max_logit, "path": path, "tap_chunk": tap_chunk}
+        return integration.integrate(linear, taps, **options)
+
+    found = combined(tiny.variables, images)
     for tap in (taps[0], taps[4], taps[-1]):
         z, total = plain.outputs[tap], 0.0
-        for step in range(3):
+        for _ in range(3):
             g = jax.grad(lambda z, tap=tap: jnp.sum(jnp.max(rest(z, tap).logits, -1)))(z)
             up = jax.grad(ascent)(z, tap, labels)
-            scale = float(jnp.abs(g).max())
-            np.testing.assert_allclose(traces[tap].attribution[step], g, atol=1e-4 * scale)
-            np.testing.assert_allclose(
-                traces[tap].ascent[step], up, atol=1e-4 * float(jnp.abs(up).max()) + 1e-12
-            )
             z, total = z + 0.05 * jnp.sign(up), total + g
-        np.testing.assert_allclose(combined[tap], total, atol=3e-4 * scale)
+        np.testing.assert_allclose(found[tap], total, atol=1e-4 * float(jnp.abs(g).max()))
 
 
 def test_the_order_is_the_networks_and_not_the_alphabets():
@@ -136,20 +122,20 @@ def test_the_order_is_the_networks_and_not_the_alphabets():
     )
     model = si_jax.Model(network, variables, 2, (0.0,) * 3, (1.0,) * 3, head="head")
     args = (model, model.variables, jax.random.normal(jax.random.key(3), (5, 2, 2, 3)))
-    options = {"target": integration.max_logit, "path": AscentPath(3, 0.1)}
+    options = {"target": max_logit, "path": AscentPath(3, 0.1)}
     taps = ("z", "layer10", "layer9")
-    together = integration.integrate(*args, taps, **options)
+    together = integration.integrate(splitting.linearise(*args, taps), taps, **options)
     for tap in taps:
-        alone = integration.integrate(*args, [tap], **options)[tap]
+        linear = splitting.linearise(*args, [tap])
+        alone = integration.integrate(linear, [tap], **options)[tap]
         np.testing.assert_allclose(together[tap], alone, rtol=1e-5, atol=1e-6)
 
 
 def test_gradients_against_finite_differences(tiny, tiny_images):
     images = tiny.normalise(jnp.asarray(tiny_images[:1]))
     tap = "layer2_1/bn1"
-    gradient = integration.first_gradients(
-        tiny, tiny.variables, images, [tap], target=integration.log_softmax_sum
-    )[tap]
+    linear = splitting.linearise(tiny, tiny.variables, images, [tap])
+    gradient = linear.gradient(integration.log_softmax_sum)[tap]
     direction = jax.random.normal(jax.random.key(0), gradient.shape)
 
     def value(t):
@@ -164,9 +150,7 @@ def test_gradients_against_finite_differences(tiny, tiny_images):
 
 def test_ties_give_the_first_logit():
     out = splitting.Forward(jnp.array([[1.0, 3.0, 3.0]]), jnp.zeros((1, 1)), {})
-    gradient = jax.grad(lambda logits: integration.max_logit(out._replace(logits=logits))[0])(
-        out.logits
-    )
+    gradient = jax.grad(lambda logits: max_logit(out._replace(logits=logits))[0])(out.logits)
     np.testing.assert_array_equal(gradient, [[0.0, 1.0, 0.0]])
 
 

@@ -33,9 +33,7 @@ def test_supports_are_those_of_the_gradients_at_every_position(name):
 
     def masks(variables, images):
         linear = splitting.linearise(model, variables, images, names)
-        integrated = integration.integrate_from(
-            linear, names, target=integration.max_logit, path=path
-        )
+        integrated = integration.integrate(linear, names, target=integration.max_logit, path=path)
         first = linear.gradient(integration.max_logit)
         ascent = linear.gradient(integration.direction(linear, integration.max_logit, path))
         tape = support.record(linear.traced, linear.values, model.variables, names)

@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from si_jax import splitting
 from si_jax.detectors import reading
 from si_jax.detectors.predictions import (
     Predictions,
@@ -22,7 +23,7 @@ from si_jax.detectors.predictions import (
     check_preprocessing,
 )
 from si_jax.detectors.threshold import Threshold
-from si_jax.integration import first_gradients, max_logit
+from si_jax.integration import max_logit
 from si_jax.model import Model
 from si_jax.splitting import FEATURES
 from si_jax.taps import default_taps
@@ -112,7 +113,8 @@ def attribution_maps(
 
     @jax.jit
     def gradients(variables, images):
-        return first_gradients(model, variables, model.normalise(images), taps, target=max_logit)
+        linear = splitting.linearise(model, variables, model.normalise(images), taps)
+        return linear.gradient(max_logit)
 
     slopes = gradients(model.variables, images)
     maps = {tap: np.abs(np.asarray(slopes[tap][0], np.float32)).mean(axis=-1) for tap in taps}

@@ -41,7 +41,7 @@ from si_jax.integration import (
     PRESETS,
     AscentPath,
     direction,
-    integrate_from,
+    integrate,
     log_softmax_sum,
     max_logit,
 )
@@ -222,7 +222,7 @@ def _zero_deflation(model, path, role, engine, taps, variant, tap_chunk) -> Plan
             found = {tap: density(mask) for tap, mask in on.items()}
         if others:
             options = {"path": path, "tap_chunk": tap_chunk, "reduce": lambda a: density(a != 0)}
-            found |= integrate_from(linear, others, target=max_logit, **options)
+            found |= integrate(linear, others, target=max_logit, **options)
         return found, settled
 
     def computed_by(engine):
@@ -298,8 +298,8 @@ def _channel_average(model, path, share, engine, taps, outer, tap_chunk) -> Plan
 
         linear = splitting.linearise(*args, (*taps, outer_tap))
         options = {"path": path, "tap_chunk": tap_chunk, "reduce": over_positions}
-        inner = integrate_from(linear, taps, target=feature_sum, **options)
-        end = integrate_from(linear, [outer_tap], target=log_softmax_sum, **options)
+        inner = integrate(linear, taps, target=feature_sum, **options)
+        end = integrate(linear, [outer_tap], target=log_softmax_sum, **options)
         scale = jnp.mean(jnp.abs(end[outer_tap]), axis=-1)  # outer^2
         v2 = [inner[k] ** 2 for k in taps]
         return {

@@ -16,8 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
-from si_jax.networks.framework import Framework, Named, Visit, first_positional, is_a
-from si_jax.networks.interception import intercepted
+from si_jax.networks.framework import Framework, Named, Visit, first_positional, intercepted, is_a
 from si_jax.networks.network import trace_of
 
 NORMS = (eqx.nn.BatchNorm, eqx.nn.GroupNorm, eqx.nn.LayerNorm, eqx.nn.RMSNorm)

@@ -12,9 +12,9 @@ from si_jax.networks.framework import (
     StochasticNetworkError,
     Visit,
     first_positional,
+    intercepted,
     is_a,
 )
-from si_jax.networks.interception import intercepted
 
 NORMS = (
     keras.layers.BatchNormalization,

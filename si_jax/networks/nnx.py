@@ -13,9 +13,9 @@ from si_jax.networks.framework import (
     StochasticNetworkError,
     Visit,
     first_positional,
+    intercepted,
     is_a,
 )
-from si_jax.networks.interception import intercepted
 
 NORMS = (nnx.BatchNorm, nnx.GroupNorm, nnx.InstanceNorm, nnx.LayerNorm, nnx.RMSNorm)
 

@@ -22,8 +22,8 @@ from si_jax.networks.framework import (
     StochasticNetworkError,
     Visit,
     first_positional,
+    intercepted,
 )
-from si_jax.networks.interception import intercepted
 
 INSTALL = 'pip install "si-jax[torch]"'
 NORM = re.compile(r"(batch|group|instance|layer|rms)_?norm(act)?(\dd)?$", re.IGNORECASE)

@@ -10,7 +10,6 @@ import si_jax
 from si_jax import activation
 from si_jax.detectors.si_c import readings
 from si_jax.networks.equations import Equations
-from si_jax.networks.switching import without_relu
 from si_jax.taps import default_taps
 
 
@@ -67,9 +66,9 @@ def test_activations_are_told_by_what_they_do(name):
     equations = Equations(closed)
     x = closed.jaxpr.eqns[0].outvars[0]
     assert (equations.activation(x) is not None) == like_relu
-    assert without_relu(equations, x) == smooth
-    if activation := equations.activation(x):  # found from its output on as well
-        assert (equations.input_of(activation.output) is None) == activation.switches
+    assert activation.without_relu(equations, x) == smooth
+    if found := equations.activation(x):  # from its output on as well
+        assert (equations.input_of(found.output) is None) == found.switches
     assert equations.input_of(closed.jaxpr.outvars[0]) is None
 
 

@@ -13,7 +13,7 @@ from flax import nnx
 
 import si_jax
 from si_jax import splitting
-from si_jax.integration import first_gradients, max_logit
+from si_jax.integration import max_logit
 from si_jax.networks import linen
 from si_jax.networks.framework import framework_of
 from si_jax.taps import select
@@ -39,7 +39,7 @@ def test_outputs_features_and_gradients_are_the_same(linen_model, other):
         args = (model, model.variables, model.normalise(jnp.asarray(IMAGES)))
         passes[model] = (
             splitting.forward(*args, record=(*TAPS, splitting.FEATURES)),
-            first_gradients(*args, TAPS, target=max_logit),
+            splitting.linearise(*args, TAPS).gradient(max_logit),
             model.head_weights(model.variables),
             model.head_bias(model.variables),
         )

@@ -16,7 +16,7 @@ import torch_styles as styles
 import si_jax
 from si_jax import splitting
 from si_jax.decision.export import LOADER, export_jax
-from si_jax.integration import AscentPath, first_gradients, integrate, max_logit
+from si_jax.integration import AscentPath, integrate, max_logit
 from si_jax.taps import select
 
 torch = pytest.importorskip("torch")
@@ -76,8 +76,9 @@ def test_gradients_at_the_default_taps_are_autograds(style):
     def computed(*args):
         args = (model, *args)
         outputs = splitting.forward(*args, record=taps).outputs
-        plain = first_gradients(*args, taps, target=max_logit)
-        return outputs, plain, integrate(*args, taps, target=max_logit, path=path)
+        linear = splitting.linearise(*args, taps)
+        integrated = integrate(linear, taps, target=max_logit, path=path)
+        return outputs, linear.gradient(max_logit), integrated
 
     outputs, plain, integrated = computed(model.variables, normalised())
     expected, added = torchs.gradients(total), torchs.integrated(total, step_size=0.01)

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import si_jax
-from si_jax import integration, taps
+from si_jax import splitting, taps
+from si_jax.integration import max_logit
 from si_jax.models import ARCHITECTURES, Architecture, bit, resnet, vit
 from si_jax.models.bit import BiT
 from si_jax.models.resnet import ResNet
@@ -127,9 +128,7 @@ def test_logits_and_gradients_at_every_tap(case, monkeypatch, tmp_path):
 
     @jax.jit
     def first_gradients(variables, images):
-        return integration.first_gradients(
-            model, variables, images, paths, target=integration.max_logit
-        )
+        return splitting.linearise(model, variables, images, paths).gradient(max_logit)
 
     gradients = first_gradients(model.variables, ours)
     assert set(gradients) == set(paths)
