@@ -22,8 +22,7 @@ from si_jax import cli
 from si_jax.checks import check_least
 from si_jax.commands.options import command
 from si_jax.data.files import write_atomically, write_text
-from si_jax.decision.predictor import COLUMNS, Predictor
-from si_jax.decision.stream import find_images
+from si_jax.decision.predictor import COLUMNS, Predictor, find_images
 from si_jax.detectors.loading import find_detector
 from si_jax.detectors.saving import CARD
 from si_jax.weights.saved import SUMS

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from si_jax.checks import check_least
 from si_jax.commands.options import command
 from si_jax.data.folders import left_out_note
-from si_jax.decision.stream import FilePrediction, find_images, predict_files
+from si_jax.decision.predictor import FilePrediction, find_images, predict_files
 from si_jax.detectors import Detector
 from si_jax.detectors.loading import find_detector, load_detector
 from si_jax.detectors.predictions import check_calibrated, check_preprocessing

@@ -11,8 +11,7 @@ import numpy as np
 from si_jax.data.files import json_hash, read_json
 from si_jax.model import Model
 from si_jax.weights.checkpoint import abstract_variables, build_model
-from si_jax.weights.saved import SUMS, read_arrays
-from si_jax.weights.variables import weights_hash
+from si_jax.weights.saved import SUMS, read_arrays, weights_hash
 
 
 def read(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:

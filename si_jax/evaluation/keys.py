@@ -19,7 +19,7 @@ from si_jax import splitting
 from si_jax.data.files import json_hash
 from si_jax.detectors import Detector
 from si_jax.model import Model
-from si_jax.weights.variables import weights_hash
+from si_jax.weights.saved import weights_hash
 
 FORMAT = 3
 """Raised when the arrays of a score file, or what this module hashes, change their meaning."""

@@ -5,9 +5,7 @@ devices. What a step draws depends on the seed and on its number alone, so a run
 resumed goes on exactly as it would have.
 """
 
-import csv
 import dataclasses
-import io
 import json
 import os
 import shutil
@@ -30,8 +28,15 @@ from si_jax.checks import check_least
 from si_jax.data.files import write_text
 from si_jax.model import Model
 from si_jax.networks.programs import compiled
-from si_jax.weights.saved import SUMS, check_sums, read_arrays, read_card, saving, write_arrays
-from si_jax.weights.variables import weights_hash
+from si_jax.weights.saved import (
+    SUMS,
+    check_sums,
+    read_arrays,
+    read_card,
+    saving,
+    weights_hash,
+    write_arrays,
+)
 
 REFRESH = 10  # steps between two looks at the loss
 EVALUATION_BATCH = 500
@@ -85,7 +90,7 @@ class Recipe:
 
 
 class State(BaseModel):
-    """What run a state is of, and the rows of its log, one for each epoch that is done."""
+    """What a saved state is of, and the log: a row for each epoch that is done."""
 
     model_config = ConfigDict(title="state of a training", strict=True, allow_inf_nan=False)
 
@@ -152,11 +157,8 @@ class Run:
         self.log.append(row)
         if self.directory is None:
             return
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, COLUMNS)
-        writer.writeheader()
-        writer.writerows({k: f"{v:.6g}" for k, v in one.items()} for one in self.log)
-        write_text(self.directory / "log.csv", text.getvalue())
+        rows = [[f"{one[k]:.6g}" if k in one else "" for k in COLUMNS] for one in self.log]
+        write_text(self.directory / "log.csv", "\n".join(map(",".join, [COLUMNS, *rows])) + "\n")
         arrays = {f"{i:05d}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
         older = self._saved()
         with saving(self.directory / "state" / f"{len(self.log):06d}", SUMS) as hidden:
@@ -168,12 +170,6 @@ class Run:
 
     def _saved(self) -> list[Path]:
         return sorted((self.directory / "state").glob("[0-9]*")) if self.directory else []
-
-    def kept(self) -> str:
-        """For an error message: what is kept of the run."""
-        if self.directory is None or not self.log:
-            return ""
-        return f"; the weights after epoch {len(self.log)} are kept in {self.directory}"
 
 
 def train(
@@ -265,9 +261,10 @@ def _checked(model: Model, images: Any, labels: Any) -> tuple[np.ndarray, np.nda
 
 def _check_loss(loss: float, epoch: int, recipe: Recipe, run: Run) -> None:
     if not np.isfinite(loss):
+        kept = f"; the weights after epoch {len(run.log)} are kept in {run.directory}"
         raise ValueError(
             f"the loss became {loss} in epoch {epoch + 1}: lower the learning rate"
-            f" (={recipe.learning_rate}){run.kept()}"
+            f" (={recipe.learning_rate}){kept if run.directory and run.log else ''}"
         )
 
 
@@ -367,20 +364,16 @@ def _step(model, optimiser, recipe, state, totals, images, labels, batch):
     return state, totals + jnp.stack([loss, correct.astype(jnp.float32)])
 
 
-def _evaluate(model, variables, images, labels, batch, mask):
-    logits = model.module.apply(variables, model.normalise(images[batch]), **model.call_kwargs)
-    labels = labels[batch]
+def _evaluate(model, variables, images, labels):
+    """The sum of the losses, and how many images are classified correctly."""
+    logits = model.module.apply(variables, model.normalise(images), **model.call_kwargs)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    correct = jnp.argmax(logits, axis=-1) == labels
-    return jnp.sum(jnp.where(mask, losses, 0)), jnp.sum(correct & mask)
+    return jnp.sum(losses), jnp.sum(jnp.argmax(logits, axis=-1) == labels)
 
 
 def _held_out(evaluate, variables, images: Array, labels: Array) -> dict[str, float]:
-    """Mean loss and accuracy in static batches, the last one padded and masked."""
-    count, size = len(images), min(EVALUATION_BATCH, len(images))
-    loss = correct = 0.0
-    for first in range(0, count, size):
-        batch = np.arange(first, first + size, dtype=np.int32)
-        part = evaluate(variables, images, labels, np.minimum(batch, count - 1), batch < count)
-        loss, correct = loss + float(part[0]), correct + float(part[1])
-    return {"held_out_loss": loss / count, "held_out_accuracy": correct / count}
+    """Mean loss and accuracy."""
+    batches = [slice(i, i + EVALUATION_BATCH) for i in range(0, len(images), EVALUATION_BATCH)]
+    parts = [evaluate(variables, images[batch], labels[batch]) for batch in batches]
+    loss, accuracy = np.array(jax.device_get(parts), float).sum(axis=0) / len(images)
+    return {"held_out_loss": float(loss), "held_out_accuracy": float(accuracy)}

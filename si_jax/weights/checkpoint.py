@@ -17,8 +17,16 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from si_jax.data.files import write_text
 from si_jax.model import Model, checked_size
 from si_jax.models import ARCHITECTURES, architecture
-from si_jax.weights.saved import SUMS, check_sums, read_card, saving, write_arrays
-from si_jax.weights.variables import WEIGHTS, read_variables, to_store
+from si_jax.weights.saved import (
+    SUMS,
+    WEIGHTS,
+    check_sums,
+    read_card,
+    read_variables,
+    saving,
+    to_store,
+    write_arrays,
+)
 
 CARD = "card.json"
 INSIDE = "checkpoint"

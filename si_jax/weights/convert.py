@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,10 @@ from si_jax.weights.checkpoint import (
     save_checkpoint,
 )
 from si_jax.weights.convert_files import load_state, shape_of, to_float32
-from si_jax.weights.convert_names import canonical, flax_name, source_name
+
+COUNTERS = ("num_batches_tracked", "n_averaged", "num_updates")
+WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod)\.)+")
+"""What data parallelism, averaging and compilation put before every name."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +188,60 @@ def _layout(
     raise ValueError(f"the checkpoint is not a {name}: {what}, and {name} is a {family.title}")
 
 
+def flax_name(path: tuple[Any, ...]) -> str:
+    """Name of a weight, from its path in the tree of variables."""
+    return "/".join(key.key for key in path)
+
+
+def source_name(path: tuple[Any, ...], layout: Layout) -> str:
+    """Name of the same weight in a checkpoint of that layout."""
+    if (special := layout.special.get(flax_name(path))) is not None:
+        return special
+    module, leaf = flax_name(path[1:-1]), path[-1].key
+    for pattern, replacement in layout.modules:
+        module = re.sub(pattern, replacement, module)
+    return module + layout.separator + layout.leaves[leaf]
+
+
+def canonical(
+    layout: Layout, names: Iterable[str], part: str | None, notes: list[str]
+) -> Mapping[str, str] | None:
+    """Name as in a layout's table -> the checkpoint's, without counters; None if none is a block's.
+
+    A prefix that all blocks have is taken off, which is noted; of several, `part` chooses one.
+    """
+    names = [name for name in names if name.rpartition(".")[2] not in COUNTERS]
+    matches = [re.match(rf"(?:(.*?)[./])??{layout.block}", name) for name in names]
+    prefixes = dict.fromkeys((match[1] or "") for match in matches if match)
+    if part is not None and (chosen := [p for p in prefixes if f".{part}." in f".{p}."]):
+        prefixes = dict.fromkeys(chosen)
+    if not prefixes:
+        return None
+    if len(prefixes) > 1:
+        listed = ", ".join(repr(p) for p in list(prefixes)[:8])
+        raise ValueError(
+            f"the checkpoint holds several networks, whose names have the prefixes {listed}: choose"
+            " one by part"
+        )
+    (prefix,) = prefixes
+    if prefix:
+        prefix += "/" if any(name.startswith(f"{prefix}/") for name in names) else "."
+        if not WRAPPERS.fullmatch(prefix):
+            notes.append(f"the prefix {prefix!r} was taken off the names")
+    result: dict[str, str] = {}
+    for original in names:
+        inside = prefix and original.startswith(prefix)
+        name = original[len(prefix) :] if inside else WRAPPERS.sub("", original)
+        for pattern, replacement in layout.aliases:
+            name = re.sub(pattern, replacement, name)
+        if name in result:
+            raise ValueError(
+                f"the checkpoint has {name} twice, as {result[name]!r} and as {original!r}"
+            )
+        result[name] = original
+    return result
+
+
 def _check_options(name: str, options: Mapping[str, Any]) -> None:
     """Refuse a checkpoint whose shape is another architecture's."""
     arch = ARCHITECTURES[name]
@@ -216,6 +273,7 @@ def _fill(
     """
     faults: list[str] = []
     arrays, used = [], set()
+    head = layout.head.rpartition(layout.separator)[0]
     leaves = jax.tree.leaves_with_path(abstract)
     for path, leaf in leaves:
         ours, key = flax_name(path), source_name(path, layout)
@@ -229,7 +287,7 @@ def _fill(
                 shape = shape_of(state[original])
                 faults.append(f"wrong shape: {original} {shape}, for {ours} {leaf.shape}")
             arrays.append(np.ascontiguousarray(value))
-        elif ours.endswith("/bias") and _module(key) == _module(layout.head):
+        elif ours.endswith("/bias") and key.rpartition(layout.separator)[0] == head:
             notes.append(f"the head has no bias ({key}): zeros are taken")
             arrays.append(np.zeros(leaf.shape, np.float32))
         else:
@@ -251,10 +309,6 @@ def _fill(
             f" {len(leaves)} weights:\n  " + "\n  ".join(faults)
         )
     return jax.tree.unflatten(jax.tree.structure(abstract), arrays)
-
-
-def _module(key: str) -> str:
-    return re.split(r"[./]\w+$", key)[0]
 
 
 def _to_kernel(value: np.ndarray, ndim: int, oihw: bool) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Read checkpoint files of other frameworks without executing anything in them."""
 
-import hashlib
 import re
 import warnings
 from collections.abc import Callable, Mapping
@@ -10,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from si_jax.data.files import read_arrays
+from si_jax.weights.saved import check_finite, file_hash
 
-TORCH_SUFFIXES = (".pth", ".pt", ".th", ".tar", ".bin", ".ckpt")
 NESTED = ("state_dict", "model", "model_state_dict", "net")
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
 
@@ -31,21 +30,13 @@ def load_state(
     path = Path(source)
     if not path.is_file():
         raise ValueError(f"{path} is not a file: give the path of a checkpoint file")
-    readers: dict[str, Callable[[Path], Any]] = {
-        ".npz": read_arrays,
-        ".safetensors": _read_safetensors,
-    }
-    readers |= dict.fromkeys(TORCH_SUFFIXES, _read_torch)
-    if path.suffix.lower() not in readers:
+    if (read := READERS.get(path.suffix.lower())) is None:
         raise ValueError(
-            f"{path}: a checkpoint's name must end in one of {', '.join(sorted(readers))}"
+            f"{path}: a checkpoint's name must end in one of {', '.join(sorted(READERS))}"
         )
-    state = _find_state(readers[path.suffix.lower()](path), part, notes)
-    if state is None:
+    if (state := _find_state(read(path), part, notes)) is None:
         raise ValueError(f"{path} holds no state dict (names and their tensors)")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return dict(state), {"source": path.name, "source_sha256": digest}
+    return dict(state), {"source": path.name, "source_sha256": file_hash(path)}
 
 
 def _find_state(value: Any, part: str | None, notes: list[str]) -> Mapping[str, Any] | None:
@@ -96,11 +87,7 @@ def to_float32(key: str, value: Any) -> np.ndarray:
         raise ValueError(f"{key} is of type {kind}; weights must be floating-point")
     with np.errstate(over="ignore"):
         array = np.asarray(value).astype(np.float32)
-    bad = int(array.size - np.isfinite(array).sum())
-    if bad:
-        raise ValueError(
-            f"{key} holds NaN or infinite values ({bad} of {array.size}): the file is unusable"
-        )
+    check_finite(key, array, "the file is unusable")
     return array
 
 
@@ -158,3 +145,11 @@ def _read_safetensors(path: Path) -> Any:
             f"{path} is no safetensors file, is damaged or cut short, or has tensors of a type that"
             f" NumPy does not have ({type(error).__name__}: {error})"
         ) from None
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    ".npz": read_arrays,
+    ".safetensors": _read_safetensors,
+    **dict.fromkeys((".pth", ".pt", ".th", ".tar", ".bin", ".ckpt"), _read_torch),
+}
+"""Ending of a file's name -> what reads it."""

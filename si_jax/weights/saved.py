@@ -1,28 +1,78 @@
 """The one saved form: a directory of JSON and arrays, with a list of every file's SHA-256.
 
 The list is compared before anything else opens a file, so that whoever parses one finds what was
-written; `sha256sum --check SHA256SUMS` compares it too. Arrays are written and read by orbax, and
-nothing is unpickled or executed. What lies in such a directory may be of that form itself: then the
-outer list holds the inner one.
+written; `sha256sum --check SHA256SUMS` compares it too. Arrays are those of a network of any
+framework. They are written and read by orbax, and compared by name and shape before any memory is
+taken; nothing is unpickled or executed. What lies in such a directory may be of that form itself:
+then the outer list holds the inner one.
 """
 
 import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import unflatten_dict
 from pydantic import BaseModel, ValidationError
 
 from si_jax.data.directories import MAX_FILES, check_new, written_whole
 from si_jax.data.files import open_regular, read_bytes, read_json, write_text
 
 SUMS = "SHA256SUMS"
+WEIGHTS = "weights"
+"""The folder of a network's arrays in a saved directory."""
+SHOWN = 10  # faults that a message lists
 SomeCard = TypeVar("SomeCard", bound=BaseModel)
+
+
+def save_variables(directory: str | os.PathLike, variables: Any, *, dtype: Any = None) -> str:
+    """Write the arrays of a network of any framework to a new directory.
+
+    Args:
+        directory: it must not exist.
+        variables: a pytree of arrays: a Linen network's variables, a Flax NNX state, an Equinox
+            module's arrays, or a mapping of names.
+        dtype: dtype in which floating-point arrays are stored, such as `jnp.bfloat16`; None keeps
+            theirs.
+
+    Returns:
+        The hash that `load_variables` can compare; see `weights_hash`.
+
+    Raises:
+        ValueError: if the directory exists, there are no arrays, two have one name, or one holds
+            values that are not finite, in its own dtype or in the one in which it is stored.
+    """
+    tree = to_store(variables, dtype)
+    with saving(directory, SUMS) as hidden:
+        write_arrays(hidden / WEIGHTS, tree)
+    return weights_hash(tree)
+
+
+def load_variables(directory: str | os.PathLike, like: Any, *, sha256: str | None = None) -> Any:
+    """Read the arrays that `save_variables` wrote.
+
+    Args:
+        directory: where they lie.
+        like: a pytree of arrays or of `jax.ShapeDtypeStruct`, with the names and shapes that are
+            expected.
+        sha256: the hash that the stored arrays must have; None compares none.
+
+    Returns:
+        A tree as `like`, with NumPy arrays of its dtypes.
+
+    Raises:
+        ValueError: if the directory is damaged, does not have the hash, or holds arrays of other
+            names or shapes than `like`, all of which are listed, or values that are not finite.
+    """
+    directory = Path(directory).resolve()
+    inside = check_sums(directory)  # an older version wrote no list, and the arrays without folder
+    return read_variables(directory / WEIGHTS if inside else directory, like, sha256=sha256)
 
 
 @contextlib.contextmanager
@@ -36,7 +86,7 @@ def saving(directory: str | os.PathLike, card: str, overwrite: bool = False) -> 
         check_new(directory)
     with written_whole(directory) as hidden:
         yield hidden
-        lines = [f"{_sum(hidden / name)}  {name}\n" for name in _files(hidden) if name != SUMS]
+        lines = [f"{file_hash(hidden / name)}  {name}\n" for name in _files(hidden) if name != SUMS]
         write_text(hidden / SUMS, "".join(lines))
 
 
@@ -57,22 +107,19 @@ def check_sums(directory: Path) -> bool:
         for name, digest in expected.items():
             if name not in found:
                 raise ValueError(f"{name} is missing")
-            if _sum(directory / name) != digest:
+            if file_hash(directory / name) != digest:
                 raise ValueError(f"{name} was changed, as {SUMS} says")
         if others := [n for n in found if n not in expected and "/" in n]:
             raise ValueError(f"{others[0]} is not listed in {SUMS}: take it away")
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ValueError(f"{directory} is damaged or was edited: {reason}") from None
+        raise ValueError(f"{directory} is damaged or was edited: {error}") from None
     return True
 
 
-def _sum(path: Path) -> str:
-    try:
-        with open_regular(path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ValueError(f"{path.name} cannot be read ({error.strerror})") from None
+def file_hash(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _files(directory: Path) -> list[str]:
@@ -106,6 +153,96 @@ def read_card(path: Path, card: type[SomeCard]) -> SomeCard:
     raise ValueError(f"{path} is no {card.model_config['title']}, or is damaged: {reason}")
 
 
+def to_store(variables: Any, dtype: Any = None) -> dict[str, Any]:
+    """The arrays of a network as they are written, nested by the parts of their names."""
+    arrays = {name: _stored(name, x, dtype) for name, x in _named(variables).items()}
+    return unflatten_dict(arrays, sep="/")
+
+
+def read_variables(directory: Path, like: Any, *, sha256: str | None = None) -> Any:
+    """`load_variables` of a folder of arrays whose files have been compared."""
+    if not directory.is_dir():
+        raise ValueError(f"{directory} is not there: it should hold the weights")
+    expected, stored = _named(like), _named(read_arrays(directory, shapes_only=True))
+    faults = [f"missing: {n} {tuple(x.shape)}" for n, x in expected.items() if n not in stored]
+    faults += [f"left over: {n} {x.shape}" for n, x in stored.items() if n not in expected]
+    faults += [
+        f"wrong shape: {n} {stored[n].shape}, where the network has {tuple(x.shape)}"
+        for n, x in expected.items()
+        if n in stored and stored[n].shape != tuple(x.shape)
+    ]
+    if faults:
+        more = f"\n  and {len(faults) - SHOWN} more" * (len(faults) > SHOWN)
+        raise ValueError(
+            f"{directory} holds the weights of another network, with {len(faults)} differences:\n  "
+            + "\n  ".join(faults[:SHOWN])
+            + more
+        )
+    arrays = _named(read_arrays(directory))
+    if sha256 is not None and sha256 != weights_hash(unflatten_dict(arrays, sep="/")):
+        raise ValueError(f"{directory} is damaged: its weights do not have the hash that was noted")
+    for name, array in arrays.items():
+        check_finite(f"{directory}: {name}", array, "the weights are unusable")
+    leaves = [arrays[name].astype(x.dtype) for name, x in expected.items()]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def weights_hash(weights: Any) -> str:
+    """Hex SHA-256 over the names, dtypes, shapes and bytes of a tree of arrays."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(weights):
+        leaf = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)}:{leaf.dtype}:{leaf.shape};".encode())
+        digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def check_finite(name: str, array: np.ndarray, consequence: str) -> None:
+    """Refuse an array of floating-point numbers that are not all finite in float32."""
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return
+    bad = int(array.size - np.isfinite(array.astype(np.float32)).sum())
+    if bad:
+        raise ValueError(
+            f"{name} holds NaN or infinite values ({bad} of {array.size}): {consequence}"
+        )
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    """Path such as `params/conv1/kernel` -> leaf, in the order of the tree's leaves."""
+    arrays: dict[str, Any] = {}
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        # orbax puts dots between the parts of a name, so those inside a part count as such
+        name = jax.tree_util.keystr(path, simple=True, separator="/").replace(".", "/")
+        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+            raise ValueError(f"variables: {name} is of type {type(leaf).__name__}, not an array")
+        if name in arrays:
+            raise ValueError(f"variables: two arrays are called {name}")
+        arrays[name] = leaf
+    if not arrays:
+        raise ValueError("variables hold no arrays")
+    return arrays
+
+
+def _stored(name: str, value: Any, dtype: Any) -> np.ndarray:
+    """The array as it is written."""
+    array = np.asarray(value)
+    if not array.size:
+        raise ValueError(f"variables: {name} is empty (shape {array.shape})")
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return array
+    check_finite(name, array, "they are not saved")
+    with np.errstate(over="ignore"):
+        narrow = array.astype(dtype or array.dtype)
+    if not np.isfinite(narrow.astype(np.float64)).all():
+        largest = np.abs(array.astype(np.float64)).max()
+        raise ValueError(
+            f"dtype (={narrow.dtype}) cannot hold {name}, whose largest value is {largest:.6g}:"
+            " store it as bfloat16 or float32"
+        )
+    return narrow
+
+
 def write_arrays(directory: Path, tree: Any) -> None:
     """Write a tree of arrays to a new directory."""
     import orbax.checkpoint as ocp
@@ -116,19 +253,23 @@ def write_arrays(directory: Path, tree: Any) -> None:
     (directory / "commit_success.txt").unlink(missing_ok=True)
 
 
-def stored_shapes(directory: Path) -> Any:
-    """The shapes and dtypes of the tree that `write_arrays` wrote, of which no array is read."""
-    return _orbax(directory, lambda ocp, checkpointer, shapes: shapes)
+def read_arrays(directory: Path, *, shapes_only: bool = False) -> Any:
+    """The tree that `write_arrays` wrote, of NumPy arrays, or of their shapes and dtypes alone."""
+    import orbax.checkpoint as ocp
 
-
-def read_arrays(directory: Path) -> Any:
-    """The tree that `write_arrays` wrote, of NumPy arrays."""
-
-    def restore(ocp, checkpointer, shapes):
-        arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
-        return checkpointer.restore(directory, restore_args=arguments)
-
-    return _orbax(directory, restore)
+    jax.devices()  # fails here where JAX has none, which is no damage
+    try:
+        with _checkpointer(ocp) as checkpointer:
+            shapes = checkpointer.metadata(directory).item_metadata.tree
+            if shapes_only:
+                return shapes
+            arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+            return checkpointer.restore(directory, restore_args=arguments)
+    except Exception as error:  # of any kind, whichever byte is damaged
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise ValueError(
+            f"{directory} is damaged: orbax cannot read it ({type(error).__name__}: {reason})"
+        ) from None
 
 
 def _checkpointer(ocp: Any) -> Any:
@@ -139,17 +280,3 @@ def _checkpointer(ocp: Any) -> Any:
     )
     handler = ocp.PyTreeCheckpointHandler(use_ocdbt=True, multiprocessing_options=alone)
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
-
-
-def _orbax(directory: Path, read: Callable[[Any, Any, Any], Any]) -> Any:
-    import orbax.checkpoint as ocp
-
-    jax.devices()  # fails here where JAX has none, which is no damage
-    try:
-        with _checkpointer(ocp) as checkpointer:
-            return read(ocp, checkpointer, checkpointer.metadata(directory).item_metadata.tree)
-    except Exception as error:  # of any kind, whichever byte is damaged
-        reason = (str(error).splitlines() or [""])[0][:200]
-        raise ValueError(
-            f"{directory} is damaged: orbax cannot read it ({type(error).__name__}: {reason})"
-        ) from None

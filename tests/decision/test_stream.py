@@ -12,7 +12,7 @@ from si_jax import cli
 from si_jax.commands import predict
 from si_jax.data.folders import from_folder
 from si_jax.data.image_set import MissingSet
-from si_jax.decision.stream import find_images, predict_files
+from si_jax.decision.predictor import find_images, predict_files
 
 
 @pytest.fixture(scope="module")

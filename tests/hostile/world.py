@@ -27,7 +27,7 @@ from si_jax.reporting import runs
 from si_jax.training import training
 from si_jax.weights import convert_files
 from si_jax.weights.checkpoint import load_model, save_checkpoint
-from si_jax.weights.variables import weights_hash
+from si_jax.weights.saved import weights_hash
 
 CLASSES = 3
 FITTED = "mahalanobis"

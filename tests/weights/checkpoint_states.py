@@ -11,7 +11,7 @@ import recipe
 from si_jax import cli
 from si_jax.commands import convert as script
 from si_jax.models import ARCHITECTURES, Architecture, bit
-from si_jax.weights.convert_names import flax_name, source_name
+from si_jax.weights.convert import flax_name, source_name
 
 NARROW = (16, 32, 64)
 NO_TORCH = "PyTorch writes its own checkpoint files"

@@ -12,8 +12,7 @@ import pytest
 
 from si_jax.data import directories
 from si_jax.data.directories import MARKER, written_whole
-from si_jax.weights.saved import write_arrays
-from si_jax.weights.variables import load_variables, save_variables
+from si_jax.weights.saved import load_variables, save_variables, write_arrays
 
 TREE = (
     {"dense.0": np.arange(6, dtype=np.float32).reshape(2, 3), "scale": np.float32(3)},
