@@ -19,7 +19,8 @@ from scipy.stats import spearmanr
 import si_jax
 from si_jax import cli
 from si_jax.commands.options import command
-from si_jax.data import pipeline, sources
+from si_jax.data import pipeline
+from si_jax.data.image_set import subset
 from si_jax.evaluation.defaults import benchmark_model
 from si_jax.reporting.report import text_table
 
@@ -65,7 +66,7 @@ def main(
         allow_missing=True,
         model=model,
     )
-    image_set = sources.subset(resolved.test, limit, seed)
+    image_set = subset(resolved.test, limit, seed)
     batches = pipeline.batches(image_set, resolved.preprocessing, 64)
     images = np.concatenate([batch.images[batch.mask] for batch in batches])
 

@@ -21,11 +21,11 @@ import jax
 from si_jax import cli
 from si_jax.data import benchmarks, downloads
 from si_jax.data.benchmarks import Resolved
-from si_jax.data.cifar import LABELS
 from si_jax.data.image_set import unlabelled
 from si_jax.data.opening import IMAGE_KEYS, as_image_set
 from si_jax.data.own import resolve_own
 from si_jax.data.preprocessing import preprocessing_for
+from si_jax.data.sources import LABELS
 from si_jax.evaluation import defaults, measuring
 from si_jax.evaluation.fitting import fit_job
 from si_jax.evaluation.job import Detectors, Job, labelled, make_job

@@ -69,7 +69,7 @@ def _measure(kind, side, size, count, batch_size, repeats, workers, name, cores)
     from benchmarks.pipeline_speed import make_folder
     from benchmarks.speed import random_model
     from si_jax.batching import PREFETCH
-    from si_jax.data import sources
+    from si_jax.data.folders import from_folder
     from si_jax.data.pipeline import batches
     from si_jax.data.preprocessing import PREPROCESSING
     from si_jax.detectors import make_detector
@@ -82,7 +82,7 @@ def _measure(kind, side, size, count, batch_size, repeats, workers, name, cores)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "images")
         make_folder(folder, kind, side, count)
-        image_set = sources.from_folder(folder)
+        image_set = from_folder(folder)
         image_set.fingerprint  # noqa: B018  reads every file once, as any evaluation does at first
 
         def decode():

@@ -14,8 +14,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from si_jax.data import digits, sources
-from si_jax.data.image_set import ImageSet
+from si_jax.data.folders import from_folder
+from si_jax.data.image_set import ImageSet, MissingSet, subset
 from si_jax.data.pipeline import batches
+from si_jax.data.tfds_sets import from_tfds
 
 TFDS_SETS = (("cifar10", "test"), ("cifar100", "test"), ("svhn_cropped", "test"))
 """Those that are timed where they are prepared."""
@@ -38,17 +40,17 @@ def image_sets(
     sets = {"digits, arrays": sources.from_arrays("digits", *digits.load("test"))}
     with tempfile.TemporaryDirectory() as scratch:
         if folder is not None:
-            sets[f"folder {folder}"] = sources.from_folder(folder)
+            sets[f"folder {folder}"] = from_folder(folder)
         else:
             for kind, side in (("png", 32), ("jpg", 32), ("jpg", 256)):
                 path = Path(scratch, f"{kind}{side}")
                 make_folder(path, kind, side)
-                sets[f"folder, {kind.upper()} {side}x{side}"] = sources.from_folder(path)
+                sets[f"folder, {kind.upper()} {side}x{side}"] = from_folder(path)
         prepared = {}
         if data_dir is not None:
             for name, split in TFDS_SETS:
-                with contextlib.suppress(sources.MissingSet):
-                    prepared[f"TFDS, {name}/{split}"] = sources.from_tfds(
+                with contextlib.suppress(MissingSet):
+                    prepared[f"TFDS, {name}/{split}"] = from_tfds(
                         name, split, data_dir, fetch=False
                     )
             if not prepared:
@@ -79,7 +81,7 @@ def time_pipeline(
     Returns:
         For each set `"source"`, `"images"` and `"images_per_second"`, one for each of `workers`.
     """
-    sets = {name: sources.subset(images, limit) for name, images in sets.items()}
+    sets = {name: subset(images, limit) for name, images in sets.items()}
     jobs = [(name, count) for name in sets for count in workers]
     seconds: dict[tuple[str, int], list[float]] = {job: [] for job in jobs}
     with tqdm(total=(repeats + 1) * len(jobs), desc="data", unit="pass", leave=False) as bar:

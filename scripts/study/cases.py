@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from si_jax.data import benchmarks, sources
-from si_jax.data.image_set import ImageSet
+from si_jax.data import benchmarks
+from si_jax.data.image_set import ImageSet, subset, take
 from si_jax.model import Model
 from si_jax.weights.checkpoint import load_model
 
@@ -117,8 +117,8 @@ def prepare(
 def test_sets(case: Case, limit: int | None, seed: int) -> Mapping[str, ImageSet]:
     """Name -> images that are tested, the in-distribution ones first; at most `limit` of each."""
     sets = {case.test.name: case.test, **{o.name: o.images for o in case.resolved.ood}}
-    return {name: sources.subset(images, limit, seed) for name, images in sets.items()}
+    return {name: subset(images, limit, seed) for name, images in sets.items()}
 
 
 def _part(image_set: ImageSet, indices: np.ndarray, name: str) -> ImageSet:
-    return dataclasses.replace(sources.take(image_set, np.sort(indices)), name=name)
+    return dataclasses.replace(take(image_set, np.sort(indices)), name=name)

@@ -15,8 +15,8 @@ from functools import partial
 
 from si_jax.commands.options import command, detector_options
 from si_jax.data import digits, sources
-from si_jax.data.directories import check_new
-from si_jax.data.image_set import ImageSet
+from si_jax.data.files import check_new
+from si_jax.data.image_set import ImageSet, subset
 from si_jax.detectors import Detector, make_detector
 from si_jax.detectors.predictions import check_calibrated
 from si_jax.weights.checkpoint import load_model
@@ -74,11 +74,11 @@ def main(
     made = make_detector(detector, model, **options.get(detector, {}))
     if made.needs_fit and not fit:
         raise ValueError(f"detector {detector!r} learns from training images: give --fit TRAIN")
-    held_out = sources.subset(opened(images), limit, seed)
+    held_out = subset(opened(images), limit, seed)
     facts = {"calibration": {"set": held_out.name, "images": len(held_out)}}
     if made.needs_fit:
         named = tuple(model.card.get("classes", ()))
-        train = sources.subset(opened(fit or "", named), fit_limit, seed)
+        train = subset(opened(fit or "", named), fit_limit, seed)
         made.fit(train)
         facts["fit"] = {"set": train.name, "images": len(train)}
     calibrate(made, held_out)

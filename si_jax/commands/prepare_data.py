@@ -11,7 +11,8 @@ import textwrap
 from functools import partial
 
 from si_jax.commands.options import command
-from si_jax.data import downloads, roots
+from si_jax.data import downloads
+from si_jax.data.benchmarks import SearchPaths
 from si_jax.data.datasets import DATASETS, LISTS
 
 
@@ -29,7 +30,7 @@ def main(prepare: partial, *, dataset: str | None = None, list_: bool = False) -
         return list_downloads()
     if dataset is None:
         raise ValueError("--dataset says which benchmark's sets to download; --list shows all sets")
-    print(f"data folder: {roots.folders_root(data_dir)}\n")
+    print(f"data folder: {SearchPaths(data_dir).root}\n")
     outcomes = []
     for outcome in prepare(dataset):
         outcomes.append(outcome)

@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 
 from si_jax.checks import check_choice
 from si_jax.data import sources
-from si_jax.data.cifar import from_cifar_binary
 from si_jax.data.datasets import BENCHMARKS, Benchmark, DatasetSpec, Source, Tfds
-from si_jax.data.image_set import ImageSet, MissingSet
+from si_jax.data.files import default_data_dir
+from si_jax.data.image_set import ImageSet, MissingSet, unlabelled
 from si_jax.data.opening import as_image_set
 from si_jax.data.preprocessing import PREPROCESSING, Preprocessing
-from si_jax.data.roots import folders_root
-from si_jax.data.tfds_sets import find_prepared
+from si_jax.data.tfds_sets import find_prepared, from_tfds
 
 __all__ = ["BENCHMARKS", "Benchmark", "MissingDataset", "OodSet", "Resolved", "find", "resolve"]
 
@@ -37,7 +36,8 @@ class SearchPaths:
     @property
     def root(self) -> Path:
         """The folder that holds folders of images."""
-        return folders_root(self.data_dir, self.ood_root)
+        chosen = self.data_dir if self.ood_root is None else self.ood_root
+        return default_data_dir() if chosen is None else Path(chosen).expanduser()
 
 
 class Found(NamedTuple):
@@ -152,7 +152,7 @@ def find(spec: DatasetSpec, paths: SearchPaths, num_classes: int | None = None) 
         try:
             images = _open(source, spec.name, paths, folders, fetch)
             if num_classes and not spec.class_folders:
-                images = sources.unlabelled(images)
+                images = unlabelled(images)
             return Found(images, where or "prepared by TFDS")
         except MissingSet as error:
             reasons.append(str(error))
@@ -169,12 +169,12 @@ def _open(
 ) -> ImageSet:
     match source:
         case Tfds(tfds_name, split):
-            images = sources.from_tfds(tfds_name, split, paths.data_dir, fetch=fetch)
+            images = from_tfds(tfds_name, split, paths.data_dir, fetch=fetch)
             return dataclasses.replace(images, name=name)
         case str():
             return sources.from_path(paths.root / source, name=name, num_classes=num_classes)
         case _:
-            return from_cifar_binary([paths.root / path for path in source], name=name)
+            return sources.from_cifar_binary([paths.root / path for path in source], name=name)
 
 
 def _where(source: Source, paths: SearchPaths) -> str:

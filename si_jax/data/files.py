@@ -1,8 +1,9 @@
-"""Files that are written whole or not at all, and the reading of files that may be anything.
+"""Files and directories that are written whole or not at all, and reading what may be anything.
 
 JSON is read within bounds, checked against a dataclass, and hashed.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -10,18 +11,24 @@ import lzma
 import math
 import os
 import secrets
+import shutil
 import stat
 import struct
 import tarfile
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where nothing is swept
+    fcntl = None  # type: ignore[assignment]  # the name of a module
 
 READ_ERRORS = (
     OSError,
@@ -50,6 +57,10 @@ LARGEST_FILE = 2**29  # bytes of a file that is read at once, such as an image
 LARGEST_JSON = 64 << 20  # bytes
 MAX_WHOLE = 2**63  # the largest whole number that is taken
 MAX_DEPTH = 50
+
+MARKER = ".si_jax_writing"
+"""A file that the process which fills a hidden directory holds locked for as long as it runs."""
+MAX_FILES = 100_000
 
 
 class BrokenArchive(ValueError):
@@ -205,3 +216,80 @@ def _deeper(content: Any, depth: int) -> bool:
 def json_hash(content: Any) -> str:
     """Hex SHA-256 of content as JSON, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def home() -> Path:
+    """The folder of all that is kept: $SI_JAX_CACHE, or else ~/.cache/si_jax."""
+    folder = Path(os.path.expanduser(os.environ.get("SI_JAX_CACHE") or "~/.cache/si_jax"))
+    if folder.parts[0].startswith("~"):
+        raise OSError(f"{folder} is in an unknown home folder: set $SI_JAX_CACHE to a folder")
+    return folder
+
+
+def default_data_dir() -> Path:
+    """The folder of all data: $SI_JAX_DATA, or else `data` in `home()`."""
+    given = os.environ.get("SI_JAX_DATA")
+    return Path(given).expanduser() if given else home() / "data"
+
+
+@contextlib.contextmanager
+def written_whole(directory: Path) -> Iterator[Path]:
+    """A hidden directory to fill, which takes the name `directory` once the block ends well.
+
+    What is at `directory` is replaced then; its parents are made. What other processes left behind
+    beside it, because they were killed while they wrote, is removed.
+    """
+    hidden = make_hidden(directory)
+    old = hidden.with_name(f"{hidden.name}.old")
+    try:
+        with _marked(hidden):
+            yield hidden
+            for name in (MARKER, f"{MARKER}.new"):
+                (hidden / name).unlink(missing_ok=True)
+            if directory.exists():
+                directory.rename(old)
+            hidden.rename(directory)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+    if old.exists():
+        (old / MARKER).touch()
+        shutil.rmtree(old, ignore_errors=True)
+    sweep(directory.parent)
+
+
+def make_hidden(directory: Path) -> Path:
+    """A new hidden directory beside `directory`, whose parents are made; the umask holds."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    hidden = directory.with_name(f".{directory.name}.{secrets.token_hex(4)}")
+    hidden.mkdir()
+    return hidden
+
+
+def sweep(parent: Path) -> None:
+    """Remove the hidden directories in `parent` whose writer no longer runs."""
+    for path in parent.iterdir():
+        if fcntl is None or not path.name.startswith(".") or not (path / MARKER).is_file():
+            continue
+        with contextlib.suppress(OSError), (path / MARKER).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def check_new(directory: str | os.PathLike) -> None:
+    """Raise a ValueError if something has the name of a directory that is to be written."""
+    if os.path.lexists(directory):
+        raise ValueError(f"{directory} exists already: choose another directory or remove it")
+
+
+@contextlib.contextmanager
+def _marked(directory: Path) -> Iterator[None]:
+    if fcntl is None:
+        yield
+        return
+    unlocked = directory / f"{MARKER}.new"
+    with unlocked.open("wb") as file:
+        # where the file system has no locks, nothing is marked, and so nothing swept
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+            unlocked.rename(directory / MARKER)  # whoever sees the marker sees it locked
+        yield

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from si_jax.data import files, fingerprints
+from si_jax.data import files
 from si_jax.data.decoding import EXTENSIONS, HEAD, decode, looks_like_an_image
 from si_jax.data.image_set import (
     NO_LABEL,
     ImageSet,
     MissingSet,
     UnreadableImage,
+    digests,
     fingerprint_of,
 )
 
@@ -75,10 +76,16 @@ def from_files(
     def load(index: int) -> tuple[np.ndarray, int]:
         return decode_file(root / names[index]), int(labels[index])
 
-    def digests(indices: np.ndarray) -> np.ndarray:
-        chosen = [names[index] for index in indices]
+    def read(index: int) -> tuple[bytes, str, int]:
+        try:
+            content = files.read_bytes(root / names[index])
+        except OSError:
+            content = b""
+        return content, names[index], int(labels[index])
+
+    def origin(indices: np.ndarray) -> tuple[list[Path], object]:
         facts = [(names[index], int(labels[index])) for index in indices]
-        return fingerprints.file_digests(root, chosen, facts, set_name)
+        return [root / name for name, _ in facts], facts
 
     return ImageSet(
         name=set_name,
@@ -86,7 +93,7 @@ def from_files(
         structure=fingerprint_of("folder, upright", len(names)),
         load_fn=load,
         ident_fn=names.__getitem__,
-        digest_fn=digests,
+        digest_fn=digests(read, set_name, origin),
         notes=notes,
         other_labels=other_labels,
     )

@@ -1,17 +1,30 @@
-"""`ImageSet` and `ImageStream`, the two forms in which images reach the rest of the library."""
+"""`ImageSet` and `ImageStream`, the two forms in which images reach the rest of the library.
+
+Their content is hashed, in threads, so that a file that is replaced by another is noticed. What
+takes long is remembered below `files.home()`, under a key of every file's path, size, inode and
+times of change, and so is only computed again where one of them is another.
+"""
 
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, Shaped, UInt8
+from tqdm import tqdm
 
 from si_jax.checks import check_least
+from si_jax.data import files
 
 NO_LABEL = -1  # the label of an image without one
+HALF = 16  # bytes of a digest that are of the content; as many are of label and name
+WORTH_CACHING = 2**26  # bytes of images from which on digests are kept
+_SETTLED = 2_000_000_000  # nanoseconds after which a file's times tell one state from the next
 
 
 class MissingSet(ValueError):
@@ -180,3 +193,101 @@ def fingerprint_of(*parts: object) -> str:
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)
     return digest.hexdigest()
+
+
+def digest_of(content: bytes | memoryview, *facts: object) -> bytes:
+    """Hash one image to 32 bytes: 16 of its content alone, then 16 of everything else."""
+    rest = hashlib.blake2b(repr(facts).encode("utf-8", "surrogateescape"), digest_size=HALF)
+    return hashlib.blake2b(content, digest_size=HALF).digest() + rest.digest()
+
+
+def digests(
+    read: Callable[[int], tuple[Any, ...]],
+    name: str,
+    origin: Callable[[np.ndarray], tuple[Sequence[Path], object]] | None = None,
+) -> Callable[[np.ndarray], np.ndarray]:
+    """A set's `digest_fn`, which hashes images in threads.
+
+    `read` gives an image's content and what else belongs to it; an unreadable image counts as
+    empty. `origin` gives the files that images are read from and what else is known of them: while
+    these stay as they are, hashes are recalled.
+    """
+
+    def digest(index: int) -> bytes:
+        try:
+            content, *facts = read(index)
+        except UnreadableImage:  # which is reported where the image is loaded
+            content, facts = b"", [index, "unreadable"]
+        return digest_of(content, *facts)
+
+    def compute(indices: np.ndarray) -> np.ndarray:
+        rows = np.zeros((len(indices), 2 * HALF), np.uint8)
+        with (
+            ThreadPoolExecutor(8, thread_name_prefix="si_jax-hash") as executor,
+            tqdm(total=len(rows), desc=f"{name}: hashing", unit="img", delay=2, leave=False) as bar,
+        ):
+            for first in range(0, len(rows), 256):
+                part = indices[first : first + 256].tolist()
+                for row, made in zip(rows[first:], executor.map(digest, part), strict=False):
+                    row[:] = np.frombuffer(made, np.uint8)
+                bar.update(len(part))
+        return rows
+
+    if origin is None:
+        return compute
+    return lambda indices: remembered(lambda: compute(indices), len(indices), *origin(indices))
+
+
+def pixels(load: Callable[[int], tuple[np.ndarray, int]]) -> Callable[[int], tuple[Any, ...]]:
+    """What `digests` reads of images that lie in no file of their own."""
+
+    def read(index: int) -> tuple[bytes, tuple[int, ...], int]:
+        image, label = load(index)
+        return image.tobytes(), image.shape, label
+
+    return read
+
+
+def remembered(
+    compute: Callable[[], np.ndarray], count: int, paths: Sequence[Path], facts: object
+) -> UInt8[np.ndarray, "n 32"]:
+    """Compute `count` rows of 32 bytes, or recall them where no file of `paths` has changed."""
+    began = time.time_ns()
+    states = [_state(path) for path in paths]
+    if sum(state[0] for state in states) < WORTH_CACHING:
+        return compute()
+    places = [str(path.resolve()) for path in paths]
+    known = repr((places, states, facts)).encode("utf-8", "surrogateescape")
+    key = hashlib.sha256(known).hexdigest()
+    try:
+        kept = files.home() / "digests" / key
+    except OSError:
+        return compute()
+    if (rows := _recall(kept, count)) is None:
+        rows = compute()
+        if began - max(max(state[1:3]) for state in states) > _SETTLED:
+            _keep(kept, rows)
+    return rows
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    try:
+        status = path.stat()
+    except OSError:
+        return (0, 0, 0, 0)
+    return (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+
+def _recall(path: Path, count: int) -> np.ndarray | None:
+    try:
+        rows = np.frombuffer(files.read_bytes(path), np.uint8)
+    except OSError:
+        return None
+    return rows.reshape(count, 2 * HALF) if rows.size == 2 * HALF * count else None
+
+
+def _keep(path: Path, rows: np.ndarray) -> None:
+    try:
+        files.write_atomically(path, lambda file: file.write(rows.tobytes()))
+    except OSError:
+        return  # a read-only home only costs the time of hashing again

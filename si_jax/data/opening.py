@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
-from si_jax.data import fingerprints, sources
+from si_jax.data import sources
 from si_jax.data.decoding import decode, to_rgb
 from si_jax.data.folders import decode_file, from_files
 from si_jax.data.image_set import (
@@ -19,7 +19,9 @@ from si_jax.data.image_set import (
     ImageStream,
     UnreadableImage,
     check_any,
+    digests,
     fingerprint_of,
+    pixels,
     prepared,
     relabelled,
     with_label,
@@ -136,20 +138,13 @@ def _set_of(items: Any, name: str, channels: int = 3, entry: Callable[[Any], Ent
             raise UnreadableImage(f"{name}[{index}] cannot be read ({error})") from error
         return load_entry(entry(item), f"{name}[{index}]", channels)
 
-    def digest(index: int) -> bytes:
-        try:
-            image, label = load(index)
-        except UnreadableImage:
-            return fingerprints.digest_of(b"", index, "unreadable")
-        return fingerprints.digest_of(image.tobytes(), image.shape, label)
-
     return ImageSet(
         name=name,
         size=len(items),
         structure=fingerprint_of("sequence", len(items)),
         load_fn=load,
         ident_fn=lambda index: f"{name}[{index}]",
-        digest_fn=lambda indices: fingerprints.digests(digest, indices, name),
+        digest_fn=digests(pixels(load), name),
     )
 
 

@@ -1,51 +1,61 @@
-"""Every way to get an `ImageSet`, in one place."""
+"""Images in memory and in files become an `ImageSet`: arrays, archives, lists, whatever a path is.
 
+Nothing in the files of numbers is run: `.npz`, and those of SVHN's and CIFAR's authors.
+"""
+
+import dataclasses
 import glob
+import io
 import itertools
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Shaped
 
 from si_jax.data import files
-from si_jax.data.arrays import from_arrays, from_npz, from_svhn_mat
-from si_jax.data.cifar import LABELS, from_corruptions
 from si_jax.data.decoding import EXTENSIONS
 from si_jax.data.folders import from_files, from_folder
 from si_jax.data.image_set import (
     NO_LABEL,
     ImageSet,
     MissingSet,
-    UnreadableImage,
-    overlap,
+    Prepared,
+    check_any,
+    digests,
+    fingerprint_of,
+    pixels,
+    prepared,
     subset,
-    take,
-    unlabelled,
 )
-from si_jax.data.roots import default_data_dir
-from si_jax.data.tfds_sets import from_tfds, prepared_directory
 
-__all__ = [
-    "NO_LABEL",
-    "ImageSet",
-    "MissingSet",
-    "UnreadableImage",
-    "default_data_dir",
-    "from_arrays",
-    "from_folder",
-    "from_list",
-    "from_npz",
-    "from_path",
-    "from_svhn_mat",
-    "from_tfds",
-    "overlap",
-    "prepared_directory",
-    "subset",
-    "take",
-    "unlabelled",
-]
+_READ_MAT = """
+import math, sys
+import numpy
+from scipy.io import loadmat, whosmat
+
+size = {name: math.prod(shape) for name, shape, _ in whosmat(sys.argv[1])}
+if size["X"] + size["y"] > 2**31:
+    raise ValueError("it claims more than 2 GiB")
+content = loadmat(sys.argv[1], variable_names=("X", "y"))
+numpy.savez(sys.stdout.buffer, X=content["X"], y=content["y"])
+"""  # in a process of its own, as scipy's parser crashes on some damaged files
+
+SIDE = 32
+PIXELS = 3 * SIDE**2
+CLASSES = {1 + PIXELS: 10, 2 + PIXELS: 100}
+"""Bytes of an image, the last of them before the pixels being its class -> number of classes."""
+
+LABELS = "labels.npy"
+"""The file of a folder of corrupted copies that holds the labels of each other file's images."""
+ASIDE = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
+"""Corruptions that were published for choosing parameters, not for results."""
+DRAWN = 10_000
+"""Corrupted images that are taken: as many as there are clean ones."""
 
 
 def from_path(
@@ -72,9 +82,9 @@ def from_path(
     if (path / LABELS).is_file():
         return from_corruptions(path, name=name)
     if glob.has_magic(str(path)) and not path.exists():
-        return _files(path, matching(str(path)), name)
+        return _named(path, matching(str(path)), name)
     if not path.is_dir() and (path.suffix.lower() in EXTENSIONS or path.exists()):
-        return _files(path, [str(path)], name)
+        return _named(path, [str(path)], name)
     table = path.resolve().with_name(path.resolve().name + ".wnid_to_index.json")
     return from_folder(
         path,
@@ -104,8 +114,8 @@ def matching(pattern: str) -> Iterator[str]:
     yield from files
 
 
-def _files(path: Path, files: Iterable[str], name: str | None) -> ImageSet:
-    names = list(files)
+def _named(path: Path, found: Iterable[str], name: str | None) -> ImageSet:
+    names = list(found)
     return from_files(Path(), names, np.full(len(names), NO_LABEL), name=name or path.name)
 
 
@@ -157,3 +167,161 @@ def from_list(
             f" {lost[0]}): save them there"
         )
     return from_files(root, names, np.array(labels, np.int64), name=name or path.stem)
+
+
+def from_arrays(
+    name: str,
+    images: Shaped[np.ndarray, "n height width *channels"],
+    labels: Shaped[np.ndarray, " labels"] | None = None,
+) -> ImageSet:
+    """A set of images in memory: uint8, RGB or grey, or numbers as the network takes them."""
+    images = np.asarray(images)
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or images.dtype.kind not in "buifV":  # bfloat16 is of kind V
+        raise ValueError(
+            f"images of {name} must be numbers of shape (n, height, width, channels), not"
+            f" {images.dtype} of shape {images.shape}"
+        )
+    check_any(len(images), name)
+    labels = np.full(len(images), NO_LABEL) if labels is None else np.asarray(labels)
+    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"labels of {name} must be integers of shape ({len(images)},), not {labels.dtype} of"
+            f" shape {labels.shape}"
+        )
+    labels = labels.astype(np.int64)
+
+    def load(index: int) -> Prepared:
+        return prepared(images[index], int(labels[index]))
+
+    return ImageSet(
+        name=name,
+        size=len(images),
+        structure=fingerprint_of("arrays as they are", images.shape, str(images.dtype)),
+        load_fn=load,
+        ident_fn=lambda index: f"{name}[{index}]",
+        digest_fn=digests(pixels(load), name),
+    )
+
+
+def from_npz(path: str | os.PathLike, *, name: str | None = None) -> ImageSet:
+    """Read a `.npz` file with an array `images` and, if the images have labels, one `labels`."""
+    path = _existing_file(path)
+    try:
+        arrays = files.read_arrays(path, ("images", "labels"))
+    except files.READ_ERRORS as error:
+        reason = str(error).rstrip(".")
+        raise ValueError(f"{reason}; write it anew with numpy.savez") from error
+    if "images" not in arrays:
+        raise ValueError(f"{path} has no array called 'images'; write it under that name")
+    return from_arrays(name or path.stem, arrays["images"], arrays.get("labels"))
+
+
+def from_svhn_mat(path: str | os.PathLike, *, name: str | None = None) -> ImageSet:
+    """One of SVHN's own files of 32x32 crops, e.g. `test_32x32.mat`; labels are 0 to 9.
+
+    `X` is uint8 of shape (32, 32, 3, n), `y` the digits with 10 for zero.
+    """
+    path = _existing_file(path)
+    command = [sys.executable, "-c", _READ_MAT, str(path)]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=600)
+        if done.returncode:
+            reason = done.stderr.decode(errors="replace").strip().split("\n")[-1][:200]
+            raise ValueError(reason or "it crashes its reader")
+        arrays = np.load(io.BytesIO(done.stdout), allow_pickle=False)
+        images = arrays["X"].transpose(3, 0, 1, 2)
+        labels = arrays["y"].ravel().astype(np.int64) % 10
+    except (*files.READ_ERRORS, subprocess.SubprocessError) as error:
+        raise ValueError(
+            f"{path} is not one of SVHN's .mat files of 32x32 crops ({error}): download it again"
+            " from http://ufldl.stanford.edu/housenumbers"
+        ) from error
+    return from_arrays(name or path.stem, images, labels)
+
+
+def _existing_file(path: str | os.PathLike) -> Path:
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise MissingSet(f"{path} is not a file; give the path of an existing file")
+    return path
+
+
+def from_cifar_binary(paths: Sequence[str | os.PathLike], *, name: str | None = None) -> ImageSet:
+    """Read files of CIFAR's binary version, such as `data_batch_1.bin` or `train.bin`.
+
+    The images are taken one file after the other; of CIFAR-100 the fine labels.
+    """
+    parts = []
+    for path in map(Path, paths):
+        if not path.is_file():
+            raise MissingSet(f"{path} is not a file: give the path of an existing file")
+        data = np.frombuffer(files.read_bytes(path), np.uint8)
+        width = next((w for w in CLASSES if data.size and data.size % w == 0), 0)
+        rows = data.reshape(-1, width or 1)
+        if not width or rows[:, -PIXELS - 1].max() >= CLASSES[width]:
+            raise ValueError(
+                f"{path} is not a file of CIFAR's binary version, whose images take"
+                f" {' or '.join(map(str, CLASSES))} bytes each: download it again from"
+                " https://www.cs.toronto.edu/~kriz/cifar.html"
+            )
+        images = rows[:, -PIXELS:].reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
+        parts.append((images, rows[:, -PIXELS - 1].astype(np.int64)))
+    images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return from_arrays(name or Path(paths[0]).stem, images, labels)
+
+
+def from_corruptions(
+    folder: str | os.PathLike, *, name: str | None = None, drawn: int | None = DRAWN
+) -> ImageSet:
+    """Read CIFAR-10-C or CIFAR-100-C as published: a `.npy` file a corruption, and `labels.npy`.
+
+    Each file holds the test images at five severities, uint8 of shape (50000, 32, 32, 3); all but
+    those of `ASIDE` are mapped into memory, so that only images that are taken are read. Of all
+    images, `drawn` are taken at random, which a note says.
+    """
+    folder = Path(folder).expanduser()
+    paths = [p for p in sorted(folder.glob("*.npy")) if p.stem not in (*ASIDE, "labels")]
+    if not paths:
+        raise MissingSet(f"{folder} holds no corrupted images: unpack CIFAR-10-C.tar as that")
+    labels = _mapped(folder / LABELS)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise ValueError(f"{folder / LABELS} must hold integers of shape (n,)")
+    parts = [_mapped(path) for path in paths]
+    shape = (len(labels), SIDE, SIDE, 3)
+    for path, part in zip(paths, parts, strict=True):
+        if part.shape != shape or part.dtype != np.uint8:
+            raise ValueError(
+                f"{path} must hold uint8 of shape {shape}, for the {len(labels)} labels of"
+                f" {LABELS}, not {part.dtype} of shape {part.shape}"
+            )
+
+    def load(index: int) -> tuple[np.ndarray, int]:
+        file, row = divmod(index, len(labels))
+        return np.array(parts[file][row]), int(labels[row])
+
+    called = name or folder.resolve().name
+    whole = ImageSet(
+        name=called,
+        size=len(paths) * len(labels),
+        structure=fingerprint_of("corruptions", [path.stem for path in paths], len(labels)),
+        load_fn=load,
+        ident_fn=lambda index: f"{paths[index // len(labels)].stem}[{index % len(labels)}]",
+        digest_fn=digests(pixels(load), called),
+    )
+    taken = subset(whole, drawn, 0)
+    if taken is whole:
+        return whole
+    note = f"{len(taken)} of its {len(whole)} images are taken, drawn by seed 0"
+    return dataclasses.replace(taken, notes=(note,))
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """Map a `.npy` file into memory."""
+    if not path.is_file():
+        raise MissingSet(f"{path} is not a file: take it from the archive")
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except files.READ_ERRORS as error:
+        raise ValueError(f"{path} cannot be read ({error}): unpack it again") from error

@@ -9,8 +9,7 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageFilter
 
-from si_jax.data.fingerprints import digest_of
-from si_jax.data.image_set import NO_LABEL, ImageSet, fingerprint_of, subset
+from si_jax.data.image_set import NO_LABEL, ImageSet, digest_of, fingerprint_of, subset, take
 from si_jax.data.preprocessing import Preprocessing
 
 PATCHES = 4  # shuffled images are cut into this many patches a side
@@ -76,13 +75,10 @@ def _made(kind: str, images: ImageSet, transform: Preprocessing, seed: int) -> I
         rng = np.random.default_rng([seed, index])
         return KINDS[kind](image, rng), NO_LABEL
 
-    digest_fn = images.digest_fn
-
     def digests(indices: np.ndarray) -> np.ndarray:
-        assert digest_fn is not None
-        rows = digest_fn(indices)  # of what the images are made of
+        rows = take(images, indices).digests  # of what the images are made of
         made = [digest_of(kind.encode() + row.tobytes()) for row in rows]
-        return np.frombuffer(b"".join(made), np.uint8).reshape(len(indices), -1)
+        return np.frombuffer(b"".join(made), np.uint8).reshape(rows.shape)
 
     return ImageSet(
         name=kind,
@@ -90,5 +86,5 @@ def _made(kind: str, images: ImageSet, transform: Preprocessing, seed: int) -> I
         structure=fingerprint_of("made", kind, str(transform), seed, images.structure),
         load_fn=load,
         ident_fn=lambda index: f"{kind} of {images.ident(index)}",
-        digest_fn=None if digest_fn is None else digests,
+        digest_fn=digests,
     )

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from si_jax.data import fingerprints
 from si_jax.data.decoding import decode
+from si_jax.data.files import default_data_dir
 from si_jax.data.image_set import (
     NO_LABEL,
     ImageSet,
     MissingSet,
     UnreadableImage,
+    digests,
     fingerprint_of,
 )
-from si_jax.data.roots import tfds_dirs
 
 
 def from_tfds(
@@ -51,6 +51,14 @@ def find_prepared(name: str, data_dir: str | os.PathLike | None = None) -> Path 
     """Find a prepared set in `data_dir`, or by default wherever TFDS's sets may be; or None."""
     places = (prepared_directory(name, folder) for folder in tfds_dirs(data_dir))
     return next((place for place in places if place is not None), None)
+
+
+def tfds_dirs(data_dir: str | os.PathLike | None = None) -> tuple[Path, ...]:
+    """The folders that may hold TFDS's sets; what is prepared anew goes to the first."""
+    if data_dir is not None:
+        return (Path(data_dir).expanduser(),)
+    tfds = os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    return (default_data_dir(), Path(tfds))
 
 
 def prepared_directory(name: str, data_dir: Path) -> Path | None:
@@ -127,19 +135,8 @@ def _open(name: str, split: str, directory: Path) -> ImageSet:
         image, label = read(index)
         return decode(image, ident(index)), label
 
-    def digest(index: int) -> bytes:
-        try:
-            return fingerprints.digest_of(*read(index))
-        except UnreadableImage:  # which is reported where the image is loaded
-            return fingerprints.digest_of(b"", index, "unreadable")
-
-    def digests(indices: np.ndarray) -> np.ndarray:
-        return fingerprints.remembered(
-            lambda: fingerprints.digests(digest, indices, f"{name}/{split}"),
-            len(indices),
-            sorted(directory.glob("*.array_record*")),
-            (split, indices.tobytes()),
-        )
+    def origin(indices: np.ndarray) -> tuple[list[Path], object]:
+        return sorted(directory.glob("*.array_record*")), (split, indices.tobytes())
 
     shards = [
         (key, info.shard_lengths, info.num_bytes)
@@ -151,5 +148,5 @@ def _open(name: str, split: str, directory: Path) -> ImageSet:
         structure=fingerprint_of("tfds", name, str(builder.info.version), split, shards),
         load_fn=load,
         ident_fn=ident,
-        digest_fn=digests,
+        digest_fn=digests(read, f"{name}/{split}", origin),
     )

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from si_jax.checks import check_choice, check_least
 from si_jax.data import benchmarks, pipeline, preprocessing, sources
 from si_jax.data.benchmarks import BENCHMARKS
-from si_jax.data.image_set import ImageSet, UnreadableImage
+from si_jax.data.image_set import ImageSet, UnreadableImage, subset, take
 from si_jax.data.synthetic import PATCHES, shuffled
 from si_jax.detectors import DETECTORS, Detector, default_options, make_detector
 from si_jax.detectors.options import convert_all
@@ -275,12 +275,12 @@ def tune_on_benchmark(
 
     order = np.random.default_rng(seed).permutation(len(train))
     count = min(limit, len(train) // 2)
-    validation, _ = _load(sources.take(train, np.sort(order[:count])), transform)
-    fit = _load(sources.take(train, np.sort(order[count : count + fit_limit])), transform)
+    validation, _ = _load(take(train, np.sort(order[:count])), transform)
+    fit = _load(take(train, np.sort(order[count : count + fit_limit])), transform)
     ood_images = {}
     tests = _test_sets(benchmark, data_dir, ood_root) if ood else []
     for name, path in (ood or {}).items():
-        images = sources.subset(sources.from_path(path, name=name), limit, seed)
+        images = subset(sources.from_path(path, name=name), limit, seed)
         refuse_test_images(images, tests)
         ood_images[name], _ = _load(images, transform)
     ood_images = ood_images or validation_ood(validation, seed)

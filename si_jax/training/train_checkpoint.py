@@ -16,7 +16,7 @@ from si_jax import cli
 from si_jax.checks import check_choice
 from si_jax.data import training_sets
 from si_jax.data.digits import SIZE
-from si_jax.data.directories import check_new
+from si_jax.data.files import check_new
 from si_jax.data.preprocessing import Preprocessing
 from si_jax.model import Model
 from si_jax.models import NORMALISATIONS

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from si_jax.checks import check_choice
-from si_jax.data.directories import check_new
+from si_jax.data.files import check_new
 from si_jax.model import Model, checked_size
 from si_jax.models import ARCHITECTURES, NORMALISATIONS, architecture
 from si_jax.models.family import Layout

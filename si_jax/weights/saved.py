@@ -21,8 +21,15 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from pydantic import BaseModel, ValidationError
 
-from si_jax.data.directories import MAX_FILES, check_new, written_whole
-from si_jax.data.files import open_regular, read_bytes, read_json, write_text
+from si_jax.data.files import (
+    MAX_FILES,
+    check_new,
+    open_regular,
+    read_bytes,
+    read_json,
+    write_text,
+    written_whole,
+)
 
 SUMS = "SHA256SUMS"
 WEIGHTS = "weights"

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from made_archives import left_behind, make_tar, make_zip
 
-from si_jax.data import unpacking
-from si_jax.data.unpacking import UnsafeArchive, unpack
+from si_jax.data import downloads
+from si_jax.data.downloads import UnsafeArchive, unpack
 
 MAKERS = pytest.mark.parametrize("make", [make_tar, make_zip])
 
@@ -73,11 +73,11 @@ def test_what_a_mac_adds_is_left_out(tmp_path, make):
 def test_bombs_are_refused(tmp_path, make, monkeypatch):
     archive = make(tmp_path / "archive", [(f"{k}.png", bytes(100_000)) for k in range(30)])
     with monkeypatch.context() as patch:
-        patch.setattr(unpacking.files, "LEAST_UNPACKED", 2**20)
+        patch.setattr(downloads.files, "LEAST_UNPACKED", 2**20)
         with pytest.raises(UnsafeArchive, match="more than is credible"):
             unpack(archive, tmp_path / "root", "set")
     with monkeypatch.context() as patch:
-        patch.setattr(unpacking, "MOST_FILES", 20)
+        patch.setattr(downloads, "MOST_FILES", 20)
         with pytest.raises(UnsafeArchive, match="more than is credible"):
             unpack(archive, tmp_path / "root", "set")
     assert left_behind(tmp_path / "root") == []

@@ -8,7 +8,8 @@ import pytest
 from pictures import RNG, idents, labels, replicate
 from scipy.io import savemat
 
-from si_jax.data import arrays, files, sources
+from si_jax.data import files, sources
+from si_jax.data.image_set import MissingSet, subset, take
 
 
 def test_arrays():
@@ -73,7 +74,7 @@ def test_npz(tmp_path):
         (tmp_path / "bad.npz").write_bytes(content)
         with pytest.raises(ValueError, match=r"bad\.npz cannot be read"):
             sources.from_npz(tmp_path / "bad.npz")
-    with pytest.raises(sources.MissingSet, match=r"absent\.npz is not a file"):
+    with pytest.raises(MissingSet, match=r"absent\.npz is not a file"):
         sources.from_path(tmp_path / "absent.npz")
 
 
@@ -159,11 +160,11 @@ def test_damaged_mat_files_end_in_a_sentence(tmp_path):
 
 def test_a_mat_file_that_crashes_its_reader_is_told(tmp_path, monkeypatch):
     (tmp_path / "bad.mat").write_bytes(b"x")
-    monkeypatch.setattr(arrays, "_READ_MAT", "import os; os.abort()")
+    monkeypatch.setattr(sources, "_READ_MAT", "import os; os.abort()")
     with pytest.raises(ValueError, match=r"bad\.mat is not one of SVHN's"):
         sources.from_svhn_mat(tmp_path / "bad.mat")
     monkeypatch.setattr(
-        arrays, "_READ_MAT", "import numpy, sys; numpy.savez(sys.stdout.buffer, X=[{}], y=[1])"
+        sources, "_READ_MAT", "import numpy, sys; numpy.savez(sys.stdout.buffer, X=[{}], y=[1])"
     )
     with pytest.raises(ValueError, match="allow_pickle"):
         sources.from_svhn_mat(tmp_path / "bad.mat")
@@ -171,19 +172,19 @@ def test_a_mat_file_that_crashes_its_reader_is_told(tmp_path, monkeypatch):
 
 def test_subset_is_seeded_and_in_order():
     whole = sources.from_arrays("x", RNG.integers(0, 256, (50, 2, 2, 3), dtype=np.uint8))
-    part = sources.subset(whole, 10, seed=1)
+    part = subset(whole, 10, seed=1)
     names = idents(part)
     positions = [int(name[2:-1]) for name in names]
     assert positions == sorted(set(positions))
     assert len(part) == 10
     np.testing.assert_array_equal(part.load(4)[0], whole.load(positions[4])[0])
-    again, other = sources.subset(whole, 10, seed=1), sources.subset(whole, 10, seed=2)
+    again, other = subset(whole, 10, seed=1), subset(whole, 10, seed=2)
     assert (idents(again), again.fingerprint) == (names, part.fingerprint)
     assert idents(other) != names
     assert len({whole.fingerprint, part.fingerprint, other.fingerprint}) == 3
-    assert sources.subset(whole, None) is whole
-    assert sources.subset(whole, 50) is whole
+    assert subset(whole, None) is whole
+    assert subset(whole, 50) is whole
     with pytest.raises(ValueError, match=r"limit \(=0\)"):
-        sources.subset(whole, 0)
+        subset(whole, 0)
     with pytest.raises(ValueError, match="between 0 and 49"):
-        sources.take(whole, [3, 50])
+        take(whole, [3, 50])

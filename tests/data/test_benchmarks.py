@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from si_jax.data import sources, tfds_sets
+from si_jax.data import tfds_sets
 from si_jax.data.benchmarks import BENCHMARKS, resolve
 from si_jax.data.datasets import DATASETS, GROUPS
+from si_jax.data.image_set import MissingSet, subset
 from si_jax.data.pipeline import batches
 from si_jax.data.preprocessing import PREPROCESSING, PROTOCOLS
 
@@ -128,7 +129,7 @@ def test_openood_takes_exactly_the_listed_images(ood_root):
 
 
 def test_imagenet200_is_what_the_lists_say(tmp_path):
-    with pytest.raises(sources.MissingSet, match="download OpenOOD's lists to benchmark_imglist/"):
+    with pytest.raises(MissingSet, match="download OpenOOD's lists to benchmark_imglist/"):
         resolve("imagenet200", "openood", tmp_path, fetch=False)
     put(tmp_path, "images_largescale/imagenet_1k/val/n01443537", 2)
     write_list(tmp_path, "imagenet200/test_imagenet200", ["imagenet_1k/val/n01443537/1.png 7"])
@@ -142,7 +143,7 @@ def test_imagenet200_is_what_the_lists_say(tmp_path):
 def test_the_full_spectrum_of_cifar(ood_root):
     assert resolve("cifar10", ood_root=ood_root).shifted == ()
     with pytest.raises(
-        sources.MissingSet,
+        MissingSet,
         match=r"cifar10_c: run si-jax prepare-data; or save",
     ):
         resolve("cifar10", ood_root=ood_root, full_spectrum=True)
@@ -197,7 +198,7 @@ def test_one_folder_holds_everything(ood_root, monkeypatch):
 def test_absent_sets_are_all_listed(ood_root, tmp_path):
     for folder in (ood_root / "svhn", ood_root / "LSUN"):
         folder.rename(folder.with_name(f"moved_{folder.name}"))
-    with pytest.raises(sources.MissingSet) as caught:
+    with pytest.raises(MissingSet) as caught:
         resolve("cifar10", "published", ood_root=ood_root, fetch=True)
     message = str(caught.value)
     assert "lacks 2 of its sets" in message
@@ -230,7 +231,7 @@ def test_sets_of_the_users_own(ood_root, tmp_path):
     assert len(by_name["svhn"].images) == 4
     assert by_name["svhn"].group == "far"
     for name in ("mine", "svhn", "cifar10_train"):
-        with pytest.raises(sources.MissingSet, match="nowhere is not a folder"):
+        with pytest.raises(MissingSet, match="nowhere is not a folder"):
             resolve(
                 "cifar10",
                 ood_root=ood_root,
@@ -241,7 +242,7 @@ def test_sets_of_the_users_own(ood_root, tmp_path):
 
 def test_the_in_distribution_set_cannot_be_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(tfds_sets.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(sources.MissingSet, match="cifar10 cannot be left out"):
+    with pytest.raises(MissingSet, match="cifar10 cannot be left out"):
         resolve("cifar10", data_dir=tmp_path, allow_missing=True)
 
 
@@ -276,13 +277,13 @@ def test_real_cifar100(protocol):
     assert (near.group, len(near.images)) == ("near", 10_000)
     assert {"places365", "textures"} <= set(names(found, "far"))
     labels, means = [], []
-    for batch in batches(sources.subset(found.test, 1000), found.preprocessing, 250):
+    for batch in batches(subset(found.test, 1000), found.preprocessing, 250):
         labels.append(batch.labels)
         means.append(batch.images.mean(axis=(0, 1, 2)) / 255)
     assert np.bincount(np.concatenate(labels), minlength=100).min() > 0
     np.testing.assert_allclose(np.mean(means, axis=0), (0.507, 0.487, 0.441), atol=0.02)
     for item in found.ood:
-        part = sources.subset(item.images, 20)
+        part = subset(item.images, 20)
         (batch,) = batches(part, found.preprocessing, 20)
         assert batch.images.shape == (20, 32, 32, 3)
         assert batch.mask.all()

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from si_jax.data import sources
-from si_jax.data.cifar import from_cifar_binary, from_corruptions
 from si_jax.data.image_set import MissingSet
+from si_jax.data.sources import from_cifar_binary, from_corruptions
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), dtype=np.uint8)
 

@@ -5,8 +5,8 @@ import pytest
 from pictures import GREY, NOISE, RGB, encode, replicate
 from PIL import Image
 
-from si_jax.data import sources
 from si_jax.data.decoding import decode
+from si_jax.data.image_set import UnreadableImage
 
 
 def palette(**options):
@@ -84,12 +84,12 @@ DAMAGED = {
 @pytest.mark.parametrize("kind", DAMAGED)
 def test_damage_is_told_with_the_name(kind):
     data, reason = DAMAGED[kind]
-    with pytest.raises(sources.UnreadableImage, match=rf"some/file\.x cannot be decoded.*{reason}"):
+    with pytest.raises(UnreadableImage, match=rf"some/file\.x cannot be decoded.*{reason}"):
         decode(data, "some/file.x")
 
 
 def test_damaged_pixels_of_a_png_are_noticed():
     data = bytearray(encode(RGB))
     data[data.index(b"IDAT") + 20] ^= 0xFF
-    with pytest.raises(sources.UnreadableImage):
+    with pytest.raises(UnreadableImage):
         decode(bytes(data), "flipped.png")

@@ -8,9 +8,10 @@ import pytest
 from pictures import GREY, NOISE, RGB, encode, idents, labels, write
 from PIL import Image
 
-from si_jax.data import fingerprints, sources
+from si_jax.data import image_set, sources
 from si_jax.data.decoding import decode
-from si_jax.data.folders import class_folders
+from si_jax.data.folders import class_folders, from_folder
+from si_jax.data.image_set import MissingSet, UnreadableImage, overlap, take
 
 
 def test_flat_folder(tmp_path):
@@ -19,7 +20,7 @@ def test_flat_folder(tmp_path):
     for name in (".DS_Store", "._a.jpg", ".hidden/x.png"):
         write(tmp_path / name)
     (tmp_path / "readme.txt").write_text("PNG files by name")
-    found = sources.from_folder(tmp_path)
+    found = from_folder(tmp_path)
     assert found.name == tmp_path.name
     assert idents(found) == ["a.jpg", "b.PNG", "c.JpEg", "d.webp", "e.BMP"]
     assert labels(found) == [-1] * 5
@@ -40,7 +41,7 @@ def test_every_format_is_read_by_its_ending_or_its_content(tmp_path):
         if kind != "ICO":  # whose beginning other kinds of file share
             (tmp_path / f"content_{ending[1:]}").write_bytes(encode(RGB, kind))
     (tmp_path / "notes").write_text("BMW, P5 and GIF")
-    found = sources.from_folder(tmp_path)
+    found = from_folder(tmp_path)
     assert len(found) == 2 * len(KINDS) - 1
     assert found.notes[0].startswith("1 file is left out") and "(notes)" in found.notes[0]
     for index in range(len(found)):
@@ -51,14 +52,14 @@ def test_every_format_is_read_by_its_ending_or_its_content(tmp_path):
 
 def test_floating_point_images_are_refused():
     values = Image.fromarray(np.full((4, 4), 0.5, np.float32))
-    with pytest.raises(sources.UnreadableImage, match="floating-point numbers"):
+    with pytest.raises(UnreadableImage, match="floating-point numbers"):
         decode(encode(values, "TIFF"), "depth.tif")
 
 
 def test_enormous_images_are_refused_before_they_are_decoded():
     data = encode(Image.new("1", (8000, 8000)))
     assert len(data) < 20_000
-    with pytest.raises(sources.UnreadableImage, match="8000x8000 pixels are over 50 million"):
+    with pytest.raises(UnreadableImage, match="8000x8000 pixels are over 50 million"):
         decode(data, "bomb.png")
 
 
@@ -66,7 +67,7 @@ def test_folder_by_class_at_any_depth(tmp_path):
     for name in ("cat/deep/er/2.png", "cat/1.png", "ant/3.png", "stray.png"):
         write(tmp_path / name)
     (tmp_path / "aardvark").mkdir()  # no images, so no class
-    found = sources.from_folder(tmp_path, name="pets", num_classes=2)
+    found = from_folder(tmp_path, name="pets", num_classes=2)
     assert found.name == "pets"
     assert idents(found) == ["ant/3.png", "cat/1.png", "cat/deep/er/2.png", "stray.png"]
     assert labels(found) == [0, 1, 1, -1]
@@ -79,9 +80,9 @@ def test_class_folders_go_by_name_however_accents_are_written(tmp_path):
     (tmp_path / "__MACOSX").mkdir()
     (tmp_path / "__MACOSX/._b.png").write_bytes(b"\0\5\26\7")
     for classes in ((composed, "bar"), (decomposed, "bar")):
-        assert labels(sources.from_folder(tmp_path, classes=classes)) == [1, 0]
+        assert labels(from_folder(tmp_path, classes=classes)) == [1, 0]
     write(tmp_path / composed / "c.png")
-    assert labels(sources.from_folder(tmp_path, num_classes=2)) == [0, 1, 1]
+    assert labels(from_folder(tmp_path, num_classes=2)) == [0, 1, 1]
     assert class_folders(tmp_path) == ["bar", composed]
 
 
@@ -91,7 +92,7 @@ def test_folder_labels_from_json(tmp_path):
         write(root / name)
     table = tmp_path / "sample.wnid_to_index.json"
     table.write_text(json.dumps({"n01": 7, "n02": 3, "n03": 9}))
-    assert labels(sources.from_folder(root, wnid_to_index=table)) == [7, 3]
+    assert labels(from_folder(root, wnid_to_index=table)) == [7, 3]
     assert labels(sources.from_path(root, num_classes=1000)) == [7, 3]  # found beside the folder
     table.write_text(json.dumps({"n01": 7}))
     with pytest.raises(ValueError, match=r"class folder 'n02' \(1 such\)"):
@@ -107,16 +108,16 @@ def test_folder_labels_from_json(tmp_path):
 def test_folder_with_another_number_of_classes(tmp_path):
     write(tmp_path / "n01/x.png")
     with pytest.raises(ValueError, match="has 1 class folders where the classifier has 1000"):
-        sources.from_folder(tmp_path, num_classes=1000)
+        from_folder(tmp_path, num_classes=1000)
 
 
-@pytest.mark.parametrize("make", [sources.from_folder, sources.from_path])
+@pytest.mark.parametrize("make", [from_folder, sources.from_path])
 def test_missing_and_empty_folders(tmp_path, make):
-    with pytest.raises(sources.MissingSet, match="absent is not a folder"):
+    with pytest.raises(MissingSet, match="absent is not a folder"):
         make(tmp_path / "absent")
     (tmp_path / "empty" / "classless").mkdir(parents=True)
     (tmp_path / "empty" / ".DS_Store").write_bytes(b"x")
-    with pytest.raises(sources.MissingSet, match="empty holds no images"):
+    with pytest.raises(MissingSet, match="empty holds no images"):
         make(tmp_path / "empty")
 
 
@@ -126,9 +127,9 @@ def test_folder_links(tmp_path):
     write(tmp_path / "elsewhere/2.png")
     os.symlink(tmp_path / "elsewhere", tmp_path / "set/b")
     os.symlink(tmp_path / "nowhere.png", tmp_path / "set/b.png")
-    found = sources.from_folder(tmp_path / "set")
+    found = from_folder(tmp_path / "set")
     assert idents(found) == ["a/1.png", "b.png", "b/2.png"]
-    with pytest.raises(sources.UnreadableImage, match=r"set/b\.png cannot be read"):
+    with pytest.raises(UnreadableImage, match=r"set/b\.png cannot be read"):
         found.load(1)
 
 
@@ -140,7 +141,7 @@ def test_folders_that_link_to_each_other_are_read_once(tmp_path):
             os.symlink(tmp_path / "set" / two, tmp_path / "set" / one / f"to_{two}")
     os.symlink(tmp_path / "set/a", tmp_path / "set/0_link_sorted_first")
     os.symlink(tmp_path, tmp_path / "set/b/up")
-    assert idents(sources.from_folder(tmp_path / "set")) == ["a/1.png", "b/2.png", "c/3.png"]
+    assert idents(from_folder(tmp_path / "set")) == ["a/1.png", "b/2.png", "c/3.png"]
 
 
 def test_pipes_and_devices_are_not_waited_for(tmp_path):
@@ -148,18 +149,18 @@ def test_pipes_and_devices_are_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "b.png")
     os.mkfifo(tmp_path / "unnamed")
     os.symlink("/dev/zero", tmp_path / "c.png")
-    found = sources.from_folder(tmp_path)
+    found = from_folder(tmp_path)
     assert len(found.fingerprint) == 64
     assert idents(found) == ["a.png", "b.png", "c.png"]
     for index in (1, 2):
-        with pytest.raises(sources.UnreadableImage, match=r"cannot be read \(it is no reg"):
+        with pytest.raises(UnreadableImage, match=r"cannot be read \(it is no reg"):
             found.load(index)
 
 
 def test_unreadable_file_of_a_folder_is_named(tmp_path):
     (tmp_path / "broken.jpg").write_bytes(NOISE[:100])
-    with pytest.raises(sources.UnreadableImage, match=r"broken\.jpg cannot be decoded"):
-        sources.from_folder(tmp_path).load(0)
+    with pytest.raises(UnreadableImage, match=r"broken\.jpg cannot be decoded"):
+        from_folder(tmp_path).load(0)
 
 
 def test_folder_fingerprint(tmp_path):
@@ -167,13 +168,13 @@ def test_folder_fingerprint(tmp_path):
     for root in (one, two):
         write(root / "a/1.png")
         write(root / "b/2.png", GREY)
-    first = sources.from_folder(one).fingerprint
-    assert first == sources.from_folder(two, name="other").fingerprint  # the place doesn't matter
+    first = from_folder(one).fingerprint
+    assert first == from_folder(two, name="other").fingerprint  # the place doesn't matter
     assert len(first) == 64
     write(two / "b/2.png")
-    resized = sources.from_folder(two).fingerprint
+    resized = from_folder(two).fingerprint
     (one / "b").rename(one / "c")
-    renamed = sources.from_folder(one).fingerprint
+    renamed = from_folder(one).fingerprint
     assert len({first, resized, renamed}) == 3
 
 
@@ -181,31 +182,31 @@ def test_folder_fingerprint_notices_content_of_the_same_size(tmp_path):
     write(tmp_path / "1.bmp", RGB)
     write(tmp_path / "2.bmp", GREY)
     status = (tmp_path / "1.bmp").stat()
-    first = sources.from_folder(tmp_path)
-    part = sources.take(first, [1])
+    first = from_folder(tmp_path)
+    part = take(first, [1])
     fingerprints_before = (first.fingerprint, part.fingerprint)
     write(tmp_path / "1.bmp", RGB[::-1])
     os.utime(tmp_path / "1.bmp", ns=(status.st_atime_ns, status.st_mtime_ns))
     assert (tmp_path / "1.bmp").stat().st_size == status.st_size
-    again = sources.from_folder(tmp_path)
-    part_again = sources.take(again, [1])  # which is as it was
+    again = from_folder(tmp_path)
+    part_again = take(again, [1])  # which is as it was
     assert fingerprints_before[0] != again.fingerprint
     assert fingerprints_before[1] == part_again.fingerprint
 
 
 def test_digests_are_kept_until_a_file_changes(tmp_path, monkeypatch):
     monkeypatch.setenv("SI_JAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(fingerprints, "WORTH_CACHING", 1)
-    monkeypatch.setattr(fingerprints, "_SETTLED", 0)
+    monkeypatch.setattr(image_set, "WORTH_CACHING", 1)
+    monkeypatch.setattr(image_set, "_SETTLED", 0)
     hashed = []
-    read = fingerprints.files.read_bytes
+    read = image_set.files.read_bytes
     monkeypatch.setattr(
-        fingerprints.files, "read_bytes", lambda path, *a: hashed.append(str(path)) or read(path)
+        image_set.files, "read_bytes", lambda path, *a: hashed.append(str(path)) or read(path)
     )
 
     def count():
         hashed.clear()
-        sources.from_folder(tmp_path / "set").fingerprint  # noqa: B018
+        from_folder(tmp_path / "set").fingerprint  # noqa: B018
         return sum("set" in path for path in hashed)
 
     write(tmp_path / "set/1.bmp", RGB)
@@ -223,9 +224,9 @@ def test_digests_are_kept_until_a_file_changes(tmp_path, monkeypatch):
 def test_overlap_is_counted_by_content(tmp_path):
     for name, image in (("a/1.png", RGB), ("a/2.png", GREY), ("b/x.png", RGB), ("b/y.png", RGB)):
         write(tmp_path / name, image)
-    one, two = sources.from_folder(tmp_path / "a"), sources.from_folder(tmp_path / "b")
-    assert (sources.overlap(one, two), sources.overlap(two, one)) == (1, 2)
-    assert sources.overlap(sources.from_arrays("x", RGB[None]), one) == 0
+    one, two = from_folder(tmp_path / "a"), from_folder(tmp_path / "b")
+    assert (overlap(one, two), overlap(two, one)) == (1, 2)
+    assert overlap(sources.from_arrays("x", RGB[None]), one) == 0
 
 
 def test_lists_of_files(tmp_path):
@@ -237,12 +238,12 @@ def test_lists_of_files(tmp_path):
     assert idents(found) == ["sub/c.png", "a b.png", "d.png", "d.png"]
     assert labels(found) == [2, -1, -1, 0]
     (tmp_path / "bad.txt").write_text("sub/c.png 2\nlost.png 1\n")
-    with pytest.raises(sources.MissingSet, match=r"lists 2 images, 1 of which .*as lost\.png"):
+    with pytest.raises(MissingSet, match=r"lists 2 images, 1 of which .*as lost\.png"):
         sources.from_path(tmp_path / "bad.txt")
-    with pytest.raises(sources.MissingSet, match=r"absent\.txt is not a file"):
+    with pytest.raises(MissingSet, match=r"absent\.txt is not a file"):
         sources.from_path(tmp_path / "absent.txt")
     (tmp_path / "empty.txt").write_text("\n")
-    with pytest.raises(sources.MissingSet, match="lists no images"):
+    with pytest.raises(MissingSet, match="lists no images"):
         sources.from_path(tmp_path / "empty.txt")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="cannot be read as a list"):

@@ -6,10 +6,13 @@ from pictures import Dataset
 from PIL import Image
 
 from si_jax.data import sources
+from si_jax.data.folders import from_folder
+from si_jax.data.image_set import MissingSet, subset
 from si_jax.data.opening import as_image_set
 from si_jax.data.own import resolve_own
 from si_jax.data.preprocessing import Preprocessing
 from si_jax.data.synthetic import sets_of
+from si_jax.data.tfds_sets import from_tfds
 
 SHARED = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
 RNG = np.random.default_rng(0)
@@ -107,22 +110,22 @@ def test_sets_given_one_by_one(root, tmp_path):
     assert (found.test.name, found.train.name) == ("mine", "mine_train")
     assert labels(found.train) == [0, 1, 2, 0, 1, 2]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(sources.MissingSet, match="has no folder val or test"):
+    with pytest.raises(MissingSet, match="has no folder val or test"):
         find(tmp_path / "empty")
-    with pytest.raises(sources.MissingSet, match="is not a folder"):
+    with pytest.raises(MissingSet, match="is not a folder"):
         find(tmp_path / "absent")
 
 
 def test_numbers_are_taken_in_their_order_and_the_other_is_known(tmp_path):
     for name in ("0", "1", "2", "10"):
         put(tmp_path / "set" / name, 1)
-    found = sources.from_folder(tmp_path / "set", num_classes=4)
+    found = from_folder(tmp_path / "set", num_classes=4)
     assert [found.ident(k) for k in range(4)] == ["0/0.png", "1/0.png", "10/0.png", "2/0.png"]
     assert labels(found) == [0, 1, 3, 2]
     assert found.other_labels == (0, 1, 3, 2)
-    assert sources.subset(found, 2).other_labels == found.other_labels
+    assert subset(found, 2).other_labels == found.other_labels
     (tmp_path / "set/10").rename(tmp_path / "set/3")
-    assert sources.from_folder(tmp_path / "set").other_labels == ()
+    assert from_folder(tmp_path / "set").other_labels == ()
 
 
 GREY = Image.fromarray(IMAGES[0, ..., 0])
@@ -203,7 +206,7 @@ def test_data_sources_of_tfds():
     source = tfds.data_source("cifar100", split="test[:20]", data_dir=SHARED / "tfds")
     found, expected = (
         as_image_set(source, "x"),
-        sources.from_tfds("cifar100", "test", SHARED / "tfds"),
+        from_tfds("cifar100", "test", SHARED / "tfds"),
     )
     for index in (0, 19):
         image, label = found.load(index)

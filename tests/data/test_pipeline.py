@@ -4,7 +4,7 @@ import time
 import numpy as np
 import pytest
 
-from si_jax.data import sources
+from si_jax.data.folders import from_folder
 from si_jax.data.image_set import ImageSet, UnreadableImage
 from si_jax.data.pipeline import batches
 from si_jax.data.preprocessing import Preprocessing
@@ -115,7 +115,7 @@ def test_images_of_different_shapes(tmp_path):
 
     for name, size in (("a", 8), ("b", 9)):
         Image.fromarray(np.zeros((size, size, 3), np.uint8)).save(tmp_path / f"{name}.png")
-    folder = sources.from_folder(tmp_path)
+    folder = from_folder(tmp_path)
     with pytest.raises(ValueError, match=r"b\.png is uint8 of shape \(9, 9, 3\)"):
         list(batches(folder, lambda image: image, 2))
     assert next(iter(batches(folder, CROP, 2))).mask.all()

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from si_jax.data import sources, tfds_sets
+from si_jax.data import tfds_sets
+from si_jax.data.image_set import MissingSet, UnreadableImage
+from si_jax.data.tfds_sets import from_tfds
 
 tfds = pytest.importorskip("tensorflow_datasets")
 from array_record.python.array_record_module import ArrayRecordWriter  # noqa: E402
@@ -89,7 +91,7 @@ def data_dir(tmp_path):
 
 
 def test_reads_every_shard_in_order(data_dir):
-    found = sources.from_tfds("tiny", "test", data_dir)
+    found = from_tfds("tiny", "test", data_dir)
     images = make_images(7)
     assert (found.name, len(found)) == ("tiny/test", 7)
     for index in (6, 0, 3, 4):
@@ -101,14 +103,14 @@ def test_reads_every_shard_in_order(data_dir):
 
 
 def test_split_arithmetic(data_dir):
-    found = sources.from_tfds("tiny", "train+test[2:4]", data_dir)
+    found = from_tfds("tiny", "train+test[2:4]", data_dir)
     assert [found.load(index)[1] for index in range(3)] == [0, 2, 3]
 
 
 def test_grey_images_without_labels(tmp_path):
     images = make_images(2, "grey")
     write_set(tmp_path / "grey/1.0.0", {"test": [images]}, kind="grey", labelled=False)
-    image, label = sources.from_tfds("grey", "test", tmp_path).load(1)
+    image, label = from_tfds("grey", "test", tmp_path).load(1)
     np.testing.assert_array_equal(image, np.repeat(images[1], 3, axis=-1))
     assert label == -1
 
@@ -116,42 +118,42 @@ def test_grey_images_without_labels(tmp_path):
 def test_a_configuration_and_the_highest_version(tmp_path):
     for version, count in (("2.0.0", 2), ("10.0.0", 3), ("9.9.9", 4)):
         write_set(tmp_path / f"set/config/{version}", {"test": [make_images(count)]})
-    assert len(sources.from_tfds("set/config", "test", tmp_path)) == 3
+    assert len(from_tfds("set/config", "test", tmp_path)) == 3
 
 
 def test_fingerprint(data_dir, tmp_path):
-    first = sources.from_tfds("tiny", "test", data_dir).fingerprint
-    assert first == sources.from_tfds("tiny", "test", data_dir).fingerprint
-    assert first != sources.from_tfds("tiny", "test[:6]", data_dir).fingerprint
+    first = from_tfds("tiny", "test", data_dir).fingerprint
+    assert first == from_tfds("tiny", "test", data_dir).fingerprint
+    assert first != from_tfds("tiny", "test[:6]", data_dir).fingerprint
     write_set(tmp_path / "other/tiny/1.0.0", {"test": [make_images(6)]})
     write_set(tmp_path / "other/tiny/1.0.1", {"test": [make_images(7)]})
-    assert first != sources.from_tfds("tiny", "test", tmp_path / "other").fingerprint
+    assert first != from_tfds("tiny", "test", tmp_path / "other").fingerprint
 
 
 def test_fingerprint_notices_other_images_of_the_same_sizes(data_dir, tmp_path):
-    first = sources.from_tfds("tiny", "test", data_dir).fingerprint
+    first = from_tfds("tiny", "test", data_dir).fingerprint
     images = make_images(7)
     images[6] = images[6, ::-1]
     write_set(
         tmp_path / "other/tiny/1.0.0", {"train": [images[:1]], "test": [images[:4], images[4:]]}
     )
-    assert first != sources.from_tfds("tiny", "test", tmp_path / "other").fingerprint
+    assert first != from_tfds("tiny", "test", tmp_path / "other").fingerprint
 
 
 def test_default_data_dir(data_dir, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
-    assert len(sources.from_tfds("tiny", "test")) == 7
+    assert len(from_tfds("tiny", "test")) == 7
 
 
 def test_a_split_that_was_not_prepared(data_dir):
-    with pytest.raises(sources.MissingSet, match=r"split \(='validation'\).*test, train"):
-        sources.from_tfds("tiny", "validation", data_dir)
+    with pytest.raises(MissingSet, match=r"split \(='validation'\).*test, train"):
+        from_tfds("tiny", "validation", data_dir)
 
 
 def test_another_format(tmp_path):
     write_set(tmp_path / "old/1.0.0", {"test": [make_images(2)]}, file_format="tfrecord")
-    with pytest.raises(sources.MissingSet, match="in the format tfrecord"):
-        sources.from_tfds("old", "test", tmp_path)
+    with pytest.raises(MissingSet, match="in the format tfrecord"):
+        from_tfds("old", "test", tmp_path)
 
 
 def test_damaged_records_are_named(data_dir):
@@ -160,13 +162,13 @@ def test_damaged_records_are_named(data_dir):
     start = content.index(b"\x89PNG")
     content[start : start + 60] = bytes(60)
     shard.write_bytes(bytes(content))
-    found = sources.from_tfds("tiny", "test", data_dir)
+    found = from_tfds("tiny", "test", data_dir)
     assert found.load(0)[1] == 0
     damaged = []
     for index in range(len(found)):
         try:
             found.load(index)
-        except sources.UnreadableImage as error:
+        except UnreadableImage as error:
             damaged.append(str(error))
     assert damaged
     assert "tiny/test[4]" in damaged[0]
@@ -175,15 +177,15 @@ def test_damaged_records_are_named(data_dir):
 def test_a_lost_shard_is_named(data_dir):
     (data_dir / "tiny/1.0.0/tiny-test.array_record-00001-of-00002").unlink()
     with pytest.raises(ValueError, match=r"tiny"):
-        sources.from_tfds("tiny", "test", data_dir).load(5)
+        from_tfds("tiny", "test", data_dir).load(5)
 
 
 def test_unprepared_without_tensorflow(tmp_path, monkeypatch):
     monkeypatch.setattr(tfds_sets.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(sources.MissingSet, match=r'pip install "si-jax\[tfds\]"'):
-        sources.from_tfds("cifar10", "test", tmp_path, fetch=True)
-    with pytest.raises(sources.MissingSet, match=r"file_format='array_record'"):
-        sources.from_tfds("cifar10", "test", tmp_path)
+    with pytest.raises(MissingSet, match=r'pip install "si-jax\[tfds\]"'):
+        from_tfds("cifar10", "test", tmp_path, fetch=True)
+    with pytest.raises(MissingSet, match=r"file_format='array_record'"):
+        from_tfds("cifar10", "test", tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -200,7 +202,7 @@ def test_preparing_with_tensorflow(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tfds_sets.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(tfds, "builder", builder)
-    assert len(sources.from_tfds("fresh", "test", tmp_path, fetch=True)) == 3
+    assert len(from_tfds("fresh", "test", tmp_path, fetch=True)) == 3
     assert (seen["name"], seen["format"]) == ("fresh", "array_record")
     assert seen["config"].force_checksums_validation
 
@@ -208,8 +210,8 @@ def test_preparing_with_tensorflow(tmp_path, monkeypatch):
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(tfds, "builder", failing)
-    with pytest.raises(sources.MissingSet, match="ConnectionError: no route to host"):
-        sources.from_tfds("another", "test", tmp_path, fetch=True)
+    with pytest.raises(MissingSet, match="ConnectionError: no route to host"):
+        from_tfds("another", "test", tmp_path, fetch=True)
 
 
 @pytest.mark.parametrize("length", [0, 65_536, 131_000])
@@ -219,7 +221,7 @@ def test_a_shard_that_was_cut_short(tmp_path, length):
     write_set(directory, {"test": [make_images(4), make_images(4, seed=1)]})
     shard = sorted(directory.glob("*.array_record-*"))[1]
     shard.write_bytes(shard.read_bytes()[:length])
-    found = sources.from_tfds("cifar10", "test", tmp_path)
+    found = from_tfds("cifar10", "test", tmp_path)
     assert found.load(3)[1] == 3 and found.fingerprint
-    with pytest.raises(sources.UnreadableImage, match=r"test\[4\] cannot be read from"):
+    with pytest.raises(UnreadableImage, match=r"test\[4\] cannot be read from"):
         found.load(4)

@@ -19,6 +19,8 @@ from PIL import Image
 import si_jax
 from si_jax import cli, commands
 from si_jax.data import sources
+from si_jax.data.folders import from_folder
+from si_jax.data.image_set import ImageSet
 from si_jax.data.preprocessing import Preprocessing
 from si_jax.detectors.loading import load_detector
 from si_jax.evaluation import fitting, scoring
@@ -138,7 +140,7 @@ class Readers:
     def __init__(self, root: Path):
         self.model = load_model(root / "checkpoint")
         self.sets = {
-            name: sources.from_folder(root / "data" / path, name=name)
+            name: from_folder(root / "data" / path, name=name)
             for name, path in (("known", "val"), ("one", "ood/one"), ("train", "train"))
         }
         with np.load(root / "images.npz") as file:
@@ -200,7 +202,7 @@ class Readers:
 
     def images(self, root: Path) -> str:
         """Images of a folder."""
-        return _pixels(sources.from_folder(root / "data" / "val" / "class0"))
+        return _pixels(from_folder(root / "data" / "val" / "class0"))
 
     def weights(self, root: Path) -> str:
         """Another framework's weights."""
@@ -222,7 +224,7 @@ class Readers:
         return out.getvalue().replace(str(root), "")
 
 
-def _pixels(images: sources.ImageSet) -> str:
+def _pixels(images: ImageSet) -> str:
     loaded = [images.load(index) for index in range(len(images))]
     return digest(*(part for image, label in loaded for part in (image, label)))
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from si_jax.data import directories
-from si_jax.data.directories import MARKER, written_whole
+from si_jax.data import files
+from si_jax.data.files import MARKER, written_whole
 from si_jax.weights.saved import load_variables, save_variables, write_arrays
 
 TREE = (
@@ -130,7 +130,7 @@ def test_the_umask_holds_and_locks_are_not_needed(mask, tmp_path, monkeypatch):
     def no_locks(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(directories.fcntl, "flock", no_locks)
+    monkeypatch.setattr(files.fcntl, "flock", no_locks)
     before = os.umask(mask)
     try:
         save_variables(tmp_path / "v", TREE)
