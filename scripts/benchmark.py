@@ -39,7 +39,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     data = commands.add_parser("data", help="images/s of decoding, transforming and batching")
     add = data.add_argument
-    add("--folder", help="a folder of images; otherwise small ones are made for the while")
+    add("--folder", help="a folder of images; default: small synthetic ones")
     add("--data-dir", help="folder of all data; default: $SI_JAX_DATA or ~/.cache/si_jax/data")
     add("--protocol", default="published", help="published (default) or openood")
     add("--size", default="small", help="small (default) or imagenet: the crop, for all sources")
@@ -205,7 +205,7 @@ def memory(args: argparse.Namespace) -> dict:
     """Print the peak memory of processes that score sets of different sizes."""
     rows = memory_use.measure(args.images, args.detectors)
     print(
-        f"one process a set, images of {memory_use.SIDE}x{memory_use.SIDE} that are made up,"
+        f"one process a set, images of {memory_use.SIDE}x{memory_use.SIDE}, synthetic,"
         f" batches of {memory_use.BATCH}, a tiny ResNet, {' and '.join(args.detectors)}\n"
     )
     header = ["images", "at start, MiB", "peak, MiB", "files", "largest, KiB", "seconds"]

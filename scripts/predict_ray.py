@@ -95,7 +95,7 @@ class PartWorker:
         self.column = column
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Finish the parts in a batch's column `"part"`; tells rows and unreadable images."""
+        """Finish the parts in a batch's column `"part"`; returns numbers of images."""
         done = [self.finish(json.loads(str(text))) for text in batch["part"]]
         return {name: np.array([row[name] for row in done]) for name in ("rows", "unreadable")}
 

@@ -1,4 +1,4 @@
-"""Bring a benchmark's sets, as `si-jax prepare-data` does (`si_jax/commands/prepare_data.py`)."""
+"""Download a benchmark, as `si-jax prepare-data` does (`si_jax/commands/prepare_data.py`)."""
 
 from si_jax import cli
 from si_jax.commands.prepare_data import main

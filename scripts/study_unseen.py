@@ -90,7 +90,7 @@ DETECTORS: dict[str, Any] = {
 } | {"lts": ("lts", {"percentile": 85.0})}  # fmt: skip
 """What is computed of every image."""
 
-RIVALS = ("msp", "energy", "ash-s")
+BASELINES = ("msp", "energy", "ash-s")
 
 # What a component's sum may be made of, and why.
 PARTS = {
@@ -408,7 +408,7 @@ def report(networks: Mapping[str, Network], changes: int, resamples: int) -> str
         groups = network.groups
         others = {
             label: {s: network.values[s][label] for s in ("test", *groups)}
-            for label in ("si-c", *RIVALS)
+            for label in ("si-c", *BASELINES)
         }
         chosen = {s: choose(measured, networks, network=name, image_set=s) for s in groups}
         picks += [[name, s, str(c)] for s, c in chosen.items()]
@@ -424,7 +424,7 @@ def report(networks: Mapping[str, Network], changes: int, resamples: int) -> str
                 [f"{name}, {group}", *(percent(means(r, groups)[group]) for r in results.values())]
             )
             rows[-1].append(difference(found[name], chosen, default, groups, group, resamples))
-    head = ["held out", "chosen elsewhere", "si-c", *RIVALS, "chosen less default, points"]
+    head = ["held out", "chosen elsewhere", "si-c", *BASELINES, "chosen less default, points"]
     parts.append(text_table(head, rows))
     parts.append(text_table(["network", "set", "chosen on the others"], picks))
     columns = [(n, g) for n in networks for g in ("far", "near")]

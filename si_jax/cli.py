@@ -90,8 +90,8 @@ def run(main: Callable[[], None]) -> None:
             sys.exit(1)
     except (ValueError, OSError, MemoryError, RuntimeError) as error:
         text = f"{type(error).__name__}: {error}"
-        found = [(re.search(sign, text), told) for sign, told in FAULTS.items()]
-        known = [sign.expand(told) for sign, told in found if sign]
+        found = [(re.search(sign, text), sentence) for sign, sentence in FAULTS.items()]
+        known = [sign.expand(sentence) for sign, sentence in found if sign]
         mistake = isinstance(error, ValueError | OSError)
         if not (known or mistake) or (mistake and os.environ.get("SI_JAX_TRACEBACK")):
             raise

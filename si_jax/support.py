@@ -1,4 +1,4 @@
-"""Where a gradient is not zero, told from the forward pass.
+"""Where a gradient is not zero, from the forward pass.
 
 The *support* of a gradient is the set of the positions at which it is not zero. It is carried
 backwards through the traced equations, from the largest logit to each tap, by what each equation
@@ -321,7 +321,7 @@ class Look(NamedTuple):
 
 
 def look(model: Model, taps: Sequence[str]) -> dict[str, Look]:
-    """Tap -> what can be told of it, read off the equations, without running the network."""
+    """Tap -> what is known of it, read off the equations, without running the network."""
     found = {}
 
     def pass_(variables, images):

@@ -58,7 +58,7 @@ def made_up(count: int) -> ImageSet:
     def load(index: int) -> tuple[np.ndarray, int]:
         return noise + np.uint8(index % 251), index % 5
 
-    return ImageSet("made-up", count, f"made-up {count}", load, lambda index: f"made-up[{index}]")
+    return ImageSet("drawn", count, f"drawn {count}", load, lambda index: f"drawn[{index}]")
 
 
 def score_made_up(count: int, names: Sequence[str]) -> dict[str, Any]:

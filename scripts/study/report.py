@@ -36,9 +36,9 @@ def text(cases: Sequence[Mapping[str, Any]]) -> str:
     parts = [NOTES]
     for case in cases:
         results = case["results"]
-        heading = f"== {case['network']}, protocol {results.protocol} =="
+        title = f"== {case['network']}, protocol {results.protocol} =="
         rows = [*report.summary(results), ("calibration", calibrated(case))]
-        parts.append("\n".join([heading, *(f"{name}: {value}" for name, value in rows)]))
+        parts.append("\n".join([title, *(f"{name}: {value}" for name, value in rows)]))
         if results.warning:
             parts.append(f"WARNING: {results.warning}")
         for table in report.metric_tables(results, MEASURED):

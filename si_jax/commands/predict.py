@@ -1,4 +1,4 @@
-"""Say of each image what it shows, and whether the network is to be trusted on it.
+"""Flag out-of-distribution images, with the network's prediction of each.
 
 si-jax predict digits IMAGE.png                       # the bundled detector
 si-jax predict my_detector photos/ "more/**/*.jpg"    # folders, globs
@@ -127,7 +127,7 @@ def line(detector: Detector, row: FilePrediction) -> str:
 
 
 def write_explanation(detector: Detector, file: str, directory: Path) -> None:
-    """Write the picture of one image, named after its path, which a hash tells from all others."""
+    """Write the picture of one image, named after its path and a hash of it."""
     path = os.fsencode(file)
     name = re.sub(r"[^\w.-]+", "_", path.decode(errors="replace")).strip("_.")
     name = name.encode()[-150:].decode(errors="ignore").lstrip("_.")

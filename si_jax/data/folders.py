@@ -33,7 +33,7 @@ def from_folder(
 
     Images may lie flat or in folders, at any depth. A file is an image if its ending says so
     (`decoding.EXTENSIONS`, in either case), or its first bytes; the rest is left out, which the
-    set's `notes` tell. Hidden files and folders (names that begin with a dot) are left out in
+    set's `notes` say. Hidden files and folders (names that begin with a dot) are left out in
     silence. Links are followed: each real folder is read once, by its own path if that lies in the
     set and else by the first link to it, and a link to a folder in which it lies itself is not
     followed. The label of an image is the position of its top-level folder among those that hold

@@ -24,7 +24,7 @@ from si_jax.data import files
 NO_LABEL = -1  # the label of an image without one
 HALF = 16  # bytes of a digest that are of the content; as many are of label and name
 WORTH_CACHING = 2**26  # bytes of images from which on digests are kept
-_SETTLED = 2_000_000_000  # nanoseconds after which a file's times tell one state from the next
+_SETTLED = 2_000_000_000  # nanoseconds after which a file's times distinguish its states
 
 
 class MissingSet(ValueError):
@@ -72,7 +72,7 @@ class ImageSet:
         ident_fn: gives the name of the image at an index, e.g. its file or 'cifar100/test[17]'.
         digest_fn: gives 32 bytes for each of several indices, 16 that hash the content alone and 16
             that hash the rest, uint8 of shape (n, 32); None where `structure` says it all.
-        notes: sentences that a run tells beside its results, such as which files were left out.
+        notes: sentences that a run reports with its results, such as which files were left out.
         other_labels: where class folders are numbers such as 2 and 10, the label that each label
             would be if they were sorted as text, as PyTorch's ImageFolder does; else empty.
     """

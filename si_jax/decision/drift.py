@@ -141,7 +141,7 @@ def monitor(
         alpha: most probability of a false alarm, ever; see `DriftTest`.
         window: images that `window_share` is of.
         batch_size: images that are gathered before they are scored; None for the detector's. 1
-            gives every answer at once.
+            gives every verdict at once.
 
     Yields:
         An `Observation` of each image.
@@ -160,7 +160,7 @@ def monitor(
 def _monitor(detector, images, test, window, size) -> Iterator[Observation]:
     recent: deque[bool] = deque(maxlen=window)
     rejected = 0
-    # one batch is asked for, scored and given back before the next: an answer waits for no other
+    # one batch is asked for, scored and given back before the next: a verdict waits for no other
     for _, rows in predicted(detector, images, batch_size=size, ahead=0, may_be_empty=True):
         for values in zip(*(column.tolist() for column in rows.values()), strict=True):
             row = dict(zip(rows, values, strict=True))

@@ -76,7 +76,7 @@ def make_detector(
 
 
 def register_detector(name: str, method: Method) -> None:
-    """Add a method of your own to `DETECTORS`, where `make_detector` and the commands find it.
+    """Add a custom method to `DETECTORS`, where `make_detector` and the commands find it.
 
     Its scores and fits are stored in files only if it names a `version`; raise that whenever a
     change of yours changes its scores, since what is stored under it is taken for current.

@@ -1,4 +1,4 @@
-"""AdaSCALE: SCALE whose percentile depends on how the image answers to a small perturbation."""
+"""AdaSCALE: SCALE whose percentile depends on how the image responds to a small perturbation."""
 
 from collections.abc import Callable
 from typing import Annotated

@@ -36,7 +36,7 @@ State = Mapping[str, Any]
 """What a detector has learnt from in-distribution images: name -> array. Empty if nothing."""
 
 Compute = Callable[[Inputs, State], dict[str, Float[Array, "batch ..."]]]
-"""A batch and the fit -> its `"score"`, (batch,), and whatever else the detector can tell."""
+"""A batch and the fit -> its `"score"`, (batch,), and whatever else the detector reports."""
 
 Fit = Callable[[Batches], State]
 """Streams over the fitting images, as often as it needs to, and returns the state."""

@@ -52,7 +52,7 @@ def check_scores(name: str, scores: Float32[np.ndarray, "batch"], varied: bool) 
     if varied and len(scores) >= LEAST_TO_WARN and np.ptp(scores) == 0:
         warnings.warn(
             f"detector {name!r} gives all of {len(scores)} different images the same score,"
-            f" {scores[0]:.6g}, so it tells nothing on this network: use another, such as 'energy'"
+            f" {scores[0]:.6g}, so it is useless on this network: use another, such as 'energy'"
             " or 'knn' (zero-deflation needs ReLUs behind its taps)",
             stacklevel=4,
         )

@@ -263,7 +263,7 @@ def _picture(axes, image: np.ndarray, title: str) -> None:
 def _overlay(axes, image: np.ndarray, values: np.ndarray, title: str) -> None:
     """A map over the greyed image: the more evidence, the more colour."""
     heat = upsampled(values, image.shape[:2])
-    usual = float(np.percentile(heat, 40))  # what is everywhere tells nothing
+    usual = float(np.percentile(heat, 40))  # what is everywhere explains nothing
     heat = np.clip((heat - usual) / max(float(heat.max()) - usual, 1e-30), 0, 1)
     grey = image.astype(np.float32).mean(axis=-1)
     axes.imshow(0.75 * grey, cmap="gray", vmin=0, vmax=255, interpolation="nearest")

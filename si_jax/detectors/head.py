@@ -59,7 +59,7 @@ def check_logits(model: Model) -> None:
 
 
 _FAULTS: weakref.WeakKeyDictionary[Model, str] = weakref.WeakKeyDictionary()
-PROBES = 4  # random images that a network is run on where its equations do not tell
+PROBES = 4  # random images that a network is run on where its equations do not show it
 
 
 def _output_fault(model: Model) -> str:

@@ -25,7 +25,7 @@ def temperature_scaling(model: Model, *, max_images: Count = 50_000) -> Plan:
     network was trained on it is right more often than on others, and T comes out too small; on
     images that are all classified right, it is the least that is looked at, 0.5 (the largest is
     20). The score is a probability; how well it is calibrated, the metric `calibration_error`
-    tells.
+    measures.
 
     Args:
         model: the network.

@@ -7,7 +7,7 @@ step they are GAIA's.
 The engines of zero-deflation, from the cheapest to the most expensive (cost in forward passes, by
 FLOPs, of a CIFAR ResNet34 with 36 taps):
 
-- `activation` (1.05): where the first gradient is not zero, told from the forward pass alone, by
+- `activation` (1.05): where the first gradient is not zero, from the forward pass alone, by
   `si_jax.support`. It serves networks of the equations listed there. Exact for one step. Exact too
   for any number of steps that are added up, in images where the first gradient is not zero
   wherever the activation behind the tap has a slope: a position without one is never moved, so
@@ -15,7 +15,7 @@ FLOPs, of a CIFAR ResNet34 with 36 taps):
 - `gradient` (2.0): the same of the first gradient itself. With one step it serves every network.
 - `closed` (2.1): two steps. What lies right behind the tap is computed again after the step, up to
   the first convolution or product; what reads that is taken to do so still if `support.READERS`
-  units that are on do, or if none needs to be on. Taps for which that cannot be told are left to
+  units that are on do, or if none needs to be on. Taps for which that is unknown are left to
   `general`, and taps that `activation` serves to that.
 - `general` (38 with two steps): every step's gradient at every tap, as the definition says.
 
@@ -161,8 +161,10 @@ def _engine(engine: str, fitting: Sequence[str], why: str) -> str:
     if engine == "auto":
         return fitting[0]
     if engine not in fitting:
-        serving = ", ".join(name for name in get_args(Engine) if name in fitting)
-        raise ValueError(f"engine={engine!r} does not serve {why}; the engines that do: {serving}")
+        applicable = ", ".join(name for name in get_args(Engine) if name in fitting)
+        raise ValueError(
+            f"engine={engine!r} does not serve {why}; the engines that do: {applicable}"
+        )
     return engine
 
 

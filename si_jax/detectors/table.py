@@ -165,14 +165,14 @@ DETECTORS: dict[str, Method] = {
     ),
     "adascale-a": Method(
         adaptive.adascale_a,
-        "energy of features scaled by the answer to a perturbation",
+        "energy of features scaled by the response to a perturbation",
         "Regmi, 2025",
         version=1,
         needs=("fit", "gradient", "linear head"),
     ),
     "adascale-l": Method(
         adaptive.adascale_l,
-        "energy of logits scaled by the answer to a perturbation",
+        "energy of logits scaled by the response to a perturbation",
         "Regmi, 2025",
         version=1,
         needs=("fit", "gradient", "linear head"),

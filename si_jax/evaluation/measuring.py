@@ -21,7 +21,7 @@ REPORTED_TIES = 0.01
 
 
 def measure(job: Job, arrays: Arrays) -> dict[str, Any]:
-    """Fields of `Results`: how well each detector tells the sets apart, and the classifier."""
+    """Fields of `Results`: how well each detector separates the sets, and the classifier."""
     id_arrays = arrays[job.id_set.name]
     correct = _correct(id_arrays[PREDICTION])
     pairs, rows = _measured(job, arrays, [job.id_set.name])

@@ -29,7 +29,7 @@ RESERVED = ("total",)
 
 
 def check_names(names: Iterable[str], what: str = "set") -> None:
-    """Refuse names of image sets or detectors that cannot be told apart, written or shown."""
+    """Refuse names of image sets or detectors that cannot be distinguished, written or shown."""
     seen: dict[str, str] = {}
     for name in names:
         if not name or name != name.strip() or not name.isprintable():
@@ -47,7 +47,7 @@ def check_names(names: Iterable[str], what: str = "set") -> None:
         if (other := seen.setdefault(name.casefold(), name)) != name:
             raise ValueError(
                 f"the {what}s' names {other!r} and {name!r} differ in case alone, which not all"
-                " file systems tell apart: choose another name"
+                " file systems distinguish: choose another name"
             )
 
 

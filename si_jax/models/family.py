@@ -1,4 +1,4 @@
-"""What a family of networks tells of itself: its taps, its stages, and how checkpoints name it."""
+"""What a family of networks declares: its taps, its stages, and how checkpoints name it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,19 +19,19 @@ class IfPresent(str):
 
 @dataclass(frozen=True)
 class Layout:
-    """How published checkpoints name what a network holds, and what their shapes tell of it.
+    """How published checkpoints name what a network holds, and what their shapes say of it.
 
     Attributes:
         block: pattern that begins the name of a weight in one of the network's blocks.
         modules: (pattern, replacement) pairs that turn a Flax module path into the other name.
         head: name of the head's weight matrix.
-        infer: names and shapes -> the options that they tell; nothing where they tell nothing.
+        infer: names and shapes -> the options that they imply; nothing where they imply none.
         leaves: Flax leaf name -> the other leaf name.
         special: Flax path -> the other name, where no rule fits.
         aliases: other spellings of the same names, as (pattern, replacement) pairs.
         separator: what stands between the module's name and the leaf's.
         oihw: whether kernels are stored as (out, in, height, width), linear layers as (out, in).
-        assumed: options -> what a file cannot tell and is taken for granted, for people.
+        assumed: options -> what a file does not say and is taken for granted, for people.
     """
 
     block: str

@@ -177,12 +177,12 @@ def _check_normalised(images: np.ndarray, mean: Sequence[float], std: Sequence[f
     means, deviations = np.asarray(mean, np.float64), np.asarray(std, np.float64)
     reach = FAR * max(1.0, float(np.max(np.maximum(means, 1 - means) / deviations)))
     low, high = float(images.min()), float(images.max())
-    told = f"images (float32, values from {low:.4g} to {high:.4g})"
+    described = f"images (float32, values from {low:.4g} to {high:.4g})"
     if max(-low, high) > reach:
-        raise ValueError(f"{told} are not normalised: {WAYS}")
+        raise ValueError(f"{described} are not normalised: {WAYS}")
     same = not means.any() and bool((deviations == 1).all())  # normalised images are in [0, 1] then
     if same or low < 0 or high > 1 or high - low < 0.5:
         return
     steps = images * np.float32(255)
     if (low <= 1 / 255 and high >= 254 / 255) or bool((abs(steps - np.rint(steps)) < 1e-3).all()):
-        raise ValueError(f"{told} look like [0, 1] rather than normalised: {WAYS}")
+        raise ValueError(f"{described} look like [0, 1] rather than normalised: {WAYS}")

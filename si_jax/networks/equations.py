@@ -1,7 +1,7 @@
 """What the equations of a traced computation (a jaxpr) do: which of them are activations.
 
-An activation counts as *like a ReLU* if it is element-wise and tells positive inputs from others:
-ReLU and those with a cap, such as ReLU6, which are zero for the others; those that vanish far below
+An activation counts as *like a ReLU* if it is element-wise and distinguishes positive inputs:
+ReLU and those with a cap, such as ReLU6, which are zero for all others; those that vanish far below
 zero and are proportional to their input far above, GELU in both its forms, SiLU, Mish, softplus;
 and those that have another slope below zero, LeakyReLU, PReLU, ELU, CELU, SELU. Whether it is so
 is seen from its values, so it does not matter how JAX spells it.

@@ -63,15 +63,15 @@ def run(network: Inference, variables: Named, images: Any, kwargs: Named, visit:
     modules = dict(_modules(filled.module))
     paths = {_identity(module): path for path, module in reversed(modules.items())}
     originals = dict(_modules(network.module))
-    outside = (None, trace_of(images))
+    shared_traces = (None, trace_of(images))
 
     def seam(module, call, args, kwargs):
         path = paths.get(_identity(module))
-        if not is_watched() or (path is None and not foreign((args, kwargs), outside)):
+        if not is_watched() or (path is None and not foreign((args, kwargs), shared_traces)):
             return call(*args, **kwargs)
         path = path or type(module).__name__  # made anew, as inside eqx.filter_checkpoint
         shown = partial(visit, path, originals.get(path, module))
-        return wrap_call(shown, call, (args, kwargs), outside)
+        return wrap_call(shown, call, (args, kwargs), shared_traces)
 
     def one(image):
         state = () if filled.state is None else (with_arrays(filled.state, ()),)
@@ -87,22 +87,22 @@ def is_watched() -> bool:
     return _level.get() is not None
 
 
-def foreign(given: Any, outside: tuple) -> bool:
+def foreign(given: Any, shared_traces: tuple) -> bool:
     """Whether an argument is neither of one image nor of none, but inside a scan, say."""
     level = type(_level.get())
     traces = [trace_of(x) for x in _arrays(given)]
-    return any(trace not in outside and not isinstance(trace, level) for trace in traces)
+    return any(trace not in shared_traces and not isinstance(trace, level) for trace in traces)
 
 
-def wrap_call(visit: Callable, call: Callable, given: Any, outside: tuple) -> Any:
+def wrap_call(visit: Callable, call: Callable, given: Any, shared_traces: tuple) -> Any:
     """A module's call on one image, which `visit` sees as its call on all of them.
 
-    `given` are its arguments and keywords, `outside` the traces of what is of no single image.
+    `given` are its arguments and keywords, `shared_traces` those of what is of no single image.
     """
     arrays, level = _arrays(given), _level.get()
-    if foreign(given, outside):  # of which `Outline` tells
+    if foreign(given, shared_traces):  # which `Outline` reports
         return visit(*first_positional(call, *given))
-    if all(trace_of(x) in outside for x in arrays):  # of a constant
+    if all(trace_of(x) in shared_traces for x in arrays):  # of a constant
         return call(*given[0], **given[1])
     states = [x for x in jax.tree.leaves(given, is_leaf=_is_state) if _is_state(x)]
     output: list[Any] = [None]  # the form of what the call returns
@@ -123,7 +123,7 @@ def wrap_call(visit: Callable, call: Callable, given: Any, outside: tuple) -> An
         return [_first(x, inner) for x in _arrays(shown)]
 
     def batched(function, arrays, inner):
-        """`inner` tells how many axes the network itself batches over, as a ViT over tokens."""
+        """`inner` is how many axes the network itself batches over, as a ViT over tokens."""
         of_images = any(trace_of(x) is level for x in arrays)
         batching = custom_vmap(watched(None)(function))
 
@@ -216,7 +216,7 @@ def _modules(tree: Any, inside: str = "") -> Iterator[tuple[str, eqx.Module]]:
 
 
 def _identity(module: eqx.Module) -> Any:
-    """What tells a module from others, though it be made anew of the same arrays."""
+    """What distinguishes a module, though it be made anew of the same arrays."""
     arrays = tuple(id(x) for x in jax.tree.leaves(module) if eqx.is_array(x))
     return (type(module), arrays) if arrays else id(module)
 

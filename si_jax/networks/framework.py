@@ -64,7 +64,7 @@ REGISTERED: dict[type, Framework] = {}
 
 
 def register_framework(base: type, framework: Framework) -> None:
-    """Serve networks of a framework of your own, in `si_jax.Model` and all that takes one.
+    """Serve networks of a custom framework, in `si_jax.Model` and all that takes one.
 
     Args:
         base: the class whose instances are networks of the framework, those of its subclasses too.

@@ -137,9 +137,9 @@ def _maps(look: Outline, x: Any, y: Any = None, product: bool = True) -> bool:
 
 
 def _spread(jaxpr: Any, linear: dict[Any, bool], moved: set[Any]) -> None:
-    """Follow what depends on the variables in `linear` by linear operations alone, and otherwise.
+    """Follow what depends on the variables in `linear` by linear operations alone, and by others.
 
-    `linear` tells of each variable whether weights were multiplied on the way.
+    `linear` says of each variable whether weights were multiplied on the way.
     """
     for eqn in jaxpr.eqns:
         carried = [not is_literal(v) and v in linear for v in eqn.invars]
@@ -215,7 +215,7 @@ def no_logits(kind: str) -> str:
 
 
 def output_activation(jaxpr: Any, output: Any) -> str | None:
-    """The key of `OUTPUTS` that makes a variable; None if none does, or one cannot tell."""
+    """The key of `OUTPUTS` that makes a variable; None if none does, or it is unknown."""
     makers = {v: eqn for eqn in jaxpr.eqns for v in eqn.outvars}
     last = _maker(makers, output)
     if last is None:

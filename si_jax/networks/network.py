@@ -49,7 +49,7 @@ class Outline(NamedTuple):
         logit_values: the variable of the logits.
         axes: path -> the axis of the channels in the output, where it is not the last: taps have
             it last.
-        unknown: paths of maps of which the channels' axis cannot be told, in a network in which it
+        unknown: paths of maps of which the channels' axis is unknown, in a network in which it
             is not always the last.
         hidden: paths of calls inside a transformation, such as `nn.scan`: no value of theirs can be
             recorded or replaced, so they are no taps.
@@ -327,7 +327,7 @@ Axes = tuple[int, int]
 
 
 def channel_axes(jaxpr: Any) -> dict[Any, int]:
-    """Variable -> its channels' axis, for those of which it can be told.
+    """Variable -> its channels' axis, for those of which it is known.
 
     Convolutions and matrix products make channels, images have them last; what moves or reshapes
     their axis is followed. Operations of one place each leave them where they are.

@@ -197,7 +197,7 @@ def tap_densities(run: Run, detector: str) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         tidy(axes)
     labels(panels, "layer", TAP_ARRAYS[kind])
-    title = "AUROC of each layer alone, % (50: the layer tells nothing)"
+    title = "AUROC of each layer alone, % (50: no separation)"
     tap_map(figure, place, auroc, sets, taps, title=title, colours="PuOr")
     return figure
 

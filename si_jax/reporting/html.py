@@ -72,7 +72,7 @@ def write_comparison(entries: Sequence[comparison.Entry], directory: Path) -> Pa
 
 
 def run_page(run: Run) -> str:
-    """A run's answer, tables, pictures and facts as a page."""
+    """A run's headline, tables, pictures and metadata as a page."""
     from si_jax.reporting import figures  # here, as matplotlib takes a while to import
 
     results, overview = run.results, None

@@ -91,7 +91,7 @@ def warnings(run: Results) -> list[str]:
             f" benchmark's averages: {absent}."
             if absent
             else f"Means over the {groups} sets are not the benchmark's averages, since sets were"
-            " taken otherwise than it lists them."
+            " taken differently than it lists them."
         )
     return shown
 
@@ -108,7 +108,7 @@ def headline(run: Results) -> str:
         best.setdefault(first, []).append(f"on {sets} ({values})")
     id_set, count = run.in_distribution, len(run.results)
     if not best:
-        return f"{id_set} was scored; there is no out-of-distribution set to tell it from."
+        return f"{id_set} was scored; there is no out-of-distribution set to separate it from."
     said = "; ".join(
         f"{name} {'is best' if count > 1 else 'was evaluated'} {' and '.join(places)}"
         for name, places in best.items()
@@ -144,7 +144,7 @@ def tie_notes(run: Results) -> list[str]:
             for name, row in run.results[detector].items()
         ):
             shown.append(
-                f"{detector} gives every image of every set the same score: it tells nothing on"
+                f"{detector} gives every image of every set the same score: it is useless on"
                 " this network, and its FPR95 means nothing. Use another detector."
             )
             continue

@@ -1,8 +1,8 @@
 """Import PyTorch checkpoints (and Google's BiT files) into the Flax networks.
 
 The layouts of an architecture's family give every Flax weight its one name in the other framework.
-What is missing, left over or of another shape is an error that lists everything. What a file cannot
-tell, and what in it is not needed, is noted in the model's card.
+What is missing, left over or of another shape is an error that lists everything. What a file does
+not say, and what in it is not needed, is noted in the model's card.
 """
 
 import os
@@ -116,7 +116,7 @@ def convert_torch(
     off the names and shapes. A prefix that all names share, such as `module.` or `model.`, is taken
     off, whatever its depth. Counters, and sub-modules of the file that lie outside the network,
     such as a second head, are left out, and a head without bias gets zeros; the card's `"notes"`
-    say so, and also what a file cannot tell and is assumed.
+    say so, and also what a file does not say and is assumed.
 
     Args:
         name: an architecture such as `"resnet34"`; the file must hold that very network.
@@ -131,7 +131,7 @@ def convert_torch(
             of names such as `"encoder_q"`; None for the usual or only one.
 
     Returns:
-        The model, with a card that tells the source's name and hash.
+        The model, with a card that says the source's name and hash.
 
     Raises:
         ValueError: if the file cannot be read, or holds another network, with all names that are

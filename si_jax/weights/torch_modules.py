@@ -1,4 +1,4 @@
-"""A PyTorch network by its name: a function of one's own, timm's or `transformers`'.
+"""A PyTorch network by its name: a custom function, timm's or `transformers`'.
 
 A function that is named so is code that runs; the weights file that is read beside it is not.
 """

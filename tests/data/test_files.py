@@ -1,4 +1,4 @@
-"""Archives of arrays: damage is told, never read as a smaller archive."""
+"""Archives of arrays: damage is reported, never read as a smaller archive."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""Which functions are told for activations like a ReLU, however JAX spells them."""
+"""Which functions are recognised as activations like a ReLU, however JAX spells them."""
 
 import jax
 import jax.numpy as jnp
@@ -131,7 +131,7 @@ def test_without_any_activation_behind_the_taps_si_c_says_so(smooth):
 
 
 def test_some_taps_by_gradient_is_an_engine_of_its_own(smooth):
-    """Stored scores and saved detectors are told by it from those with all taps by gradient."""
+    """Stored scores and saved detectors are not taken for those with all taps by gradient."""
     settings = si_jax.make_detector("si-c", smooth, taps=["norm", "ln_2"]).settings
     assert (settings["engine"], settings["taps"]) == ("mixed", ["norm", "ln_2"])
 

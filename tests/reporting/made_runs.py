@@ -73,7 +73,7 @@ def make_run(directory, *, seed=0, shift=0.0, **changes):
         "model": {"name": "resnet8", "parameters": 78042, "classes": 10, "input_size": [32, 32],
                   "mean": [0.5] * 3, "std": [0.5] * 3, "weights_sha256": "ab"},
         "settings": SETTINGS,
-        "benchmark": "made-up",
+        "benchmark": "synthetic",
         "protocol": "published",
         "preprocessing": "no resize",
         "checkpoint": "<script>alert(1)</script>",

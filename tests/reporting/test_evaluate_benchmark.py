@@ -80,7 +80,7 @@ def test_a_constant_score_is_told():
         del DETECTORS[name]
     told = [note for note in report.notes(run.results) if "the same score" in note]
     assert told == [
-        f"{name} gives every image of every set the same score: it tells nothing on this network,"
+        f"{name} gives every image of every set the same score: it is useless on this network,"
         " and its FPR95 means nothing. Use another detector."
     ]
     assert told[0] in str(run)

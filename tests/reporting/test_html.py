@@ -48,8 +48,8 @@ def test_page_and_text_render_the_metadata(page, run):
         assert f'class="name">{name}</th><td class="name">{escape(value)}</td>' in page
     for name, value in report.summary(run.results):
         assert f"\n{name}: {value}\n" in f"\n{run}"
-    for text in ("resnet8, 78,042 parameters", "made-up, protocol published", "90.00%", "no resize",
-                 "svhn 40", "python 3.11", "steps=2"):  # fmt: skip
+    for text in ("resnet8, 78,042 parameters", "synthetic, protocol published", "90.00%",
+                 "no resize", "svhn 40", "python 3.11", "steps=2"):  # fmt: skip
         assert text in page
     warnings = re.findall(r'<p class="warning">(.*?)</p>', page)
     assert len(warnings) == 1

@@ -1,4 +1,4 @@
-"""A run's tables, and what is told beside them."""
+"""A run's tables, and what is said beside them."""
 
 import dataclasses
 import re

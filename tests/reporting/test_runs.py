@@ -1,4 +1,4 @@
-"""Runs read again, joined and compared, and what is told of broken ones."""
+"""Runs read again, joined and compared, and what is said of broken ones."""
 
 import json
 import re

@@ -97,7 +97,7 @@ def reader(
         if channels:
             density = [over_positions(active[k].astype(jnp.float32)) for k in tapped]
             density = jnp.concatenate(density, axis=-1)[:, channels.index]
-            # a ReLU of NaN is off: the logits tell that something is wrong
+            # a ReLU of NaN is off: the logits show that something is wrong
             readings["density"] = jnp.where(jnp.isfinite(energy)[:, None], density, jnp.nan)
         return readings
 
