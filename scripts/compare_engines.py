@@ -21,7 +21,7 @@ from si_jax import cli
 from si_jax.commands.options import command
 from si_jax.data import pipeline
 from si_jax.data.image_set import subset
-from si_jax.evaluation.defaults import benchmark_model
+from si_jax.evaluation.job import benchmark_model
 from si_jax.reporting.report import text_table
 
 VARIANTS: dict[str, dict[str, Any]] = {

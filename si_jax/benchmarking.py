@@ -11,8 +11,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,19 @@ from si_jax.data.opening import IMAGE_KEYS, as_image_set
 from si_jax.data.own import resolve_own
 from si_jax.data.preprocessing import preprocessing_for
 from si_jax.data.sources import LABELS
-from si_jax.evaluation import defaults, measuring
-from si_jax.evaluation.fitting import fit_job
-from si_jax.evaluation.job import Detectors, Job, labelled, make_job
+from si_jax.evaluation import results as record
+from si_jax.evaluation.job import (
+    Detectors,
+    Job,
+    benchmark_model,
+    benchmark_table,
+    labelled,
+    make_job,
+    resolve_checkpoint,
+)
 from si_jax.evaluation.results import Results
-from si_jax.evaluation.scoring import PREDICTION, score_job
-from si_jax.evaluation.store import check_names
+from si_jax.evaluation.scoring import fit_job, score_job
+from si_jax.evaluation.store import PREDICTION, check_names
 from si_jax.model import Model
 from si_jax.reporting import html, runs
 from si_jax.reporting.runs import RESULTS, Run
@@ -90,7 +96,7 @@ def find_sets(
         ValueError: if an argument makes no sense, or a set is absent (`MissingSet`).
     """
     check_names([*(ood or {}), *(shifted or {})])
-    table = defaults.benchmark_table(benchmark)
+    table = benchmark_table(benchmark)
     if table is None:
         if model is None:
             raise ValueError("custom data is brought to a network's size: give the model")
@@ -212,8 +218,8 @@ def evaluate(
         known = arrays[job.id_set.name][PREDICTION]
         seconds = {name: one.seconds for name, one in scored.items()}
         results = Results(
-            **measuring.measure(job, arrays),
-            **measuring.intervals(job, arrays),
+            **record.measure(job, arrays),
+            **record.intervals(job, arrays),
             **about,
             groups=dict(job.groups),
             counts={name: len(one[PREDICTION]["score"]) for name, one in arrays.items()},
@@ -224,8 +230,8 @@ def evaluate(
             absent=[missing.name for missing in sets.absent],
             incomplete=list(sets.incomplete),
             unreadable={name: list(s.unreadable) for name, s in scored.items() if s.unreadable},
-            notes=[*sets.notes, *notes, *measuring.order_note(job.id_set, known)],
-            warning=measuring.chance_warning(known, model.num_classes),
+            notes=[*sets.notes, *notes, *record.order_note(job.id_set, known)],
+            warning=record.chance_warning(known, model.num_classes),
             device=f"{jax.local_device_count()} x {jax.devices()[0].device_kind}",
             computed={name: one.computed for name, one in scored.items()},
             seconds={**seconds, "total": time.monotonic() - began},
@@ -267,24 +273,24 @@ def evaluate_benchmark(
     rest = {k: v for k, v in options.items() if k not in names or k == "seed"}
     labelled(rest.get("detectors") or ())  # refuses before anything is looked for
     if isinstance(model, Model):
-        sets = find_sets(benchmark, model=model, **search)
-        return evaluate(model, sets, **rest)
-    checkpoint = defaults.resolve_checkpoint(benchmark, model)
-    load = partial(defaults.benchmark_model, benchmark, checkpoint)
-    sets, model, name = find_and_load(benchmark, load, partial(find_sets, benchmark, **search))
-    return evaluate(model, sets, **{"label": name, **rest})
+        return evaluate(model, find_sets(benchmark, model=model, **search), **rest)
+    sets, model, label = find_and_load(benchmark, search, {"checkpoint": model})
+    return evaluate(model, sets, **{"label": label, **rest})
 
 
 def find_and_load(
-    benchmark: str | os.PathLike | None,
-    load: Callable[[], tuple[Model, str]],
-    find: Callable[..., Resolved],
+    benchmark: str | os.PathLike | None, search: Mapping[str, Any], load: Mapping[str, Any]
 ) -> tuple[Resolved, Model, str]:
-    """The sets, the network and its name; of a benchmark, sets are found before weights load."""
-    if defaults.benchmark_table(benchmark) is None:
-        model, name = load()
-        return find(model=model), model, name
-    return (find(), *load())
+    """The sets, the network and what reports call it; of a benchmark, weights are loaded last.
+
+    The options are those of `find_sets` and of `si_jax.evaluation.job.benchmark_model`.
+    """
+    if "torch" not in load:
+        resolve_checkpoint(benchmark, load.get("checkpoint"), load.get("architecture"))
+    if benchmark_table(benchmark) is None:
+        model, label = benchmark_model(benchmark, **load)
+        return find_sets(benchmark, model=model, **search), model, label
+    return (find_sets(benchmark, **search), *benchmark_model(benchmark, **load))
 
 
 def checked_directory(out: str | os.PathLike) -> Path:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from si_jax.detectors import make_detector
-from si_jax.evaluation import bootstrap, measuring, metrics
+from si_jax.evaluation import metrics
 from si_jax.evaluation.metrics import METRICS
 from si_jax.model import Model
 
@@ -56,7 +56,7 @@ def group_means(scores: Scores, groups: Mapping[str, str]) -> dict[str, dict[str
     known, *_ = scores.values()
     counts = {name: metrics.count(known, scores[name]) for name in groups}
     rows = {name: {m: METRICS[m].of(c) for m in MEASURED} for name, c in counts.items()}
-    return measuring.averages(rows, groups)
+    return metrics.averages(rows, groups)
 
 
 def compare(
@@ -69,7 +69,7 @@ def compare(
     Args:
         scores: label -> scores.
         groups: set -> group.
-        resamples: bootstrap draws.
+        resamples: metrics.draws.
         seed: their seed.
 
     Returns:
@@ -80,15 +80,15 @@ def compare(
     drawn, means = {}, {}
     for label, sets in scores.items():
         known, *_ = sets.values()
-        by_set = {name: bootstrap.draws(known, sets[name], **options) for name in groups}
-        drawn[label] = by_set | bootstrap.means(by_set, groups)
+        by_set = {name: metrics.draws(known, sets[name], **options) for name in groups}
+        drawn[label] = by_set | metrics.averages(by_set, groups)
         means[label] = group_means(sets, groups)
     differences = {
         label: {
             group: {
                 metric: [
                     value - means[REFERENCE][group][metric],
-                    *bootstrap.interval(
+                    *metrics.interval(
                         drawn[label][group][metric] - drawn[REFERENCE][group][metric]
                     ),
                 ]
@@ -98,4 +98,4 @@ def compare(
         }
         for label in scores
     }
-    return {label: bootstrap.intervals(rows) for label, rows in drawn.items()}, differences
+    return {label: metrics.intervals(rows) for label, rows in drawn.items()}, differences

@@ -20,8 +20,14 @@ from si_jax.data.benchmarks import BENCHMARKS
 from si_jax.data.files import json_hash
 from si_jax.detectors import DETECTORS, describe
 from si_jax.detectors.si import si_z
-from si_jax.evaluation.defaults import benchmark_model, benchmark_table, resolve_checkpoint
-from si_jax.evaluation.job import EVERY, applicable, labelled, make_detectors
+from si_jax.evaluation.job import (
+    EVERY,
+    applicable,
+    benchmark_model,
+    benchmark_table,
+    labelled,
+    make_detectors,
+)
 from si_jax.evaluation.sharing import score_share, score_with_ray
 from si_jax.evaluation.store import escaped
 
@@ -95,14 +101,11 @@ def main(
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     dataset = "digits" if benchmark is None and id_set is None else benchmark
     directory = checked_directory(out or default_directory(dataset, id_set, given))
-    checkpoint, architecture = given.get("checkpoint"), given.get("architecture")
-    if checkpoint == "random" and not architecture:
+    if given.get("checkpoint") == "random" and "architecture" not in given:
         raise ValueError("--checkpoint random needs --model NAME")
     part = None if share is None else shares(share)
     detectors = run.keywords.get("detectors")
     labelled(detectors or ())
-    if "torch" not in given:  # refuses before sets are looked for
-        resolve_checkpoint(dataset, checkpoint, architecture)
     common = {name: plain_value(text) for name, text in si.keywords.items()}
     options = {EVERY: common, **run.keywords.get("options", {})}
     if list_taps:
@@ -110,8 +113,8 @@ def main(
         names = detectors or applicable(model, options)
         print_taps(make_detectors(names, model, options=options))
         return
-    found = partial(find, dataset, id_set=in_distribution(dataset, id_set))
-    sets, model, label = find_and_load(dataset, partial(load, dataset), found)
+    search = {**find.keywords, "id_set": in_distribution(dataset, id_set)}
+    sets, model, label = find_and_load(dataset, search, load.keywords)
     run = partial(run, model, sets, options=options, out=directory)
     scoring = {k: v for k, v in run.keywords.items() if k != "command"}
     if part:

@@ -18,8 +18,6 @@ from typing import Annotated, Any
 import docstring_parser
 from cyclopts import App, CycloptsError, Parameter
 
-from si_jax.evaluation.store import check_distinct
-
 NAMES = {
     "architecture": "model",
     "benchmark": "dataset",
@@ -166,7 +164,8 @@ def pairs(texts: Iterable[str], option: str, form: str = "NAME=PATH") -> dict[st
         if not (name and equals and value):
             raise ValueError(f"{option} {text}: write it as {form}")
         if name in values:
-            raise ValueError(f"{option}: {name} is given twice: {values[name]} and {value}")
+            both = "" if value == values[name] else f": {values[name]} and {value}"
+            raise ValueError(f"{option}: {name} is given twice{both}")
         values[name] = value
     return values
 
@@ -189,19 +188,17 @@ def detector_options(texts: Iterable[str], option: str = "--set") -> dict[str, d
 def labelled_detectors(texts: Iterable[str], option: str) -> dict[str, tuple[str, dict]]:
     """`["msp", "a=knn:k=5"]` -> `{"msp": ("msp", {}), "a": ("knn", {"k": 5})}`."""
     form = "NAME or LABEL=NAME:OPTION=VALUE,OPTION=VALUE"
-    detectors: list[tuple[str, tuple[str, dict]]] = []
-    for text in texts:
-        plain = not {"=", ":"} & set(text)
-        ((label, value),) = [(text, text)] if plain else pairs([text], option, form).items()
+    named = [text if {"=", ":"} & set(text) else f"{text}={text}" for text in texts]
+    detectors: dict[str, tuple[str, dict]] = {}
+    for label, value in pairs(named, option, form).items():
         if ":" in label:
-            raise ValueError(f"{option} {text}: write it as {form}")
+            raise ValueError(f"{option} {label}={value}: write it as {form}")
         name, _, given = value.partition(":")
         # a comma that no further option follows belongs to the value
         values = pairs(re.split(r",(?=[\w-]+=)", given) if given else (), option, form)
         options = {key.replace("-", "_"): plain_value(one) for key, one in values.items()}
-        detectors.append((label, (name, options)))
-    check_distinct([label for label, _ in detectors], "detector")
-    return dict(detectors)
+        detectors[label] = (name, options)
+    return detectors
 
 
 def grid(texts: Iterable[str], option: str) -> dict[str, list] | None:

@@ -14,7 +14,7 @@ from functools import partial
 
 from si_jax.commands.options import command
 from si_jax.evaluation import tuning
-from si_jax.evaluation.defaults import benchmark_model
+from si_jax.evaluation.job import benchmark_model
 from si_jax.evaluation.tuning import tune_on_benchmark
 
 

@@ -5,15 +5,19 @@ one record in `METRICS`, a function of how many images have each score. To add o
 tables, CSV, reports, comparisons and bootstrap intervals read it from there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from si_jax.checks import check_least
+
 IdScores = Float[np.ndarray, "id"]
 OodScores = Float[np.ndarray, "ood"]
 Correct = Bool[np.ndarray, "id"]
+Draws = Float[np.ndarray, "resamples"]
 
 PROBABILITIES = ("msp", "temperature-scaling")
 """Detectors whose score is the probability of the predicted class."""
@@ -237,23 +241,19 @@ def calibration_error(
 
 def count(id_scores: IdScores, ood_scores: OodScores, correct: Correct | None = None) -> Counts:
     """How many images have each score; arguments and errors as for `evaluate`."""
-    id_places, ood_places, values = places(id_scores, ood_scores)
-    return counts_at(id_places, ood_places, correct, values)
+    id_places, ood_places, values = _places(id_scores, ood_scores)
+    return _counts_at(id_places, ood_places, correct, values)
 
 
-def places(id_scores: IdScores, ood_scores: OodScores) -> tuple[np.ndarray, np.ndarray, int]:
-    """Place of each score among the values that occur, ascending, and how many values do.
-
-    Raises:
-        ValueError: as for `evaluate`.
-    """
-    id_scores, ood_scores = checked("id_scores", id_scores), checked("ood_scores", ood_scores)
+def _places(id_scores: IdScores, ood_scores: OodScores) -> tuple[np.ndarray, np.ndarray, int]:
+    """Place of each score among the values that occur, ascending, and how many values do."""
+    id_scores, ood_scores = _checked("id_scores", id_scores), _checked("ood_scores", ood_scores)
     both = np.concatenate([id_scores, ood_scores])
     values, where = np.unique(both, return_inverse=True)
     return where[: len(id_scores)], where[len(id_scores) :], len(values)
 
 
-def counts_at(
+def _counts_at(
     id_places: np.ndarray, ood_places: np.ndarray, correct: Correct | None, values: int
 ) -> Counts:
     """Counts of images whose scores are the values at these places; without values of none."""
@@ -270,7 +270,7 @@ def _threshold(counts: Counts) -> int:
     return int(np.searchsorted(np.cumsum(counts.id), rank, side="right"))
 
 
-def checked(name: str, scores: np.ndarray) -> Float[np.ndarray, "n"]:
+def _checked(name: str, scores: np.ndarray) -> Float[np.ndarray, "n"]:
     """Scores as float64, if they are what `evaluate` takes."""
     scores = np.asarray(scores)
     if scores.ndim != 1 or not len(scores):
@@ -282,3 +282,62 @@ def checked(name: str, scores: np.ndarray) -> Float[np.ndarray, "n"]:
     if bad := int(np.size(scores) - np.isfinite(scores).sum()):
         raise ValueError(f"{name} holds NaN or infinite values ({bad} of {len(scores)})")
     return scores.astype(np.float64)
+
+
+def averages(
+    rows: Mapping[str, Mapping[str, Any]], groups: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
+    """Group -> metric -> mean over the group's sets, of values or, draw by draw, of draws."""
+    means = {}
+    for group in dict.fromkeys(groups[name] for name in rows):
+        members = [row for name, row in rows.items() if groups[name] == group]
+        values = {m: np.mean([row[m] for row in members], axis=0) for m in members[0]}
+        means[group] = {m: value if value.ndim else float(value) for m, value in values.items()}
+    return means
+
+
+def draws(
+    id_scores: IdScores,
+    ood_scores: OodScores,
+    *,
+    metrics: Sequence[str] = ("auroc", "fpr95"),
+    resamples: int = 200,
+    seed: int = 0,
+    correct: Correct | None = None,
+) -> dict[str, Draws]:
+    """(resamples,) fractions of each metric, of images drawn with replacement: the bootstrap.
+
+    In-distribution and out-of-distribution images are drawn each from their own set. The draws
+    depend on the seed and the sets' sizes alone, so detectors are compared on the same draws.
+    """
+    id_places, ood_places, values = _places(id_scores, ood_scores)
+    if unknown := [name for name in metrics if name not in METRICS]:
+        raise ValueError(f"metrics: {unknown[0]!r} is not one of {', '.join(METRICS)}")
+    if correct is None and (lacking := [name for name in metrics if METRICS[name].needs_correct]):
+        raise ValueError(f"metrics: {lacking[0]!r} needs `correct`, which images are classified so")
+    check_least(2, resamples=resamples)
+    rngs = [np.random.default_rng([seed, which]) for which in (0, 1)]
+    drawn = {name: np.empty(resamples) for name in metrics}
+    for draw in range(resamples):
+        chosen, others = (
+            rng.integers(len(place), size=len(place))
+            for place, rng in zip((id_places, ood_places), rngs, strict=True)
+        )
+        right = None if correct is None else correct[chosen]
+        counts = _counts_at(id_places[chosen], ood_places[others], right, values)
+        for name in metrics:
+            drawn[name][draw] = METRICS[name].of(counts)
+    return drawn
+
+
+def interval(drawn: Draws) -> list[float]:
+    """The 95 % confidence interval of the percentile bootstrap: the middle 95 % of the draws.
+
+    It says how much depends on the choice of the images, not of the weights.
+    """
+    return np.percentile(drawn, (2.5, 97.5)).tolist()
+
+
+def intervals(drawn: Mapping[str, Mapping[str, Draws]]) -> dict[str, dict[str, list[float]]]:
+    """Set or group -> metric -> its `interval`."""
+    return {name: {m: interval(values) for m, values in row.items()} for name, row in drawn.items()}

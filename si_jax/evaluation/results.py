@@ -1,11 +1,19 @@
 """What an evaluation measured, as `results.json` holds it: one typed record with a version."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from scipy.stats import binom
+
 from si_jax.data.files import fields_problem
+from si_jax.data.image_set import ImageSet
+from si_jax.evaluation import metrics
+from si_jax.evaluation.job import Job
+from si_jax.evaluation.metrics import METRICS, PROBABILITIES
+from si_jax.evaluation.store import PREDICTION, Arrays
 
 SCHEMA = 2
 """Version of the record. Files without one are of version 1, and can be read."""
@@ -175,3 +183,125 @@ def _rows_problem(groups: Mapping[str, str], results: Rows, averages: Rows) -> s
             if "auroc" not in row or not all(0 <= value <= 1 for value in row.values()):
                 return f"not all metrics of {detector!r} on {name!r} are numbers from 0 to 1"
     return ""
+
+
+REPORTED_TIES = 0.01
+"""Share of a set's scores that may tie at the threshold of FPR95 without being reported."""
+
+
+def measure(job: Job, arrays: Arrays) -> dict[str, Any]:
+    """Fields of `Results`: how well each detector separates the sets, and the classifier."""
+    known = arrays[job.id_set.name]
+    correct = _correct(known[PREDICTION])
+    ties: dict[str, dict[str, int]] = {}
+    for detector in job.detectors:
+        for name in job.ood_sets:
+            scores = arrays[name][detector]["score"]
+            tied = metrics.tied_at_threshold(known[detector]["score"], scores)
+            if tied > REPORTED_TIES * len(scores):
+                ties.setdefault(detector, {})[name] = tied
+    fields: dict[str, Any] = {
+        **_rows(job, arrays, [job.id_set.name]),
+        "ties": ties,
+        "accuracy": _accuracy(known[PREDICTION]),
+        "calibration_error": {
+            name: metrics.calibration_error(known[name]["score"], correct)
+            for name, d in job.detectors.items()
+            if d.name in PROBABILITIES and correct is not None
+        },
+    }
+    if shifted := list(job.shifted_sets):  # the full spectrum (Yang et al., IJCV 2023)
+        fields["shifted"] = {name: _accuracy(arrays[name][PREDICTION]) for name in shifted}
+        fields["full_spectrum"] = _rows(job, arrays, [job.id_set.name, *shifted])
+    return fields
+
+
+def _rows(job: Job, arrays: Arrays, id_names: Sequence[str]) -> dict[str, Rows]:
+    """Metrics by set and by group, with these sets as in-distribution."""
+    by_set = [_correct(arrays[name][PREDICTION]) for name in id_names]
+    labelled = [one for one in by_set if one is not None]
+    correct = np.concatenate(labelled) if len(labelled) == len(by_set) else None
+    results = {}
+    for detector in job.detectors:
+        known = np.concatenate([arrays[name][detector]["score"] for name in id_names])
+        results[detector] = {
+            name: metrics.evaluate(known, arrays[name][detector]["score"], correct)
+            for name in job.ood_sets
+        }
+    averages = {d: metrics.averages(rows, job.groups) for d, rows in results.items()}
+    return {"results": results, "averages": averages}
+
+
+def intervals(job: Job, arrays: Arrays, *, resamples: int = 200, seed: int = 0) -> dict[str, Any]:
+    """Fields of `Results`: bootstrap confidence intervals of what `measure` gives."""
+    known = arrays[job.id_set.name]
+    correct = _correct(known[PREDICTION])
+    chosen = [
+        name
+        for name, metric in METRICS.items()
+        if metric.report and (correct is not None or not metric.needs_correct)
+    ]
+    options: dict[str, Any] = {"metrics": chosen, "resamples": resamples, "seed": seed}
+    by_set, by_group = {}, {}
+    for detector in job.detectors:
+        # one seed for all sets, so that the same in-distribution images are drawn for each of them
+        drawn = {
+            name: metrics.draws(
+                known[detector]["score"],
+                arrays[name][detector]["score"],
+                correct=correct,
+                **options,
+            )
+            for name in job.ood_sets
+        }
+        by_set[detector] = metrics.intervals(drawn)
+        by_group[detector] = metrics.intervals(metrics.averages(drawn, job.groups))
+    return {
+        "intervals": by_set,
+        "average_intervals": by_group,
+        "bootstrap": {"resamples": resamples, "seed": seed, "level": 0.95},
+    }
+
+
+def _correct(predicted: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """Which images are classified correctly; None where not all have a label."""
+    if not (predicted["label"] >= 0).all():
+        return None
+    return predicted["score"] == predicted["label"]
+
+
+def _accuracy(predicted: Mapping[str, np.ndarray]) -> float | None:
+    correct, count = _correct_of(predicted)
+    return correct / count if count else None
+
+
+def _correct_of(predicted: Mapping[str, np.ndarray]) -> tuple[int, int]:
+    """How many images are classified correctly, of how many with a label."""
+    has_label = predicted["label"] >= 0
+    return int((predicted["score"] == predicted["label"])[has_label].sum()), int(has_label.sum())
+
+
+def chance_warning(predicted: Mapping[str, np.ndarray], classes: int) -> str | None:
+    """A warning where a classifier is not better than chance, by a binomial test at 0.1 %."""
+    correct, count = _correct_of(predicted)
+    most = binom.ppf(0.999, count, 1 / classes) if count else 0  # of one that guesses
+    if correct > most or most == count:  # or too few images to say
+        return None
+    return (
+        f"the accuracy is {correct / count:.2%}, near chance for {classes} classes: labels,"
+        " normalisation and weights do not belong together, and the scores below mean nothing"
+    )
+
+
+def order_note(images: ImageSet, predicted: Mapping[str, np.ndarray]) -> list[str]:
+    """Say what the accuracy would be under the other order of numbered class folders."""
+    labels = predicted["label"]
+    if not images.other_labels or (labels < 0).any():
+        return []
+    other = np.asarray(images.other_labels)[labels]
+    taken, text = (float(np.mean(predicted["score"] == truth)) for truth in (labels, other))
+    return [
+        f"{images.name}: its class folders are numbers and taken in their order, accuracy"
+        f" {taken:.2%}; sorted as text (0, 1, 10, ...), as PyTorch's ImageFolder does, it would be"
+        f" {text:.2%}"
+    ]

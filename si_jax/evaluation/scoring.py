@@ -1,4 +1,4 @@
-"""Score image sets with many detectors in one pass over the images, chunk by chunk."""
+"""Fit detectors in one pass over the training images, and score sets in one, chunk by chunk."""
 
 import contextlib
 import itertools
@@ -16,25 +16,84 @@ import numpy as np
 from tqdm import tqdm
 
 from si_jax.batching import PREFETCH, Batched, Replicated, fitting_batch_size
-from si_jax.data.image_set import ImageSet, UnreadableImage, take
-from si_jax.data.pipeline import NO_INDEX, Batch, batches, tell_unreadable
+from si_jax.data.image_set import ImageSet, UnreadableImage, overlap, take
+from si_jax.data.pipeline import NO_INDEX, Batch, batches, shown, tell_unreadable
 from si_jax.detectors import Detector, Inputs, Plan
 from si_jax.detectors.base import State
+from si_jax.detectors.fitting import Batches
 from si_jax.evaluation.job import Job
-from si_jax.evaluation.keys import detector_facts, fit_hash, key_of
 from si_jax.evaluation.store import (
     PREDICTION,
     Chunk,
     Scores,
     chunk_path,
+    detector_facts,
+    escaped,
     held,
+    key_of,
     read_chunk,
+    read_keyed,
     write_keyed,
 )
 from si_jax.model import Model
+from si_jax.weights.saved import weights_hash
 
 CHUNK = 512
 """Images of a score file, less what does not fill a batch."""
+
+
+def fit_job(
+    job: Job, directory: Path, *, skip_unreadable: bool = False
+) -> tuple[dict[str, Any], list[str]]:
+    """Fit a job's detectors, or load their fits; what to report of it, and notes on the sets.
+
+    While fitting, the logits and features of all images are held: (features + classes) * 4 bytes
+    an image. A fit is stored as `<directory>/<detector>.npz`.
+    """
+    unfitted = {name: detector for name, detector in job.detectors.items() if detector.needs_fit}
+    train = job.train
+    if train is None or not unfitted:
+        return {}, []
+    facts = {**job.score_facts, "fit": train.fingerprint, "skip_unreadable": skip_unreadable}
+    keys = {name: key_of({**facts, **detector_facts(d)}) for name, d in unfitted.items()}
+    paths = {name: directory / f"{escaped(name)}.npz" for name in unfitted}
+
+    def load(name: str) -> bool:
+        if (state := read_keyed(paths[name], keys[name])) is not None:
+            unfitted[name].load_state(state)
+        return state is not None
+
+    unreadable: dict[str, None] = {}  # in order, each once
+
+    def stream():
+        made = batches(
+            train,
+            job.transform,
+            64,
+            image_shape=job.model.image_shape,
+            skip_unreadable=skip_unreadable,
+        )
+        for batch in shown(made, train, "fitting"):
+            unreadable.update(dict.fromkeys(batch.unreadable))
+            yield batch.readable
+
+    missing = [name for name in unfitted if not load(name)]
+    read = Batches(stream, job.model, keep=True)
+    for name in missing:
+        unfitted[name].fit_batches(read)
+        fitted = unfitted[name].check_fitted()
+        if not load(name):  # what another share has stored meanwhile is that of all
+            write_keyed(paths[name], keys[name], fitted)
+    if unreadable:
+        tell_unreadable(train, tuple(unreadable))
+    counts = {images.name: (overlap(images, train), len(images)) for images in job.sets}
+    notes = [
+        f"{name}: {count} of its {size} images are, byte for byte, among the {len(train)}"
+        " training images that detectors are fitted on"
+        for name, (count, size) in counts.items()
+        if count
+    ]
+    return {"set": train.name, "images": len(train), "detectors": list(unfitted)}, notes
 
 
 def prediction(model: Model, batch_size: int) -> Detector:
@@ -206,27 +265,12 @@ def score_chunks(
     workers: int = 4,
     skip_unreadable: bool = False,
 ) -> tuple[dict[str, Scores], int]:
-    """Score and store those chunks of a set that are not stored.
+    """Detector -> scores of the chunks of these `numbers`, and how many images were gone through.
 
-    A chunk's scores are stored as soon as it is finished, in a file for each detector. Batches are
-    those of the whole set, so that no score depends on what was stored.
-
-    Args:
-        scorer: the detectors.
-        image_set: the images.
-        transform: a decoded image -> an image in the model's input size.
-        numbers: of the chunks.
-        facts: what else determines the scores (weights, protocol), for the files' keys.
-        directory: where score files are kept, as `<directory>/<detector>/<set>/<chunk>.npz`.
-        batch_size: images decoded at a time.
-        workers: threads that decode.
-        skip_unreadable: whether to leave out images that cannot be read; otherwise an error.
-
-    Returns:
-        Detector -> scores of these chunks, and the number of images that were gone through now.
-
-    Raises:
-        ValueError: if an image cannot be read, or a score is not finite.
+    Scores are stored as soon as a chunk is finished, as `<directory>/<detector>/<set>/<chunk>.npz`;
+    `facts` are what else determines them (weights, protocol). Batches of `batch_size`, decoded by
+    `workers` threads, are those of the whole set, so that no score depends on what was stored. An
+    image that cannot be read is an error unless they are skipped; so is a score that is not finite.
     """
     spans = _spans(len(image_set), batch_size)
     facts = {**facts, "set": image_set.fingerprint, "batch": batch_size, "chunk": CHUNK}
@@ -234,7 +278,8 @@ def score_chunks(
     files: dict[str, dict[int, Path]] = {}
     keys = {}
     for name, detector in scorer.detectors.items():
-        keys[name] = key_of({**facts, **detector_facts(detector), "fit": fit_hash(detector)})
+        fit = weights_hash(detector.state) if detector.state else ""
+        keys[name] = key_of({**facts, **detector_facts(detector), "fit": fit})
         files[name] = {i: chunk_path(directory, name, image_set.name, i) for i in numbers}
         found = {i: read_chunk(path, keys[name]) for i, path in files[name].items()}
         stored[name] = {

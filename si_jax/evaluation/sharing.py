@@ -11,9 +11,8 @@ from typing import Any
 
 from si_jax.checks import check_least
 from si_jax.data.benchmarks import Resolved
-from si_jax.evaluation.fitting import fit_job
 from si_jax.evaluation.job import make_job
-from si_jax.evaluation.scoring import chunk_count, score_chunks, scorer_of
+from si_jax.evaluation.scoring import chunk_count, fit_job, score_chunks, scorer_of
 from si_jax.model import Model
 
 RETRIES = 3

@@ -1,25 +1,45 @@
-"""Score files: one for each chunk of images, of one set by one detector, and their names.
+"""Score files: one for each chunk of images, of one set by one detector; their names and keys.
 
-A file carries a key, the hash of all that determines its content (`si_jax.evaluation.keys`); under
-another key it is as good as none. It is written beside its final name and renamed, so what has that
-name is always whole, whoever else writes at the time.
+A file carries a key, one hash of what determines its content and of nothing else; under another key
+it is as good as none. The key holds the network's weights and its program, the detector's settings,
+its method's version and what it has learnt, preprocessing, the set's content, and the versions of
+jax and flax. It holds no source file: a change of a comment makes nothing stale, and a change of a
+method's scores is marked by the method's version.
+
+A file is written beside its final name and renamed, so what has that name is always whole, whoever
+else writes at the time.
 """
 
+import hashlib
+import importlib.metadata
 import itertools
 import urllib.parse
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from si_jax.data.files import BrokenArchive, read_arrays, write_atomically
+from si_jax import splitting
+from si_jax.data.files import BrokenArchive, json_hash, read_arrays, write_atomically
+from si_jax.detectors import Detector
+from si_jax.model import Model
+from si_jax.weights.saved import weights_hash
+
+FORMAT = 3
+"""Raised when the arrays of a score file, or what is hashed here, change their meaning."""
 
 HELD = ("score", "index", "label")
 """What every score file has, with one number an image; these alone are held in memory."""
 
 LONGEST = 150
 """Bytes of a set's name, escaped; file systems allow 255, prefixes and endings included."""
+
+Arrays = Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
+"""Set -> detector -> name -> array with a row for each image."""
 
 PREDICTION = "prediction"
 """In place of a detector: the predicted class."""
@@ -44,26 +64,68 @@ def check_names(names: Iterable[str], what: str = "set") -> None:
                 f"the {what}'s name {name[:30]!r}... is too long: choose one of at most {LONGEST}"
                 " bytes (three for each that is no letter, digit, or one of . _ -)"
             )
-        if (other := seen.setdefault(name.casefold(), name)) != name:
+        other = seen.get(name.casefold())
+        if other == name:
+            raise ValueError(f"the {what} {name!r} is given twice: give each name once")
+        if other is not None:
             raise ValueError(
                 f"the {what}s' names {other!r} and {name!r} differ in case alone, which not all"
                 " file systems distinguish: choose another name"
             )
-
-
-def check_distinct(names: Iterable[str], what: str = "set") -> None:
-    """Refuse a name that is given twice."""
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise ValueError(f"the {what} {name!r} is given twice: give each name once")
-        seen.add(name)
+        seen[name.casefold()] = name
 
 
 def escaped(name: str) -> str:
     """A name as a folder's, another for another name: `%` and hex for what is no plain letter."""
     text = urllib.parse.quote(name, safe="")
     return "%2E" + text[1:] if text.startswith(".") else text
+
+
+def key_of(facts: Mapping[str, Any]) -> str:
+    """Hex hash of what determines a file's content; the versions of jax and flax are added."""
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "flax")}
+    return json_hash({**facts, "versions": versions, "format": FORMAT})
+
+
+def detector_facts(detector: Detector) -> dict[str, Any]:
+    """What determines a detector's scores beside the network and what it has learnt.
+
+    A method without a version has a key of its own each time, so that nothing stored under it is
+    ever taken for current.
+    """
+    version = detector.version
+    return {
+        "detector": detector.name,
+        "settings": detector.settings,
+        "version": uuid.uuid4().hex if version is None else version,
+    }
+
+
+def model_facts(model: Model) -> dict[str, Any]:
+    """What determines a network's logits and features: its program, its weights, and its input."""
+    return {
+        "weights": weights_hash(model.variables),
+        "program": _program_hash(model),
+        "call_kwargs": repr(sorted(model.call_kwargs.items())),
+        "head": str(model.head),
+        "mean": list(map(float, model.mean)),
+        "std": list(map(float, model.std)),
+        "precision": model.precision,
+        "input_size": list(map(int, model.input_size)),
+    }
+
+
+def _program_hash(model: Model) -> str:
+    """Hex hash of what the network computes, as its compiler sees it; its weights aside."""
+
+    def forward(variables, images):
+        out = splitting.forward(model, variables, images)
+        return out.logits, out.features
+
+    image = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
+    variables = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model.variables)
+    text = jax.jit(forward).lower(variables, image).as_text()
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_keyed(path: Path, key: str, arrays: Mapping[str, np.ndarray]) -> None:

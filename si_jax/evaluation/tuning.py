@@ -22,7 +22,8 @@ from si_jax.data.image_set import ImageSet, UnreadableImage, subset, take
 from si_jax.data.synthetic import PATCHES, shuffled
 from si_jax.detectors import DETECTORS, Detector, default_options, make_detector
 from si_jax.detectors.options import convert_all
-from si_jax.evaluation import defaults, metrics
+from si_jax.evaluation import metrics
+from si_jax.evaluation.job import benchmark_model, benchmark_table
 from si_jax.evaluation.scoring import Scorer
 from si_jax.evaluation.store import check_names
 from si_jax.model import Model
@@ -264,12 +265,12 @@ def tune_on_benchmark(
     check_least(1, limit=limit, fit_limit=fit_limit)
     check_names(ood or {})
     next(candidates(detector, grid))  # refuses before anything is loaded
-    table = defaults.benchmark_table(benchmark)
+    table = benchmark_table(benchmark)
     if table is None:
         raise ValueError(f"benchmark (={benchmark}) must be one of {', '.join(BENCHMARKS)}")
     check_choice(preprocessing.PROTOCOLS, protocol=protocol)
     if not isinstance(model, Model):
-        model, _ = defaults.benchmark_model(benchmark, model)
+        model, _ = benchmark_model(benchmark, model)
     transform = preprocessing.PREPROCESSING[protocol, table.size]
     train = benchmarks.find(table.train, benchmarks.SearchPaths(data_dir, ood_root)).images
 

@@ -21,7 +21,7 @@ from PIL import Image
 from si_jax import cli
 from si_jax.commands import evaluate
 from si_jax.data import benchmarks, digits
-from si_jax.evaluation import defaults, measuring, scoring
+from si_jax.evaluation import job, results, scoring
 from si_jax.evaluation.metrics import METRICS
 from si_jax.evaluation.store import chunk_path, load_scores
 from si_jax.reporting import html
@@ -136,11 +136,11 @@ def script(monkeypatch, digits_model):
     """Runs `main` with cheap parts; gives the results and (detector, set) -> images computed."""
     cached = {name: functools.cache(make) for name, make in digits.OOD_SETS.items()}
     monkeypatch.setattr(digits, "OOD_SETS", cached)
-    monkeypatch.setattr(measuring, "intervals", lambda job, arrays: {})
+    monkeypatch.setattr(results, "intervals", lambda job, arrays: {})
     monkeypatch.setattr(html, "write", lambda run, directory: directory / "report.html")
-    load_model = defaults.load_model
+    load_model = job.load_model
     monkeypatch.setattr(
-        defaults,
+        job,
         "load_model",
         lambda name: digits_model if name == "digits" else load_model(name),
     )
@@ -209,11 +209,11 @@ def test_a_change_recomputes_what_it_must(script, tmp_path):
 DRIVER = """
 import json, sys, time
 from si_jax.commands import evaluate
-from si_jax.evaluation import measuring, scoring
+from si_jax.evaluation import results, scoring
 from si_jax.reporting import html
 
 html.write = lambda run, directory: directory  # not looked at
-measuring.intervals = lambda job, arrays: {}
+results.intervals = lambda job, arrays: {}
 stall_at, log, *arguments = sys.argv[1:]
 scoring.CHUNK = 64
 batches, start = scoring.batches, scoring.Scorer.start
@@ -334,7 +334,7 @@ def test_a_network_that_gives_nan(script, tmp_path, capsys, monkeypatch, digits_
     broken["params"]["layer3_0"]["bn2"]["scale"][:] = 9e19
     broken["params"]["linear"]["kernel"][:] = 9e19
     model = dataclasses.replace(digits_model, variables=broken)
-    monkeypatch.setattr(defaults, "load_model", lambda name: model)
+    monkeypatch.setattr(job, "load_model", lambda name: model)
     script.real = True
     with pytest.raises(SystemExit) as ended:
         cli.run(lambda: script(*arguments(tmp_path, detectors=["energy"], limit=8)))

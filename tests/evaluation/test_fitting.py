@@ -1,60 +1,53 @@
 """Fits of a run: one forward pass for all, kept, and used for nothing else."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 import si_jax
-from si_jax.data import digits, sources
-from si_jax.evaluation import fitting, keys
+from si_jax.data import sources
+from si_jax.evaluation import job, scoring
+
+IMAGES = np.random.default_rng(1).integers(0, 256, (100, 8, 8, 3), np.uint8)
+NAMES = ("knn", "vim", "energy")
 
 
 @pytest.fixture
-def fit(digits_model, tmp_path):
-    images, labels = digits.load("train")
-    image_set = sources.from_arrays("digits_train", images[:200], labels[:200])
+def fit(tiny, tmp_path):
+    """Fits beside what else determines them; the detectors."""
+    train = sources.from_arrays("train", IMAGES)
+    empty = job.Job(tiny, {}, train, {}, {}, lambda image: image, train=train)
 
-    def run(facts, names=("knn", "vim", "energy")):
-        detectors = {name: si_jax.make_detector(name, digits_model) for name in names}
-        fitting.fit_detectors(
-            detectors, image_set, lambda image: image, facts=facts, directory=tmp_path
-        )
-        return detectors
+    def run(protocol="published"):
+        made = job.make_detectors(NAMES, tiny, options={"knn": {"k": 5}})
+        given = dataclasses.replace(empty, detectors=made, facts={"protocol": protocol})
+        told, (note,) = scoring.fit_job(given, tmp_path)
+        assert told == {"set": "train", "images": 100, "detectors": ["knn", "vim"]}
+        assert note.startswith("train: 100 of its 100 images are, byte for byte, among the 100")
+        return made
 
     return run
 
 
-def test_all_fits_share_one_pass_and_are_kept(fit, monkeypatch):
-    passes = []
-    original = fitting.image_batches
-    monkeypatch.setattr(
-        fitting, "image_batches", lambda *a, **k: passes.append(1) or original(*a, **k)
-    )
-    first = fit({"weights": "a"})
-    assert len(passes) == 1
-    again = fit({"weights": "a"})
-    assert len(passes) == 1  # from the files
-    images = digits.load("test")[0][:9]
-    for name in ("knn", "vim"):
-        np.testing.assert_array_equal(again[name].score(images), first[name].score(images))
-        direct = si_jax.make_detector(name, first[name].model)
-        direct.fit(digits.load("train")[0][:200])
-        np.testing.assert_allclose(
-            direct.score(images), first[name].score(images), rtol=1e-4, atol=1e-4
-        )
-    assert keys.fit_hash(first["knn"]) == keys.fit_hash(again["knn"]) != ""
-    assert keys.fit_hash(first["energy"]) == ""
-    fit({"weights": "b"})
-    assert len(passes) == 2
-
-
-def test_a_broken_fit_is_made_again(fit, tmp_path):
-    state = fit({}, names=("knn",))["knn"].state
+def test_all_fits_share_one_pass_and_are_kept(fit, tiny, tiny_images, tmp_path, monkeypatch):
+    passes, original = [], scoring.batches
+    monkeypatch.setattr(scoring, "batches", lambda *a, **k: passes.append(1) or original(*a, **k))
+    first, again = fit(), fit()
+    assert len(passes) == 1  # the second time from the files
     (tmp_path / "knn.npz").write_bytes(b"nonsense")
-    again = fit({}, names=("knn",))["knn"].state
-    for name, array in state.items():
-        np.testing.assert_array_equal(again[name], array)
+    scores = {name: first[name].score(tiny_images) for name in ("knn", "vim")}
+    for name, expected in scores.items():
+        np.testing.assert_array_equal(again[name].score(tiny_images), expected)
+    direct = si_jax.make_detector("knn", tiny, k=5).fit(IMAGES).score(tiny_images)
+    repaired = fit()["knn"]
+    assert len(passes) == 2
+    np.testing.assert_array_equal(repaired.score(tiny_images), scores["knn"])
+    np.testing.assert_allclose(scores["knn"], direct, rtol=1e-4, atol=1e-4)
+    fit("openood")
+    assert len(passes) == 3
 
 
-def test_an_unfitted_detector_says_so(digits_model):
+def test_an_unfitted_detector_says_so(tiny, tiny_images):
     with pytest.raises(ValueError, match="'knn' must be fitted first"):
-        si_jax.make_detector("knn", digits_model).score(digits.noise(2))
+        si_jax.make_detector("knn", tiny).score(tiny_images)

@@ -9,7 +9,7 @@ from flax import linen as nn
 
 import si_jax
 from si_jax.detectors import DETECTORS, Method, Plan, make_detector, register_detector
-from si_jax.evaluation import keys
+from si_jax.evaluation import store
 
 
 class Net(nn.Module):
@@ -51,7 +51,7 @@ def facts(module, variables, **changes):
     model = si_jax.Model(
         module, variables, input_size=(4, 4), mean=(0.5,), std=(0.5,), head="head", **changes
     )
-    return keys.key_of(keys.model_facts(model))
+    return store.key_of(store.model_facts(model))
 
 
 def test_what_changes_no_score_changes_no_key(variables):
@@ -81,7 +81,7 @@ def test_what_changes_scores_changes_the_key(variables, monkeypatch):
 
 def test_a_methods_version_is_in_the_key(tiny, monkeypatch):
     def key(name, **options):
-        return keys.key_of(keys.detector_facts(make_detector(name, tiny, **options)))
+        return store.key_of(store.detector_facts(make_detector(name, tiny, **options)))
 
     assert key("energy") == key("energy")
     assert key("energy") == key("energy", temperature=1.0)  # resolved options
@@ -99,6 +99,6 @@ def test_nothing_stored_of_a_method_without_a_version_is_used(tiny):
     register_detector("own", Method(build, "largest logit", "a test"))
     try:
         made = [make_detector("own", tiny) for _ in range(2)]
-        assert len({keys.key_of(keys.detector_facts(one)) for one in made}) == 2
+        assert len({store.key_of(store.detector_facts(one)) for one in made}) == 2
     finally:
         del DETECTORS["own"]

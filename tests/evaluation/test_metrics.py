@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as skm
 
-from si_jax.evaluation import bootstrap, metrics
+from si_jax.evaluation import metrics
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SETS = json.loads((GOLDEN / "metrics.json").read_text())
@@ -89,11 +89,11 @@ def test_a_metric_that_needs_to_know_which_are_correct(monkeypatch):
     assert metrics.evaluate(known, novel, correct)["accuracy"] == 0.75
     assert "accuracy" not in metrics.evaluate(known, novel)
     options = {"metrics": ("accuracy",), "resamples": 50}
-    drawn = bootstrap.draws(known, novel, correct=correct, **options)
-    low, high = bootstrap.interval(drawn["accuracy"])
+    drawn = metrics.draws(known, novel, correct=correct, **options)
+    low, high = metrics.interval(drawn["accuracy"])
     assert 0 <= low < 0.75 <= high <= 1
     with pytest.raises(ValueError, match="'accuracy' needs `correct`"):
-        bootstrap.draws(known, novel, **options)
+        metrics.draws(known, novel, **options)
 
 
 def test_auroc_counts_ties_half():

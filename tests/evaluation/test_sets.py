@@ -14,7 +14,7 @@ from si_jax.benchmarking import evaluate_benchmark, find_sets
 from si_jax.commands import evaluate as command
 from si_jax.data import benchmarks, downloads
 from si_jax.data.opening import as_image_set
-from si_jax.evaluation import defaults, measuring, metrics
+from si_jax.evaluation import job, metrics, results
 from si_jax.reporting import html, report, runs
 from si_jax.testing import small_model
 
@@ -72,7 +72,7 @@ def test_a_folder_of_custom_data(root, tiny):
 
 def test_custom_classes_without_a_folder_of_all(root, tiny, tmp_path, monkeypatch, capsys):
     checkpoint = si_jax.save_checkpoint(tmp_path / "checkpoint", tiny)
-    monkeypatch.setattr(measuring, "intervals", lambda job, arrays: {})
+    monkeypatch.setattr(results, "intervals", lambda job, arrays: {})
     monkeypatch.setattr(html, "write", lambda run, directory: directory / "report.html")
     monkeypatch.chdir(tmp_path)
     np.savez(tmp_path / "cars.npz", images=OOD)
@@ -100,7 +100,7 @@ def test_custom_classes_without_a_folder_of_all(root, tiny, tmp_path, monkeypatc
 
 
 def test_the_full_spectrum_beside_the_usual_result(root, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(measuring, "intervals", lambda job, arrays: {})
+    monkeypatch.setattr(results, "intervals", lambda job, arrays: {})
     monkeypatch.setattr(html, "write", lambda run, directory: directory / "report.html")
     dark = (OOD // 2, np.array([0, 1, 2, 3, 4]))
     run = evaluate_benchmark(
@@ -148,8 +148,8 @@ def test_data_is_looked_for_before_weights_are_loaded(tmp_path, monkeypatch):
     def load(*args, **options):
         pytest.fail("the weights were loaded")
 
-    monkeypatch.setattr(defaults, "load_model", load)
-    monkeypatch.setattr(defaults, "convert_torch", load)
+    monkeypatch.setattr(job, "load_model", load)
+    monkeypatch.setattr(job, "convert_torch", load)
     (tmp_path / "resnet50.pth").touch()
     places = ["--dataset", "imagenet", "--data-dir", str(tmp_path / "data")]
     file = ["--checkpoint", str(tmp_path / "resnet50.pth"), "--model", "imagenet_resnet50"]
@@ -169,7 +169,7 @@ def test_data_is_looked_for_before_weights_are_loaded(tmp_path, monkeypatch):
 
 def test_mean_and_deviation_by_number(monkeypatch):
     network, converted = small_model("plain"), []
-    monkeypatch.setattr(defaults, "convert_torch", lambda *a, **o: converted.append(o) or network)
+    monkeypatch.setattr(job, "convert_torch", lambda *a, **o: converted.append(o) or network)
     given = ["--mean", "0.1", "0.2", "0.3", "--std", "0.5", "--part", "ema", "--list-taps"]
     with pytest.raises(ValueError, match=r"mean, std, part: only a file .*; digits says itself"):
         command.main(["--checkpoint", "digits", *given])
@@ -198,9 +198,9 @@ def test_the_other_orders_accuracy():
     images = as_image_set((OOD, np.arange(5)), "x")
     images = dataclasses.replace(images, other_labels=(0, 1, 3, 4, 2))
     predicted = {"score": np.array([0, 1, 3, 4, 2]), "label": np.arange(5)}
-    (told,) = measuring.order_note(images, predicted)
+    (told,) = results.order_note(images, predicted)
     assert "accuracy 40.00%" in told and told.endswith("it would be 100.00%")
-    assert measuring.order_note(dataclasses.replace(images, other_labels=()), predicted) == []
+    assert results.order_note(dataclasses.replace(images, other_labels=()), predicted) == []
 
 
 def test_nothing_is_downloaded_unless_asked_for(monkeypatch, capsys):
@@ -247,14 +247,14 @@ def test_a_guess_is_told_from_a_classifier():
     def warned(correct, count, classes):
         score = np.zeros(count)
         label = np.where(np.arange(count) < correct, 0, 1)
-        return measuring.chance_warning({"score": score, "label": label}, classes) is not None
+        return results.chance_warning({"score": score, "label": label}, classes) is not None
 
     assert not warned(60, 60, 2) and not warned(90, 90, 3)
     assert warned(35, 60, 2) and warned(30, 90, 3)
     assert warned(10, 10_000, 1000) and not warned(200, 10_000, 1000)
     assert not warned(3, 3, 2) and not warned(0, 0, 2)  # too few to say
     few = {"score": np.zeros(60), "label": np.full(60, -1)}
-    assert measuring.chance_warning(few, 10) is None
-    assert "accuracy is 58.33%, near chance for 2 classes" in measuring.chance_warning(
+    assert results.chance_warning(few, 10) is None
+    assert "accuracy is 58.33%, near chance for 2 classes" in results.chance_warning(
         {"score": np.zeros(60), "label": np.arange(60) >= 35}, 2
     )

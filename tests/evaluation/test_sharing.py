@@ -10,7 +10,7 @@ import pytest
 
 import si_jax
 from si_jax.commands import evaluate as command
-from si_jax.evaluation import measuring, scoring
+from si_jax.evaluation import results, scoring
 from si_jax.evaluation.sharing import score_share, score_with_ray
 from si_jax.reporting import html
 
@@ -21,7 +21,7 @@ OPTIONS = {"detectors": ["msp", "knn"], "options": {"knn": {"k": 3}}}
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    monkeypatch.setattr(measuring, "intervals", lambda job, arrays: {})
+    monkeypatch.setattr(results, "intervals", lambda job, arrays: {})
     monkeypatch.setattr(html, "write", lambda run, directory: directory)
 
 

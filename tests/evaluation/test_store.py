@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from si_jax.evaluation.store import (
-    check_distinct,
     check_names,
     chunk_path,
     escaped,
@@ -49,7 +48,7 @@ def test_names_that_cannot_be_used(names, message):
 def test_names_that_can():
     check_names(["svhn", "a/b", "a_b", r"$\frac{$", "<b>", "ä", "x.partial", "with space"])
     with pytest.raises(ValueError, match="detector 'msp' is given twice"):
-        check_distinct(["msp", "knn", "msp"], "detector")
+        check_names(["msp", "knn", "msp"], "detector")
 
 
 WHOLE = {

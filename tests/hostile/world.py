@@ -4,6 +4,7 @@ A reader takes the world's directory and returns a text that is the same for the
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import json
@@ -23,7 +24,7 @@ from si_jax.data.folders import from_folder
 from si_jax.data.image_set import ImageSet
 from si_jax.data.preprocessing import Preprocessing
 from si_jax.detectors.loading import load_detector
-from si_jax.evaluation import fitting, scoring
+from si_jax.evaluation import scoring
 from si_jax.evaluation.job import Job, make_detectors
 from si_jax.reporting import runs
 from si_jax.training import training
@@ -163,8 +164,8 @@ class Readers:
     def fit(self, root: Path) -> str:
         """Fit what is not stored."""
         made = make_detectors([FITTED], self.model, batch_size=8)
-        where = {"facts": {}, "directory": root / "fits"}
-        fitting.fit_detectors(made, self.sets["train"], self.transform, **where)
+        job = dataclasses.replace(self.job, detectors=made, train=self.sets["train"])
+        scoring.fit_job(job, root / "fits")
         return digest(*(v for _, v in sorted(made[FITTED].state.items())))
 
     def training(self, root: Path) -> str:

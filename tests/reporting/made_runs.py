@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from si_jax.data.image_set import ImageSet
-from si_jax.evaluation import measuring, metrics
+from si_jax.evaluation import metrics
 from si_jax.evaluation.results import Results
 from si_jax.evaluation.store import chunk_path, write_keyed
 from si_jax.reporting import runs
@@ -63,7 +63,7 @@ def make_run(directory, *, seed=0, shift=0.0, **changes):
     intervals = {d: {n: {"auroc": [0.25, 0.75]} for n in GROUPS} for d in SETTINGS}
     content = {
         "results": results,
-        "averages": {d: measuring.averages(rows, GROUPS) for d, rows in results.items()},
+        "averages": {d: metrics.averages(rows, GROUPS) for d, rows in results.items()},
         "intervals": intervals,
         "bootstrap": {"resamples": 200, "seed": 0, "level": 0.95},
         "groups": GROUPS,
