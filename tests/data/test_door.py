@@ -1,17 +1,23 @@
-"""The same eight images in every form give the same scores, whatever is asked of them."""
+"""The same eight images in every form are the same pixels and labels, whatever is asked of them."""
+
+import copy
 
 import numpy as np
 import pytest
-from pictures import Dataset, encode
+from pictures import Dataset, encode, labels
 from PIL import Image
 
 import si_jax
-from si_jax.data.opening import as_image_set
+from si_jax.data.opening import as_image_set, as_images
+from si_jax.data.pipeline import batches
+from si_jax.data.preprocessing import Preprocessing
+from si_jax.detectors.reading import training_images
 
 COUNT, SIZE = 8, 8
 PIXELS = np.random.default_rng(0).integers(0, 256, (COUNT, SIZE, SIZE, 3), np.uint8)
 LABELS = np.arange(COUNT) % 5
 PICTURES = [Image.fromarray(image) for image in PIXELS]
+ROWS = [{"image": image, "label": k} for image, k in zip(PIXELS, LABELS, strict=True)]
 
 
 class Loader:
@@ -42,8 +48,9 @@ def tensor_data_set(torch):
 def hugging_face(form):
     def make(folder):
         datasets = pytest.importorskip("datasets")
-        features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
-        rows = {"image": PICTURES, "label": LABELS.tolist()}
+        classes = datasets.ClassLabel(num_classes=5)
+        features = datasets.Features({"img": datasets.Image(), "fine_label": classes})
+        rows = {"img": PICTURES, "fine_label": LABELS.tolist()}
         return form(datasets.Dataset.from_dict(rows, features=features))
 
     return make
@@ -55,19 +62,23 @@ def frame(folder):
     return pandas.DataFrame({"image": paths, "label": LABELS})
 
 
-def grain(folder):
-    grain = pytest.importorskip("grain")
-    rows = [{"image": image, "label": k} for image, k in zip(PIXELS, LABELS, strict=True)]
-    return grain.MapDataset.source(Dataset(rows)).to_iter_dataset().batch(4)
+def grain(form):
+    def make(folder):
+        grain = pytest.importorskip("grain")
+        return form(grain, grain.MapDataset.source(Dataset(ROWS)))
+
+    return make
 
 
-FORMS = {
+def grain_loader(grain, data):
+    shards = grain.sharding.NoSharding()
+    sampler = grain.samplers.SequentialSampler(num_records=COUNT, shard_options=shards)
+    return grain.DataLoader(data_source=Dataset(ROWS), sampler=sampler, worker_count=0)
+
+
+ALONE = {
     "array": lambda folder: PIXELS,
     "channels first": lambda folder: np.moveaxis(PIXELS, -1, 1),
-    "pair": lambda folder: (PIXELS, LABELS),
-    "pair, one-hot": lambda folder: (PIXELS, np.eye(5)[LABELS]),
-    "columns": lambda folder: {"image": PIXELS, "label": LABELS.tolist()},
-    "columns of pictures": lambda folder: {"img": PICTURES, "label": LABELS},
     "list of arrays": lambda folder: list(PIXELS),
     "list of batches": lambda folder: [PIXELS[:5], PIXELS[5:]],
     "pictures": lambda folder: PICTURES,
@@ -81,19 +92,27 @@ FORMS = {
         f"{folder}/flat/0.png", folder / "flat/1.png", *PICTURES[2:3], PIXELS[3],
         f"{folder}/flat/[4-7].png",
     ],
+    "generator": lambda folder: (image for image in PIXELS),
+    "generator of paths": lambda folder: iter(sorted((folder / "flat").iterdir())),
+    "generator of batches": lambda folder: iter(Loader(PIXELS)),
+    "tensor": torch(lambda torch: torch.from_numpy(PIXELS.copy())),
+}  # fmt: skip
+LABELLED = {
+    "pair": lambda folder: (PIXELS, LABELS),
+    "pair, one-hot": lambda folder: (PIXELS, np.eye(5)[LABELS]),
+    "columns": lambda folder: {"image": PIXELS, "label": LABELS.tolist()},
+    "columns of pictures": lambda folder: {"img": PICTURES, "label": LABELS},
     "npz": lambda folder: folder / "set.npz",
     "list file": lambda folder: folder / "list.txt",
     "data set": lambda folder: Dataset(pairs(PIXELS, LABELS)),
     "data set of pictures": lambda folder: Dataset(pairs(PICTURES, LABELS.tolist())),
     "data set of one-hot": lambda folder: Dataset(pairs(PIXELS, np.eye(5)[LABELS])),
-    "generator": lambda folder: (image for image in PIXELS),
+    "data set, channels first": lambda folder: Dataset(pairs(np.moveaxis(PIXELS, -1, 1), LABELS)),
+    "data set of rows": lambda folder: Dataset(ROWS),
     "generator of pairs": lambda folder: zip(PICTURES, LABELS, strict=True),
-    "generator of paths": lambda folder: iter(sorted((folder / "flat").iterdir())),
-    "generator of batches": lambda folder: iter(Loader(PIXELS)),
     "generator of columns": lambda folder: iter([{"image": PIXELS, "label": LABELS}]),
     "loader": lambda folder: Loader(PIXELS, LABELS),
     "loader, one-hot": lambda folder: Loader(PIXELS, np.eye(5)[LABELS]),
-    "tensor": torch(lambda torch: torch.from_numpy(PIXELS.copy())),
     "tensors": torch(lambda torch: tensor_data_set(torch).tensors),
     "tensor data set": torch(tensor_data_set),
     "tensor loader": torch(lambda torch: torch.utils.data.DataLoader(tensor_data_set(torch), 3)),
@@ -101,8 +120,11 @@ FORMS = {
     "hugging face, columns": hugging_face(lambda data: data[:]),
     "hugging face, stream": hugging_face(lambda data: data.to_iterable_dataset()),
     "data frame": frame,
-    "grain": grain,
-}  # fmt: skip
+    "grain": grain(lambda grain, data: data),
+    "grain, batches": grain(lambda grain, data: data.to_iter_dataset().batch(4)),
+    "grain, loader": grain(grain_loader),
+}
+FORMS = ALONE | LABELLED
 
 
 @pytest.fixture(scope="module")
@@ -126,11 +148,19 @@ def detectors(tiny):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_gives_the_same(
-    form,
-    detectors,
-    folder,
-):
+def test_every_form_is_the_same_pixels_and_labels(form, folder):
+    expected = LABELS if form in LABELLED else np.full(COUNT, -1)
+    (batch,) = batches(as_images(FORMS[form](folder)), Preprocessing((SIZE, SIZE)), COUNT)
+    np.testing.assert_array_equal(batch.images, PIXELS)
+    np.testing.assert_array_equal(batch.labels, expected)
+    found = as_image_set(FORMS[form](folder), "mine")  # as evaluations do
+    assert len(found) == COUNT and labels(found) == expected.tolist()
+    np.testing.assert_array_equal(found.load(2)[0], PIXELS[2])
+    assert len(found.fingerprint) == 64 and as_image_set(found, "other") is found
+
+
+@pytest.mark.parametrize("form", ["glob", "pair, one-hot", "loader", "generator of pairs"])
+def test_every_method_takes_them(form, detectors, folder):
     energy, knn, scores, after_fit = detectors
 
     def same(found, expected=scores):
@@ -140,62 +170,53 @@ def test_every_form_gives_the_same(
     same(energy.score(make(folder), progress=False))
     same(energy.predict(make(folder)).score)
     same(knn.fit(make(folder)).score(PIXELS), after_fit)
-    calibrated = si_jax.make_detector("energy", energy.model, batch_size=3)
-    same(calibrated.calibrate(make(folder), tpr=0.5).threshold.scores, np.sort(scores))
+    calibrated = copy.copy(energy).calibrate(make(folder), tpr=0.5)
+    same(calibrated.threshold.scores, np.sort(scores))
     with pytest.raises(ValueError, match="one picture explains one image"):
         energy.explain(make(folder))
-    found = as_image_set(make(folder), "images")  # as evaluations do
-    same(energy.score(found))
-    assert len(found) == COUNT
 
 
-def test_an_evaluation_takes_them_too(detectors, folder, tiny):
+def test_an_evaluation_takes_them_too(folder, tiny):
     """Sets of other forms have the scores of the arrays: AUROC, and their labels' accuracy."""
-    ood = {
-        str(k): make(folder) for k, make in enumerate(map(FORMS.get, ("names", "loader", "glob")))
-    }
-    expected = (tiny.logits(PIXELS).argmax(axis=-1) == LABELS).mean()
-    for form in ("loader, one-hot", "columns of pictures"):
-        run = si_jax.evaluate_benchmark(
-            None, tiny, detectors=["energy"], id_set=FORMS[form](folder), ood=ood
-        )
-        assert {row["auroc"] for row in run.results.results["energy"].values()} == {0.5}
-        assert run.results.accuracy == pytest.approx(expected)
-
-
-def test_an_evaluation_takes_floats_and_grey_images(tiny):
     floats = PIXELS.astype(np.float64) / 255
-    sets = {"ood": {"pixels": PIXELS, "grey": PIXELS[..., 0]}, "scale": "unit"}
+    ood = {form: FORMS[form](folder) for form in ("names", "loader", "glob")}
+    ood |= {"pixels": PIXELS, "grey": PIXELS[..., 0]}
     options = {"detectors": ["energy", "knn"], "options": {"knn": {"k": 2}}}
     run = si_jax.evaluate_benchmark(
-        None, tiny, id_set=(floats, LABELS), train_set=floats, **sets, **options
-    )
-    assert run.results.results["energy"]["pixels"]["auroc"] == pytest.approx(0.5, abs=0.02)
+        None, tiny, id_set=iter([(floats, np.eye(5)[LABELS])]), train_set=floats, ood=ood,
+        scale="unit", **options,
+    )  # fmt: skip
+    aurocs = {name: row["auroc"] for name, row in run.results.results["energy"].items()}
     grey = si_jax.make_detector("energy", tiny)
-    expected = si_jax.metrics.auroc(
-        grey.score(PIXELS), grey.score(np.repeat(PIXELS[..., :1], 3, axis=-1))
+    assert aurocs.pop("grey") == pytest.approx(
+        si_jax.metrics.auroc(
+            grey.score(PIXELS), grey.score(np.repeat(PIXELS[..., :1], 3, axis=-1))
+        ),
+        abs=0.02,
     )
-    assert run.results.results["energy"]["grey"]["auroc"] == pytest.approx(expected, abs=0.02)
+    assert list(aurocs.values()) == pytest.approx([0.5] * 4, abs=0.02)
+    expected = (tiny.logits(PIXELS).argmax(axis=-1) == LABELS).mean()
+    assert run.results.accuracy == pytest.approx(expected)
     with pytest.raises(ValueError, match="say scale='uint8'"):
         si_jax.evaluate_benchmark(
             None, tiny, detectors=["energy"], id_set=floats, ood={"x": PIXELS}
         )
 
 
-def test_labels_come_with_the_images_or_beside_them(tiny, folder):
-    detectors = {}
-    images = np.random.default_rng(2).integers(0, 256, (20, SIZE, SIZE, 3), np.uint8)
-    labels = np.arange(20) % 5
-    for name, given in {
-        "beside": (images, labels),
-        "one-hot": (images, np.eye(5, dtype=np.float32)[labels]),
-        "beside a stream": (iter(images), labels.tolist()),
-        "with": ((images, labels),),
-        "stream": (zip(images, labels, strict=True),),
-    }.items():
-        detectors[name] = si_jax.make_detector("mahalanobis", tiny).fit(*given).score(PIXELS)
-    for name, scores in detectors.items():
-        np.testing.assert_allclose(scores, detectors["beside"], rtol=1e-4, err_msg=name)
+@pytest.mark.parametrize(
+    "given",
+    [
+        (PIXELS, LABELS),
+        (PIXELS, np.eye(5, dtype=np.float32)[LABELS]),
+        (iter(PIXELS), LABELS.tolist()),
+        ((PIXELS, LABELS), None),
+        (zip(PIXELS, LABELS, strict=True), None),
+    ],
+    ids=["beside", "one-hot", "beside a stream", "with", "stream"],
+)
+def test_labels_come_with_the_images_or_beside_them(given, tiny):
+    found = as_image_set(training_images(tiny, *given), "train")
+    assert labels(found) == LABELS.tolist()
 
 
 @pytest.mark.parametrize("scale", ["unit", "uint8", "normalised"])
@@ -208,6 +229,8 @@ def test_floats_are_taken_by_all_with_their_scale(scale, detectors, tiny):
         floats = ((floats - tiny.mean) / tiny.std).astype(np.float32)
     for given in (floats, iter(floats), Loader(floats)):
         np.testing.assert_allclose(energy.score(given, scale=scale), scores, rtol=1e-4)
+    if scale == "normalised":
+        return
     predicted = energy.predict(list(floats), scale=scale).score
     np.testing.assert_allclose(predicted, scores, rtol=1e-4)
     again = si_jax.make_detector("energy", tiny).calibrate(floats, tpr=0.5, scale=scale)
