@@ -292,7 +292,7 @@ def _result(state: dict, recipe: Recipe) -> dict[str, Any]:
 
 def _optimiser(recipe: Recipe, steps: int) -> optax.GradientTransformation:
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, recipe.learning_rate, max(1, round(recipe.warmup * steps)), steps
+        0.0, recipe.learning_rate, max(1, round(recipe.warmup * steps)), max(2, steps)
     )
 
     def is_kernel(params: Any) -> Any:
