@@ -21,7 +21,7 @@ from si_jax.data import benchmarks
 from si_jax.data.files import write_atomically
 from si_jax.evaluation.job import labelled
 from si_jax.evaluation.results import Results
-from si_jax.reporting.panels import encode
+from si_jax.reporting.figures import encode
 from study import ablations, cases, comparison, figures, report
 from study.readings import read_case
 

@@ -39,7 +39,7 @@ from si_jax.evaluation.results import Results
 from si_jax.evaluation.scoring import fit_job, score_job
 from si_jax.evaluation.store import PREDICTION, check_names
 from si_jax.model import Model
-from si_jax.reporting import html, runs
+from si_jax.reporting import runs
 from si_jax.reporting.runs import RESULTS, Run
 
 IDENTITY = ("benchmark", "protocol", "limit", "seed", "checkpoint", "settings", "groups")
@@ -247,6 +247,8 @@ def evaluate(
                 for name, found in arrays.items()
             }
             return dataclasses.replace(run, name=sets.benchmark, arrays=whole)
+        from si_jax.reporting import html  # here, as matplotlib takes a while to import
+
         saved = [*runs.write(results, directory), html.write(run, directory)]
         return dataclasses.replace(run, saved=tuple(saved))
 

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from si_jax.reporting.panels import (
+from si_jax.reporting.figures import (
     ID_COLOUR,
     OOD_COLOUR,
     WIDTH,

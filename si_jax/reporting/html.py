@@ -7,9 +7,12 @@ import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
 
 from si_jax.data.files import write_atomically, write_text
-from si_jax.reporting import comparison, report
+from si_jax.reporting import comparison, figures, report
 from si_jax.reporting.runs import Run
 from si_jax.reporting.tables import PAGES, Table
 
@@ -54,32 +57,19 @@ class Section:
 
 
 def write(run: Run, directory: Path) -> Path:
-    """Write `report.html` of a run with its scores loaded; returns the path.
+    """Write `report.html`, a run's answer, tables, pictures and facts; returns the path.
 
-    The first chart is written beside it, as `overview.png`.
+    The run's scores are loaded. The first chart is written beside it, as `overview.png`.
     """
-    from si_jax.reporting import figures, panels  # here, as matplotlib takes a while to import
-
-    if run.ood_sets:
-        picture = panels.encode(figures.overview(run))
-        write_atomically(Path(directory) / "overview.png", lambda file: file.write(picture))
-    return _write(Path(directory), run_page(run))
-
-
-def write_comparison(entries: Sequence[comparison.Entry], directory: Path) -> Path:
-    """Write `report.html` that compares runs; returns the path."""
-    return _write(Path(directory), comparison_page(entries))
-
-
-def run_page(run: Run) -> str:
-    """A run's headline, tables, pictures and metadata as a page."""
-    from si_jax.reporting import figures  # here, as matplotlib takes a while to import
-
     results, overview = run.results, None
     if run.ood_sets:
+        chart = figures.encode(figures.overview(run))
+        write_atomically(directory / "overview.png", lambda file: file.write(chart))
         text = f"AUROC of {', '.join(run.detectors)} on {', '.join(run.ood_sets)}"
-        overview = _picture(figures.overview(run), text, CAPTIONS["overview"])
-    return PAGES.get_template("run.html").render(
+        overview = _picture(chart, text, CAPTIONS["overview"])
+    return _write(
+        directory,
+        "run.html",
         title=report.title(results),
         warnings=report.warnings(results),
         headline=report.headline(results),
@@ -93,15 +83,17 @@ def run_page(run: Run) -> str:
     )
 
 
-def comparison_page(entries: Sequence[comparison.Entry]) -> str:
-    """Several runs side by side as a page."""
+def write_comparison(entries: Sequence[comparison.Entry], directory: Path) -> Path:
+    """Write `report.html`, several runs side by side; returns the path."""
     sections = [
         Section(f"part{number}", title, tables=comparison.metric_tables(members))
         for number, (title, members) in enumerate(comparison.sections(entries).items())
     ]
     if differing := comparison.differences(entries):
         sections.append(Section("settings", comparison.DIFFERENCES, tables=[differing]))
-    return PAGES.get_template("comparison.html").render(
+    return _write(
+        directory,
+        "comparison.html",
         title="Comparison of out-of-distribution detection runs",
         warnings=(),
         overview=comparison.overview(entries),
@@ -111,8 +103,6 @@ def comparison_page(entries: Sequence[comparison.Entry]) -> str:
 
 
 def _pictures(run: Run) -> Iterator[Section]:
-    from si_jax.reporting import figures  # here, as matplotlib takes a while to import
-
     names = ", ".join(run.ood_sets)
     if run.ood_sets:
         caption = " ".join([CAPTIONS["roc"], *figures.coincidences(run)])
@@ -141,12 +131,11 @@ def _pictures(run: Run) -> Iterator[Section]:
     yield Section("images", "Images", [note], figures=pictures)
 
 
-def _picture(figure, text: str, caption: str = "", form: str = "png") -> Picture:
-    from si_jax.reporting import panels
+def _picture(figure: Figure | bytes, text: str, caption: str = "", form: str = "png") -> Picture:
+    data = figure if isinstance(figure, bytes) else figures.encode(figure, form)
+    return Picture(base64.b64encode(data).decode(), text, caption, form)
 
-    return Picture(base64.b64encode(panels.encode(figure, form)).decode(), text, caption, form)
 
-
-def _write(directory: Path, content: str) -> Path:
-    write_text(directory / "report.html", content)
+def _write(directory: Path, template: str, **content: Any) -> Path:
+    write_text(directory / "report.html", PAGES.get_template(template).render(content))
     return directory / "report.html"

@@ -22,17 +22,16 @@ from si_jax.data.files import READ_ERRORS, read_arrays, read_json, write_atomica
 from si_jax.data.image_set import ImageSet
 from si_jax.evaluation import metrics
 from si_jax.evaluation.results import Results
-from si_jax.evaluation.store import PREDICTION, Scores, chunk_path, load_scores
+from si_jax.evaluation.store import PREDICTION, Arrays, Scores, chunk_path, load_scores
 from si_jax.reporting import report
 from si_jax.reporting.tables import html_table
-
-Arrays = Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
 
 RESULTS = "results.json"
 THUMBNAILS = "thumbnails.npz"
 COUNT = 6  # images at either end
 SIDE = 96  # pixels, the longer side of a thumbnail
 ENDS = ("most", "least")
+PICKED = ("set", "detector", "end", "row", "index", "score")  # columns of the thumbnails' table
 
 
 @dataclass(frozen=True)
@@ -204,27 +203,21 @@ def _arrays(results: Results, directory: Path) -> Arrays:
 
 
 def _check_picks(picks: Extremes, arrays: Arrays, directory: Path) -> None:
+    """Refuse images of which the score files have other scores."""
     for (name, detector, _), chosen in picks.items():
         file = arrays.get(name, {}).get(detector)
-        if file is None or not _holds(file, chosen):
+        pairs = zip(file["index"].tolist(), file["score"].tolist(), strict=True) if file else ()
+        scores = dict(pairs)
+        if any(scores.get(pick.index) != pick.score for pick in chosen):
             raise ValueError(
                 f"{directory / THUMBNAILS} is of another computation than the scores: delete it"
                 " for a report without images, or evaluate again"
             )
 
 
-def _holds(file: Mapping[str, np.ndarray], picks: Sequence[Pick]) -> bool:
-    """Whether a score file gives these images these scores."""
-    indices, scores = file["index"], file["score"]
-    wanted = np.array([pick.index for pick in picks])
-    rows = np.minimum(np.searchsorted(indices, wanted), len(indices) - 1)
-    expected = np.array([pick.score for pick in picks]).astype(scores.dtype)
-    return bool((indices[rows] == wanted).all() and (scores[rows] == expected).all())
-
-
 def save_thumbnails(
     directory: Path,
-    arrays: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]],
+    arrays: Arrays,
     image_sets: Sequence[ImageSet],
     transform: Callable[[np.ndarray], np.ndarray],
     detectors: Sequence[str],
@@ -254,8 +247,7 @@ def save_thumbnails(
                     names.append(image_set.ident(index))
                 score = float(scored["score"][place])
                 picks.append((image_set.name, detector, end, rows[index], index, score))
-    fields = ("set", "detector", "end", "row", "index", "score")
-    columns = zip(fields, zip(*picks, strict=True), strict=True)
+    columns = zip(PICKED, zip(*picks, strict=True), strict=True)
     table: dict[str, Any] = {f"pick_{name}": np.array(values) for name, values in columns}
     path = Path(directory) / THUMBNAILS
     write_atomically(
@@ -284,8 +276,8 @@ def load_thumbnails(directory: Path) -> Extremes:
     try:
         arrays = read_arrays(path)
         images, names = arrays["image"], arrays["ident"]
-        fields = (arrays[f"pick_{k}"] for k in ("set", "detector", "end", "row", "index", "score"))
-        for image_set, detector, end, row, index, score in zip(*fields, strict=True):
+        columns = (arrays[f"pick_{name}"] for name in PICKED)
+        for image_set, detector, end, row, index, score in zip(*columns, strict=True):
             pick = Pick(images[row], str(names[row]), int(index), float(score))
             picks.setdefault((str(image_set), str(detector), str(end)), []).append(pick)
     except READ_ERRORS as error:

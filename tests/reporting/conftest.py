@@ -23,5 +23,5 @@ def run(directory):
 
 
 @pytest.fixture(scope="session")
-def page(run):
-    return html.run_page(run)
+def page(run, tmp_path_factory):
+    return html.write(run, tmp_path_factory.mktemp("page")).read_text()

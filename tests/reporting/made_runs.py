@@ -1,7 +1,5 @@
-"""Small finished runs, as an evaluation leaves them, and the command that reports them."""
+"""Small finished runs, as an evaluation leaves them."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -89,11 +87,3 @@ def make_run(directory, *, seed=0, shift=0.0, **changes):
     sets = [image_set(name, size) for name, size in SETS.items()]
     runs.save_thumbnails(directory, arrays, sets, lambda image: image[:120], list(SETTINGS))
     return directory
-
-
-def script(*arguments):
-    command = [sys.executable, ROOT / "scripts" / "report.py", *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=ROOT,
-        env=ENVIRONMENT,
-    )  # fmt: skip

@@ -8,14 +8,14 @@ from made_runs import GROUPS, SETS, SETTINGS, minimal
 
 from si_jax.data.image_set import ImageSet
 from si_jax.evaluation import metrics
-from si_jax.reporting import figures, panels, runs
+from si_jax.reporting import figures, runs
 
 
 def test_figures_leave_matplotlib_alone(run):
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    png = panels.encode(figures.histograms(run, "msp"), dpi=50)
+    png = figures.encode(figures.histograms(run, "msp"), dpi=50)
     assert png.startswith(b"\x89PNG")
     assert dict(matplotlib.rcParams) == before
 
@@ -26,7 +26,7 @@ def test_figures_of_constant_scores_of_one_image_each(tmp_path):
     results = minimal(results={"msp": {"b": row}}, groups={"b": "far"})
     run = runs.Run("x", results, {"a": {"msp": one}, "b": {"msp": one}})
     for figure in (figures.histograms(run, "msp"), figures.roc_curves(run)):
-        assert panels.encode(figure, dpi=40)
+        assert figures.encode(figure, dpi=40)
     assert figures.tap_kind(run, "msp") is None
 
 
@@ -90,7 +90,7 @@ def test_overview_shows_every_detector_on_every_set(run):
             results[label] = dict(zip(groups, rows.values(), strict=True))
     shown = runs.Run("x", dataclasses.replace(run.results, results=results, groups=groups))
     figure = figures.overview(shown)
-    panels.encode(figure)
+    figures.encode(figure)
     assert len(figure.axes) == len(groups)
     titles = []
     for axes, name in zip(figure.axes, groups, strict=True):
@@ -133,11 +133,11 @@ def test_gallery_says_class_and_verdict(run):
 
 
 def test_names_that_matplotlib_would_take_for_mathematics():
-    figure, (axes,) = panels.grid(1, height=2.0)
+    figure, (axes,) = figures.grid(1, height=2.0)
     name = r"$\frac{$ and \udc80"
     axes.set_title(name)
     axes.set_xlabel(name)
     axes.plot([0, 1], label=name)
     axes.legend()
     figure.suptitle(name)
-    assert panels.encode(figure).startswith(b"\x89PNG")
+    assert figures.encode(figure).startswith(b"\x89PNG")

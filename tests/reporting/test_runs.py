@@ -5,20 +5,20 @@ import re
 
 import numpy as np
 import pytest
-from made_runs import make_run, minimal, script
+from made_runs import make_run, minimal
 
+from si_jax.commands import report as command
 from si_jax.evaluation import metrics
 from si_jax.reporting import comparison, report, runs
 
 
-def test_rebuilt_report_is_the_same(directory, page, tmp_path):
-    done = script(directory, "--out", tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "saved" in done.stdout
+def test_rebuilt_report_is_the_same(directory, page, tmp_path, capsys):
+    command.main([str(directory), "--out", str(tmp_path)])
+    assert f"saved {tmp_path / 'report.html'}" in capsys.readouterr().out
     assert (tmp_path / "report.html").read_bytes() == page.encode()
 
 
-def test_seeds_are_joined(tmp_path):
+def test_seeds_are_joined(tmp_path, capsys):
     paths = [make_run(tmp_path / f"run-seed{seed}", seed=seed) for seed in (0, 1, 2)]
     paths.append(make_run(tmp_path / "other", seed=0, shift=2.0, preprocessing="resize 32"))
     entries = comparison.join(runs.load_several(paths))
@@ -33,10 +33,9 @@ def test_seeds_are_joined(tmp_path):
     assert cell.detail == f"± {100 * np.std(values[:3], ddof=1):.2f}"
     (row,) = comparison.differences(entries).rows
     assert [cell.text for cell in row] == ["preprocessing", "no resize", "resize 32"]
-    done = script(*paths, "--out", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
+    command.main([*map(str, paths), "--out", str(tmp_path / "out")])
     assert "run (3 seeds)" in (tmp_path / "out" / "report.html").read_text()
-    assert "gaia-a" in done.stdout
+    assert "gaia-a" in capsys.readouterr().out
 
 
 def fake(name, **changes):
@@ -150,14 +149,6 @@ def test_thumbnails_of_other_scores_are_refused(tmp_path):
         runs.load(tmp_path / "a")
 
 
-def test_script_ends_with_status_2(tmp_path):
-    done = script(tmp_path / "nothing")
-    assert done.returncode == 2
-    assert done.stderr == (
-        f"error: {tmp_path / 'nothing'} is no run directory: there is no such directory\n"
-    )
-
-
 def test_a_file_of_a_run_stands_for_it(directory, run, tmp_path):
     assert runs.load(directory / "results.csv", scores=False).results == run.results
     (tmp_path / "notes.txt").touch()
@@ -165,6 +156,8 @@ def test_a_file_of_a_run_stands_for_it(directory, run, tmp_path):
         runs.load(tmp_path / "notes.txt")
 
 
-def test_the_same_run_twice(directory):
+def test_directories_that_cannot_be(directory, tmp_path):
     with pytest.raises(ValueError, match="given twice"):
-        runs.load_several([directory, f"{directory}/"])
+        command.main([str(directory), f"{directory}/"])
+    with pytest.raises(ValueError, match="nothing is no run directory: there is no such directory"):
+        command.main([str(tmp_path / "nothing")])
