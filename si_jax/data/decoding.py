@@ -1,8 +1,8 @@
 """Decode an image file of any mode to 8-bit RGB."""
 
 import io
-import re
 import threading
+from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import UInt8
@@ -18,20 +18,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000"
 _NAMES = "JPEG, PNG, WebP, BMP, GIF, TIFF, PPM, JPEG 2000, AVIF or ICO"
 MOST_PIXELS = 50_000_000  # of an image; eight decoded at once then take 4 GiB at most
 
-# How a file begins whose name does not say that it is an image.
-_MAGIC = (
-    re.compile(rb"\xff\xd8\xff"),  # JPEG
-    re.compile(rb"\x89PNG\r\n\x1a\n"),
-    re.compile(rb"GIF8[79]a"),
-    re.compile(rb"RIFF....WEBP", re.DOTALL),
-    re.compile(rb"II\*\0|MM\0\*"),  # TIFF
-    re.compile(rb"BM....\0\0\0\0", re.DOTALL),
-    re.compile(rb"\0\0\0\x0cjP  \r\n\x87\n"),  # JPEG 2000
-    re.compile(rb"....ftypavi[fs]", re.DOTALL),
-    re.compile(rb"P[1-6]\s+\d+\s+\d+\s"),
-)
-HEAD = 32  # bytes that `looks_like_an_image` needs
-
 _DAMAGE = (*READ_ERRORS, Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 Image.init()  # so that every thread knows all formats
@@ -41,9 +27,14 @@ EXTENSIONS = tuple(
 """Endings of image files, in lower case."""
 
 
-def looks_like_an_image(head: bytes) -> bool:
-    """Say whether a file that begins like this (`HEAD` bytes) holds an image."""
-    return any(magic.match(head) for magic in _MAGIC)
+def holds_image(file: BinaryIO) -> bool:
+    """Say whether a file begins as an image does, whatever its name."""
+    try:
+        # icons begin as other kinds of file do
+        Image.open(file, formats=[kind for kind in FORMATS if kind != "ICO"]).close()
+    except _DAMAGE:
+        return False
+    return True
 
 
 _UPRIGHT = {

@@ -174,19 +174,14 @@ OOD_SETS: dict[str, Callable[..., np.ndarray]] = {
 
 
 @functools.cache
-def _all_counts_and_labels() -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    return data.images.astype(np.int64), data.target.astype(np.int64)
-
-
 def _counts_and_labels(split: str) -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     if split not in ("train", "test"):
         raise ValueError(f"split (={split!r}) is not one of the digits' splits: 'train' or 'test'")
-    counts, labels = _all_counts_and_labels()
+    data = load_digits()
+    counts, labels = data.images.astype(np.int64), data.target.astype(np.int64)
     train, test = train_test_split(
         np.arange(len(labels)),
         train_size=TRAIN_COUNT,

@@ -4,6 +4,7 @@ Files are downloaded by gdown (the extra `download`), what TFDS alone prepares b
 unpacked all or nothing, inside the folder, without links and bombs.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 from si_jax.checks import check_choice
 from si_jax.data import files, sources
-from si_jax.data.benchmarks import Found, SearchPaths, find
+from si_jax.data.benchmarks import SearchPaths, find
 from si_jax.data.datasets import BENCHMARKS, LISTS, DatasetSpec, Download
 from si_jax.data.image_set import MissingSet
 from si_jax.data.preprocessing import PROTOCOLS
@@ -75,51 +76,36 @@ def prepare(
 
 
 def _prepare(specs: list[DatasetSpec], protocol: str, paths: SearchPaths) -> Iterator[Outcome]:
+    tasks = [(spec.name, partial(_prepare_set, spec, protocol, paths)) for spec in specs]
     if any(spec.list_files for spec in specs):
-        lists = paths.root / LISTS.folder
-        if lists.is_dir():
-            yield Outcome("OpenOOD's lists", "there", 0, str(lists))
-        else:
-            yield _downloaded("OpenOOD's lists", LISTS, paths.root)
-    for spec in specs:
-        yield _outcome(spec, protocol, paths)
+        tasks.insert(0, ("OpenOOD's lists", partial(_prepare_lists, paths.root)))
+    manually = {spec.name for spec in specs if spec.manually}
+    for name, task in tasks:
+        try:
+            yield Outcome(name, *task())
+        except (OSError, ValueError) as error:
+            yield Outcome(name, "manually" if name in manually else "failed", 0, str(error))
 
 
-def _outcome(spec: DatasetSpec, protocol: str, paths: SearchPaths) -> Outcome:
-    there = _look(spec, paths)
-    if isinstance(there, Outcome):
-        return there
-    if there is not None and (there.is_listed or not spec.list_files):
-        return Outcome(spec.name, "there", len(there.images), there.where)
+def _prepare_lists(root: Path) -> tuple[str, int, str]:
+    target = root / LISTS.folder
+    if target.is_dir():
+        return "there", 0, str(target)
+    return "fetched", 0, str(download_set(LISTS, root))
+
+
+def _prepare_set(spec: DatasetSpec, protocol: str, paths: SearchPaths) -> tuple[str, int, str]:
+    """Find a set, or download it; its state, number of images and place."""
+    with contextlib.suppress(MissingSet):
+        found = find(spec, paths)
+        if found.is_listed or not spec.list_files:
+            return "there", len(found.images), found.where
     if download := spec.download_for(protocol):
-        outcome = _downloaded(spec.name, download, paths.root)
-        there = _look(spec, paths)
-        if outcome.state == "failed" or not isinstance(there, Found):
-            return outcome
-        return Outcome(spec.name, "fetched", len(there.images), there.where)
-    try:
-        found = find(spec, dataclasses.replace(paths, fetch=True))
-    except (MissingSet, OSError) as error:
-        return Outcome(spec.name, "manually" if spec.manually else "failed", 0, str(error))
-    return Outcome(spec.name, "fetched", len(found.images), found.where)
-
-
-def _look(spec: DatasetSpec, paths: SearchPaths) -> Found | Outcome | None:
-    """Find a set; None where it is absent, a failure where what is there is no use."""
-    try:
-        return find(spec, paths)
-    except MissingSet:
-        return None
-    except ValueError as error:
-        return Outcome(spec.name, "failed", 0, str(error))
-
-
-def _downloaded(name: str, download: Download, root: Path) -> Outcome:
-    try:
-        target = download_set(download, root)
-    except (OSError, ValueError) as error:
-        return Outcome(name, "failed", 0, str(error))
-    return Outcome(name, "fetched", download.images, str(target))
+        download_set(download, paths.root)
+    else:
+        paths = dataclasses.replace(paths, fetch=True)
+    found = find(spec, paths)
+    return "fetched", len(found.images), found.where
 
 
 def download_set(download: Download, root: Path) -> Path:

@@ -139,8 +139,17 @@ def check_members(file: BinaryIO, archive: zipfile.ZipFile) -> None:
 
 def write_atomically(path: Path, write: Any) -> None:
     """Call `write(binary file)` and give the file its name only once it is whole and on disk."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        _write_atomically(path, write)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("xb") as file:  # the mode is the umask's
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         if error.errno is None or error.filename == str(path):
             raise
@@ -153,20 +162,6 @@ def write_text(path: Path, text: str) -> None:
     What UTF-8 cannot say, as in the name of a file that is no text, is written as an escape.
     """
     write_atomically(path, lambda file: file.write(text.encode(errors="backslashreplace")))
-
-
-def _write_atomically(path: Path, write: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with temporary.open("xb") as file:  # the mode is the umask's
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def read_json(path: Path) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from si_jax.data import files
-from si_jax.data.decoding import EXTENSIONS, HEAD, decode, looks_like_an_image
+from si_jax.data.decoding import EXTENSIONS, decode, holds_image
 from si_jax.data.image_set import (
     NO_LABEL,
     ImageSet,
@@ -156,7 +156,7 @@ def _is_image(path: Path) -> bool:
         return True
     try:
         with files.open_regular(path) as file:
-            return looks_like_an_image(file.read(HEAD))
+            return holds_image(file)
     except OSError:
         return False
 

@@ -5,6 +5,7 @@ takes long is remembered below `files.home()`, under a key of every file's path,
 times of change, and so is only computed again where one of them is another.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -256,17 +257,17 @@ def remembered(
     states = [_state(path) for path in paths]
     if sum(state[0] for state in states) < WORTH_CACHING:
         return compute()
-    places = [str(path.resolve()) for path in paths]
-    known = repr((places, states, facts)).encode("utf-8", "surrogateescape")
-    key = hashlib.sha256(known).hexdigest()
-    try:
-        kept = files.home() / "digests" / key
-    except OSError:
-        return compute()
-    if (rows := _recall(kept, count)) is None:
-        rows = compute()
-        if began - max(max(state[1:3]) for state in states) > _SETTLED:
-            _keep(kept, rows)
+    known = repr(([str(path.resolve()) for path in paths], states, facts))
+    key = hashlib.sha256(known.encode("utf-8", "surrogateescape")).hexdigest()
+    with contextlib.suppress(OSError):
+        rows = np.frombuffer(files.read_bytes(files.home() / "digests" / key), np.uint8)
+        if rows.size == 2 * HALF * count:
+            return rows.reshape(count, 2 * HALF)
+    rows = compute()
+    if began - max(max(state[1:3]) for state in states) > _SETTLED:
+        with contextlib.suppress(OSError):  # a read-only home only costs the time of hashing again
+            kept = files.home() / "digests" / key
+            files.write_atomically(kept, lambda file: file.write(rows.tobytes()))
     return rows
 
 
@@ -276,18 +277,3 @@ def _state(path: Path) -> tuple[int, ...]:
     except OSError:
         return (0, 0, 0, 0)
     return (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-
-
-def _recall(path: Path, count: int) -> np.ndarray | None:
-    try:
-        rows = np.frombuffer(files.read_bytes(path), np.uint8)
-    except OSError:
-        return None
-    return rows.reshape(count, 2 * HALF) if rows.size == 2 * HALF * count else None
-
-
-def _keep(path: Path, rows: np.ndarray) -> None:
-    try:
-        files.write_atomically(path, lambda file: file.write(rows.tobytes()))
-    except OSError:
-        return  # a read-only home only costs the time of hashing again

@@ -41,16 +41,23 @@ def from_tfds(
                 f", data_dir={str(home)!r}, file_format='array_record').download_and_prepare()"
             )
         _prepare(name, home)
-        directory = prepared_directory(name, home)
+        directory = find_prepared(name, home)
         if directory is None:
             raise MissingSet(f"TFDS prepared {name}, but not in {home}: give another data_dir")
     return _open(name, split, directory)
 
 
 def find_prepared(name: str, data_dir: str | os.PathLike | None = None) -> Path | None:
-    """Find a prepared set in `data_dir`, or by default wherever TFDS's sets may be; or None."""
-    places = (prepared_directory(name, folder) for folder in tfds_dirs(data_dir))
-    return next((place for place in places if place is not None), None)
+    """Find the highest prepared version of a set in the first folder that has one, or None."""
+    for folder in tfds_dirs(data_dir):
+        versions = [
+            (tuple(int(number) for number in info.parent.name.split(".")), info.parent)
+            for info in (folder / name).glob("*/dataset_info.json")
+            if re.fullmatch(r"\d+\.\d+\.\d+", info.parent.name)
+        ]
+        if versions:
+            return max(versions)[1]
+    return None
 
 
 def tfds_dirs(data_dir: str | os.PathLike | None = None) -> tuple[Path, ...]:
@@ -59,16 +66,6 @@ def tfds_dirs(data_dir: str | os.PathLike | None = None) -> tuple[Path, ...]:
         return (Path(data_dir).expanduser(),)
     tfds = os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
     return (default_data_dir(), Path(tfds))
-
-
-def prepared_directory(name: str, data_dir: Path) -> Path | None:
-    """Find the folder of the highest prepared version of a set, or None."""
-    versions = [
-        (tuple(int(number) for number in info.parent.name.split(".")), info.parent)
-        for info in (data_dir / name).glob("*/dataset_info.json")
-        if re.fullmatch(r"\d+\.\d+\.\d+", info.parent.name)
-    ]
-    return max(versions)[1] if versions else None
 
 
 def _prepare(name: str, data_dir: Path) -> None:

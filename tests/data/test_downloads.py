@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_archives import left_behind, make_tar
-from PIL import Image
+from pictures import encode, write
 from scipy.io import savemat
 
 from si_jax.commands import prepare_data as command
@@ -73,24 +73,19 @@ def server(monkeypatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.files, server.asked = {"/a.bin": CONTENT}, []
     server.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield server
     server.shutdown()
     server.server_close()
 
 
-def test_a_whole_file(server, tmp_path):
-    assert fetch(f"{server.url}/a.bin", tmp_path / "new/a.bin", MD5) == MD5
-    assert (tmp_path / "new/a.bin").read_bytes() == CONTENT
-    assert left_behind(tmp_path / "new") == ["a.bin"]
-
-
 def test_a_connection_that_is_cut_off_is_taken_up_again(server, tmp_path):
     server.files["/a.bin"] = {"content": CONTENT, "cuts": [BLOCK + 9, 2 * BLOCK]}
-    fetch(f"{server.url}/a.bin", tmp_path / "a.bin", MD5)
-    assert (tmp_path / "a.bin").read_bytes() == CONTENT
+    assert fetch(f"{server.url}/a.bin", tmp_path / "new/a.bin", MD5) == MD5
+    assert (tmp_path / "new/a.bin").read_bytes() == CONTENT
     assert [start for _, start in server.asked] == [0, BLOCK, 3 * BLOCK]
+    assert left_behind(tmp_path / "new") == ["a.bin"]
 
 
 def test_what_came_of_a_file_is_kept_and_resumed(server, tmp_path):
@@ -112,15 +107,15 @@ def test_a_wrong_sum_leaves_nothing(server, tmp_path):
     assert left_behind(tmp_path) == []
 
 
-@pytest.mark.parametrize(("answer", "message"), [(404, "404"), (403, "403"), (503, "503")])
-def test_answers_that_are_no_file(server, tmp_path, answer, message):
+@pytest.mark.parametrize("answer", [404, 403, 503])
+def test_answers_that_are_no_file(server, tmp_path, answer):
     server.files["/a.bin"] = answer
-    with pytest.raises(FailedDownload, match=f"cannot be downloaded .*{message}"):
+    with pytest.raises(FailedDownload, match=f"cannot be downloaded .*{answer}"):
         fetch(f"{server.url}/a.bin", tmp_path / "a.bin")
     assert not (tmp_path / "a.bin").exists()
 
 
-def test_nobody_answers_or_gdown_is_not_installed(tmp_path, monkeypatch):
+def test_nobody_answers_or_gdown_is_not_installed(server, tmp_path, monkeypatch):
     with pytest.raises(FailedDownload, match="cannot be downloaded"):
         fetch("http://127.0.0.1:9/a.bin", tmp_path / "a.bin")
     monkeypatch.setitem(sys.modules, "gdown", None)
@@ -160,9 +155,7 @@ def test_the_table_agrees_with_itself():
 
 
 def png(value):
-    file = io.BytesIO()
-    Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(file, "PNG")
-    return file.getvalue()
+    return encode(np.full((8, 8, 3), value, np.uint8))
 
 
 def binary_version(name):
@@ -179,14 +172,9 @@ def binary_version(name):
 
 @pytest.fixture
 def public(server, tmp_path, monkeypatch):
-    """A small world: every set of CIFAR-10, published, on the server; CIFAR itself on this disk."""
+    """A small world: every set of both CIFARs, published, on the server; an empty folder here."""
     monkeypatch.setattr(tfds_sets.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
-    root = tmp_path / "data"
-    for path, classes in (("cifar10/test", 10), ("cifar10/train", 10), ("cifar100/test", 100)):
-        for label in range(classes):
-            (root / path / f"{label:02d}").mkdir(parents=True)
-            (root / path / f"{label:02d}/0.png").write_bytes(png(label))
     prefixes = {"LSUN": "LSUN/test", "Imagenet": "Imagenet/test", "iSUN": "iSUN/iSUN_patches",
                 "dtd": "dtd/images/banded", "images_classic/places365": "airfield"}  # fmt: skip
 
@@ -228,67 +216,52 @@ def public(server, tmp_path, monkeypatch):
         BENCHMARKS[name] = dataclasses.replace(
             table, test=moved(table.test), train=moved(table.train), ood=ood
         )
-    return root
+    return tmp_path / "data"
 
 
 def test_one_command_brings_a_benchmark(public, server, capsys):
-    command.main(["--dataset", "cifar10", "--data-dir", str(public)])
-    printed = capsys.readouterr().out
-    states = dict(re.findall(r"^(\w+) +(there|fetched) ", printed, re.MULTILINE))
-    assert states == {
-        **dict.fromkeys(("cifar10", "cifar10_train", "cifar100"), "there"),
-        **dict.fromkeys(("svhn", "lsun", "tiny_imagenet", "places365", "textures"), "fetched"),
-        **dict.fromkeys(("lsun_resize", "isun", "tiny_imagenet_resize"), "fetched"),
-    }
-    assert (
-        f"now: si-jax evaluate --dataset cifar10 --protocol published --data-dir {public}"
-        in printed
-    )
-    found = resolve("cifar10", "published", public)
-    assert found.absent == ()
-    assert {len(item.images) for item in found.ood} == {3, 100}
-    assert left_behind(public / "downloads") == ["md5.json"]
-    sums = json.loads((public / "downloads/md5.json").read_text())
-    assert set(sums) == {"iSUN", "images_classic-places365"}
-    asked = len(server.asked)
-    assert asked == 8
-    command.main(["--dataset", "cifar10", "--data-dir", str(public)])
-    assert len(server.asked) == asked
-    assert "fetched" not in capsys.readouterr().out
-
-
-def test_cifar_comes_without_tensorflow(public, server):
-    for folder in ("cifar10", "cifar100"):
-        shutil.rmtree(public / folder)
+    """Without TensorFlow; a set that fails keeps no other from coming, and comes the next time."""
+    arguments = ["--data-dir", str(public), "--dataset"]
+    good = dict(server.files)
+    evil = make_tar(public.parent / "evil", [("../../out.png", png(0))]).read_bytes()
+    bad = {"/LSUN": 404, "/dtd": b"<html>moved</html>", "/iSUN": evil, "/LSUN_resize": evil}
+    server.files |= bad
     with pytest.raises(ValueError, match="has no training split here: run si-jax prepare-data"):
         training_sets.find("cifar100", public)
-    command.main(["--dataset", "cifar10", "--data-dir", str(public)])
+    with pytest.raises(ValueError, match=r"4 of 11 sets are lacking \(lsun, textures, lsun_resize"):
+        command.main([*arguments, "cifar10"])
+    printed = capsys.readouterr().out
+    assert "404" in printed and "outside the destination" in printed and "MD5 sum" in printed
+    assert len(resolve("cifar10", data_dir=public, allow_missing=True).absent) == 2
+    assert sorted(f.name for f in public.parent.iterdir()) == ["data", "evil", "made"]
+
+    server.files |= {path: good[path] for path in bad}
+    shutil.rmtree(public / "downloads")  # where the sums of what came wrongly are kept
+    command.main([*arguments, "cifar10"])
+    printed = capsys.readouterr().out
+    states = dict(re.findall(r"^(\w+) +(there|fetched) ", printed, re.MULTILINE))
+    assert {name for name, state in states.items() if state == "fetched"} == {
+        *("lsun", "textures", "lsun_resize", "isun")
+    }
+    assert len(states) == 11
+    now = f"now: si-jax evaluate --dataset cifar10 --protocol published --data-dir {public}"
+    assert now in printed
     found = resolve("cifar10", data_dir=public)
-    assert [len(found.test), len(found.train)] == [10, 50]
+    assert found.absent == () and [len(found.test), len(found.train)] == [10, 50]
+    assert {len(item.images) for item in found.ood} == {3, 100}
     near = next(item.images for item in found.ood if item.name == "cifar100")
     for image_set in (found.test, near):
         for index in (0, 9):
             image, label = image_set.load(index)
             assert label == index and (image == index).all() and image.shape == (32, 32, 3)
     assert len(training_sets.find("cifar100", public).train) == 100
+    assert left_behind(public / "downloads") == ["md5.json"]
+    assert set(json.loads((public / "downloads/md5.json").read_text())) == {"iSUN"}
+
     asked = len(server.asked)
-    command.main(["--dataset", "cifar100", "--data-dir", str(public)])
-    assert len(server.asked) == asked
-
-
-def test_a_set_that_fails_keeps_no_other_from_coming(public, server, capsys):
-    server.files["/LSUN"] = 404
-    server.files["/dtd"] = b"<html>moved</html>"
-    evil = make_tar(public.parent / "evil", [("../../out.png", png(0))]).read_bytes()
-    server.files["/iSUN"] = evil
-    server.files["/LSUN_resize"] = evil
-    with pytest.raises(ValueError, match=r"4 of 11 sets are lacking \(lsun, textures, lsun_resize"):
-        command.main(["--dataset", "cifar10", "--data-dir", str(public)])
-    printed = capsys.readouterr().out
-    assert "404" in printed
-    assert "outside the destination" in printed and "MD5 sum" in printed
-    assert len(resolve("cifar10", data_dir=public, allow_missing=True).absent) == 2
-    assert sorted(f.name for f in public.parent.iterdir()) == ["data", "evil", "made"]
+    for name in ("cifar10", "cifar100"):
+        command.main([*arguments, name])
+    assert len(server.asked) == asked and "fetched" not in capsys.readouterr().out
 
 
 def file_of(name):
@@ -312,7 +285,9 @@ def test_a_recorded_sum_is_held_to(public, server):
 
 
 def test_what_has_to_be_downloaded_manually_is_said(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(downloads, "download_set", lambda file, root: root / file.folder)
+    monkeypatch.setattr(
+        downloads, "download_set", lambda file, root: write(root / file.folder / "0.png")
+    )
     with pytest.raises(ValueError, match=r"lacking \(imagenet, imagenet_train\)"):
         command.main(["--dataset", "imagenet", "--data-dir", str(tmp_path)])
     printed = capsys.readouterr().out
