@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from benchmarks.speed import random_model
+from si_jax.batching import YNNPACK, compiler_options
 from si_jax.detectors import Inputs, make_detector
-from si_jax.networks.programs import YNNPACK, compiler_options
 
 
 def measure(names: Sequence[str], detector: str, batch_size: int, repeats: int) -> list[dict]:
