@@ -125,7 +125,8 @@ class Model(Network):
             raise ValueError(
                 f"mean (={self.mean}) and std (={self.std}) must have one value per channel each"
             )
-        checking.check_scale(scale)
+        if scale is not None:
+            check_choice(checking.SCALES, scale=scale)
         checking.check_constants(self.mean, self.std)
         checking.check_weights(variables)
         if jax.tree.leaves(variables):  # else weights are still to come

@@ -22,12 +22,6 @@ LARGEST_WEIGHT = 1e20  # its square is beyond float32
 FAR = 10  # how many times a normalised image's range is certainly none
 
 
-def check_scale(scale: str | None) -> None:
-    """Raise a ValueError if a scale is none of `SCALES`, nor None."""
-    if scale is not None:
-        check_choice(SCALES, scale=scale)
-
-
 def check_constants(mean: Sequence[float], std: Sequence[float]) -> None:
     """Refuse a mean or a deviation that no images in [0, 1] units can have."""
     for name, values, interval in (("mean", mean, "[0, 1]"), ("std", std, "(0, 1]")):
@@ -81,7 +75,8 @@ def as_images(
     `scale` is one of `SCALES`; None for uint8 arrays, which always hold 0 to 255, or float32 arrays
     that are normalised.
     """
-    check_scale(scale)
+    if scale is not None:
+        check_choice(SCALES, scale=scale)
     name = "images" if hasattr(images, "shape") else "np.asarray(images)"
     images = _array(images)
     if images.ndim != 4 or tuple(images.shape[1:]) != tuple(shape):

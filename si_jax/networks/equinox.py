@@ -5,7 +5,6 @@ to be seen is therefore made a `jax.custom_batching.custom_vmap`, whose rule get
 over: the activations of all images.
 """
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
@@ -16,7 +15,15 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
-from si_jax.networks.framework import Framework, Named, Visit, first_positional, intercepted, is_a
+from si_jax.networks.framework import (
+    Framework,
+    Named,
+    Visit,
+    first_positional,
+    holding,
+    intercepted,
+    is_a,
+)
 from si_jax.networks.network import trace_of
 
 NORMS = (eqx.nn.BatchNorm, eqx.nn.GroupNorm, eqx.nn.LayerNorm, eqx.nn.RMSNorm)
@@ -67,7 +74,7 @@ def run(network: Inference, variables: Named, images: Any, kwargs: Named, visit:
 
     def seam(module, call, args, kwargs):
         path = paths.get(_identity(module))
-        if not is_watched() or (path is None and not foreign((args, kwargs), shared_traces)):
+        if _level.get() is None or (path is None and not foreign((args, kwargs), shared_traces)):
             return call(*args, **kwargs)
         path = path or type(module).__name__  # made anew, as inside eqx.filter_checkpoint
         shown = partial(visit, path, originals.get(path, module))
@@ -75,16 +82,11 @@ def run(network: Inference, variables: Named, images: Any, kwargs: Named, visit:
 
     def one(image):
         state = () if filled.state is None else (with_arrays(filled.state, ()),)
-        with watched(trace_of(image)):
+        with holding(_level, trace_of(image)):
             return stateless(filled.module(image, *state, **kwargs))
 
     with intercepted({type(module) for module in modules.values()}, seam):
         return jax.vmap(one)(jnp.moveaxis(images, -1, 1))
-
-
-def is_watched() -> bool:
-    """Whether calls are to be seen here."""
-    return _level.get() is not None
 
 
 def foreign(given: Any, shared_traces: tuple) -> bool:
@@ -125,7 +127,7 @@ def wrap_call(visit: Callable, call: Callable, given: Any, shared_traces: tuple)
     def batched(function, arrays, inner):
         """`inner` is how many axes the network itself batches over, as a ViT over tokens."""
         of_images = any(trace_of(x) is level for x in arrays)
-        batching = custom_vmap(watched(None)(function))
+        batching = custom_vmap(holding(_level, None)(function))
 
         @batching.def_vmap
         def rule(size, in_batched, *arrays):
@@ -134,7 +136,7 @@ def wrap_call(visit: Callable, call: Callable, given: Any, shared_traces: tuple)
                 for x, b in zip(arrays, in_batched, strict=True)
             ]
             if of_images:
-                many = jax.vmap(lambda *row: watched(trace_of(row[0]))(function)(*row))
+                many = jax.vmap(lambda *row: holding(_level, trace_of(row[0]))(function)(*row))
                 outputs = on_all(many, rows, inner)
             else:
                 outputs = batched(jax.vmap(function), rows, inner + 1)
@@ -144,16 +146,6 @@ def wrap_call(visit: Callable, call: Callable, given: Any, shared_traces: tuple)
 
     outputs = batched(one, arrays, 0)
     return with_arrays(output[0], outputs, states)
-
-
-@contextlib.contextmanager
-def watched(level: Any) -> Iterator[None]:
-    """Inside, `level` is the trace of one image; None if calls are not to be seen."""
-    token = _level.set(level)
-    try:
-        yield
-    finally:
-        _level.reset(token)
 
 
 def _arrays(tree: Any) -> list[Any]:

@@ -140,6 +140,16 @@ def first_positional(
     return lambda first: call(**{name: first}, **rest), (value,)
 
 
+@contextlib.contextmanager
+def holding(variable: ContextVar[Any], value: Any) -> Iterator[None]:
+    """Inside, a variable of this thread holds a value."""
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
+
+
 Seam = Callable[[Any, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 """`seam(module, call, args, kwargs)` stands in for `module(*args, **kwargs)`."""
 
@@ -164,11 +174,10 @@ def intercepted(classes: Iterable[type], seam: Seam) -> Iterator[None]:
             if not count:
                 type.__setattr__(cls, "__call__", _replacement(original))
             _replaced[cls] = (count + 1, original)
-    token = _seam.set(seam)
     try:
-        yield
+        with holding(_seam, seam):
+            yield
     finally:
-        _seam.reset(token)
         with _lock:
             for cls in owners:
                 count, original = _replaced.pop(cls)
@@ -186,11 +195,8 @@ def _replacement(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(self, *args, **kwargs)
 
         def inner(*args, **kwargs):
-            token = _calling.set(self)
-            try:
+            with holding(_calling, self):
                 return original(self, *args, **kwargs)
-            finally:
-                _calling.reset(token)
 
         return seam(self, inner, args, kwargs)
 

@@ -1,13 +1,12 @@
 """Any function of (variables, images), with `tap` put where its inside is to be seen."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
 import jax
 
-from si_jax.networks.framework import Framework, Named, Visit
+from si_jax.networks.framework import Framework, Named, Visit, holding
 
 _visit: ContextVar[Visit | None] = ContextVar("visit", default=None)
 
@@ -38,17 +37,8 @@ def prepare(network: Callable, variables: Any) -> tuple[Callable, Named]:
 
 def run(network: Callable, variables: Named, images: Any, kwargs: Named, visit: Visit) -> Any:
     """Call the function with `visit` at each `tap`."""
-    with _visited(visit):
+    with holding(_visit, visit):
         return network(variables, images, **kwargs)
-
-
-@contextmanager
-def _visited(visit: Visit) -> Iterator[None]:
-    token = _visit.set(visit)
-    try:
-        yield
-    finally:
-        _visit.reset(token)
 
 
 FRAMEWORK = Framework(

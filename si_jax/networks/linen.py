@@ -9,7 +9,7 @@ import jax
 from flax import linen as nn
 from flax.core import lift, meta
 
-from si_jax.networks.framework import Framework, Named, Visit, first_positional, is_a
+from si_jax.networks.framework import Framework, Named, Visit, first_positional, holding, is_a
 
 NORMS = (nn.BatchNorm, nn.GroupNorm, nn.InstanceNorm, nn.LayerNorm, nn.RMSNorm)
 
@@ -68,11 +68,8 @@ class _Jax:
 def inline() -> Iterator[None]:
     """Inside, `nn.remat` calls what it holds as it is; in this thread only."""
     lift.jax = _Jax()  # type: ignore[assignment]  # an object in place of a module
-    token = _inlining.set(True)
-    try:
+    with holding(_inlining, True):
         yield
-    finally:
-        _inlining.reset(token)
 
 
 FRAMEWORK = Framework(
