@@ -21,6 +21,8 @@ import si_jax
 
 SIZE = 10
 FORMS = ("function", "linen")
+"""How a random network is given to the library."""
+
 SETTINGS = ((1, "add"), (2, "add"), (3, "add"), (2, "multiply"), (3, "multiply"))
 COMBINE = {"add": jnp.add, "multiply": jnp.multiply}
 SEEDS = (0, 1, 2, 5, 9, 16)
@@ -205,11 +207,6 @@ class Draw:
         return features @ w["head"] + w["bias"]
 
 
-def between_largest(x):
-    """What the two largest channels are above, and the third is below."""
-    return lax.top_k(x, 3)[0][..., 1:].mean(-1, keepdims=True)
-
-
 def convolve(x, kernel, *, stride=1, padding="VALID", dilation=1, groups=1):
     return lax.conv_general_dilated(
         x, kernel, (stride, stride), padding, rhs_dilation=(dilation, dilation),
@@ -250,6 +247,43 @@ ACTIVATIONS = {
 }
 
 
+class Written:
+    """In PyTorch, and written out as a `Draw` is: a max-pool and a stride behind ReLUs."""
+
+    taps = ("first", "second")
+
+    def __init__(self, seed: int):
+        rng = np.random.default_rng(seed)
+        shapes = {"first": (3, 3, 3, 6), "second": (3, 3, 6, 8), "head": (8, 4), "bias": (4,)}
+        self.weights = {
+            name: (rng.standard_normal(shape) / np.sqrt(np.prod(shape[:-1]))).astype(np.float32)
+            for name, shape in shapes.items()
+        }
+
+    def network(self, w, x, mark):
+        x = jax.nn.relu(mark("first", convolve(x, w["first"], padding="SAME")))
+        x = nn.max_pool(x, (3, 3), (2, 2))
+        x = convolve(x, w["second"], stride=2, padding=((1, 1), (1, 1)))
+        x = jax.nn.relu(mark("second", x)).mean((1, 2))
+        return mark("head", x) @ w["head"] + w["bias"]
+
+    def module(self):
+        torch = pytest.importorskip("torch")
+        pytest.importorskip("torchax")
+        layers = torch.nn.Sequential()
+        layers.first = torch.nn.Conv2d(3, 6, 3, padding=1, bias=False)
+        layers.relu1, layers.pool = torch.nn.ReLU(inplace=True), torch.nn.MaxPool2d(3, 2)
+        layers.second = torch.nn.Conv2d(6, 8, 3, 2, padding=1, bias=False)
+        layers.relu2, layers.mean = torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1)
+        layers.flat, layers.head = torch.nn.Flatten(), torch.nn.Linear(8, 4)
+        names = {"first": "first.weight", "second": "second.weight", "head": "head.weight"}
+        state = {name: self.weights[k].T for k, name in names.items()}
+        state = {k: x.swapaxes(-1, -2) if x.ndim == 4 else x for k, x in state.items()}
+        state["head.bias"] = self.weights["bias"]
+        layers.load_state_dict({k: torch.from_numpy(x.copy()) for k, x in state.items()})
+        return layers
+
+
 class Mark(nn.Module):
     """Its input, as a sub-module's output."""
 
@@ -272,9 +306,11 @@ class Linen(nn.Module):
         return nn.Dense(4, name="head")(self.draw.end(x))
 
 
-def model_of(draw: Draw, form: str):
+def model_of(draw: Draw | Written, form: str):
     options = {"input_size": SIZE, "mean": (0.5,) * 3, "std": (0.25,) * 3}
     w = draw.weights
+    if form == "torch":
+        return si_jax.Model(draw.module(), **options)
     if form == "function":
 
         def network(variables, x):
@@ -356,7 +392,7 @@ def channel_average(draw, by_tap, steps, combine):
 
 def compare(seed: int, form: str, *, engines=("auto",), count: int = 4) -> list[str]:
     """What is wrong on one random network, by the engine that `auto` takes, and by others."""
-    draw = Draw(seed)
+    draw = Written(seed) if form == "torch" else Draw(seed)
     if not draw.taps:
         return []
     images = np.random.default_rng(seed).integers(0, 256, (count, SIZE, SIZE, 3), np.uint8)
@@ -421,6 +457,11 @@ def compare(seed: int, form: str, *, engines=("auto",), count: int = 4) -> list[
 @pytest.mark.parametrize("seed", SEEDS)
 def test_scores_of_random_networks_are_those_of_the_definition(seed):
     assert not compare(seed, FORMS[seed % 2])
+
+
+@pytest.mark.slow
+def test_scores_of_a_pytorch_network_are_those_of_the_definition():
+    assert not compare(2, "torch", engines=("auto", "general"))
 
 
 if __name__ == "__main__":

@@ -116,12 +116,20 @@ def export_onnx(detector: Detector, path: str | os.PathLike) -> Path:
     finally:
         logging.disable(logging.NOTSET)
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors
-    session = onnxruntime.InferenceSession(data, options)
+    options.log_severity_level = 4  # what is wrong is raised
     checked = np.random.default_rng(0).integers(
         0, 256, (CHECKED, *detector.model.image_shape), np.uint8
     )
-    (scores,), expected = session.run(["score"], {"images": checked}), detector.score(checked)
+    try:
+        session = onnxruntime.InferenceSession(data, options)
+        (scores,) = session.run(["score"], {"images": checked})
+    except Exception as error:  # of onnxruntime's own kinds
+        reason = " ".join(str(error).split())[-200:]
+        raise ValueError(
+            f"detector {detector.name!r} cannot be run once written as ONNX, as jax2onnx writes the"
+            f" network's max-pools, for example (onnxruntime: {reason}): write it for JAX"
+        ) from error
+    expected = detector.score(checked)
     if not np.allclose(scores, expected, rtol=1e-4, atol=1e-5 * np.ptp(expected)):
         raise ValueError(
             f"detector {detector.name!r} gives other scores once written as ONNX, up to"

@@ -35,9 +35,7 @@ class VGG(nn.Module):
 
 
 class Basic(nn.Module):
-    expansion = 1
-
-    def __init__(self, inputs, width, stride, late):
+    def __init__(self, inputs, width, stride):
         super().__init__()
         self.conv1, self.bn1 = conv(inputs, width, 3, stride), nn.BatchNorm2d(width)
         self.conv2, self.bn2 = conv(width, width), nn.BatchNorm2d(width)
@@ -53,24 +51,6 @@ class Basic(nn.Module):
         return self.relu(out)
 
 
-class Bottleneck(nn.Module):
-    expansion = 2
-
-    def __init__(self, inputs, width, stride, late):
-        super().__init__()
-        first, second = (1, stride) if late else (stride, 1)
-        self.conv1, self.bn1 = conv(inputs, width, 1, first), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = conv(width, width, 3, second), nn.BatchNorm2d(width)
-        self.conv3, self.bn3 = conv(width, 2 * width, 1), nn.BatchNorm2d(2 * width)
-        self.downsample = shortcut(inputs, 2 * width, stride)
-
-    def forward(self, x):
-        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        out = F.relu(self.bn2(self.conv2(out)))
-        out = self.bn3(self.conv3(out))
-        return F.relu(out + (x if self.downsample is None else self.downsample(x)))
-
-
 def shortcut(inputs, outputs, stride):
     if stride == 1 and inputs == outputs:
         return None
@@ -78,15 +58,14 @@ def shortcut(inputs, outputs, stride):
 
 
 class ResNet(nn.Module):
-    def __init__(self, block, late=True):
+    def __init__(self):
         super().__init__()
         self.conv1, self.bn1 = conv(3, 6, 7, 2), nn.BatchNorm2d(6)
         self.relu, self.maxpool = nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)
-        width = 6 * block.expansion
-        self.layer1 = nn.Sequential(block(6, 6, 1, late), block(width, 6, 1, late))
-        self.layer2 = nn.Sequential(block(width, 8, 2, late))
+        self.layer1 = nn.Sequential(Basic(6, 6, 1), Basic(6, 6, 1))
+        self.layer2 = nn.Sequential(Basic(6, 8, 2))
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
-        self.fc = nn.Linear(8 * block.expansion, CLASSES)
+        self.fc = nn.Linear(8, CLASSES)
 
     def forward(self, x):
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
@@ -362,9 +341,7 @@ class Odd(nn.Module):
 
 STYLES = {
     "vgg": VGG,
-    "resnet": lambda: ResNet(Basic),
-    "resnet, stride in the 3x3": lambda: ResNet(Bottleneck),
-    "resnet, stride in the 1x1": lambda: ResNet(Bottleneck, late=False),
+    "resnet": ResNet,
     "densenet": DenseNet,
     "mobilenet": Mobile,
     "efficientnet": lambda: Mobile(nn.SiLU, squeeze=True),
@@ -404,91 +381,40 @@ def copied(network):
     return randomised(type(network)() if type(network) is Odd else copy.deepcopy(network))
 
 
-class Reference:
-    """A network run by PyTorch itself, with offsets added at taps by hooks.
+def reference(network, x, head, taps):
+    """Logits, what enters the head, and the largest logit's gradient at taps, by PyTorch itself.
 
-    Attributes:
-        network: in evaluation mode.
+    Args:
+        network: a network of one of the styles.
         x: images, channels first.
         head: path of the head.
         taps: paths; `"conv#1"` is the second call.
     """
+    network = network.eval()
+    modules = {tap: network.get_submodule(tap.partition("#")[0].replace("/", ".")) for tap in taps}
+    added, counts, features = {}, {}, []
 
-    def __init__(self, network, x, head, taps):
-        self.network, self.x, self.taps = network.eval(), torch.as_tensor(x), tuple(taps)
-        self.head = network.get_submodule(head.replace("/", "."))
+    def hook(module, args, out):
+        for tap in (tap for tap in taps if modules[tap] is module):
+            if counts.get(tap, 0) == int(tap.partition("#")[2] or 0):
+                added[tap] = torch.zeros_like(out).requires_grad_()
+                out = out + added[tap]
+            counts[tap] = counts.get(tap, 0) + 1
+        return out
 
-    def run(self, offsets=None):
-        """Logits, features (the input of the head), and tap -> offset at its output."""
-        offsets, held, counts, features = offsets or {}, {}, {}, []
+    for module in set(modules.values()):
+        module.register_forward_hook(hook)
+    last = network.get_submodule(head.replace("/", "."))
+    last.register_forward_pre_hook(lambda module, args: features.append(args[0]))
+    logits = network(torch.as_tensor(x))
+    gradients = torch.autograd.grad(logits.max(1).values.sum(), [added[tap] for tap in taps])
+    gradients = {
+        tap: (x.movedim(1, -1) if x.ndim == 4 and channels_first(modules[tap]) else x).numpy()
+        for tap, x in zip(taps, gradients, strict=True)
+    }
+    return logits.detach().numpy(), features[0].detach().flatten(1).numpy(), gradients
 
-        def hook(module, args, out):
-            for tap in self.taps:
-                path, _, which = tap.partition("#")
-                if self.network.get_submodule(path.replace("/", ".")) is not module:
-                    continue
-                if counts.get(tap, 0) == int(which or 0):
-                    offset = offsets.get(tap, torch.zeros_like(out))
-                    held[tap] = offset.clone().requires_grad_()
-                    out = out + held[tap]
-                counts[tap] = counts.get(tap, 0) + 1
-            return out
 
-        names = {tap.partition("#")[0].replace("/", ".") for tap in self.taps}
-        handles = [self.network.get_submodule(k).register_forward_hook(hook) for k in names]
-        handles += [
-            self.head.register_forward_pre_hook(lambda module, args: features.append(args[0]))
-        ]
-        logits = self.network(self.x)
-        for handle in handles:
-            handle.remove()
-        return logits, features[0], held
-
-    def gradients(self, target, offsets=None, taps=None):
-        """Tap -> gradient of the sum over the images of `target(logits, features)`."""
-        logits, features, held = self.run(offsets)
-        taps = self.taps if taps is None else taps
-        total = target(logits, features).sum()
-        return dict(zip(taps, torch.autograd.grad(total, [held[k] for k in taps]), strict=True))
-
-    def integrated(self, target, steps=2, step_size=0.001):
-        """Tap -> sum of the gradients along the path that ascends the cross-entropy."""
-        labels = self.run()[0].argmax(1)
-
-        def ascended(logits, features):
-            return F.cross_entropy(logits, labels, reduction="none")
-
-        found = {}
-        for tap in self.taps:
-            offset, total = {}, 0
-            for _ in range(steps):
-                total = total + self.gradients(target, offset, [tap])[tap]
-                up = self.gradients(ascended, offset, [tap])[tap]
-                offset = {tap: offset.get(tap, 0) + step_size * up.sign()}
-            found[tap] = total
-        return found
-
-    def channels_last(self, tap, x):
-        """What is at a tap, as a NumPy array with the channels last."""
-        module = self.network.get_submodule(tap.partition("#")[0].replace("/", "."))
-        first = x.ndim == 4 and not (
-            isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.Linear)
-            and not isinstance(module, LayerNorm2d)
-        )
-        return (x.movedim(1, -1) if first else x).detach().numpy()
-
-    def outer(self, integrated):
-        """Gradient of the sum of the log-softmax by the features, or the sum along the path."""
-        inner = self.head_gradient
-        total = inner(0.0)[0]
-        if not integrated:
-            return total.flatten(1).numpy()
-        return (total + inner(0.001 * inner(0.0)[1].sign())[0]).flatten(1).numpy()
-
-    def head_gradient(self, offset):
-        """Gradients by the features of the log-softmax's sum, and of the cross-entropy."""
-        labels = self.run()[0].argmax(1)
-        x = (self.run()[1].detach() + offset).requires_grad_()
-        logits = self.head(x).flatten(1)
-        totals = F.log_softmax(logits, 1).sum(), F.cross_entropy(logits, labels, reduction="sum")
-        return [torch.autograd.grad(y, x, retain_graph=True)[0] for y in totals]
+def channels_first(module):
+    last = isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.Linear)
+    return isinstance(module, LayerNorm2d) or not last
