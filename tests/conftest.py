@@ -60,6 +60,28 @@ def unchecked():
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+@pytest.fixture(scope="module")
+def quick_to_compile():
+    """Compile with little optimisation, which most of the time of many programs would go into."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def debug_nans():
+    """What computes NaN is an error, in every program."""
+    with jax.debug_nans(True):
+        yield
+
+
+@pytest.fixture
+def strict_promotion():
+    """Arrays of different ranks or dtypes may not meet."""
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        yield
+
+
 @pytest.fixture
 def one_device(monkeypatch):
     """Batches go to one device and are not split."""

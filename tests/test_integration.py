@@ -72,7 +72,7 @@ def test_against_a_loop_by_hand(two_layers, steps, combine, objective):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("tap_chunk", "objective"), [(1, "ce"), (4, "max"), (100, "ce")])
+@pytest.mark.parametrize(("tap_chunk", "objective"), [(4, "ce"), (100, "max")])
 def test_against_splitting_one_tap_at_a_time(tiny, tiny_images, tap_chunk, objective):
     """jax.grad of the network in which one module's output is replaced, without any sharing."""
     images = tiny.normalise(jnp.asarray(tiny_images[:3]))

@@ -11,7 +11,6 @@ import si_jax
 from si_jax import taps
 from si_jax.models import ARCHITECTURES, Architecture, family_of
 from si_jax.models.family import Family, IfPresent, Layout
-from si_jax.weights.checkpoint import abstract_variables
 
 
 class Mine(nn.Module):
@@ -89,25 +88,3 @@ def test_a_pattern_that_matches_nothing_is_an_error_unless_it_may(mine, monkeypa
     monkeypatch.setitem(ARCHITECTURES, "mine", Architecture(misspelt, 5, (8, 8), "half"))
     with pytest.raises(ValueError, match=r"nothing in the network matches 'nrom\*'"):
         taps.default_taps(model, "si-z")
-
-
-@pytest.mark.parametrize(
-    ("name", "counts"),
-    [
-        ("resnet34", (36, 36, 20)),
-        ("wrn_40_2", (38, 37, 37)),
-        ("bit_r101x1", (10, 10, 9)),
-        ("imagenet_resnet50", (52, 52, 29)),  # no tap in front of the max-pool
-        ("imagenet_vit_b16", (25, 25, 12)),
-    ],
-)
-def test_the_numbers_of_taps(name, counts):
-    family, row = ARCHITECTURES[name].family, ARCHITECTURES[name]
-    module = row.build(num_classes=2, **row.options)
-
-    shapes = abstract_variables(module, row.input_size)
-    model = si_jax.Model(
-        module, shapes, row.input_size, row.mean, row.std, family.head, name, {"train": False}
-    )
-    roles = ("si-z", "gaia-z", "inner")
-    assert tuple(len(taps.default_taps(model, role)) for role in roles) == counts

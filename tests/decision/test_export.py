@@ -15,6 +15,7 @@ from si_jax.decision.export import LOADER, ONNX_LOADER, export_jax, export_onnx
 from si_jax.detectors import DETECTORS, default_options
 from si_jax.evaluation.scoring import Scorer
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 FITTED = np.random.default_rng(3).integers(0, 256, (60, 8, 8, 3), np.uint8)
 IMAGES = np.random.default_rng(4).integers(0, 256, (5, 8, 8, 3), np.uint8)
 
@@ -30,14 +31,6 @@ def agrees(results, detector, images, rtol=1e-5):
     assert results.keys() == expected.keys()
     for key, values in expected.items():
         np.testing.assert_allclose(results[key], values, rtol=rtol, atol=2e-5, err_msg=key)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    """Compile with little optimisation, which most of the time here would go into."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.slow

@@ -20,15 +20,8 @@ OPTIONS = {"knn": {"k": 5}, "lts": {"percentile": 60}}
 SEPARATE = ("si-c", "gaia-z", "gaia-a", "odin", "rankfeat")
 """Those that do not only need one forward pass, as far as the other kinds of networks go."""
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 FEW = ("energy", "gradnorm", "react", "ash-s", "knn", "mahalanobis", "vim", "kl-matching")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_to_compile():
-    """Compile with little optimisation, which most of the time here would go into."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +34,7 @@ def build(name, model, **options):
 
 
 @pytest.mark.parametrize("name", DETECTORS)
-@pytest.mark.usefixtures("unchecked")
+@pytest.mark.usefixtures("unchecked", "debug_nans", "strict_promotion")
 def test_battery(name, models):
     alone = not build(name, models["plain"]).shared_forward
     testing.check_detector(

@@ -12,11 +12,9 @@ import same_network
 
 @pytest.fixture(scope="session")
 def linen_model():
-    return same_network.linen_model()
+    return same_network.model("linen")
 
 
-@pytest.fixture(scope="session", params=same_network.OTHERS)
+@pytest.fixture(scope="session", params=[k for k in same_network.NETWORKS if k != "linen"])
 def other(request):
-    packages = {"keras": "keras", "equinox": "equinox", "torch": "torchax"}
-    pytest.importorskip(packages.get(request.param, "flax"))
-    return same_network.OTHERS[request.param]()
+    return same_network.model(request.param)

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import linen, nnx
 
 import si_jax
@@ -227,10 +228,19 @@ def function_model():
     return si_jax.Model(net, variables(), head="params/head", **IMAGE)
 
 
-OTHERS = {
+NETWORKS = {
+    "linen": linen_model,
     "nnx": nnx_model,
     "keras": keras_model,
     "equinox": equinox_model,
     "function": function_model,
     "torch": torch_model,
 }
+PACKAGES = {"keras": "keras", "equinox": "equinox", "torch": "torchax"}
+
+
+@functools.cache
+def model(framework):
+    """The network in a framework; the test is skipped where that is not installed."""
+    pytest.importorskip(PACKAGES.get(framework, "flax"))
+    return NETWORKS[framework]()

@@ -204,19 +204,51 @@ def test_a_module_that_draws_random_numbers():
             si_jax.Model(*FRAMEWORKS[name]("chance"), **SIZE)
 
 
-def test_what_is_left_out():
-    net = in_nnx("good")[0]
-    for name, said in {
-        "mean": r"mean \(=None\) must be one number for each channel",
-        "std": r"std \(=None\) must be one number for each channel",
-        "input_size": r"input_size \(=None\) must be a height and a width",
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"mean": None}, r"mean \(=None\) must be one number for each channel"),
+        ({"std": None}, r"std \(=None\) must be one number for each channel"),
+        ({"mean": "half"}, r"mean \(='half'\) must be one number for each channel"),
+        ({"mean": 0.5}, r"must have one value per channel each"),
+        ({"mean": 0.5, "std": 0.5}, "do input_size, the number of channels in mean"),
+        ({"input_size": None}, r"input_size \(=None\) must be a height and a width"),
+        ({"input_size": (8, 0)}, r"input_size \(=\(8, 0\)\) must be a height and a width"),
+        ({"output": "nothing"}, r"output \(='nothing'\) is no entry of what the network returns"),
+        ({"call_kwargs": {"train": True}}, "unexpected keyword argument 'train'"),
+        ({"variables": [1]}, "variables must be left out for a Flax NNX module"),
+    ],
+)
+def test_arguments_that_do_not_fit(unchecked, given, said):
+    with pytest.raises(ValueError, match=said):
+        si_jax.Model(in_nnx("good")[0], **{**SIZE, **given})
+
+
+def test_what_is_no_network_or_lacks_its_weights(unchecked):
+    module, variables = linen("good")
+    for given, said in {
+        (module, None): r"variables \(=None\) must be given for a Flax Linen module",
+        (module, 3): r"variables \(a int\) must be a mapping",
+        (type(module), None): "is a class: give an instance of it",
+        ("resnet", None): r"network \(a builtins.str\) is of no framework that is served",
     }.items():
         with pytest.raises(ValueError, match=said):
-            si_jax.Model(net, **{key: value for key, value in SIZE.items() if key != name})
+            si_jax.Model(*given, **SIZE)
+    with pytest.raises(ValueError, match="where one entry is the logits, give its key or index"):
+        si_jax.Model(lambda variables, x: {"logits": x.mean((1, 2))}, variables, **SIZE)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
-def test_weights_of_half_precision(framework, dtype):
+def test_keras_without_weights_or_on_another_backend(monkeypatch):
+    keras = pytest.importorskip("keras")
+    with pytest.raises(ValueError, match="no weights yet: call it once on an image"):
+        si_jax.Model(keras.Sequential([keras.layers.Dense(3)]), **SIZE)
+    net = in_keras("good")
+    monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
+    with pytest.raises(ValueError, match=r"backend 'torch', .* KERAS_BACKEND=jax before"):
+        si_jax.Model(*net, **SIZE)
+
+
+def test_weights_of_half_precision(framework, dtype=jnp.bfloat16):
     network = FRAMEWORKS[framework]("good", dtype)
     if framework == "equinox":  # whose convolutions do not promote
         told = refused(network)
