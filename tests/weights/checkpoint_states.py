@@ -1,7 +1,7 @@
 """Small checkpoints of every layout, as arrays and as bytes, for the tests of the converter."""
 
+import functools
 import io
-import zipfile
 
 import jax
 import numpy as np
@@ -10,12 +10,9 @@ import recipe
 
 from si_jax import cli
 from si_jax.commands import convert as script
-from si_jax.models import ARCHITECTURES, Architecture, bit
-from si_jax.weights.convert import flax_name, source_name
+from si_jax.models import Architecture, bit
 
 NARROW = (16, 32, 64)
-NO_TORCH = "PyTorch writes its own checkpoint files"
-NO_SAFETENSORS = "safetensors is not installed"
 TEXT = b"This is a text file.\nIt has two lines.\n"
 TINY_BIT = Architecture(
     bit.FAMILY, 1000, (32, 32), "half", {"units": (1, 2, 1, 1), "width_factor": 1}
@@ -28,22 +25,19 @@ def draw(shapes, seed=0):
     return {key: recipe._draw(key, shape, seed) for key, shape in shapes.items()}
 
 
-def resnet8(classes=10, shortcut=True):
-    shapes = recipe.resnet34_shapes(classes, (1, 1, 1), NARROW)
-    return draw({k: v for k, v in shapes.items() if shortcut or ".shortcut." not in k})
+def resnet8(classes=10, prefix=""):
+    state = _resnet8(classes)
+    return {f"{prefix}{key}": value for key, value in state.items()}
 
 
+@functools.cache
+def _resnet8(classes):
+    return draw(recipe.resnet34_shapes(classes, (1, 1, 1), NARROW))
+
+
+@functools.cache
 def tiny_bit(classes=7):
     return draw(recipe.bit_shapes(classes, (1, 2, 1, 1), prefix=""))
-
-
-def names_of(model, name, layout=0):
-    """Flax name -> name in a checkpoint, for every weight of a model."""
-    table = ARCHITECTURES[name].family.layouts[layout]
-    return {
-        flax_name(path): source_name(path, table)
-        for path, _ in jax.tree.leaves_with_path(dict(model.variables))
-    }
 
 
 def google(state):
@@ -88,30 +82,17 @@ def npz(**arrays):
     return buffer.getvalue()
 
 
-def npy(array):
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
-
-
-def zipped(**members):
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, text in members.items():
-            archive.writestr(name, text)
-    return buffer.getvalue()
-
-
 def safetensors_bytes(state):
-    return pytest.importorskip("safetensors.numpy", reason=NO_SAFETENSORS).save(state)
+    return pytest.importorskip("safetensors.numpy", reason="it is not installed").save(state)
 
 
 def torch_bytes(content, **options):
-    torch = pytest.importorskip("torch", reason=NO_TORCH)
+    """What PyTorch writes of `content(torch)`."""
+    torch = pytest.importorskip("torch", reason="PyTorch writes its own checkpoint files")
     buffer = io.BytesIO()
     torch.save(content(torch), buffer, **options)
     return buffer.getvalue()
 
 
-def tensors(torch):
-    return {k: torch.from_numpy(np.asarray(v)) for k, v in resnet8().items()}
+def tensors(torch, **more):
+    return {k: torch.from_numpy(np.asarray(v)) for k, v in resnet8().items()} | more

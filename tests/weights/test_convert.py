@@ -1,172 +1,189 @@
-"""The converter: where weights land, what is read off the shapes, what does not fit.
-
-PyTorch is asked for only where its own files are written.
-"""
+"""The converter: where weights land, what is read off the shapes, what does not fit."""
 
 import hashlib
+import json
 import sys
-import tarfile
 
 import jax
 import numpy as np
 import pytest
 import recipe
 from checkpoint_states import (
-    NO_SAFETENSORS,
-    NO_TORCH,
+    TEXT,
     TINY_BIT,
     assert_same,
     draw,
     google,
-    names_of,
+    npz,
     resnet8,
     run,
+    safetensors_bytes,
+    tensors,
     tiny_bit,
+    torch_bytes,
 )
 
 import si_jax
 from si_jax.models import ARCHITECTURES, NORMALISATIONS
+from si_jax.weights import convert
 
 
 @pytest.fixture(autouse=True)
-def tiny_bit_in_the_table(monkeypatch):
-    monkeypatch.setitem(ARCHITECTURES, "bit_tiny", TINY_BIT)
+def tiny_bit_in_the_table():
+    ARCHITECTURES["bit_tiny"] = TINY_BIT
 
 
-# --- formats --------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def expected():
+    return si_jax.convert_torch("resnet8", resnet8())
 
 
-def test_a_mapping_lands_where_the_names_say():
-    state = resnet8()
-    model = si_jax.convert_torch("resnet8", state)
-    params, stats = model.variables["params"], model.variables["batch_stats"]
-    block = params["layer2_0"]
-    np.testing.assert_array_equal(
-        block["conv2"]["kernel"], state["layer2.0.conv2.weight"].transpose(2, 3, 1, 0)
-    )
-    np.testing.assert_array_equal(
-        block["shortcut_bn"]["scale"], state["layer2.0.shortcut.1.weight"]
-    )
-    np.testing.assert_array_equal(params["linear"]["kernel"], state["linear.weight"].T)
-    np.testing.assert_array_equal(stats["bn1"]["mean"], state["bn1.running_mean"])
-    np.testing.assert_array_equal(
-        stats["layer3_0"]["shortcut_bn"]["var"], state["layer3.0.shortcut.1.running_var"]
-    )
-    assert model.card["source"] == "a mapping of arrays"
-    counters = {k for k in state if k.endswith("num_batches_tracked")}
-    names = names_of(model, "resnet8")
-    assert set(names.values()) == set(state) - counters
-    assert len(names) == len(state) - len(counters)
+# --- where weights land, and what is read off the shapes ------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("nested", "prefix", "name"),
-    [
-        (None, "", "network.pth"),
-        ("state_dict", "module.", "network.tar"),
-        ("model", "", "network.pt"),
-        ("model_state_dict", "module.", "network.PTH"),
-        (None, "", "network.th"),
-    ],
-)
-def test_pytorch_files(tmp_path, nested, prefix, name):
-    torch = pytest.importorskip("torch", reason=NO_TORCH)
-    state = {prefix + k: torch.from_numpy(np.asarray(v)) for k, v in resnet8().items()}
-    content = {nested: state, "epoch": 3, "best": torch.tensor(0.9)} if nested else state
-    path = tmp_path / name
-    # what ends in .tar is mostly old, and so in the older of the two formats
-    torch.save(content, path, _use_new_zipfile_serialization=path.suffix != ".tar")
-    model = si_jax.convert_torch("resnet8", str(path))
-    assert_same(model, si_jax.convert_torch("resnet8", resnet8()))
-    assert model.card["source"] == name
-    assert model.card["source_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+def test_a_mapping_lands_where_the_names_say(expected):
+    state, card = resnet8(), expected.card
+    params, stats = expected.variables["params"], expected.variables["batch_stats"]
+    for found, name in (
+        (params["linear"]["kernel"].T, "linear.weight"),
+        (params["layer2_0"]["conv2"]["kernel"].transpose(3, 2, 0, 1), "layer2.0.conv2.weight"),
+        (params["layer2_0"]["shortcut_bn"]["scale"], "layer2.0.shortcut.1.weight"),
+        (stats["layer3_0"]["shortcut_bn"]["var"], "layer3.0.shortcut.1.running_var"),
+        (stats["bn1"]["mean"], "bn1.running_mean"),
+    ):
+        np.testing.assert_array_equal(found, state[name])
+    assert (card["source"], card["normalisation"]) == ("a mapping of arrays", "cifar10")
+    assert (expected.num_classes, expected.module.shortcut) == (10, "conv")
+    assert (expected.mean, expected.std) == NORMALISATIONS["cifar10"]
 
 
-def test_safetensors_and_npz_need_no_pytorch(tmp_path, monkeypatch):
-    save_file = pytest.importorskip("safetensors.numpy", reason=NO_SAFETENSORS).save_file
-    monkeypatch.setitem(sys.modules, "torch", None)
-    save_file(resnet8(), tmp_path / "a.safetensors")
-    np.savez(tmp_path / "a.npz", **resnet8())
-    expected = si_jax.convert_torch("resnet8", {"model": resnet8()})
-    assert_same(expected, si_jax.convert_torch("resnet8", resnet8()))
-    for name in ("a.safetensors", "a.npz"):
-        model = si_jax.convert_torch("resnet8", tmp_path / name)
-        assert_same(model, expected)
-        assert model.card["source"] == name
+FILES = {
+    "a.npz": lambda: npz(**resnet8()),
+    "a.safetensors": lambda: safetensors_bytes(resnet8()),
+    "a.pth": lambda: torch_bytes(tensors),
+    "a.PT": lambda: torch_bytes(lambda torch: {"model": tensors(torch), "best": torch.ones(1)}),
+    # what ends in .tar is mostly old, and so in the older of PyTorch's two formats
+    "a.tar": lambda: torch_bytes(
+        lambda torch: {"state_dict": tensors(torch), "epoch": 3},
+        _use_new_zipfile_serialization=False,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_any_format(name, expected, tmp_path, monkeypatch):
+    (tmp_path / name).write_bytes(FILES[name]())
+    if name in ("a.npz", "a.safetensors"):
+        monkeypatch.setitem(sys.modules, "torch", None)
+    model = si_jax.convert_torch("resnet8", str(tmp_path / name))
+    assert_same(model, expected)
+    digest = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+    assert (model.card["source"], model.card["source_sha256"]) == (name, digest)
 
 
 def test_narrow_types_become_float32(tmp_path):
-    half = {k: v.astype(np.float16) if v.ndim else v for k, v in resnet8().items()}
-    model = si_jax.convert_torch("resnet8", half)
-    assert {x.dtype for x in jax.tree.leaves(dict(model.variables))} == {np.dtype("float32")}
+    half = {k: v.astype(np.float16) for k, v in resnet8().items() if v.ndim}
     bfloat16 = {k: jax.numpy.asarray(v, "bfloat16") for k, v in resnet8().items() if v.ndim}
-    expected = {k: np.asarray(v, np.float32) for k, v in bfloat16.items()}
-    assert_same(
-        si_jax.convert_torch("resnet8", bfloat16), si_jax.convert_torch("resnet8", expected)
-    )
-    torch = pytest.importorskip("torch", reason=NO_TORCH)
-    tensors = {k: torch.from_numpy(v).bfloat16() for k, v in expected.items()}
-    torch.save(tensors, tmp_path / "a.pth")
-    assert_same(
-        si_jax.convert_torch("resnet8", tmp_path / "a.pth"),
-        si_jax.convert_torch("resnet8", expected),
-    )
+    states = [half, bfloat16]
+    if "torch" in sys.modules:
+        torch = sys.modules["torch"]
+        tensor = {k: torch.from_numpy(np.array(v, np.float32)) for k, v in bfloat16.items()}
+        states.append({k: v.bfloat16() for k, v in tensor.items()})
+    for state in states:
+        variables = si_jax.convert_torch("resnet8", state).variables
+        assert {x.dtype for x in jax.tree.leaves(dict(variables))} == {np.dtype("float32")}
+        narrow = half if state is half else bfloat16
+        kernel = np.asarray(narrow["linear.weight"], np.float32).T
+        np.testing.assert_array_equal(variables["params"]["linear"]["kernel"], kernel)
 
 
 def test_both_names_of_bits_last_norm_and_googles_file(tmp_path):
     state = tiny_bit()
-    expected = si_jax.convert_torch("bit_tiny", state)
-    assert (expected.num_classes, expected.module.units) == (7, (1, 2, 1, 1))
     published = {"module." + k.replace("before_head.gn", "head.gn"): v for k, v in state.items()}
-    assert "module.head.gn.weight" in published
-    assert_same(si_jax.convert_torch("bit_tiny", published), expected)
+    model = si_jax.convert_torch("bit_tiny", published)
+    assert (model.num_classes, model.module.units) == (7, (1, 2, 1, 1))
+    params = model.variables["params"]
+    np.testing.assert_array_equal(params["head"]["kernel"], state["head.conv.weight"][:, :, 0, 0].T)
     np.savez(tmp_path / "BiT.npz", **google(state))
-    model = si_jax.convert_torch("bit_tiny", tmp_path / "BiT.npz")
-    assert_same(model, expected)
-    assert set(names_of(model, "bit_tiny", layout=1).values()) == set(google(state))
-    np.testing.assert_array_equal(
-        model.variables["params"]["head"]["kernel"], state["head.conv.weight"][:, :, 0, 0].T
-    )
-
-
-# --- what is read off the shapes ------------------------------------------------------------------
+    assert_same(si_jax.convert_torch("bit_tiny", tmp_path / "BiT.npz"), model)
 
 
 def test_classes_shortcut_and_normalisation_are_inferred():
-    model = si_jax.convert_torch("resnet8", resnet8(10))
-    assert (model.num_classes, model.module.shortcut) == (10, "conv")
-    assert (model.mean, model.std) == NORMALISATIONS["cifar10"]
-    model = si_jax.convert_torch("resnet8", resnet8(23, shortcut=False))
+    padded = {k: v for k, v in resnet8(23).items() if ".shortcut." not in k}
+    model = si_jax.convert_torch("resnet8", padded)
     assert (model.num_classes, model.module.shortcut) == (23, "pad")
     assert model.card["normalisation"] == "cifar100"
-    model = si_jax.convert_torch(
-        "resnet8", resnet8(), normalisation="imagenet", input_size=(24, 16)
-    )
+    options = {"normalisation": "imagenet", "input_size": (24, 16)}
+    model = si_jax.convert_torch("wrn_16_4", draw(recipe.wrn_shapes(5, 16, 4)), **options)
+    assert (model.num_classes, model.module.depth, model.module.widen) == (5, 16, 4)
     assert (model.mean, model.std) == NORMALISATIONS["imagenet"]
     assert (model.input_size, model.card["input_size"]) == ((24, 16), [24, 16])
-    model = si_jax.convert_torch("wrn_16_4", draw(recipe.wrn_shapes(5, 16, 4)))
-    assert (model.num_classes, model.module.depth, model.module.widen) == (5, 16, 4)
 
 
-def test_other_spellings_of_the_same_names():
-    expected = si_jax.convert_torch("resnet8", resnet8())
-    spelled = {
+# --- as others save them: prefixes, spellings, averages, counters, further heads ------------------
+
+
+def other(prefix=""):
+    return {k: v + 1 for k, v in resnet8(prefix=prefix).items()}
+
+
+def beside_the_prefix():
+    state = resnet8(prefix="model.") | {"criterion.weight": np.ones(10, np.float32)}
+    return {k.replace("model.linear", "fc"): v for k, v in state.items()}
+
+
+def spelled():
+    return {
         k.replace("linear.", "fc.").replace(".shortcut.", ".downsample."): v
         for k, v in resnet8().items()
     }
-    assert spelled.keys() != resnet8().keys()
-    assert_same(si_jax.convert_torch("resnet8", spelled), expected)
-    for more in ("fc.weight", "module.linear.weight"):
-        twice = {**resnet8(), more: resnet8()["linear.weight"]}
-        with pytest.raises(ValueError, match=rf"linear.weight twice.*'{more}'"):
-            si_jax.convert_torch("resnet8", twice)
+
+
+AVERAGED = {"n_averaged": np.array(7)}
+OTHERS = {  # the mapping, `part`, and what the card's further note says
+    "module.module.": (lambda: resnet8(prefix="module.module."), None, ""),
+    "module._orig_mod.": (lambda: resnet8(prefix="module._orig_mod."), None, ""),
+    "model.": (lambda: resnet8(prefix="model."), None, "'model.' was taken off"),
+    "a.b.net.": (lambda: resnet8(prefix="a.b.net."), None, "'a.b.net.' was taken off"),
+    "spelled": (spelled, None, ""),
+    "averaged": (lambda: resnet8(prefix="module.") | AVERAGED, None, ""),
+    "ema": (lambda: {"ema": resnet8(), "epoch": 3}, None, "weights under 'ema' are taken"),
+    "several": (lambda: resnet8(prefix="one.") | other("two."), "one", "'one.' was taken off"),
+    "part": (lambda: {"state_dict": other(), "ema": resnet8()}, "ema", ""),
+    "no part": (lambda: {"model": resnet8(), "ema": other()}, None, "as well: part='ema'"),
+    "further head": (
+        lambda: resnet8() | {"rotation.weight": np.ones((4, 64)), "rotation.bias": np.ones(4)},
+        None,
+        "rotation (2 weights) plays no part",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_the_same_network_as_others_save_it(case, expected):
+    state, part, note = OTHERS[case]
+    model = si_jax.convert_torch("resnet8", state(), part=part)
+    assert_same(model, expected)
+    notes = [text for text in model.card["notes"] if text not in expected.card["notes"]]
+    assert note in "".join(notes) and bool(notes) == bool(note)
+
+
+def test_what_lies_beside_the_prefix_and_a_head_without_bias_are_noted(expected):
+    model = si_jax.convert_torch("resnet8", beside_the_prefix())
+    assert_same(model, expected)
+    assert any("criterion (1 weights) plays no part" in note for note in model.card["notes"])
+    model = si_jax.convert_torch(
+        "resnet8", {k: v for k, v in resnet8().items() if k != "linear.bias"}
+    )
+    assert not model.variables["params"]["linear"]["bias"].any()
+    assert any("no bias (linear.bias): zeros" in note for note in model.card["notes"])
 
 
 # --- a checkpoint that does not fit ---------------------------------------------------------------
 
 
 def test_all_faults_are_listed_by_both_names():
-    state = {"module." + k: v for k, v in resnet8().items()}
+    state = resnet8(prefix="module.")
     del state["module.layer1.0.bn1.running_var"], state["module.conv1.weight"]
     state["module.layer3.0.conv1.weight"] = state["module.layer3.0.conv1.weight"][:, :, :1]
     state["module.fc.bias"] = state.pop("module.linear.bias")[:3]
@@ -185,173 +202,126 @@ def test_all_faults_are_listed_by_both_names():
     ]
 
 
-@pytest.mark.parametrize(
-    ("name", "state", "message"),
-    [
-        ("resnet34", resnet8, r"not a resnet34.*blocks \(1, 1, 1\).*convert it as 'resnet8'"),
-        ("resnet18", lambda: draw(recipe.resnet34_shapes(10, (1,), (4,))), r"no architecture here"),
-        ("wrn_16_4", resnet8, r"not a wrn_16_4: its names are a ResNet's.*Wide ResNet$"),
-        ("wrn_40_2", lambda: draw(recipe.wrn_shapes(9, 16, 4)), "convert it as 'wrn_16_4'"),
-        ("resnet8", lambda: draw(recipe.wrn_shapes(9, 16, 4)), "its names are a Wide ResNet's"),
-        ("bit_r50x1", tiny_bit, r"not a bit_r50x1.*convert it as 'bit_tiny'"),
-        ("bit_r50x1", lambda: google(tiny_bit()), "convert it as 'bit_tiny'"),
-        ("resnet8", lambda: google(tiny_bit()), "its names are a BiT ResNetV2's"),
-        ("bit_tiny", resnet8, "its names are a ResNet's"),
-        ("resnet8", lambda: {"encoder.weight": np.ones(3)}, r"such as 'encoder.weight'"),
-    ],
-)
-def test_another_architecture_is_one_sentence(name, state, message):
+def kernel(value):
+    return lambda: resnet8() | {"conv1.weight": value}
+
+
+SHAPE = (16, 3, 3, 3)
+REFUSED = [
+    ("resnet34", resnet8, r"not a resnet34.*blocks \(1, 1, 1\).*convert it as 'resnet8'"),
+    ("resnet18", lambda: draw(recipe.resnet34_shapes(10, (1,), (4,))), "no architecture here"),
+    ("wrn_16_4", resnet8, r"not a wrn_16_4: its names are a ResNet's.*Wide ResNet$"),
+    ("wrn_40_2", lambda: draw(recipe.wrn_shapes(9, 16, 4)), "convert it as 'wrn_16_4'"),
+    ("bit_r50x1", tiny_bit, r"not a bit_r50x1.*convert it as 'bit_tiny'"),
+    ("bit_r50x1", lambda: google(tiny_bit()), "convert it as 'bit_tiny'"),
+    ("resnet8", lambda: google(tiny_bit()), "its names are a BiT ResNetV2's"),
+    ("resnet8", lambda: {"encoder.weight": np.ones(3)}, r"such as 'encoder.weight'"),
+    ("resnet9", dict, r"unknown model 'resnet9'.*resnet8"),
+    ("resnet8", dict, "the mapping holds no state dict"),
+    ("resnet8", lambda: {"model": {"a": 1}}, "the mapping holds no state dict"),
+    ("resnet8", lambda: other("a.") | other("b."), r"prefixes 'a', 'b': choose one by part"),
+    *(
+        ("resnet8", lambda x=x: resnet8() | {x: np.ones(2)}, rf"linear.weight twice.*'{x}'")
+        for x in ("fc.weight", "module.linear.weight")
+    ),
+    ("resnet8", kernel(np.full(SHAPE, np.nan, np.float32)), r"NaN or infinite .*\(432 of 432\)"),
+    ("resnet8", kernel(np.full(SHAPE, 1e300)), "NaN or infinite"),
+    ("resnet8", kernel(np.zeros(SHAPE, np.int32)), "int32; weights must be floating-point"),
+    ("resnet8", kernel(np.zeros(SHAPE, np.complex64)), "complex64; weights must be"),
+    ("resnet8", kernel(np.full(SHAPE, None)), "object; weights must be floating-point"),
+    ("resnet8", kernel([[1.0], [2.0, 3.0]]), "of type list; weights must be arrays"),
+    ("resnet8", kernel(None), "of type NoneType; weights must be arrays"),
+]
+
+
+@pytest.mark.parametrize(("name", "state", "message"), REFUSED)
+def test_a_checkpoint_that_does_not_fit_is_one_sentence(name, state, message):
     with pytest.raises(ValueError, match=message) as info:
         si_jax.convert_torch(name, state())
     assert len(str(info.value).splitlines()) == 1
 
 
-class Object:
-    """Something that is no array."""
-
-
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        (np.full((16, 3, 3, 3), np.nan, np.float32), r"NaN or infinite values \(432 of 432\)"),
-        (np.full((16, 3, 3, 3), 1e300), "NaN or infinite"),
-        (np.zeros((16, 3, 3, 3), np.int32), "int32; weights must be floating-point"),
-        (np.zeros((16, 3, 3, 3), np.complex64), "complex64; weights must be floating-point"),
-        (np.zeros((16, 3, 3, 3), bool), "bool; weights must be floating-point"),
-        (np.full((16, 3, 3, 3), None), "object; weights must be floating-point"),
-        ([[1.0], [2.0, 3.0]], "of type list; weights must be arrays"),
-        ("text", "of type str; weights must be arrays"),
-        (None, "of type NoneType; weights must be arrays"),
-        (Object(), "of type Object; weights must be arrays"),
-    ],
-)
-def test_weights_that_are_no_finite_numbers(value, message):
-    with pytest.raises(ValueError, match=rf"^module\.conv1\.weight .*{message}"):
-        si_jax.convert_torch(
-            "resnet8", {"module." + k: v for k, v in {**resnet8(), "conv1.weight": value}.items()}
-        )
+@pytest.mark.parametrize("name", ["layer2.0.gate.weight", "linear.scale", "scale"])
+def test_what_lies_in_the_network_is_not_left_out(name):
+    with pytest.raises(ValueError, match=rf"1 faults[\s\S]*left over: {name} \(2,\)"):
+        si_jax.convert_torch("resnet8", resnet8() | {name: np.ones(2)})
 
 
 def test_tensors_of_an_unexpected_kind():
-    torch = pytest.importorskip("torch", reason=NO_TORCH)
+    torch = pytest.importorskip("torch")
     weight = torch.from_numpy(resnet8()["conv1.weight"])
     kinds = (weight.long(), weight.to(torch.complex64), weight.to_sparse(), weight.to("meta"))
     messages = ("torch.int64", "torch.complex64", "torch.sparse_coo", "device meta")
     for message, value in zip(messages, kinds, strict=True):
         with pytest.raises(ValueError, match=rf"^conv1\.weight .*{message}.*weights must be"):
-            si_jax.convert_torch("resnet8", {**resnet8(), "conv1.weight": value})
+            si_jax.convert_torch("resnet8", kernel(value)())
 
 
-def test_arguments_that_make_no_sense():
-    with pytest.raises(ValueError, match=r"unknown model 'resnet9'.*resnet8"):
-        si_jax.convert_torch("resnet9", {})
-    with pytest.raises(ValueError, match=r"normalisation \(='mnist'\).*imagenet"):
-        si_jax.convert_torch("resnet8", resnet8(), normalisation="mnist")
-    for size in ((0, 8), (8, -1)):
-        with pytest.raises(ValueError, match="height and a width of at least 1 pixel"):
-            si_jax.convert_torch("resnet8", resnet8(), input_size=size)
-    for mapping in ({}, {"model": {}}, {"model": {"a": 1}}):
-        with pytest.raises(ValueError, match="the mapping holds no state dict"):
-            si_jax.convert_torch("resnet8", mapping)
+def test_options_that_make_no_sense():
+    nested = {"state_dict": other(), "state_dict_ema": resnet8()}
+    for state, options, message in (
+        (resnet8(), {"normalisation": "mnist"}, r"normalisation \(='mnist'\).*imagenet"),
+        (resnet8(), {"mean": (0.1, 0.2, 0.3)}, "give both or neither"),
+        (resnet8(), {"input_size": (0, 8)}, "height and a width of at least 1 pixel"),
+        (nested, {"part": "nothing"}, r"part \(='nothing'\) is no key"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            si_jax.convert_torch("resnet8", state, **options)
 
 
-# --- as others save them: prefixes, averages, counters, further heads -----------------------------
+# --- the script -----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def expected():
-    return si_jax.convert_torch("resnet8", resnet8())
+def test_the_script_writes_a_checkpoint_with_a_card(tmp_path, capsys):
+    source, out = tmp_path / "r8.npz", tmp_path / "below" / "r8"
+    source.write_bytes(npz(**resnet8()))
+    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    line = [source, "--model", "resnet8", "--out", out, "--input-size", 16, 24]
+    status, printed, err = run(capsys, *line, "--mean", *mean, "--std", *std)
+    assert (status, err) == (0, "")
+    options = {"input_size": (16, 24), "mean": mean, "std": std}
+    expected = si_jax.convert_torch("resnet8", resnet8(), **options)
+    for part in (
+        "resnet8, 10 classes", f"{expected.num_parameters:,}", "16x24", str(out),
+        "as given: mean (0.1, 0.2, 0.3), deviation (0.4, 0.5, 0.6)",
+        "47 arrays, equal after reloading", "logits", "assumed: no max-pool",
+    ):  # fmt: skip
+        assert part in printed
+    assert "assumed: trained with" not in printed
+    model = si_jax.load_model(out)
+    assert_same(model, expected)
+    card = json.loads((out / "card.json").read_text())
+    assert card["source_sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert (card["model"], card["num_classes"], card["input_size"]) == ("resnet8", 10, [16, 24])
+    assert (tuple(card["mean"]), tuple(card["std"])) == (model.mean, model.std) == (mean, std)
+    assert card["options"]["shortcut"] == "conv"
+
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
+    status, _, err = run(capsys, *line)
+    assert status == 2 and "exists already" in err
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
+
+
+def test_what_does_not_read_back_is_removed(tmp_path, capsys, monkeypatch):
+    (tmp_path / "a.npz").write_bytes(npz(**resnet8()))
+    changed = si_jax.convert_torch("resnet8", other())
+    monkeypatch.setattr(convert, "load_model", lambda path: changed)
+    line = [tmp_path / "a.npz", "--model", "resnet8", "--out", tmp_path / "b"]
+    status, out, err = run(capsys, *line)
+    assert (status, out) == (2, "") and "has been removed" in err
+    assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
 
 
 @pytest.mark.parametrize(
-    "prefix",
-    ["module.module.", "_orig_mod.", "module._orig_mod.", "model.", "model._orig_mod.", "a.b.net."],
+    ("package", "suffix"), [("torch", ".pth"), ("safetensors", ".safetensors")]
 )
-def test_a_prefix_is_taken_off_whatever_its_depth(prefix, expected):
-    model = si_jax.convert_torch("resnet8", {prefix + k: v for k, v in resnet8().items()})
-    assert_same(model, expected)
-    told = any(repr(prefix) in note for note in model.card["notes"])
-    assert told == (not prefix.startswith(("module", "_orig")))
-
-
-def test_what_lies_beside_the_prefix_is_noted(expected):
-    state = {"model." + k: v for k, v in resnet8().items()}
-    state["criterion.weight"] = np.ones(10, np.float32)
-    state["fc.weight"], state["fc.bias"] = (
-        state.pop(f"model.linear.{x}") for x in ("weight", "bias")
-    )
-    model = si_jax.convert_torch("resnet8", state)
-    assert_same(model, expected)
-    assert any("criterion (1 weights) plays no part" in note for note in model.card["notes"])
-
-
-def test_one_of_several_networks_in_a_file(expected):
-    other = {k: v + 1 for k, v in resnet8().items()}
-    both = {f"teacher.{k}": v for k, v in other.items()}
-    both |= {f"student.{k}": v for k, v in resnet8().items()}
-    with pytest.raises(ValueError, match=r"prefixes 'teacher', 'student': choose one by part"):
-        si_jax.convert_torch("resnet8", both)
-    assert_same(si_jax.convert_torch("resnet8", both, part="student"), expected)
-    nested = {"state_dict": other, "state_dict_ema": resnet8(), "epoch": 3}
-    assert_same(si_jax.convert_torch("resnet8", nested, part="state_dict_ema"), expected)
-    model = si_jax.convert_torch("resnet8", nested)
-    assert_same(model, si_jax.convert_torch("resnet8", other))
-    assert any("part='state_dict_ema'" in note for note in model.card["notes"])
-    for missing in ({"part": "ema"}, {"part": "nothing"}):
-        with pytest.raises(ValueError, match=r"part \(='\w+'\) is"):
-            si_jax.convert_torch("resnet8", nested, **missing)
-
-
-def test_averaged_weights_and_their_counters(expected):
-    averaged = {"module." + k: v for k, v in resnet8().items()} | {"n_averaged": np.array(7)}
-    assert_same(si_jax.convert_torch("resnet8", averaged), expected)
-    model = si_jax.convert_torch("resnet8", {"ema": averaged, "epoch": 3})
-    assert_same(model, expected)
-    assert "the averaged weights under 'ema' are taken" in model.card["notes"]
-
-
-def test_a_head_without_bias_has_one_of_zeros():
-    state = {k: v for k, v in resnet8().items() if k != "linear.bias"}
-    model = si_jax.convert_torch("resnet8", state)
-    assert not model.variables["params"]["linear"]["bias"].any()
-    assert any("no bias (linear.bias): zeros" in note for note in model.card["notes"])
-    with pytest.raises(ValueError, match=r"1 faults[\s\S]*missing: bn1.bias"):
-        si_jax.convert_torch("resnet8", {k: v for k, v in state.items() if k != "bn1.bias"})
-
-
-def test_a_module_of_its_own_is_left_out_and_one_inside_a_block_is_not(expected):
-    extra = {"rotation.fc.weight": np.ones((4, 64)), "rotation.fc.bias": np.ones(4)}
-    model = si_jax.convert_torch("resnet8", resnet8() | extra)
-    assert_same(model, expected)
-    assert any("rotation (2 weights) plays no part" in note for note in model.card["notes"])
-    for name in ("layer2.0.gate.weight", "linear.scale", "scale"):
-        with pytest.raises(ValueError, match=rf"1 faults[\s\S]*left over: {name} \(2,\)"):
-            si_jax.convert_torch("resnet8", resnet8() | {name: np.ones(2)})
-
-
-def test_mean_and_deviation_by_number(tmp_path, capsys):
-    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
-    model = si_jax.convert_torch("resnet8", resnet8(), mean=mean, std=std)
-    assert (model.mean, model.std, model.card["normalisation"]) == (mean, std, "as given")
-    with pytest.raises(ValueError, match="give both or neither"):
-        si_jax.convert_torch("resnet8", resnet8(), mean=mean)
-    np.savez(tmp_path / "a.npz", **resnet8())
-    status, out, _ = run(
-        capsys, tmp_path / "a.npz", "--model", "resnet8", "--out", tmp_path / "b",
-        "--mean", *mean, "--std", *std,
-    )  # fmt: skip
-    assert status == 0
-    assert "mean (0.1, 0.2, 0.3), deviation (0.4, 0.5, 0.6)" in out
-    assert "assumed: no max-pool" in out and "assumed: trained with" not in out
-    assert si_jax.load_model(tmp_path / "b").std == std
-
-
-def test_an_old_tar_is_told_from_a_damaged_file(tmp_path):
-    pytest.importorskip("torch", reason=NO_TORCH)
-    for part in ("storages", "tensors", "pickle"):
-        (tmp_path / part).write_bytes(b"\x80\x02K\x00.")
-    with tarfile.open(tmp_path / "old.pth.tar", "w") as archive:
-        for part in ("storages", "tensors", "pickle"):
-            archive.add(tmp_path / part, part)
-    with pytest.raises(ValueError, match=r"old tar format.*save it again with a newer PyTorch"):
-        si_jax.convert_torch("resnet8", tmp_path / "old.pth.tar")
+def test_without_the_package_that_reads_a_file(package, suffix, tmp_path, monkeypatch, capsys):
+    for name in [m for m in sys.modules if m.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    (tmp_path / f"a{suffix}").write_bytes(TEXT)
+    line = [tmp_path / f"a{suffix}", "--model", "resnet8", "--out", tmp_path / "b"]
+    status, _, err = run(capsys, *line)
+    assert status == 2
+    assert f'pip install "si-jax[{package}]"' in err and err.count("\n") == 1
+    assert not (tmp_path / "b").exists()

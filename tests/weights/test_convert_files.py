@@ -4,6 +4,9 @@ import argparse
 import importlib.util
 import io
 import os
+import re
+import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,6 @@ import pytest
 from checkpoint_states import (
     TEXT,
     google,
-    npy,
     npz,
     resnet8,
     run,
@@ -19,15 +21,42 @@ from checkpoint_states import (
     tensors,
     tiny_bit,
     torch_bytes,
-    zipped,
 )
 
-import si_jax
 from si_jax.weights import convert_files
+
+
+def zipped(**members):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, text in members.items():
+            archive.writestr(name, text)
+    return buffer.getvalue()
+
+
+def npy():
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros(3))
+    return buffer.getvalue()
+
+
+def old_tar():
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for part in ("storages", "tensors", "pickle"):
+            member = tarfile.TarInfo(part)
+            member.size = 5
+            archive.addfile(member, io.BytesIO(b"\x80\x02K\x00."))
+    return buffer.getvalue()
 
 
 def poisoned():
     return {**resnet8(), "bn1.weight": np.full(16, np.inf, np.float32)}
+
+
+def scaled():  # each by itself is credible
+    scales = {"linear.weight": 1e20, "layer3.0.bn2.weight": 1e19}
+    return {k: v * scales.get(k, 1) for k, v in resnet8().items()}
 
 
 class Harmful:
@@ -37,10 +66,15 @@ class Harmful:
         return os.mkdir, ("executed",)
 
 
+def cut_tar():
+    return torch_bytes(tensors, _use_new_zipfile_serialization=False)[:-2000]
+
+
 NO_NPZ = r"a\.npz can.* be read as a \.npz file"
-MISTAKES = {  # file's name, its bytes, what the message must say
+NO_PTH = "is no PyTorch checkpoint"
+MISTAKES = {  # file's name, its bytes, what the message must say, further options
     "text npz": ("a.npz", lambda: TEXT, NO_NPZ),
-    "npy": ("a.npz", lambda: npy(np.zeros(3)), NO_NPZ),
+    "npy": ("a.npz", npy, NO_NPZ),
     "zip npz": ("a.npz", lambda: zipped(a="text"), NO_NPZ),
     "bad npy in npz": ("a.npz", lambda: zipped(**{"a.npy": "text"}), NO_NPZ),
     "objects": ("a.npz", lambda: npz(a=np.array([{}], object)), NO_NPZ),
@@ -49,21 +83,27 @@ MISTAKES = {  # file's name, its bytes, what the message must say
     "nan npz": ("a.npz", lambda: npz(**poisoned()), r"bn1.weight holds NaN or infinite"),
     "integers": ("a.npz", lambda: npz(**resnet8() | {"bn1.bias": np.zeros(16, np.int8)}), "int8"),
     "other npz": ("a.npz", lambda: npz(**google(tiny_bit())), "not a resnet8"),
+    "scaled": ("a.npz", lambda: npz(**scaled()), "NaN or infinite logits"),
+    "huge": (
+        "a.npz",
+        lambda: npz(**resnet8() | {"linear.bias": np.full(10, 3e38, np.float32)}),
+        "linear/bias.*weights are broken",
+    ),
     "text suffix": ("a.txt", lambda: TEXT, r"must end in one of.*\.npz.*\.pth"),
     "text safetensors": ("a.safetensors", lambda: TEXT, "is no safetensors file"),
     "zip safetensors": ("a.safetensors", lambda: zipped(a="text"), "is no safetensors file"),
     "cut safetensors": ("a.safetensors", lambda: safetensors_bytes(resnet8())[:-9], "cut short"),
     "no tensors": ("a.safetensors", lambda: safetensors_bytes({}), "holds no state dict"),
-    "nan safetensors": ("a.safetensors", lambda: safetensors_bytes(poisoned()), "NaN or infinite"),
-    "text pth": ("a.pth", lambda: torch_bytes(tensors) and TEXT, "is no PyTorch checkpoint"),
-    "empty pth": ("a.pth", lambda: torch_bytes(tensors) and b"", "is no PyTorch checkpoint"),
-    "zip pth": ("a.pth", lambda: torch_bytes(tensors) and zipped(a="x"), "is no PyTorch check"),
-    "npz as pth": ("a.pth", lambda: torch_bytes(tensors) and npz(a=np.ones(2)), "is no PyTorch"),
+    "text pth": ("a.pth", lambda: torch_bytes(tensors) and TEXT, NO_PTH),
+    "empty pth": ("a.pth", lambda: torch_bytes(tensors) and b"", NO_PTH),
+    "zip pth": ("a.pth", lambda: torch_bytes(tensors) and zipped(a="x"), NO_PTH),
+    "npz as pth": ("a.pth", lambda: torch_bytes(tensors) and npz(a=np.ones(2)), NO_PTH),
     "cut pth": ("a.pth", lambda: torch_bytes(tensors)[:-2000], "or is damaged or cut short"),
-    "cut tar": (
-        "a.tar",
-        lambda: torch_bytes(tensors, _use_new_zipfile_serialization=False)[:-2000],
-        "or is damaged or cut short",
+    "cut tar": ("a.tar", cut_tar, "or is damaged or cut short"),
+    "old tar": (
+        "a.pth.tar",
+        lambda: torch_bytes(tensors) and old_tar(),
+        "old tar format.*save it again with a newer PyTorch",
     ),
     "tensor": ("a.pt", lambda: torch_bytes(lambda torch: torch.ones(3)), "holds no state dict"),
     "list": ("a.pt", lambda: torch_bytes(lambda torch: [tensors(torch)]), "holds no state dict"),
@@ -81,13 +121,22 @@ MISTAKES = {  # file's name, its bytes, what the message must say
     "harmful": ("a.pth", lambda: torch_bytes(lambda torch: Harmful()), r"Python object \(.*mkdir"),
     "nan pth": (
         "a.pth",
-        lambda: torch_bytes(lambda torch: tensors(torch) | {"bn1.bias": torch.ones(16) / 0}),
+        lambda: torch_bytes(lambda torch: tensors(torch, **{"bn1.bias": torch.ones(16) / 0})),
         r"bn1.bias holds NaN or infinite values \(16 of 16\)",
     ),
     "integer pth": (
         "a.pth",
-        lambda: torch_bytes(lambda torch: tensors(torch) | {"bn1.bias": torch.ones(16).int()}),
+        lambda: torch_bytes(lambda torch: tensors(torch, **{"bn1.bias": torch.ones(16).int()})),
         r"bn1.bias is of type torch\.int32",
+    ),
+    "unknown model": ("a.npz", lambda: npz(**resnet8()), "unknown model", "--model", "resnet9"),
+    "no size": ("a.npz", lambda: npz(**resnet8()), "at least 1 pixel", "--input-size", "0", "3"),
+    "no mean": (
+        "a.npz",
+        lambda: npz(**resnet8()),
+        "one of cifar10",
+        "--normalisation",
+        "x",
     ),
 }
 
@@ -95,13 +144,12 @@ MISTAKES = {  # file's name, its bytes, what the message must say
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_sentence_and_nothing_is_written(mistake, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    name, content, message = MISTAKES[mistake]
+    name, content, message, *options = MISTAKES[mistake]
     Path(name).write_bytes(content())
-    with pytest.raises(ValueError, match=message):
-        si_jax.convert_torch("resnet8", name)
-    status, out, err = run(capsys, name, "--model", "resnet8", "--out", "below/converted")
+    model = () if "--model" in options else ("--model", "resnet8")
+    status, out, err = run(capsys, name, *model, "--out", "below/converted", *options)
     assert (status, out) == (2, "")
-    assert err.startswith("error: ")
+    assert err.startswith("error: ") and re.search(message, err), err
     assert err.count("\n") == 1 and err.endswith("\n")
     assert "weights_only" not in err and "allow_pickle" not in err
     assert [p.name for p in tmp_path.iterdir()] == [name]
@@ -116,10 +164,10 @@ def test_damaged_bytes_raise_nothing_else(tmp_path):
     if importlib.util.find_spec("safetensors"):
         files["a.safetensors"] = safetensors_bytes(arrays)
     if importlib.util.find_spec("torch"):
-        for name, zipped in (("a.pth", True), ("b.pth", False)):
+        for name, is_new in (("a.pth", True), ("b.pth", False)):
             files[name] = torch_bytes(
                 lambda torch: {k: torch.from_numpy(v) for k, v in arrays.items()},
-                _use_new_zipfile_serialization=zipped,
+                _use_new_zipfile_serialization=is_new,
             )
     rng = np.random.default_rng(0)
     refused = 0
