@@ -2,13 +2,14 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from si_jax.checks import check_choice
 from si_jax.data import sources
-from si_jax.data.datasets import BENCHMARKS, Benchmark, DatasetSpec, Source, Tfds
+from si_jax.data.datasets import BENCHMARKS, Benchmark, DatasetSpec, Tfds
 from si_jax.data.files import default_data_dir
 from si_jax.data.image_set import ImageSet, MissingSet, unlabelled
 from si_jax.data.opening import as_image_set
@@ -126,66 +127,59 @@ def find(spec: DatasetSpec, paths: SearchPaths, num_classes: int | None = None) 
 
     `num_classes` is the classifier's, where the set's labels are its classes.
     """
-    folders = num_classes if spec.class_folders else None
     if spec.name in paths.given:
         data = paths.given[spec.name]
-        if isinstance(data, (str, os.PathLike)):
-            data = sources.from_path(data, name=spec.name, num_classes=folders)
-        return Found(as_image_set(data, spec.name), "given by the user")
+        folders = num_classes if spec.class_folders else None
+        return Found(as_image_set(data, spec.name, num_classes=folders), "given by the user")
     if spec.make:
         return Found(as_image_set(spec.make(), spec.name), "made on the spot")
-    root, reasons = paths.root, []
-    if listing := next((root / p for p in spec.list_files if (root / p).exists()), None):
-        roots = [root / folder for folder in LIST_ROOTS]
+    reasons = []
+    for where, is_listed, opened in _places(spec, paths, num_classes):
         try:
-            images = sources.from_list(
-                listing, name=spec.name, roots=roots, num_classes=num_classes
-            )
-            return Found(images, str(listing), is_listed=True)
+            images = opened()
         except MissingSet as error:
             reasons.append(str(error))
-    fetched = [s for s in spec.sources if paths.fetch and isinstance(s, Tfds) and s.fetch]
-    for source, fetch in [*((s, False) for s in spec.sources), *((s, True) for s in fetched)]:
-        where = _where(source, paths)
-        if not (fetch or os.path.exists(where)):
             continue
-        try:
-            images = _open(source, spec.name, paths, folders, fetch)
-            if num_classes and not spec.class_folders:
-                images = unlabelled(images)
-            return Found(images, where or "prepared by TFDS")
-        except MissingSet as error:
-            reasons.append(str(error))
+        if num_classes and not (spec.class_folders or is_listed):
+            images = unlabelled(images)
+        return Found(images, where, is_listed)
     if advice := spec.manually or "run si-jax prepare-data" * bool(spec.download or spec.openood):
         reasons.append(advice)
     if below := [source for source in spec.sources if isinstance(source, str)]:
         others = f" (or {', '.join(below[1:])})" if below[1:] else ""
-        reasons.append(f"save it below {root} as {below[0]}{others}")
-    raise MissingSet("; or ".join(dict.fromkeys(reasons)) or f"it is not in {root}")
+        reasons.append(f"save it below {paths.root} as {below[0]}{others}")
+    raise MissingSet("; or ".join(dict.fromkeys(reasons)) or f"it is not in {paths.root}")
 
 
-def _open(
-    source: Source, name: str, paths: SearchPaths, num_classes: int | None, fetch: bool
-) -> ImageSet:
-    match source:
-        case Tfds(tfds_name, split):
-            images = from_tfds(tfds_name, split, paths.data_dir, fetch=fetch)
-            return dataclasses.replace(images, name=name)
-        case str():
-            return sources.from_path(paths.root / source, name=name, num_classes=num_classes)
-        case _:
-            return sources.from_cifar_binary([paths.root / path for path in source], name=name)
+def _places(
+    spec: DatasetSpec, paths: SearchPaths, num_classes: int | None
+) -> Iterator[tuple[str, bool, Callable[[], ImageSet]]]:
+    """Where a set lies, the preferred place first, whether as OpenOOD lists it; what opens it."""
+    root, name = paths.root, spec.name
+    if listing := next((root / p for p in spec.list_files if (root / p).exists()), None):
+        roots = [root / folder for folder in LIST_ROOTS]
+        read = partial(sources.from_list, listing, roots=roots, num_classes=num_classes, name=name)
+        yield str(listing), True, read
 
+    def tfds(source: Tfds, fetch: bool) -> ImageSet:
+        images = from_tfds(source.name, source.split, paths.data_dir, fetch=fetch)
+        return dataclasses.replace(images, name=name)
 
-def _where(source: Source, paths: SearchPaths) -> str:
-    """Where a source lies, or would lie; '' for a TFDS set that is not prepared."""
-    match source:
-        case Tfds(name):
-            return str(find_prepared(name, paths.data_dir) or "")
-        case str():
-            return str(paths.root / source)
-        case _:
-            return str(paths.root / source[0])
+    folders = num_classes if spec.class_folders else None
+    for source in spec.sources:
+        if isinstance(source, Tfds):
+            if prepared := find_prepared(source.name, paths.data_dir):
+                yield str(prepared), False, partial(tfds, source, False)
+        elif isinstance(source, str):
+            if (path := root / source).exists():
+                read = partial(sources.from_path, path, name=name, num_classes=folders)
+                yield str(path), False, read
+        elif (root / source[0]).exists():
+            files = [root / file for file in source]
+            yield str(files[0]), False, partial(sources.from_cifar_binary, files, name=name)
+    for source in spec.sources if paths.fetch else ():
+        if isinstance(source, Tfds) and source.fetch:
+            yield "prepared by TFDS", False, partial(tfds, source, True)
 
 
 def resolve(

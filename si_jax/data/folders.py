@@ -1,6 +1,5 @@
 """Image folders, flat or by class, at any depth."""
 
-import json
 import os
 import unicodedata
 from collections.abc import Collection, Iterator, Sequence
@@ -25,7 +24,6 @@ def from_folder(
     path: str | os.PathLike,
     *,
     name: str | None = None,
-    wnid_to_index: str | os.PathLike | None = None,
     num_classes: int | None = None,
     classes: Sequence[str] = (),
 ) -> ImageSet:
@@ -33,13 +31,14 @@ def from_folder(
 
     Images may lie flat or in folders, at any depth. A file is an image if its ending says so
     (`decoding.EXTENSIONS`, in either case), or its first bytes; the rest is left out, which the
-    set's `notes` say. Hidden files and folders (names that begin with a dot) are left out in
+    set's `notes` report. Hidden files and folders (names that begin with a dot) are left out in
     silence. Links are followed: each real folder is read once, by its own path if that lies in the
     set and else by the first link to it, and a link to a folder in which it lies itself is not
     followed. The label of an image is the position of its top-level folder among those that hold
     images, sorted by name, or by number if all of them are numbers; images that lie flat have none
-    (-1). `classes` (names in the order of the labels) and `wnid_to_index` (a JSON file, name to
-    label) take the place of these positions; otherwise there must be `num_classes` folders.
+    (-1). `classes` (names in the order of the labels), or else `<folder>.wnid_to_index.json` beside
+    the folder (name to label), take the place of these positions; otherwise there must be
+    `num_classes` folders.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
@@ -50,15 +49,9 @@ def from_folder(
         raise MissingSet(
             f"{root} holds no images{others}: put files that end in .jpg, .png and so on there"
         )
-    labels, other = _labels(root, names, wnid_to_index, num_classes, classes)
-    return from_files(
-        root,
-        names,
-        labels,
-        name=name,
-        notes=left_out_note(left_out),
-        other_labels=other,
-    )
+    labels, other = _labels(root, names, num_classes, classes)
+    notes = left_out_note(left_out)
+    return from_files(root, names, labels, name=name, notes=notes, other_labels=other)
 
 
 def from_files(
@@ -171,28 +164,21 @@ def left_out_note(left_out: Sequence[str]) -> tuple[str, ...]:
 
 
 def _labels(
-    root: Path,
-    names: list[str],
-    wnid_to_index: str | os.PathLike | None,
-    num_classes: int | None,
-    classes: Sequence[str],
+    root: Path, names: list[str], num_classes: int | None, classes: Sequence[str]
 ) -> tuple[np.ndarray, tuple[int, ...]]:
     """Give the images' labels, and what each would be if class folders were sorted as text."""
     tops = [_class_name(name.split("/", 1)[0]) if "/" in name else None for name in names]
     folders = sorted({top for top in tops if top is not None})
+    beside = root.resolve().with_name(f"{root.resolve().name}.wnid_to_index.json")
     other: tuple[int, ...] = ()
-    table: dict[str, int] | None = None
-    if classes:
-        table = {_class_name(name): index for index, name in enumerate(classes)}
-    elif wnid_to_index is not None:
-        table = _read_table(Path(wnid_to_index))
-    if table is not None:
-        where = "the classifier's classes" if classes else f"{wnid_to_index}"
+    if classes or beside.is_file():
+        where = "the classifier's classes" if classes else f"the names of {beside}"
+        given = {name: index for index, name in enumerate(classes)} or _read_table(beside)
+        table = {_class_name(name): label for name, label in given.items()}
         if unknown := [top for top in folders if top not in table]:
             raise ValueError(
                 f"{root} has the class folder {unknown[0]!r} ({len(unknown)} such), which {where}"
-                f" {'do' if classes else 'does'} not list; add it there or take it out of the"
-                " folder"
+                " lack; add it there or take it out of the folder"
             )
     else:
         ordered = in_order(folders)
@@ -203,8 +189,7 @@ def _labels(
             advice = (
                 "sort its images, which lie flat, into a folder a class"
                 if not folders
-                else f"complete the folder or put {root.name}.wnid_to_index.json (folder name to"
-                " label) beside it"
+                else f"complete the folder or put {beside.name} (folder name to label) beside it"
             )
             raise ValueError(
                 f"{root} has {len(folders)} class folders where the classifier has {num_classes}"
@@ -233,11 +218,11 @@ def in_order(folders: Collection[str]) -> list[str]:
 
 def _read_table(path: Path) -> dict[str, int]:
     try:
-        table = json.loads(files.read_bytes(path))
+        table = files.read_json(path)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{path} cannot be read as JSON ({error}); give a file that maps folder names to labels"
         ) from error
     if not isinstance(table, dict) or not all(type(label) is int for label in table.values()):
         raise ValueError(f"{path} must map folder names to integer labels, as {{'n01440764': 0}}")
-    return {_class_name(folder): label for folder, label in table.items()}
+    return table

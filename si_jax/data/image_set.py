@@ -249,6 +249,20 @@ def pixels(load: Callable[[int], tuple[np.ndarray, int]]) -> Callable[[int], tup
     return read
 
 
+def numbered(
+    name: str, size: int, load: Callable[[int], tuple[np.ndarray, int]], *structure: object
+) -> ImageSet:
+    """A set whose images have no names but their numbers, hashed by their pixels."""
+    return ImageSet(
+        name=name,
+        size=size,
+        structure=fingerprint_of(*structure),
+        load_fn=load,
+        ident_fn=lambda index: f"{name}[{index}]",
+        digest_fn=digests(pixels(load), name),
+    )
+
+
 def remembered(
     compute: Callable[[], np.ndarray], count: int, paths: Sequence[Path], facts: object
 ) -> UInt8[np.ndarray, "n 32"]:

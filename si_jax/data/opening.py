@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 
 from si_jax.data import sources
@@ -19,13 +19,12 @@ from si_jax.data.image_set import (
     ImageStream,
     UnreadableImage,
     check_any,
-    digests,
-    fingerprint_of,
-    pixels,
+    numbered,
     prepared,
     relabelled,
     with_label,
 )
+from si_jax.data.sources import as_numpy, class_indices
 
 IMAGE_KEYS = ("image", "img", "images", "pixel_values")
 LABEL_KEYS = ("label", "labels", "fine_label", "target")
@@ -103,7 +102,7 @@ def as_images(
     if hasattr(data, "dtype") and hasattr(data, "to_list"):  # a column of a data frame
         data = data.to_list()
     if _is_array(data):
-        data = _numpy(data, name)
+        data = as_numpy(data, name)
         if data.ndim == 4:
             return sources.from_arrays(name, _channels_last(data, name, channels))
         data = list(_split(data, name, channels))
@@ -138,14 +137,7 @@ def _set_of(items: Any, name: str, channels: int = 3, entry: Callable[[Any], Ent
             raise UnreadableImage(f"{name}[{index}] cannot be read ({error})") from error
         return load_entry(entry(item), f"{name}[{index}]", channels)
 
-    return ImageSet(
-        name=name,
-        size=len(items),
-        structure=fingerprint_of("sequence", len(items)),
-        load_fn=load,
-        ident_fn=lambda index: f"{name}[{index}]",
-        digest_fn=digests(pixels(load), name),
-    )
+    return numbered(name, len(items), load, "sequence", len(items))
 
 
 def _stream_of(data: Iterable, name: str, channels: int) -> ImageStream:
@@ -181,24 +173,6 @@ def _labelled(images: ImageSet | ImageStream, labels: Any) -> ImageSet | ImageSt
             yield image, label
 
     return ImageStream(images.name, entries, images.load_fn)
-
-
-def class_indices(labels: Any, count: int | None, name: str) -> Int[np.ndarray, " n"]:
-    """Class indices of `count` images (None: of any number); one-hot rows become indices."""
-    values = _numpy(labels, f"labels of {name}")
-    if values.ndim == 0 or (values.ndim == count == 1 and len(values) > 1):
-        values = values[None]
-    if values.ndim == 2:
-        if values.shape[1] == 1:
-            values = values[:, 0]
-        elif ((values == 0) | (values == 1)).all() and (values.sum(axis=-1) == 1).all():
-            values = values.argmax(axis=-1)
-    if values.ndim != 1 or values.dtype.kind not in "iu" or count not in (None, len(values)):
-        raise ValueError(
-            f"labels of {name} (shape {values.shape}, dtype {values.dtype}) must be one class index"
-            f" for each of {'the' if count is None else count} images, or one-hot rows"
-        )
-    return values.astype(np.int64)
 
 
 def _is_encoded(item: Any) -> bool:
@@ -269,13 +243,13 @@ def _entries(item: Any, name: str, channels: int) -> Iterator[Entry]:
     elif isinstance(item, Mapping) or _is_pair(item):
         several, labels = _parts(item, name)
         parts = [image for image, _ in _entries(several, name, channels)]
-        classes = [None] * len(parts) if labels is None else class_indices(labels, len(parts), name)
-        yield from zip(parts, classes, strict=True)
+        known = [None] * len(parts) if labels is None else class_indices(labels, len(parts), name)
+        yield from zip(parts, known, strict=True)
     elif isinstance(item, list | tuple):
         for part in item:
             yield from _entries(part, name, channels)
     elif _is_array(item):
-        for part in _split(_numpy(item, name), name, channels):
+        for part in _split(as_numpy(item, name), name, channels):
             yield from (
                 [(part, None)] if isinstance(part, np.ndarray) else _entries(part, name, channels)
             )
@@ -329,20 +303,7 @@ def load_entry(entry: Entry, name: str, channels: int) -> tuple[np.ndarray, int]
         return decode(bytes(image), f"{name} of encoded bytes", upright=True), label
     if not _is_array(image):
         raise ValueError(f"{name} (of type {type(image).__name__}) is no image: {TAKEN}")
-    array = _numpy(image, name)
+    array = as_numpy(image, name)
     return prepared(
         _channels_last(array[..., None] if array.ndim == 2 else array, name, channels), label
     )
-
-
-def _numpy(values: Any, name: str) -> np.ndarray:
-    """An array of any library's, on the host."""
-    if hasattr(values, "detach"):  # PyTorch's, which may lie on a device and keep gradients
-        values = values.detach().cpu()
-    try:
-        return np.asarray(values)
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(
-            f"{name} (of type {type(values).__name__}) cannot be read as an array: give numbers of"
-            " one shape"
-        ) from None

@@ -13,9 +13,10 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Int, Shaped
 
 from si_jax.data import files
 from si_jax.data.decoding import EXTENSIONS
@@ -28,6 +29,7 @@ from si_jax.data.image_set import (
     check_any,
     digests,
     fingerprint_of,
+    numbered,
     pixels,
     prepared,
     subset,
@@ -69,8 +71,7 @@ def from_path(
 
     Images are named by the path of one, or by a glob such as `photos/**/*.jpg`.
 
-    A folder with `labels.npy` holds CIFAR's corrupted copies, see `cifar.from_corruptions`. Where
-    `<folder>.wnid_to_index.json` lies beside a folder, it gives the labels.
+    A folder with `labels.npy` holds CIFAR's corrupted copies, see `from_corruptions`.
     """
     path = Path(path).expanduser()
     if path.suffix.lower() == ".npz":
@@ -85,14 +86,7 @@ def from_path(
         return _named(path, matching(str(path)), name)
     if not path.is_dir() and (path.suffix.lower() in EXTENSIONS or path.exists()):
         return _named(path, [str(path)], name)
-    table = path.resolve().with_name(path.resolve().name + ".wnid_to_index.json")
-    return from_folder(
-        path,
-        name=name,
-        num_classes=num_classes,
-        classes=classes,
-        wnid_to_index=table if table.is_file() else None,
-    )
+    return from_folder(path, name=name, num_classes=num_classes, classes=classes)
 
 
 def holds_several(path: str | os.PathLike) -> bool:
@@ -172,7 +166,7 @@ def from_list(
 def from_arrays(
     name: str,
     images: Shaped[np.ndarray, "n height width *channels"],
-    labels: Shaped[np.ndarray, " labels"] | None = None,
+    labels: np.ndarray | None = None,
 ) -> ImageSet:
     """A set of images in memory: uint8, RGB or grey, or numbers as the network takes them."""
     images = np.asarray(images)
@@ -183,26 +177,45 @@ def from_arrays(
             f"images of {name} must be numbers of shape (n, height, width, channels), not"
             f" {images.dtype} of shape {images.shape}"
         )
-    check_any(len(images), name)
-    labels = np.full(len(images), NO_LABEL) if labels is None else np.asarray(labels)
-    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            f"labels of {name} must be integers of shape ({len(images)},), not {labels.dtype} of"
-            f" shape {labels.shape}"
-        )
-    labels = labels.astype(np.int64)
+    count = len(images)
+    check_any(count, name)
+    indices = np.full(count, NO_LABEL) if labels is None else class_indices(labels, count, name)
 
     def load(index: int) -> Prepared:
-        return prepared(images[index], int(labels[index]))
+        return prepared(images[index], int(indices[index]))
 
-    return ImageSet(
-        name=name,
-        size=len(images),
-        structure=fingerprint_of("arrays as they are", images.shape, str(images.dtype)),
-        load_fn=load,
-        ident_fn=lambda index: f"{name}[{index}]",
-        digest_fn=digests(pixels(load), name),
-    )
+    return numbered(name, count, load, "arrays", images.shape, str(images.dtype))
+
+
+def class_indices(labels: Any, count: int | None, name: str) -> Int[np.ndarray, " n"]:
+    """Class indices of `count` images (None: of any number); one-hot rows become indices."""
+    values = as_numpy(labels, f"labels of {name}")
+    if values.ndim == 0 or (values.ndim == count == 1 and len(values) > 1):
+        values = values[None]
+    if values.ndim == 2:
+        if values.shape[1] == 1:
+            values = values[:, 0]
+        elif ((values == 0) | (values == 1)).all() and (values.sum(axis=-1) == 1).all():
+            values = values.argmax(axis=-1)
+    if values.ndim != 1 or values.dtype.kind not in "iu" or count not in (None, len(values)):
+        raise ValueError(
+            f"labels of {name} (shape {values.shape}, dtype {values.dtype}) must be one class index"
+            f" for each of {'the' if count is None else count} images, or one-hot rows"
+        )
+    return values.astype(np.int64)
+
+
+def as_numpy(values: Any, name: str) -> np.ndarray:
+    """An array of any library's, on the host."""
+    if hasattr(values, "detach"):  # PyTorch's, which may lie on a device and keep gradients
+        values = values.detach().cpu()
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"{name} (of type {type(values).__name__}) cannot be read as an array: give numbers of"
+            " one shape"
+        ) from None
 
 
 def from_npz(path: str | os.PathLike, *, name: str | None = None) -> ImageSet:
@@ -254,9 +267,7 @@ def from_cifar_binary(paths: Sequence[str | os.PathLike], *, name: str | None = 
     The images are taken one file after the other; of CIFAR-100 the fine labels.
     """
     parts = []
-    for path in map(Path, paths):
-        if not path.is_file():
-            raise MissingSet(f"{path} is not a file: give the path of an existing file")
+    for path in map(_existing_file, paths):
         data = np.frombuffer(files.read_bytes(path), np.uint8)
         width = next((w for w in CLASSES if data.size and data.size % w == 0), 0)
         rows = data.reshape(-1, width or 1)
@@ -319,8 +330,7 @@ def from_corruptions(
 
 def _mapped(path: Path) -> np.ndarray:
     """Map a `.npy` file into memory."""
-    if not path.is_file():
-        raise MissingSet(f"{path} is not a file: take it from the archive")
+    _existing_file(path)
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except files.READ_ERRORS as error:

@@ -92,8 +92,7 @@ def test_folder_labels_from_json(tmp_path):
         write(root / name)
     table = tmp_path / "sample.wnid_to_index.json"
     table.write_text(json.dumps({"n01": 7, "n02": 3, "n03": 9}))
-    assert labels(from_folder(root, wnid_to_index=table)) == [7, 3]
-    assert labels(sources.from_path(root, num_classes=1000)) == [7, 3]  # found beside the folder
+    assert labels(sources.from_path(root, num_classes=1000)) == [7, 3]
     table.write_text(json.dumps({"n01": 7}))
     with pytest.raises(ValueError, match=r"class folder 'n02' \(1 such\)"):
         sources.from_path(root)

@@ -40,8 +40,12 @@ def test_grey_arrays(shape):
         (np.zeros((2, 4, 4, 3), "M8[s]"), None, r"not datetime64\[s\] of shape"),
         (np.zeros((2, 4, 4, 3, 1), np.uint8), None, r"shape \(2, 4, 4, 3, 1\)"),
         (np.zeros((0, 4, 4, 3), np.uint8), None, "holds no images"),
-        (np.zeros((2, 4, 4, 3), np.uint8), np.zeros(3, int), r"labels of x .*shape \(2,\)"),
-        (np.zeros((2, 4, 4, 3), np.uint8), np.zeros(2), "labels of x must be integers"),
+        (
+            np.zeros((2, 4, 4, 3), np.uint8),
+            np.zeros(3, int),
+            r"labels of x .* each of 2 images",
+        ),
+        (np.zeros((2, 4, 4, 3), np.uint8), np.zeros(2), "labels of x .*dtype float64"),
     ],
 )
 def test_wrong_arrays(images, labels, message):
