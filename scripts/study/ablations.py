@@ -10,9 +10,9 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from si_jax.detectors.base import State
+from si_jax.detectors.si_c import FORWARD
 from si_jax.detectors.si_c import fit as si_c_fit
 from si_jax.detectors.si_c import score as si_c_score
-from si_jax.detectors.si_c.method import FORWARD
 from si_jax.detectors.si_c.score import COMPONENTS
 from study.comparison import FORMS, MEASURED, Scores, group_means
 from study.readings import CaseReadings, Readings, by_tap, fewer_channels

@@ -8,8 +8,7 @@ import numpy as np
 from si_jax.data.image_set import ImageSet
 from si_jax.data.pipeline import batches, shown
 from si_jax.detectors import default_options
-from si_jax.detectors.si_c.channels import Channels, select_channels
-from si_jax.detectors.si_c.readings import batched, reader
+from si_jax.detectors.si_c.readings import Channels, batched, reader, select_channels
 from study.cases import Case
 
 Readings = Mapping[str, np.ndarray]

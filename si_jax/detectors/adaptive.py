@@ -30,16 +30,17 @@ def adascale_a(
     step: Step = 0.5,
     max_images: Count = 5000,
 ) -> Plan:
-    """AdaSCALE-A: energy of the features times `exp(r)`, `r` by a percentile of the image's own.
+    """Energy of features scaled by the response to a small step (Regmi, 2025, arXiv 2503.08023).
 
-    Regmi, 2025 (arXiv 2503.08023; code: sudarshanregmi/AdaSCALE): the share `pixels` of the image's
-    values with the smallest gradient of the largest logit is moved by `step` along its sign. With
-    `h` the features before and `h'` after it, `Q = weight * sum |h' - h| + sum relu(h')`, the first
-    sum over the `k2` per cent largest of `h`, the second over the `k1` per cent. Let `F` be the
-    share of the fitting images whose `Q` is at most as large. The percentile is
-    `p = low + (1 - F) (high - low)`, and `r = sum relu(h) / sum of the relu(h) above it`, as in
-    `scale`. The defaults are the published code's; there they are searched on validation sets
-    (pairs from 60 to 99). At least one feature is taken where `k1` or `k2` per cent are less.
+    AdaSCALE-A, energy of the features times `exp(r)`, `r` by a percentile of the image's own (code:
+    sudarshanregmi/AdaSCALE): the share `pixels` of the image's values with the smallest gradient of
+    the largest logit is moved by `step` along its sign. With `h` the features before and `h'` after
+    it, `Q = weight * sum |h' - h| + sum relu(h')`, the first sum over the `k2` per cent largest of
+    `h`, the second over the `k1` per cent. Let `F` be the share of the fitting images whose `Q` is
+    at most as large. The percentile is `p = low + (1 - F) (high - low)`, and `r` the sum of all
+    `relu(h)` relative to that of those above it, as in `scale`. The defaults are the published
+    code's; there they are searched on validation sets (pairs from 60 to 99). At least one feature
+    is taken where `k1` or `k2` per cent are less.
 
     Args:
         model: the network.
@@ -76,7 +77,10 @@ def adascale_l(
     step: Step = 0.5,
     max_images: Count = 5000,
 ) -> Plan:
-    """AdaSCALE-L: energy of the logits times `r^2`; options and errors as for `adascale_a`."""
+    """AdaSCALE-A that scales the logits, by `r^2` (Regmi, 2025, arXiv 2503.08023).
+
+    AdaSCALE-L; options and errors as for `adascale_a`.
+    """
     options = {"low": low, "high": high, "k1": k1, "k2": k2, "weight": weight, "pixels": pixels}
     options |= {"step": step, "max_images": max_images}
     return _adascale(model, options, lambda variables, out, ratio: out.logits * ratio**2)

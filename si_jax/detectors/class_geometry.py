@@ -24,12 +24,12 @@ LEAST_NORM = 1e-8  # what a distance to the mean is taken for where it is less
 
 
 def fdbd(model: Model) -> Plan:
-    """fDBD: mean distance to the decision boundaries, relative to that to the training mean.
+    """Relative distance to the decision boundaries (Liu & Qin, ICML 2024, eq. 5 to 7).
 
-    Liu & Qin, ICML 2024, eq. 5 to 7 (code: litianliu/fDBD-OOD): with `y` the predicted class, `h`
-    the features, `mu` their mean over the fitting images and `w_c` the head's weights, the score is
-    the mean over the other classes c of `|f_y - f_c| / ||w_y - w_c||`, divided by `||h - mu||`.
-    Classes whose weights are equal have no boundary and count 0.
+    fDBD (code: litianliu/fDBD-OOD): with `y` the predicted class, `h` the features, `mu` their mean
+    over the fitting images and `w_c` the head's weights, the score is the mean over the other
+    classes c of `|f_y - f_c| / ||w_y - w_c||`, divided by `||h - mu||`. Classes whose weights are
+    equal have no boundary and count 0.
 
     Raises:
         ValueError: if the head is not linear.
@@ -54,9 +54,9 @@ def fdbd(model: Model) -> Plan:
 
 
 def nci(model: Model, *, alpha: Step = 0.0001) -> Plan:
-    """NCI: how well the centred features point along the predicted class's weights, plus a norm.
+    """How well features point along their class's weights (Liu & Qin, CVPR 2025, eq. 6 and 7).
 
-    Liu & Qin, CVPR 2025, eq. 6 and 7 (code: litianliu/NCI-OOD): with `mu` the features' mean over
+    NCI (code: litianliu/NCI-OOD): with `mu` the features' mean over
     the fitting images and `w` the weights of the predicted class, the score is
     `w . (h - mu) / ||h - mu|| + alpha ||h||_1`.
 
@@ -85,11 +85,11 @@ def nci(model: Model, *, alpha: Step = 0.0001) -> Plan:
 
 
 def she(model: Model) -> Plan:
-    """SHE: inner product of the features with the predicted class's mean.
+    """Inner product with the predicted class's mean (Zhang et al., ICLR 2023, eq. 9).
 
-    Zhang et al., ICLR 2023, eq. 9 (code: zjs975584714/SHE_ood_detection): the simplified Hopfield
-    energy. The means are over the fitting images of a class that are classified right; of a class
-    with none, where the published code gives NaN, over all of its images.
+    SHE, the simplified Hopfield energy (code: zjs975584714/SHE_ood_detection). The means are over
+    the fitting images of a class that are classified right; of a class with none, where the
+    published code gives NaN, over all of its images.
 
     The fit raises a ValueError if labels are missing, or a class has no image.
     """
@@ -108,10 +108,10 @@ def she(model: Model) -> Plan:
 
 
 def mcm(model: Model, *, temperature: Positive = 1.0) -> Plan:
-    """MCM: largest softmax probability of the cosines of the features with the classes' weights.
+    """Largest softmax of cosines with the classes' weights (Ming et al., NeurIPS 2022, eq. 1).
 
-    Ming et al., NeurIPS 2022, eq. 1: `max softmax(cos(h, w_c) / temperature)`. On a network of
-    `si_jax.zero_shot` the weights are the embeddings of the class names, as in the paper.
+    MCM: `max softmax(cos(h, w_c) / temperature)`. On a network of `si_jax.zero_shot` the weights
+    are the embeddings of the class names, as in the paper.
 
     Args:
         model: the network.
@@ -132,14 +132,14 @@ def mcm(model: Model, *, temperature: Positive = 1.0) -> Plan:
 
 
 def openmax(model: Model, *, tail: Count = 20, alpha: Count = 10) -> Plan:
-    """OpenMax: log-odds of the known classes against an unknown one.
+    """Log-odds of the known classes against an unknown one (Bendale & Boult, CVPR 2016).
 
-    Bendale & Boult, CVPR 2016, algorithms 1 and 2 (code: abhijitbendale/OSDN): of each class the
-    mean of the logits of the fitting images that are classified right, and a Weibull distribution
-    of the `tail` largest of their distances to it, moved so that the least is 10000. Of an image's
-    `alpha` largest logits the i-th loses the share `w (alpha + 1 - i) / alpha`, `w` the
-    distribution's value at the image's distance; what is lost is the unknown class's logit. A class
-    with fewer than three images that are classified right takes all of its images.
+    OpenMax, algorithms 1 and 2 (code: abhijitbendale/OSDN): of each class the mean of the logits of
+    the fitting images that are classified right, and a Weibull distribution of the `tail` largest
+    of their distances to it, moved so that the least is 10000. Of an image's `alpha` largest logits
+    the i-th loses the share `w (alpha + 1 - i) / alpha`, `w` the distribution's value at the
+    image's distance; what is lost is the unknown class's logit. A class with fewer than three
+    images that are classified right takes all of its images.
 
     The score orders as minus the softmax probability of the unknown class, which float32 rounds to
     0 and 1. Distances are Euclidean; the published code adds cosines. pytorch-ood takes the
@@ -210,9 +210,9 @@ def weibull(tail: Float[np.ndarray, "n"]) -> Float[np.ndarray, "3"]:
 
 
 def grood(model: Model, *, max_images: Count = 50_000) -> Plan:
-    """GROOD: distance of a prototype's gradient to those of the training images.
+    """Distance of a prototype's gradient to those of training images (ElAraby et al., 2024).
 
-    ElAraby et al., 2024 (code: OpenOOD's `grood`): the classes' mean features and one prototype of
+    GROOD (code: OpenOOD's `grood`): the classes' mean features and one prototype of
     what is out of distribution are classified by minus their distance to the features `h`; the
     gradient of the cross-entropy with the predicted class by that prototype `o` is
     `p_o (h - o) / ||h - o||`, `p_o` its softmax probability. The score is minus the squared

@@ -1,29 +1,34 @@
 """A method applied to a model: fitted, calibrated, and asked for scores and decisions."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Shaped
 
-from si_jax.batching import SMALL_BATCH, Batched, Replicated
-from si_jax.data.image_set import ImageStream
-from si_jax.data.pipeline import Batch
+from si_jax.batching import SMALL_BATCH, Batched, Replicated, progress_bar
+from si_jax.data.image_set import ImageSet, ImageStream
+from si_jax.data.opening import as_images
+from si_jax.data.pipeline import Batch, batches
 from si_jax.data.preprocessing import Preprocessing, preprocessing_for
-from si_jax.detectors import predictions, reading
+from si_jax.detectors import predictions
 from si_jax.detectors.base import Inputs, Plan, State
-from si_jax.detectors.checks import check_dtype, check_scores, check_state
 from si_jax.detectors.fitting import Batches
 from si_jax.detectors.options import Count, convert
 from si_jax.detectors.threshold import Threshold
 from si_jax.model import Model
+from si_jax.networks.checking import SCALES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+LEAST_TO_WARN = 10  # scores, of which one or two could be the same by chance
 
 
 class Detector:
@@ -108,13 +113,6 @@ class Detector:
         exact = partial(function, exact=True) if self.exact else None
         return Batched(function, self.model.replicated, state, exact=exact)
 
-    def prediction_rows(
-        self, images: np.ndarray, *, batch_size: int, allow_small_batch: bool = False
-    ) -> dict[str, np.ndarray]:
-        """`predictions.prediction_rows` of images as `Model.prepare_images` returns them."""
-        self.check_fitted()
-        return self._predict_run(images, batch_size=batch_size, allow_small_batch=allow_small_batch)
-
     def fit(
         self,
         images: Any,
@@ -136,11 +134,11 @@ class Detector:
         Raises:
             ValueError: if the images do not fit the model, or labels are needed and missing.
         """
-        source = reading.training_images(self.model, images, labels)
+        source = training_images(self.model, images, labels)
 
         def stream():
             bar = f"{self.name}: fitting" * progress
-            for batch in reading.batches_of(self, source, self.batch_size, progress=bar):
+            for batch in self._batches(source, self.batch_size, progress=bar):
                 dtypes.setdefault(batch.images.dtype, None)
                 yield batch.readable
 
@@ -166,7 +164,7 @@ class Detector:
         if not self.needs_fit and state:
             raise ValueError(f"detector {self.name!r} learns nothing: there is no state to load")
         if self.needs_fit:
-            check_state(self.name, self.model, self._compute, state)
+            self._check_state(state)
         self._set_state(state)
 
     def _set_state(self, state: State) -> None:
@@ -249,9 +247,9 @@ class Detector:
         Raises:
             ValueError: if the detector is not calibrated, or it is not one image.
         """
-        from si_jax.detectors.explanation import explain
+        from si_jax.detectors.explanation import draw, explanation
 
-        return explain(self, image, title=title, scale=scale)
+        return draw(self, explanation(self, image, scale), title)
 
     def save(self, directory: str | os.PathLike, *, overwrite: bool = False) -> Path:
         """Write the detector to a directory, from which `si_jax.load_detector` reads it.
@@ -322,7 +320,7 @@ class Detector:
             first = batch[:1] if first is None else first
             varied = varied or bool((batch[:64] != first).any())
         results = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        check_scores(self.name, results["score"], varied)
+        self._check_scores(results["score"], varied)
         return results
 
     def results(
@@ -340,22 +338,45 @@ class Detector:
         Yields the batch, its readable images as the model takes them, and what is computed of
         these: `predictions.prediction_rows`, or else `details`; None where no image can be read.
         `ahead` batches are decoded, and others computed, beside the one in use. Scores may be
-        infinite or NaN. `options` are those of `reading.batches_of`.
+        infinite or NaN. `options` are those of `_batches`.
         """
         self.check_fitted()
         size = batch_size or self.batch_size
 
         def parts():
-            for batch in reading.batches_of(self, images, size, prefetch=ahead, **options):
+            for batch in self._batches(images, size, prefetch=ahead, **options):
                 found = batch.readable[0]
                 if not (scale or self.model.scale or batch.transformed):
-                    check_dtype(self.name, self._fitted_on, found.dtype)
+                    self._check_dtype(found.dtype)
                 found = self.model.prepare_images(found, scale)
                 yield (batch, found), found, batch.is_all
 
         run = self._predict_run if predictions else self._run
         for (batch, found), results in run.over(parts(), batch_size=size, ahead=ahead):
             yield batch, found, results
+
+    def _batches(
+        self,
+        images: Any,
+        batch_size: int,
+        *,
+        progress: str = "",
+        may_be_empty: bool = False,
+        **options: Any,
+    ) -> Iterator[Batch]:
+        """The one generator of batches: images of any form, as the detector prepares them."""
+        shape = self.model.image_shape
+        source = as_images(images, channels=shape[-1])
+        made = batches(source, self.preprocessing, batch_size, image_shape=shape, **options)
+        total = len(source) if isinstance(source, ImageSet) else None
+        empty = not may_be_empty
+        with progress_bar(progress, total) as bar:
+            for batch in made:
+                empty = False
+                yield batch
+                bar.update(batch.size)
+        if empty:
+            raise ValueError("images is empty: there is nothing to compute")
 
     def warm_up(self, *, dtype: Any = None) -> "Detector":
         """Compile all that `score` can need, so that no later call waits for it; returns itself.
@@ -386,3 +407,53 @@ class Detector:
                 " in-distribution training images"
             )
         return self.state
+
+    def _check_state(self, state: State) -> None:
+        """Raise a ValueError unless the detector can compute with it; nothing is computed."""
+        image = jax.ShapeDtypeStruct((2, *self.model.image_shape), jnp.float32)
+
+        def run(variables, state, images):
+            return self._compute(Inputs(self.model, variables, images), state)
+
+        try:
+            jax.eval_shape(run, self.model.variables, dict(state), image)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise ValueError(
+                f"this is no state of detector {self.name!r} with these options on this network,"
+                f" but holds {', '.join(map(str, state)) or 'nothing'} ({type(error).__name__});"
+                " load what was fitted with the same ones"
+            ) from None
+
+    def _check_dtype(self, dtype: np.dtype) -> None:
+        if self._fitted_on not in (None, dtype):
+            raise ValueError(
+                f"images (dtype {dtype}) are of another kind than those that detector"
+                f" {self.name!r} was fitted on ({self._fitted_on}): say what their numbers mean"
+                f" by scale=, one of {', '.join(map(repr, SCALES))}"
+            )
+
+    def _check_scores(self, scores: Float32[np.ndarray, "batch"], varied: bool) -> None:
+        """Refuse scores that are not finite; warn if images that differ all have the same."""
+        if len(bad := np.flatnonzero(~np.isfinite(scores))):
+            raise ValueError(
+                f"detector {self.name!r} gives {len(bad)} of {len(scores)} images, image {bad[0]}"
+                " the first, a score that is NaN or infinite: the network's weights are broken, or"
+                " the images hold values that are too large"
+            )
+        if varied and len(scores) >= LEAST_TO_WARN and np.ptp(scores) == 0:
+            warnings.warn(
+                f"detector {self.name!r} gives all of {len(scores)} different images the same"
+                f" score, {scores[0]:.6g}, so it is useless on this network: use another, such"
+                " as 'energy' or 'knn' (zero-deflation needs ReLUs behind its taps)",
+                stacklevel=4,
+            )
+
+
+def training_images(model: Model, images: Any, labels: Any) -> ImageSet | ImageStream:
+    """Images to fit on; the class folders of a folder are the network's classes."""
+    matching: dict[str, Any] = {}
+    if labels is None and isinstance(images, str | os.PathLike):
+        path, classes = Path(images).expanduser(), tuple(model.card.get("classes", ()))
+        if path.is_dir() and any(sub.is_dir() for sub in path.glob("[!.]*")):
+            matching = {"classes": classes} if classes else {"num_classes": model.num_classes}
+    return as_images(images, labels=labels, channels=model.image_shape[-1], **matching)

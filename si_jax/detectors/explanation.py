@@ -15,7 +15,6 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from si_jax import splitting
-from si_jax.detectors import reading
 from si_jax.detectors.predictions import (
     Predictions,
     as_uint8,
@@ -64,13 +63,11 @@ def explanation(detector: Any, image: Any, scale: str | None = None) -> Explanat
     """What the figure of one image shows."""
     threshold = check_calibrated(detector)
     model = detector.model
-    batch = next(reading.batches_of(detector, image, 2))
-    images = model.prepare_images(batch.readable[0], scale)
+    batch, images, rows = next(detector.results(image, predictions=True, scale=scale, batch_size=2))
     if len(images) != 1:
         raise ValueError("images are several, where one picture explains one image: give one")
     if batch.transformed:
         check_preprocessing(detector)
-    rows = detector.prediction_rows(images, batch_size=1)
     logits = model.logits(images, batch_size=1, scale="normalised")[0]
     probabilities = np.asarray(jax.nn.softmax(logits))
     top = np.argsort(-probabilities, kind="stable")[:5]
@@ -149,13 +146,8 @@ def upsampled(values: Float[np.ndarray, "h w"], size: tuple[int, int]) -> np.nda
     return np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
-def explain(detector: Any, image: Any, *, title: str = "", scale: str | None = None) -> "Figure":
-    """A figure that explains the decision on one image; see `Detector.explain`."""
-    return draw(detector, explanation(detector, image, scale), title)
-
-
 def draw(detector: Any, shown: Explanation, title: str = "") -> "Figure":
-    """Draw what is known of one image."""
+    """A figure of what is known of one image; see `Detector.explain`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12.8, 7.2), dpi=120, facecolor="white")

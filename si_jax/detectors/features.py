@@ -1,6 +1,11 @@
-"""Detectors that change or weigh the features on their way into the head, image by image."""
+"""Detectors that change or weigh the features on their way into the head, or the head's weights.
+
+`react` and `vra` keep the features of at most `max_images` fitting images, 4 bytes a number (50000
+images of 512 features are 100 MB), drawn at random with a fixed seed where there are more.
+"""
 
 from collections.abc import Callable
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -9,24 +14,28 @@ from jaxtyping import Array, Bool, Float
 
 from si_jax import splitting
 from si_jax.detectors.base import Inputs, Plan, State
+from si_jax.detectors.fitting import Batches, reservoir
 from si_jax.detectors.head import head_logits, num_features
-from si_jax.detectors.options import Count, Percentile
+from si_jax.detectors.options import Count, Percentile, Range
 from si_jax.model import Model
 from si_jax.models import family_of
 from si_jax.networks.network import HIDDEN
 from si_jax.taps import Taps, select
 
+Quantile = Annotated[float, Range("[0, 100]")]
+"""A percentile of the fitting images' features."""
+
+
 SQUARINGS, POWERS = 6, 256
 
 
 def ash_p(model: Model, *, percentile: Percentile = 65.0) -> Plan:
-    """ASH-P: energy of the features without their smaller `percentile` percent.
+    """Energy of the features without the smaller ones (Djurisic et al., ICLR 2023, algorithm 1).
 
-    Djurisic et al., ICLR 2023, algorithm 1. As in the published code (andrijazz/ash), the pooled
-    features that enter the head are shaped, and `round(n * percentile / 100)` of the `n` are
-    pruned. The default of the three variants is that of the published functions, 65; for ImageNet
-    the paper uses 60, 65 and 90. Without pruning, ASH-P is the energy, and ASH-S still scales, by
-    `exp(1)`.
+    ASH-P: as in the published code (andrijazz/ash), the pooled features that enter the head are
+    shaped, and the smaller `round(n * percentile / 100)` of the `n` are pruned. The default of the
+    three variants is that of the published functions, 65; for ImageNet the paper uses 60, 65 and
+    90. Without pruning, ASH-P is the energy, and ASH-S still scales, by `exp(1)`.
 
     Raises:
         ValueError: if the percentile leaves no feature, or the head is not linear.
@@ -39,7 +48,7 @@ def ash_p(model: Model, *, percentile: Percentile = 65.0) -> Plan:
 
 
 def ash_b(model: Model, *, percentile: Percentile = 65.0) -> Plan:
-    """ASH-B: as ASH-P, and the `k` features that are left become `sum(h) / k` (algorithm 2)."""
+    """ASH-P whose `k` features become `sum(h) / k` (Djurisic et al., ICLR 2023, algorithm 2)."""
 
     def shape(h, kept):
         count = jnp.sum(kept, axis=-1, keepdims=True)
@@ -49,7 +58,7 @@ def ash_b(model: Model, *, percentile: Percentile = 65.0) -> Plan:
 
 
 def ash_s(model: Model, *, percentile: Percentile = 65.0) -> Plan:
-    """ASH-S: as ASH-P, then scaled by `exp(s1 / s2)`, sums before and after (algorithm 3)."""
+    """ASH-P scaled by `exp(sum before / sum after)` (Djurisic et al., ICLR 2023, algorithm 3)."""
 
     def shape(h, kept):
         return jnp.where(kept, h, 0) * _scale(h, kept)
@@ -58,9 +67,9 @@ def ash_s(model: Model, *, percentile: Percentile = 65.0) -> Plan:
 
 
 def scale(model: Model, *, percentile: Percentile = 85.0) -> Plan:
-    """SCALE: energy of all features times ASH-S's factor.
+    """Energy of all features times ASH-S's factor (Xu et al., ICLR 2024).
 
-    Xu et al., ICLR 2024 (code: kai422/SCALE). On the features that enter the head.
+    On the features that enter the head (code: kai422/SCALE).
 
     Raises:
         ValueError: as `ash_p`.
@@ -73,11 +82,10 @@ def scale(model: Model, *, percentile: Percentile = 85.0) -> Plan:
 
 
 def lts(model: Model, *, percentile: Percentile = 95.0) -> Plan:
-    """LTS: energy of the logits times the square of the features' relative sum.
+    """Energy of the logits times a factor of the features (Djurisic et al., 2025).
 
-    Djurisic et al., 2025 (arXiv 2409.01175; code: andrijazz/lts): `logsumexp(S f)` with
-    `S = (s1 / s2)^2`, `s1` the sum of all rectified features and `s2` that of the
-    `n - round(n * percentile / 100)` largest.
+    LTS (arXiv 2409.01175; code: andrijazz/lts): `logsumexp(S f)` with `S = (s1 / s2)^2`, `s1` the
+    sum of all rectified features and `s2` that of the `n - round(n * percentile / 100)` largest.
 
     Raises:
         ValueError: as `ash_p`.
@@ -92,12 +100,111 @@ def lts(model: Model, *, percentile: Percentile = 95.0) -> Plan:
     return Plan(compute, {"percentile": percentile})
 
 
-def rankfeat(model: Model, *, stages: Count = 2, taps: Taps = None) -> Plan:
-    """Energy after removing the rank-1 component of the last feature maps.
+def react(
+    model: Model,
+    *,
+    percentile: Quantile = 90.0,
+    threshold: float | None = None,
+    max_images: Count = 50_000,
+) -> Plan:
+    """Energy of the features cut off at a threshold (Sun et al., NeurIPS 2021, section 3).
 
-    Song et al., NeurIPS 2022 (code: KingJamesSong/RankFeat): from the feature map, as a matrix of
-    positions times channels, its largest singular value's component is subtracted, and the rest of
-    the network is run. The published default does so for the last two stages (there "Block 4 +
+    Args:
+        model: the network.
+        percentile: the threshold is this percentile of all features of the fitting images.
+        threshold: the threshold itself; then nothing is fitted.
+        max_images: fitting images whose features are kept to find the percentile.
+
+    Raises:
+        ValueError: if the head is not linear.
+    """
+    num_features(model)
+
+    def fit(batches: Batches) -> State:
+        kept = reservoir((h for _, h, _ in batches.outputs()), max_images)
+        return {"threshold": np.float32(np.percentile(kept, percentile))}
+
+    def compute(inputs: Inputs, state: State):
+        limit = state["threshold"] if threshold is None else threshold
+        h = jnp.minimum(inputs.forward.features, limit)
+        logits = head_logits(model, inputs.variables, h)
+        return {"score": jax.nn.logsumexp(logits, axis=-1)}
+
+    settings = {"percentile": percentile, "threshold": threshold, "max_images": max_images}
+    return Plan(compute, settings, fit=fit if threshold is None else None)
+
+
+def vra(
+    model: Model, *, low: Quantile = 60.0, high: Quantile = 95.0, max_images: Count = 50_000
+) -> Plan:
+    """Energy without the small features, the large cut off (Xu et al., NeurIPS 2023, eq. 10).
+
+    VRA (code: zeroQiaoba/VRA): a feature below the `low` percentile of
+    the features of all fitting images becomes 0, one above the `high` percentile becomes that
+    percentile. The defaults are the published ones for CIFAR-100 (for CIFAR-10: 60 and 90).
+    OpenOOD and pytorch-ood raise the small ones to the percentile instead, which is not the paper's
+    formula.
+
+    Args:
+        model: the network.
+        low: percentile below which features become 0.
+        high: percentile at which they are cut off.
+        max_images: fitting images whose features are kept to find the percentiles.
+
+    Raises:
+        ValueError: if the percentiles are not ascending, or the head is not linear.
+    """
+    if low > high:
+        raise ValueError(f"low (={low}) must not be above high (={high})")
+    num_features(model)
+
+    def fit(batches: Batches) -> State:
+        kept = reservoir((h for _, h, _ in batches.outputs()), max_images)
+        return {"limits": np.percentile(kept, [low, high]).astype(np.float32)}
+
+    def compute(inputs: Inputs, state: State):
+        bottom, top = state["limits"]
+        h = inputs.forward.features
+        h = jnp.minimum(jnp.where(h < bottom, 0, h), top)
+        return {"score": jax.nn.logsumexp(head_logits(model, inputs.variables, h), axis=-1)}
+
+    return Plan(compute, {"low": low, "high": high, "max_images": max_images}, fit=fit)
+
+
+def dice(model: Model, *, percentile: Percentile = 90.0) -> Plan:
+    """Energy by the head's weights that contribute most (Sun & Li, ECCV 2022, section 3).
+
+    A weight's contribution is itself times the mean of its feature over the fitting images; those
+    above the percentile of all contributions are kept, the others set to 0 (as in the published
+    code, deeplearning-wisc/dice).
+
+    Raises:
+        ValueError: if the head is not linear.
+    """
+    num_features(model)
+
+    def fit(batches: Batches) -> State:
+        total, count = np.zeros(()), 0
+        for _, h, _ in batches.outputs():
+            total, count = total + h.sum(axis=0, dtype=np.float64), count + len(h)
+        weights = np.asarray(model.head_weights(model.variables), np.float64)
+        contribution = (total / count)[:, None] * weights
+        return {"kept": contribution > np.percentile(contribution, percentile)}
+
+    def compute(inputs: Inputs, state: State):
+        weights = jnp.where(state["kept"], model.head_weights(inputs.variables), 0)
+        logits = head_logits(model, inputs.variables, inputs.forward.features, weights)
+        return {"score": jax.nn.logsumexp(logits, axis=-1)}
+
+    return Plan(compute, {"percentile": percentile}, fit=fit)
+
+
+def rankfeat(model: Model, *, stages: Count = 2, taps: Taps = None) -> Plan:
+    """Energy without the last feature maps' rank-1 component (Song et al., NeurIPS 2022).
+
+    RankFeat (code: KingJamesSong/RankFeat): from the feature map, as a matrix of positions times
+    channels, its largest singular value's component is subtracted, and the rest of the network is
+    run. The published default does so for the last two stages (there "Block 4 +
     3"), each on its own, and averages the logits. The component is found by a power iteration that
     goes on until it is that of the singular value decomposition, see `without_rank_one`.
 

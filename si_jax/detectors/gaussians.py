@@ -1,4 +1,4 @@
-"""Detectors that fit a Gaussian to each class's features."""
+"""Detectors that learn means and covariances: distances to classes, and to a subspace."""
 
 import jax
 import jax.numpy as jnp
@@ -7,17 +7,18 @@ from jaxtyping import Array, Float, Int
 
 from si_jax.detectors.base import Inputs, Plan, State
 from si_jax.detectors.fitting import Batches, Moments, check_every_class, check_labels, unit
-from si_jax.detectors.head import feature_size
-from si_jax.detectors.options import Positive
+from si_jax.detectors.head import feature_size, head_logits, num_features
+from si_jax.detectors.logits import log_probabilities
+from si_jax.detectors.options import Count, Positive
 from si_jax.model import Model
 
 RANK_TOLERANCE = 1e-10  # relative to the largest eigenvalue; float32's rounding is at 1e-14
 
 
 def mahalanobis(model: Model, *, normalise: bool = False) -> Plan:
-    """Minus the smallest squared Mahalanobis distance to a class mean.
+    """Minus the squared distance to the nearest class mean (Lee et al., NeurIPS 2018, eq. 2).
 
-    Lee et al., NeurIPS 2018, eq. 2, on the features that enter the head alone: no input
+    The squared Mahalanobis distance, on the features that enter the head alone: no input
     pre-processing, no ensemble of layers, as in later comparisons (Ren et al., 2021; Wang et al.,
     2022). The covariance is common to the classes; features that never vary are left out of it, as
     its pseudo-inverse does in the published codes.
@@ -43,11 +44,11 @@ def mahalanobis(model: Model, *, normalise: bool = False) -> Plan:
 
 
 def relative_mahalanobis(model: Model, *, normalise: bool = False) -> Plan:
-    """Minus the smallest Mahalanobis distance to a class relative to that to all classes as one.
+    """`mahalanobis` relative to the distance to all classes as one (Ren et al., 2021).
 
     `-min_c (MD_c - MD_0)`, where `MD_0` is the distance by the mean and the covariance of all
-    images (Ren et al., 2021, "A simple fix to Mahalanobis distance for improving near-OOD
-    detection"). Fitted as `mahalanobis`, and with the same option.
+    images ("A simple fix to Mahalanobis distance for improving near-OOD detection"). Fitted as
+    `mahalanobis`, and with the same option.
     """
     feature_size(model)  # refuses what is no vector
 
@@ -65,14 +66,14 @@ def relative_mahalanobis(model: Model, *, normalise: bool = False) -> Plan:
 
 
 def gmm(model: Model, *, reg: Positive = 1e-6) -> Plan:
-    """Log-likelihood of the features under a mixture of Gaussians, one for each class.
+    """Log-likelihood under a Gaussian for each class (pytorch-ood's GMM; no single paper).
 
     With `pi_c` a class's share of the fitting images, `mu_c` its mean and `S_c` its own covariance
-    plus `reg` on the diagonal, the score is `log sum_c pi_c N(h; mu_c, S_c)` (code: pytorch-ood's
-    `GMM`; no single paper). OpenOOD's `gmm` fits a mixture with a common covariance by EM, without
-    labels, from a random start, and adds 1e-40 to the density, which makes all images that are far
-    off the same; here the logarithm is exact, and nothing is drawn. The fit keeps
-    `classes * features^2` numbers: 4 bytes each in the state, 8 while it runs.
+    plus `reg` on the diagonal, the score is `log sum_c pi_c N(h; mu_c, S_c)`. OpenOOD's `gmm` fits
+    a mixture with a common covariance by EM, without labels, from a random start, and adds 1e-40 to
+    the density, which makes all images that are far off the same; here the logarithm is exact, and
+    nothing is drawn. The fit keeps `classes * features^2` numbers: 4 bytes each in the state, 8
+    while it runs.
 
     Args:
         model: the network.
@@ -112,6 +113,106 @@ def gmm(model: Model, *, reg: Positive = 1e-6) -> Plan:
         return {"score": jax.nn.logsumexp(jax.lax.map(log_likelihood, gaussians), axis=0)}
 
     return Plan(compute, {"reg": reg}, fit=fit)
+
+
+def vim(model: Model, *, dim: Count | None = None) -> Plan:
+    """Energy minus a virtual logit (Wang et al., CVPR 2022, section 4).
+
+    ViM (code: haoqiwang/vim): the energy minus the scaled norm of the features outside their
+    principal subspace. Features are taken relative to
+    `o = -pinv(W^T) b`, the subspace is spanned by the first `dim` eigenvectors of their second
+    moment, and the scale is the mean largest logit over the mean residual norm of the fitting
+    images. These are run through the network once; their logits and features are kept for the
+    while, 4 bytes a number.
+
+    Args:
+        model: the network.
+        dim: dimension of the principal subspace; None for the published rule, 1000 for at least
+            2048 features, 512 for at least 768, half of them otherwise.
+
+    Raises:
+        ValueError: if `dim` is out of range, the head is not linear, or the fitting images do not
+            leave the subspace or have negative largest logits.
+    """
+    dim = _dimension(model, dim)
+
+    def fit(batches: Batches) -> State:
+        batches = batches.keeping()
+        origin, rest = _subspace(model, dim, batches)
+        logit, residual, norm, count = 0.0, 0.0, 0.0, 0
+        for logits, h, _ in batches.outputs():
+            count += len(logits)
+            logit += logits.max(axis=-1).sum(dtype=np.float64)
+            residual += np.linalg.norm((h - origin) @ rest, axis=-1).sum()
+            norm += np.linalg.norm(h - origin, axis=-1).sum()
+        if residual <= 1e-6 * norm:
+            raise ValueError(
+                f"dim (={dim}): the fitting images' features span no further dimension; give more"
+                " images or a smaller dim"
+            )
+        if logit <= 0:
+            raise ValueError(
+                f"the mean largest logit of the fitting images is {logit / count:.3g}, and ViM's"
+                " scale, which is in proportion to it, would turn its scores round: add a constant"
+                " to the head's bias, which changes no prediction, or use 'residual'"
+            )
+        return {**_state(origin, rest), "alpha": np.float32(logit / residual)}
+
+    def compute(inputs: Inputs, state: State):
+        residual = _residual(inputs.forward.features, state)
+        energy = jax.nn.logsumexp(inputs.forward.logits, axis=-1)
+        return {"score": energy - state["alpha"] * residual}
+
+    return Plan(compute, {"dim": dim}, fit=fit)
+
+
+def residual(model: Model, *, dim: Count | None = None) -> Plan:
+    """Minus the features' norm outside their subspace (Wang et al., CVPR 2022, section 4.1).
+
+    The part of ViM that knows nothing of the classes; options and errors as for `vim`.
+    """
+    dim = _dimension(model, dim)
+
+    def fit(batches: Batches) -> State:
+        return _state(*_subspace(model, dim, batches))
+
+    def compute(inputs: Inputs, state: State):
+        return {"score": -_residual(inputs.forward.features, state)}
+
+    return Plan(compute, {"dim": dim}, fit=fit)
+
+
+def pnml(model: Model) -> Plan:
+    """Minus the regret of the best prediction in hindsight (Bibas et al., NeurIPS 2021, theorem 2).
+
+    pNML, the predictive normalised maximum likelihood (code: kobybibas/pnml_ood_detection): with
+    `u` the features divided by their norm, `p` the softmax that the head gives for `u`, and `U` the
+    fitting images' `u`, `x = u' (U' U)^+ u` says how little these span its direction, and the
+    regret is `log(sum_c p_c / (p_c + (1 - p_c) p_c^k)) / log(classes)` with `k = x / (1 + x)`. The
+    sum less 1 is computed, without cancellation. As published, what lies outside the span of `U`
+    counts nothing.
+
+    Raises:
+        ValueError: if the head is not linear.
+    """
+    num_features(model)
+
+    def fit(batches: Batches) -> State:
+        products = sum(u.T @ u for u in (unit(h.astype(float)) for _, h, _ in batches.outputs()))
+        return {"whiten": whitening(products).astype(np.float32)}
+
+    def compute(inputs: Inputs, state: State):
+        u = unit(inputs.forward.features)
+        with jax.default_matmul_precision("highest"):
+            x = jnp.sum((u @ state["whiten"]) ** 2, axis=-1, keepdims=True)
+        k = x / (1 + x)
+        log_p = log_probabilities(head_logits(model, inputs.variables, u))
+        rest = -jnp.expm1(log_p)  # 1 - p
+        term = jax.nn.sigmoid((1 - k) * log_p - jnp.log(rest))  # p / (p + (1 - p) p^k)
+        beyond_one = jnp.sum(term * rest * -jnp.expm1(k * log_p), axis=-1)
+        return {"score": -jnp.log1p(beyond_one) / np.log(model.num_classes)}
+
+    return Plan(compute, fit=fit)
 
 
 def whitening(covariance: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
@@ -183,3 +284,35 @@ class ClassMoments:
             "whiten_all": whitening(whole),
         }
         return {name: array.astype(np.float32) for name, array in state.items()}
+
+
+def _dimension(model: Model, dim: int | None) -> int:
+    features = num_features(model)
+    if dim is None:
+        dim = 1000 if features >= 2048 else 512 if features >= 768 else features // 2
+    if not 1 <= dim < features:
+        raise ValueError(f"dim (={dim}) must be from 1 to {features - 1}, one less than features")
+    return dim
+
+
+def _subspace(
+    model: Model, dim: int, batches: Batches
+) -> tuple[Float[np.ndarray, "features"], Float[np.ndarray, "features rest"]]:
+    """The origin, and an orthonormal basis of what the principal subspace leaves out."""
+    weights = np.asarray(model.head_weights(model.variables), np.float64)
+    bias = np.asarray(model.head_bias(model.variables), np.float64)
+    origin = -np.linalg.pinv(weights.T) @ bias
+    moments = Moments(origin)
+    for _, h, _ in batches.outputs():
+        moments.add(h)
+    _, vectors = np.linalg.eigh(moments.products)  # by ascending eigenvalue
+    return origin, vectors[:, : len(origin) - dim]
+
+
+def _state(origin: np.ndarray, rest: np.ndarray) -> dict[str, np.ndarray]:
+    return {"rest": rest.astype(np.float32), "origin": (origin @ rest).astype(np.float32)}
+
+
+def _residual(h: Float[Array, "batch features"], state: State) -> Float[Array, "batch"]:
+    with jax.default_matmul_precision("highest"):
+        return jnp.linalg.norm(h @ state["rest"] - state["origin"][None], axis=-1)

@@ -15,12 +15,12 @@ from si_jax.model import Model
 
 
 def odin(model: Model, *, temperature: Positive = 1000.0, step: Step = 0.0014) -> Plan:
-    """Largest softmax probability at a high temperature, of an image moved towards its class.
+    """Softmax probability of an image moved towards its class (Liang et al., ICLR 2018).
 
-    ODIN (Liang et al., ICLR 2018, section 3; code: facebookresearch/odin): with `y` the predicted
-    class and `x` the normalised image, `x' = x - step / std * sign(d CE(f(x) / T, y) / dx)`, and
-    the score is `max softmax(f(x') / T)`. As published, the sign of 0 is +1, the step is in units
-    of [0, 1] images (hence the division by each channel's deviation), and nothing is clipped.
+    ODIN, section 3 (code: facebookresearch/odin): with `y` the predicted class and `x` the
+    normalised image, `x' = x - step / std * sign(d CE(f(x) / T, y) / dx)`, and the score is `max
+    softmax(f(x') / T)`. As published, the sign of 0 is +1, the step is in units of [0, 1] images
+    (hence the division by each channel's deviation), and nothing is clipped.
 
     Args:
         model: the network.
@@ -31,9 +31,9 @@ def odin(model: Model, *, temperature: Positive = 1000.0, step: Step = 0.0014) -
 
 
 def i_odin(model: Model, *, temperature: Positive = 1000.0, step: Step = 0.0014) -> Plan:
-    """ODIN that moves one value of the image alone, that with the largest gradient.
+    """ODIN that moves the one value with the largest gradient (Regmi, 2025, arXiv 2411.10794).
 
-    i-ODIN (Regmi, 2025, arXiv 2411.10794; code: OpenOOD's `iodin`); options as for `odin`.
+    i-ODIN (code: OpenOOD's `iodin`); options as for `odin`.
     """
 
     def largest(gradient):
@@ -50,10 +50,10 @@ def gradnorm(
     temperature: Positive = 1.0,
     parameters: Annotated[str, OneOf(("head", "all"))] = "head",
 ) -> Plan:
-    """L1 norm of the gradient of KL(uniform || softmax) by the weights.
+    """L1 norm of the gradient of KL(uniform || softmax) (Huang et al., NeurIPS 2021, section 3).
 
-    Huang et al., NeurIPS 2021, section 3. For the head's weights in closed form, as the gradient
-    is the outer product of the features `h` and `(p - 1/C) / T`:
+    GradNorm, by the weights. For the head's weights in closed form, as the gradient is the outer
+    product of the features `h` and `(p - 1/C) / T`:
     `sum_i |h_i| * sum_j |p_j - 1/C| / T`. The published code (deeplearning-wisc/gradnorm_ood)
     leaves out the factor `1/C`, which changes no order. With `parameters="all"` the norm is over
     all of the network's weights (table 4 of the paper), one backward pass for each image.
@@ -88,14 +88,14 @@ def gradnorm(
 def grad_uncertainty(
     model: Model, *, parameters: Annotated[str, OneOf(("head", "all"))] = "head"
 ) -> Plan:
-    """Squared norm of the gradient, by the weights, of the cross-entropy with all classes at once.
+    """Squared gradient norm of the loss of all classes at once (Lee & AlRegib, ICIP 2020).
 
-    Lee & AlRegib, ICIP 2020 (code: pytorch-ood's `GradUncertainty`): the loss is `-sum_j log p_j`,
-    `p` the softmax, whose gradient by the logits is `C p - 1`: it vanishes where the network is
-    undecided. For the weights and the bias of a linear head the squared norm is
-    `(||h||^2 + 1) ||C p - 1||^2`; that of all weights is one backward pass for each image. The
-    paper trains a classifier of all layers' norms on out-of-distribution images, here they are
-    added; pytorch-ood's default is `all`.
+    By the weights (code: pytorch-ood's `GradUncertainty`): the loss is the cross-entropy with all
+    classes, `-sum_j log p_j`, `p` the softmax, whose gradient by the logits is `C p - 1`: it
+    vanishes where the network is undecided. For the weights and the bias of a linear head the
+    squared norm is `(||h||^2 + 1) ||C p - 1||^2`; that of all weights is one backward pass for each
+    image. The paper trains a classifier of all layers' norms on out-of-distribution images, here
+    they are added; pytorch-ood's default is `all`.
 
     Args:
         model: the network.

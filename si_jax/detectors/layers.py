@@ -28,13 +28,13 @@ LEAST_BOUND = 1e-6  # added to the bounds by which deviations are divided, as pu
 
 
 def multi_mahalanobis(model: Model, *, taps: Taps = None) -> Plan:
-    """Minus the sum over the taps of the squared Mahalanobis distance to the nearest class mean.
+    """Mahalanobis distance, summed over layers (Lee et al., NeurIPS 2018, section 2).
 
-    Lee et al., NeurIPS 2018, section 2 (code: pokaxpoka/deep_Mahalanobis_detector): of the means of
-    the channels over the positions, each tap fitted as `mahalanobis` is. All taps weigh the same,
-    as in pytorch-ood, and the image is not moved: the paper learns weights and a step from
-    out-of-distribution images. (pytorch-ood does not divide the scatter by the number of images,
-    which changes no order.)
+    Minus the squared distance to the nearest class mean (code: pokaxpoka/deep_Mahalanobis_detector)
+    of the means of the channels over the positions, each tap fitted as `mahalanobis` is. All taps
+    weigh the same, as in pytorch-ood, and the image is not moved: the paper learns weights and a
+    step from out-of-distribution images. (pytorch-ood does not divide the scatter by the number of
+    images, which changes no order.)
 
     Args:
         model: the network.
@@ -68,9 +68,9 @@ def multi_mahalanobis(model: Model, *, taps: Taps = None) -> Plan:
 
 
 def gram(model: Model, *, orders: Count = 10, taps: Taps = None) -> Plan:
-    """Minus how far the sums of Gram matrices leave the range of the predicted class.
+    """Minus how far Gram matrices leave the predicted class's range (Sastry & Oore, ICML 2020).
 
-    Sastry & Oore, ICML 2020 (code: VectorInstitute/gram-ood-detection): with `F` a tap's map and
+    By the sums of their rows (code: VectorInstitute/gram-ood-detection): with `F` a tap's map and
     `F^p` its power, element by element, `g` is the p-th root, with its sign, of the row sums of
     `F^p F^p'`, for `p` from 1 to `orders`. It counts `max(0, low - g) / |low + 1e-6|` below, and
     likewise above, the range of the fitting images with the same predicted class (of all of them
@@ -161,9 +161,9 @@ def nac(
     max_images: Count = 1000,
     taps: Taps = None,
 ) -> Plan:
-    """Neuron activation coverage: how usual the states of all channels are.
+    """How usual the channels' activations times gradients are (Liu et al., ICLR 2024).
 
-    NAC-UE (Liu et al., ICLR 2024; code: BierOne/ood_coverage). A channel's state is
+    NAC-UE, neuron activation coverage (code: BierOne/ood_coverage). A channel's state is
     `sigmoid(alpha z g)`, `z` its mean over the positions and `g` the sum over them of the gradient
     of KL(uniform || softmax). The states of the fitting images are counted in bins that are narrow
     around 1/2, and a state's coverage is the count of its bin divided by `least`, at most 1. The

@@ -56,9 +56,9 @@ def knn(model: Model, *, k: Count = 50, max_images: Count = 50_000) -> Plan:
 
 
 def nnguide(model: Model, *, k: Count = 10, max_images: Count = 50_000) -> Plan:
-    """NNGuide: energy times the likeness to the nearest training images, weighted by their energy.
+    """Energy times the likeness to training images (Park et al., ICCV 2023, eq. 5).
 
-    Park et al., ICCV 2023, eq. 5 (code: roomo7time/nnguide): with `u` the features divided by
+    NNGuide (code: roomo7time/nnguide): with `u` the features divided by
     their norm and `E` the energy `logsumexp(logits)`, the score is `E(x)` times the mean of the
     `k` largest `E(z) u(z) . u(x)` over the fitting images z. The published `k` is 10; the paper
     keeps 1 % of ImageNet's training images, and all of them for the smaller sets.
@@ -94,9 +94,9 @@ def nnguide(model: Model, *, k: Count = 10, max_images: Count = 50_000) -> Plan:
 def relation(
     model: Model, *, power: Positive = 1.0, least: Step = 0.03, max_images: Count = 50_000
 ) -> Plan:
-    """Sum of an image's relations to the training images.
+    """Sum of an image's relations to the training images (Kim et al., NeurIPS 2023).
 
-    Kim et al., NeurIPS 2023 (code: snu-mllab/Neural-Relation-Graph): the relation of two images is
+    (Code: snu-mllab/Neural-Relation-Graph.) The relation of two images is
     `max(0, u . u') (p . p')`, `u` their features divided by the norm and `p` their softmax.
     Relations of at most `least` are dropped, the others are raised to `power` and summed over the
     fitting images.
@@ -137,9 +137,9 @@ def relation(
 def cfood(
     model: Model, *, share: Annotated[float, Range("(0, 1]")] = 0.01, max_images: Count = 5000
 ) -> Plan:
-    """CFOOD: minus how large a neighbourhood of training images must be to hold the image.
+    """Minus how large a neighbourhood of training images holds it (OpenOOD's cfood, 2025).
 
-    The formula of OpenOOD's `cfood` (2025): with `u` the features divided by their norm, a fitting
+    CFOOD, by OpenOOD's formula: with `u` the features divided by their norm, a fitting
     image holds another within a fraction `f` if that is no farther from it than its
     `floor(f n)`-th nearest of the other n - 1 fitting images. The score is minus the least of 230
     fractions from 0.001 to 0.99 within which the share `share` of the fitting images hold the

@@ -67,10 +67,10 @@ def si_z(
     variant: str | None = None,
     tap_chunk: Count = 12,
 ) -> Plan:
-    """S&I zero-deflation.
+    """S&I zero-deflation (S&I, ICML 2025, section 4).
 
     Minus the mean over all channels of all taps of `d^2`, where `d` is the share of positions at
-    which the integrated gradient of the largest logit is not zero (paper, section 4; `preset`
+    which the integrated gradient of the largest logit is not zero (`preset`
     gives what `steps`, `step_size`, `combine` and `objective` do not).
 
     Args:
@@ -96,7 +96,7 @@ def si_z(
 def gaia_z(
     model: Model, *, engine: Engine = "auto", taps: Taps = None, variant: str | None = None
 ) -> Plan:
-    """GAIA zero-deflation (Chen et al., NeurIPS 2023, section 4.1): one step, norms as taps."""
+    """GAIA zero-deflation: one step, norms as taps (Chen et al., NeurIPS 2023, section 4.1)."""
     return _zero_deflation(model, GAIA, "gaia-z", engine, taps, variant, tap_chunk=12)
 
 
@@ -114,12 +114,12 @@ def si_a(
     outer: str | None = None,
     tap_chunk: Count = 12,
 ) -> Plan:
-    """S&I channel-average.
+    """S&I channel-average (S&I, ICML 2025, section 4).
 
     Minus the mean over all channels of all inner taps of `(v / outer)^2`. `v` is the absolute mean
     over the positions of the integrated gradient of the selected features' sum; `outer` is the
     root of the mean over the channels of the same for the sum of the log-softmax, at the tap at
-    the network's end (paper, section 4).
+    the network's end.
 
     Args:
         model: the network.
@@ -145,7 +145,7 @@ def si_a(
 def gaia_a(
     model: Model, *, engine: Engine = "auto", taps: Taps = None, outer: str | None = None
 ) -> Plan:
-    """GAIA channel-average (Chen et al., NeurIPS 2023, section 4.2): one step, all features."""
+    """GAIA channel-average: one step, all features (Chen et al., NeurIPS 2023, section 4.2)."""
     return _channel_average(model, GAIA, 1.0, engine, taps, outer, tap_chunk=12)
 
 

@@ -11,7 +11,7 @@ import si_jax
 from si_jax.data.opening import as_image_set, as_images
 from si_jax.data.pipeline import batches
 from si_jax.data.preprocessing import Preprocessing
-from si_jax.detectors.reading import training_images
+from si_jax.detectors.detector import training_images
 
 COUNT, SIZE = 8, 8
 PIXELS = np.random.default_rng(0).integers(0, 256, (COUNT, SIZE, SIZE, 3), np.uint8)

@@ -122,7 +122,9 @@ def test_half_precision_scores_those_of_the_networks_own_logits(models):
 @pytest.mark.parametrize("name", DETECTORS)
 def test_needs_are_what_the_table_says(name, models):
     """Told by networks in which the thing is missing."""
-    needs = DETECTORS[name].needs
+    method = DETECTORS[name]
+    assert method.summary and method.reference  # of the docstring's first line
+    needs = method.needs
     assert set(needs) <= set(NEEDS)
     detector = build(name, models["plain"])
     assert ("fit" in needs) == detector.needs_fit

@@ -7,7 +7,7 @@ import pytest
 import study_calibrated
 from si_jax.data import benchmarks
 from si_jax.detectors import DETECTORS
-from si_jax.detectors.si_c.method import FORWARD
+from si_jax.detectors.si_c import FORWARD
 from si_jax.detectors.si_c.readings import reader
 from si_jax.evaluation import metrics
 from si_jax.reporting import runs

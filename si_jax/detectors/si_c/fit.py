@@ -14,7 +14,7 @@ from scipy.linalg import solve_triangular
 
 from si_jax.detectors.base import State
 from si_jax.detectors.fitting import Moments, Sample
-from si_jax.detectors.si_c.channels import Channels
+from si_jax.detectors.si_c.readings import Channels
 from si_jax.detectors.si_c.score import (
     COMPONENTS,
     component_sum,

@@ -6,8 +6,8 @@ import pytest
 from si_c_networks import CLASSES, Net, Pooled, build, smooth
 
 import si_jax
-from si_jax.detectors.si_c import channels
 from si_jax.detectors.si_c import readings as si_c_readings
+from si_jax.detectors.si_c.readings import select_channels
 from si_jax.taps import default_taps
 
 
@@ -106,15 +106,15 @@ def test_the_gradient_engine():
 
 def test_max_channels():
     taps = {"a": (4, 4, 30), "b": (2, 2, 2), "c": (10,)}
-    whole = channels.select_channels(taps, 42)
+    whole = select_channels(taps, 42)
     np.testing.assert_array_equal(whole.index, np.arange(42))
     np.testing.assert_array_equal(whole.positions, [16] * 30 + [4] * 2 + [1] * 10)
-    some = channels.select_channels(taps, 10)
+    some = select_channels(taps, 10)
     np.testing.assert_array_equal(np.bincount(some.tap), [7, 1, 2])
     assert len(set(some.index)) == 10
     np.testing.assert_array_equal(whole.tap[some.index], some.tap)
-    np.testing.assert_array_equal(channels.select_channels(taps, 10).index, some.index)
-    assert not np.array_equal(channels.select_channels(taps, 10, seed=1).index, some.index)
-    np.testing.assert_array_equal(np.bincount(channels.select_channels(taps, 3).tap), [1, 1, 1])
+    np.testing.assert_array_equal(select_channels(taps, 10).index, some.index)
+    assert not np.array_equal(select_channels(taps, 10, seed=1).index, some.index)
+    np.testing.assert_array_equal(np.bincount(select_channels(taps, 3).tap), [1, 1, 1])
     with pytest.raises(ValueError, match=r"max_channels \(=2\) must be at least 3"):
-        channels.select_channels(taps, 2)
+        select_channels(taps, 2)

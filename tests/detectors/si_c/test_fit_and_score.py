@@ -7,7 +7,6 @@ import pytest
 from scipy.special import logsumexp
 from sklearn import covariance as sklearn_covariance
 
-from si_jax.detectors.si_c import channels
 from si_jax.detectors.si_c import fit as si_c_fit
 from si_jax.detectors.si_c import readings as si_c_readings
 from si_jax.detectors.si_c import score as si_c_score
@@ -20,7 +19,7 @@ def made(count, width=12, seed=0, **given):
     energy, average, confidence = rng.normal(size=(3, count)).astype(np.float32)
     readings = {"confidence": confidence, "energy": energy, "channel_average": average}
     readings |= {"density": density, **given}
-    return readings, channels.select_channels(
+    return readings, si_c_readings.select_channels(
         {"a": (8, 8, width // 2), "b": (8, 8, width // 2)}, 99
     )
 
