@@ -9,7 +9,14 @@ from jaxtyping import Bool, Float
 from scipy.optimize import brentq
 
 from si_jax.detectors.base import Inputs, Plan, State
-from si_jax.detectors.fitting import Batches, Sample, check_every_class, check_labels, unit
+from si_jax.detectors.fitting import (
+    Batches,
+    Sample,
+    check_every_class,
+    check_labels,
+    mean_features,
+    unit,
+)
 from si_jax.detectors.head import feature_size, num_features
 from si_jax.detectors.neighbours import nearest_distance
 from si_jax.detectors.options import Count, Positive, Step
@@ -39,7 +46,8 @@ def fdbd(model: Model) -> Plan:
     def fit(batches: Batches) -> State:
         weights = np.asarray(model.head_weights(model.variables), np.float64).T
         gaps = [np.linalg.norm(weights - w, axis=-1) for w in weights]
-        return {"mean": _mean(model, batches), "gaps": np.stack(gaps).astype(np.float32)}
+        state = {"mean": mean_features(batches), "gaps": np.stack(gaps)}
+        return {name: array.astype(np.float32) for name, array in state.items()}
 
     def compute(inputs: Inputs, state: State):
         out = inputs.forward
@@ -70,7 +78,7 @@ def nci(model: Model, *, alpha: Step = 0.0001) -> Plan:
     num_features(model)
 
     def fit(batches: Batches) -> State:
-        return {"mean": _mean(model, batches)}
+        return {"mean": mean_features(batches).astype(np.float32)}
 
     def compute(inputs: Inputs, state: State):
         out = inputs.forward
@@ -288,11 +296,3 @@ def _class_means(
     of_all = counts[1] < (np.inf if least is None else least)
     means = sums[1] + of_all[:, None] * sums[0]
     return means / (counts[1] + of_all * counts[0])[:, None], of_all
-
-
-def _mean(model: Model, batches: Batches) -> Float[np.ndarray, "features"]:
-    """Mean features of the fitting images."""
-    total, count = np.zeros(()), 0
-    for _, h, _ in batches.outputs():
-        total, count = total + h.sum(axis=0, dtype=np.float64), count + len(h)
-    return (total / count).astype(np.float32)

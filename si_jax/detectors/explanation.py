@@ -158,45 +158,29 @@ def draw(detector: Any, shown: Explanation, title: str = "") -> "Figure":
         wspace=0.06,
     )  # fmt: skip
     _picture(figure.add_subplot(left[0, :2]), shown.image, "what the network sees")
-    overall = mean_map(shown)
-    _overlay(figure.add_subplot(left[0, 2:]), shown.image, overall, "where its evidence lies")
-    main = [tap for tap in shown.maps if "shortcut" not in tap]
-    chosen = _spread(main or list(shown.maps), 4)
-    for column, tap in enumerate(chosen):
+    overlay = figure.add_subplot(left[0, 2:])
+    _overlay(overlay, shown.image, mean_map(shown), "where its evidence lies")
+    main = [tap for tap in shown.maps if "shortcut" not in tap] or list(shown.maps)
+    evenly = np.unique(np.linspace(0, len(main) - 1, 4).round().astype(int)) if main else ()
+    for column, place in enumerate(evenly):
         axes = figure.add_subplot(left[1, column])
-        _overlay(axes, shown.image, shown.maps[tap], _tail(tap, 24))
+        _overlay(axes, shown.image, shown.maps[main[place]], _tail(main[place], 24))
     kept = bool(shown.nearest)
     right = figure.add_gridspec(
-        2 + kept,
-        1,
-        left=0.7,
-        right=0.975,
-        top=0.795,
-        bottom=0.04 if kept else 0.09,
-        hspace=0.85 if kept else 0.4,
-        height_ratios=(1.2, 1.9, 1.15)[: 2 + kept],
-    )
+        2 + kept, 1, left=0.7, right=0.975, top=0.795, bottom=0.04 if kept else 0.09,
+        hspace=0.85 if kept else 0.4, height_ratios=(1.2, 1.9, 1.15)[: 2 + kept],
+    )  # fmt: skip
     _histogram(figure.add_subplot(right[0]), detector.threshold, shown, is_ood)
-    axes = figure.add_subplot(right[1])
-    if shown.layers:
-        _layers(axes, shown)
-    else:
-        _classes(axes, shown)
-    if shown.nearest:
+    (_layers if shown.layers else _classes)(figure.add_subplot(right[1]), shown)
+    if kept:
         inside = right[2].subgridspec(1, len(shown.nearest), wspace=0.1)
         pairs = zip(shown.nearest, shown.similarity, strict=True)
         for column, (image, cosine) in enumerate(pairs):
             axes = figure.add_subplot(inside[column])
             _picture(axes, image, f"{cosine:.2f}")
-            if column == 0:
-                axes.text(
-                    0,
-                    1.3,
-                    "nearest calibration images (cosine)",
-                    fontsize=10,
-                    transform=axes.transAxes,
-                    fontweight="bold",
-                )
+        axes = figure.axes[-len(shown.nearest)]
+        title = "nearest calibration images (cosine)"
+        axes.text(0, 1.3, title, fontsize=10, transform=axes.transAxes, fontweight="bold")
     return figure
 
 
@@ -295,17 +279,11 @@ def _histogram(axes, threshold: Threshold, shown: Explanation, is_ood: bool) -> 
     pointed = (place, height if score < first else 0)
     start = (first + 0.07 * width, height) if score < first else (place, height)
     axes.annotate(
-        f"this image: {score:.3g}",
-        pointed,
-        start,
-        ha="left" if score < first else "center",
-        va="center",
-        color=colour,
-        fontsize=9.5,
-        fontweight="bold",
+        f"this image: {score:.3g}", pointed, start, ha="left" if score < first else "center",
+        va="center", color=colour, fontsize=9.5, fontweight="bold",
         bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"},
         arrowprops={"arrowstyle": "-|>", "color": "#222222" if place > first else colour, "lw": 2},
-    )
+    )  # fmt: skip
     axes.set_xlim(first, last)
     _chart(axes, "score among the calibration images")
     axes.set_yticks([])
@@ -358,13 +336,6 @@ def _chart(axes, title: str) -> None:
     axes.set_title(title, fontsize=10, fontweight="bold", loc="left", parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(axis="x", labelsize=8)
-
-
-def _spread(items: Sequence[str], count: int) -> list[str]:
-    """At most `count` of the items, evenly from the first to the last."""
-    if len(items) <= count:
-        return list(items)
-    return [items[round(i)] for i in np.linspace(0, len(items) - 1, count)]
 
 
 def _tail(name: str, length: int) -> str:

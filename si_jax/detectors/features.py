@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from si_jax import splitting
 from si_jax.detectors.base import Inputs, Plan, State
-from si_jax.detectors.fitting import Batches, reservoir
+from si_jax.detectors.fitting import Batches, mean_features, reservoir
 from si_jax.detectors.head import head_logits, num_features
 from si_jax.detectors.options import Count, Percentile, Range
 from si_jax.model import Model
@@ -40,11 +40,7 @@ def ash_p(model: Model, *, percentile: Percentile = 65.0) -> Plan:
     Raises:
         ValueError: if the percentile leaves no feature, or the head is not linear.
     """
-
-    def shape(h, kept):
-        return jnp.where(kept, h, 0)
-
-    return _shaped(model, percentile, shape)
+    return _shaped(model, percentile, lambda h, kept: jnp.where(kept, h, 0))
 
 
 def ash_b(model: Model, *, percentile: Percentile = 65.0) -> Plan:
@@ -61,7 +57,7 @@ def ash_s(model: Model, *, percentile: Percentile = 65.0) -> Plan:
     """ASH-P scaled by `exp(sum before / sum after)` (Djurisic et al., ICLR 2023, algorithm 3)."""
 
     def shape(h, kept):
-        return jnp.where(kept, h, 0) * _scale(h, kept)
+        return jnp.where(kept, h, 0) * jnp.exp(relative_sum(h, kept))
 
     return _shaped(model, percentile, shape)
 
@@ -74,11 +70,7 @@ def scale(model: Model, *, percentile: Percentile = 85.0) -> Plan:
     Raises:
         ValueError: as `ash_p`.
     """
-
-    def shape(h, kept):
-        return h * _scale(h, kept)
-
-    return _shaped(model, percentile, shape)
+    return _shaped(model, percentile, lambda h, kept: h * jnp.exp(relative_sum(h, kept)))
 
 
 def lts(model: Model, *, percentile: Percentile = 95.0) -> Plan:
@@ -184,11 +176,8 @@ def dice(model: Model, *, percentile: Percentile = 90.0) -> Plan:
     num_features(model)
 
     def fit(batches: Batches) -> State:
-        total, count = np.zeros(()), 0
-        for _, h, _ in batches.outputs():
-            total, count = total + h.sum(axis=0, dtype=np.float64), count + len(h)
         weights = np.asarray(model.head_weights(model.variables), np.float64)
-        contribution = (total / count)[:, None] * weights
+        contribution = mean_features(batches)[:, None] * weights
         return {"kept": contribution > np.percentile(contribution, percentile)}
 
     def compute(inputs: Inputs, state: State):
@@ -309,13 +298,6 @@ def _shaped(
 def _largest(h: Float[Array, "batch features"], count: int) -> Bool[Array, "batch features"]:
     """Which features are among the `count` largest."""
     return jnp.argsort(jnp.argsort(-h, axis=-1), axis=-1) < count
-
-
-def _scale(
-    h: Float[Array, "batch features"], kept: Bool[Array, "batch features"]
-) -> Float[Array, "batch 1"]:
-    """exp(sum of all features / sum of the kept ones); 1 where the latter is 0."""
-    return jnp.exp(relative_sum(h, kept))
 
 
 def relative_sum(

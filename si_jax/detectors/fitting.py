@@ -81,6 +81,14 @@ class Batches:
             yield logits, features, labels
 
 
+def mean_features(batches: Batches) -> Float[np.ndarray, "features"]:
+    """Mean of the features of all images, float64."""
+    total, count = np.zeros(()), 0
+    for _, h, _ in batches.outputs():
+        total, count = total + h.sum(axis=0, dtype=np.float64), count + len(h)
+    return total / count
+
+
 def reservoir(
     parts: Iterable[Float[np.ndarray, "rows columns"]], capacity: int, seed: int = 0
 ) -> Float[np.ndarray, "kept columns"]:

@@ -1,7 +1,7 @@
 """Detectors that use gradients, by the image or by the weights."""
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from si_jax import splitting
 from si_jax.detectors.base import Inputs, Plan, State
 from si_jax.detectors.head import num_features
-from si_jax.detectors.options import OneOf, Positive, Step
+from si_jax.detectors.options import Positive, Step
 from si_jax.model import Model
 
 
@@ -48,7 +48,7 @@ def gradnorm(
     model: Model,
     *,
     temperature: Positive = 1.0,
-    parameters: Annotated[str, OneOf(("head", "all"))] = "head",
+    parameters: Literal["head", "all"] = "head",
 ) -> Plan:
     """L1 norm of the gradient of KL(uniform || softmax) (Huang et al., NeurIPS 2021, section 3).
 
@@ -66,28 +66,20 @@ def gradnorm(
     Raises:
         ValueError: if the head is not linear.
     """
-    num_features(model)  # refuses a head that is not linear
 
-    def head_norm(inputs: Inputs, state: State):
-        out = inputs.forward
+    def head_norm(out):
         p = jax.nn.softmax(out.logits / temperature)
         distance = jnp.sum(jnp.abs(p - 1 / p.shape[-1]), axis=-1) / temperature
-        return {"score": jnp.sum(jnp.abs(out.features), axis=-1) * distance}
+        return jnp.sum(jnp.abs(out.features), axis=-1) * distance
 
     def divergence(logits):
         return -jnp.mean(jax.nn.log_softmax(logits / temperature))
 
-    def whole_norm(inputs: Inputs, state: State):
-        return {"score": _by_all_weights(inputs, divergence, jnp.abs)}
-
-    whole = parameters == "all"
     settings = {"temperature": temperature, "parameters": parameters}
-    return Plan(whole_norm if whole else head_norm, settings, shared_forward=not whole)
+    return _norm(model, head_norm, divergence, jnp.abs, settings)
 
 
-def grad_uncertainty(
-    model: Model, *, parameters: Annotated[str, OneOf(("head", "all"))] = "head"
-) -> Plan:
+def grad_uncertainty(model: Model, *, parameters: Literal["head", "all"] = "head") -> Plan:
     """Squared gradient norm of the loss of all classes at once (Lee & AlRegib, ICIP 2020).
 
     By the weights (code: pytorch-ood's `GradUncertainty`): the loss is the cross-entropy with all
@@ -104,23 +96,28 @@ def grad_uncertainty(
     Raises:
         ValueError: if the head is not linear.
     """
-    num_features(model)  # refuses a head that is not linear
-    whole = parameters == "all"
 
-    def head_norm(inputs: Inputs, state: State):
-        out = inputs.forward
+    def head_norm(out):
         excess = out.logits.shape[-1] * jax.nn.softmax(out.logits) - 1
         squares = jnp.sum(excess**2, axis=-1)
-        return {"score": (jnp.sum(out.features**2, axis=-1) + 1) * squares}
+        return (jnp.sum(out.features**2, axis=-1) + 1) * squares
 
     def loss(logits):
         return -jnp.sum(jax.nn.log_softmax(logits))
 
-    def whole_norm(inputs: Inputs, state: State):
-        return {"score": _by_all_weights(inputs, loss, jnp.square)}
+    return _norm(model, head_norm, loss, jnp.square, {"parameters": parameters})
 
-    settings = {"parameters": parameters}
-    return Plan(whole_norm if whole else head_norm, settings, shared_forward=not whole)
+
+def _norm(model: Model, head_norm, loss, size, settings) -> Plan:
+    """`head_norm` of the forward pass, or `_by_all_weights` if the parameters are all."""
+    num_features(model)  # refuses a head that is not linear
+    whole = settings["parameters"] == "all"
+
+    def compute(inputs: Inputs, state: State):
+        norm = _by_all_weights(inputs, loss, size) if whole else head_norm(inputs.forward)
+        return {"score": norm}
+
+    return Plan(compute, settings, shared_forward=not whole)
 
 
 def _by_all_weights(

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from si_jax import splitting
 from si_jax.batching import Batched
 from si_jax.detectors.base import Inputs, Plan, State
-from si_jax.detectors.fitting import Batches, Sample
+from si_jax.detectors.fitting import Batches, reservoir
 from si_jax.detectors.gaussians import ClassMoments, nearest_class
 from si_jax.detectors.options import Count, Positive, Range
 from si_jax.detectors.si import over_positions
@@ -45,8 +45,8 @@ def multi_mahalanobis(model: Model, *, taps: Taps = None) -> Plan:
     taps = _layers(model, taps)
 
     def means(inputs: Inputs):
-        outputs = _outputs(inputs, taps)
-        return [over_positions(outputs[tap]) for tap in taps]
+        out = splitting.forward(model, inputs.variables, inputs.images, record=taps)
+        return [over_positions(out.outputs[tap]) for tap in taps]
 
     def fit(batches: Batches) -> State:
         fitted = [ClassMoments(model.num_classes) for _ in taps]
@@ -196,10 +196,8 @@ def nac(
         return found
 
     def fit(batches: Batches) -> State:
-        sample = Sample(max_images)
-        for rows, _ in _read(model, batches, states):
-            sample.add(np.concatenate(rows, axis=-1))
-        places = np.searchsorted(edges, np.stack(sample.rows), side="right") - 1
+        rows = (np.concatenate(rows, axis=-1) for rows, _ in _read(model, batches, states))
+        places = np.searchsorted(edges, reservoir(rows, max_images), side="right") - 1
         counts = np.stack([np.bincount(column, minlength=len(edges)) for column in places.T])
         return {"coverage": np.minimum(counts / least, 1).astype(np.float32)}
 
@@ -227,10 +225,6 @@ def _layers(model: Model, taps: Taps) -> tuple[str, ...]:
     family = family_of(model.module)
     stages = family.stages(model.module) if family and taps is None else ()
     return select(model, stages or taps)
-
-
-def _outputs(inputs: Inputs, taps: tuple[str, ...]) -> dict[str, Array]:
-    return splitting.forward(inputs.model, inputs.variables, inputs.images, record=taps).outputs
 
 
 def _read(

@@ -4,6 +4,7 @@ They keep the features of at most `max_images` fitting images, 4 bytes a number 
 features are 100 MB), drawn at random with a fixed seed where there are more.
 """
 
+from collections.abc import Iterable
 from typing import Annotated
 
 import jax
@@ -44,10 +45,7 @@ def knn(model: Model, *, k: Count = 50, max_images: Count = 50_000) -> Plan:
     feature_size(model)  # refuses what is no vector
 
     def fit(batches: Batches) -> State:
-        bank = reservoir((unit(h) for _, h, _ in batches.outputs()), max_images)
-        if len(bank) < k:
-            raise ValueError(f"k (={k}) must be at most the number of fitting images, {len(bank)}")
-        return {"bank": bank}
+        return _neighbours((unit(h) for _, h, _ in batches.outputs()), max_images, k)
 
     def compute(inputs: Inputs, state: State):
         return {"score": -kth_distance(unit(inputs.forward.features), state["bank"], k)}
@@ -78,10 +76,7 @@ def nnguide(model: Model, *, k: Count = 10, max_images: Count = 50_000) -> Plan:
             unit(h) * logsumexp(logits, axis=-1, keepdims=True).astype(np.float32)
             for logits, h, _ in batches.outputs()
         )
-        bank = reservoir(rows, max_images)
-        if len(bank) < k:
-            raise ValueError(f"k (={k}) must be at most the number of fitting images, {len(bank)}")
-        return {"bank": bank}
+        return _neighbours(rows, max_images, k)
 
     def compute(inputs: Inputs, state: State):
         out = inputs.forward
@@ -180,6 +175,14 @@ def cfood(
         return {"score": -jax.lax.map(least_fraction, unit(inputs.forward.features))}
 
     return Plan(compute, {"share": share, "max_images": max_images}, fit=fit)
+
+
+def _neighbours(rows: Iterable[np.ndarray], max_images: int, k: int) -> State:
+    """The bank of rows, of which there must be `k`."""
+    bank = reservoir(rows, max_images)
+    if len(bank) < k:
+        raise ValueError(f"k (={k}) must be at most the number of fitting images, {len(bank)}")
+    return {"bank": bank}
 
 
 def nearest_distance(

@@ -1,22 +1,19 @@
 """Options of detectors: the one place that converts and checks them, by their annotations.
 
 A builder's signature says what each option may be: `k: Count`, `percentile: Annotated[float,
-Range("[0, 100)")]`, `form: Annotated[str, OneOf(FORMS)]`, `dim: Count | None`. Values come from
+Range("[0, 100)")]`, `form: Annotated[str, tuple(FORMS)]`, `dim: Count | None`. Values come from
 Python, from NumPy (grids) or from a command line as text; text is read as what the option is.
 """
 
 import contextlib
 import inspect
 import json
-import math
-import numbers
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from numbers import Integral, Real
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
-
-import numpy as np
 
 
 @dataclass(frozen=True)
@@ -25,8 +22,7 @@ class Range:
 
     notation: str
 
-    def holds(self, value: int | float) -> bool:
-        """Whether `value` lies inside."""
+    def __contains__(self, value: int | float) -> bool:
         low, high = (float(end) for end in self.notation[1:-1].split(","))
         above = value >= low if self.notation[0] == "[" else value > low
         return above and (value <= high if self.notation[-1] == "]" else value < high)
@@ -36,20 +32,6 @@ class Range:
         if high != "inf":
             return f"in {self.notation}"
         return f"of at least {low}" if self.notation[0] == "[" else f"above {low}"
-
-
-@dataclass(frozen=True)
-class OneOf:
-    """The texts that an option may be."""
-
-    values: tuple[str, ...]
-
-    def __init__(self, values: Iterable[str]):
-        object.__setattr__(self, "values", tuple(values))
-
-    def holds(self, value: str) -> bool:
-        """Whether `value` is one of them."""
-        return value in self.values
 
 
 Count = Annotated[int, Range("[1, inf)")]
@@ -64,22 +46,45 @@ Step = Annotated[float, Range("[0, inf)")]
 Positive = Annotated[float, Range("(0, inf)")]
 """A finite number above 0."""
 
+KINDS: dict[Any, tuple[str, Callable[[Any], bool], Callable[[Any], Any]]] = {
+    types.NoneType: ("none", lambda x: x is None, lambda x: None),
+    bool: ("true or false", lambda x: isinstance(x, bool), bool),
+    int: ("a whole number", lambda x: isinstance(x, Integral) and not isinstance(x, bool), int),
+    float: (
+        "a number",
+        lambda x: isinstance(x, Real) and not isinstance(x, bool) and x == x,
+        float,
+    ),
+    Sequence: (
+        "a list of names",
+        lambda x: isinstance(x, list | tuple) and all(isinstance(part, str) for part in x),
+        list,
+    ),
+    Callable: ("a function", callable, lambda x: x),
+    str: ("a name", lambda x: isinstance(x, str), str),
+}
+"""Kind -> its name, whether a value is of it, and the value as it; those of a union are tried in
+this order."""
+
 
 def convert(annotation: Any, name: str, value: Any) -> Any:
-    """A value as an annotation asks, `Range` and `OneOf` included; without one, anything goes.
+    """A value as an annotation asks, limits and choices included; without one, anything goes.
 
     Whole numbers and numbers may be NumPy's (also arrays of no dimension), and any may be text:
     `"5"`, `"1/255"`, `"inf"`, `"none"`, `'["bn1", "bn2"]'`.
     """
     if annotation is inspect.Parameter.empty or annotation is Any:
         return value
-    shown = value
+    shown, plain = value, _plain(value)
     for kind, limits in _alternatives(annotation):
-        with contextlib.suppress(ValueError, TypeError, OverflowError, ZeroDivisionError):
-            converted = _CONVERTERS[kind](value)
-            if all(limit.holds(converted) for limit in limits):
-                return converted
-            shown = converted
+        _, is_of, as_kind = KINDS[kind]
+        given = value if kind is str else plain
+        with contextlib.suppress(OverflowError):
+            if is_of(given):
+                converted = as_kind(given)
+                if all(converted in limit for limit in limits):
+                    return converted
+                shown = converted
     raise ValueError(f"{name} (={shown!r}) must be {describe(annotation)}")
 
 
@@ -93,18 +98,18 @@ def describe(annotation: Any) -> str:
     """What an option may be, in words: "a whole number of at least 1, or none"."""
     words = []
     for kind, limits in _alternatives(annotation):
-        choices = next((limit.values for limit in limits if isinstance(limit, OneOf)), None)
+        choices = next((limit for limit in limits if isinstance(limit, tuple)), None)
         if choices:
             words.append(f"one of {', '.join(choices)}" if len(choices) > 1 else repr(choices[0]))
         else:
-            words.append(" ".join([_WORDS[kind], *map(str, limits)]))
-    words = [word for word in words if word != _WORDS[Callable]] or words
-    words.sort(key=_WORDS[type(None)].__eq__)  # "none" comes last
+            words.append(" ".join([KINDS[kind][0], *map(str, limits)]))
+    words = [word for word in words if word != "a function"] or words
+    words.sort(key="none".__eq__)  # it comes last
     return ", or ".join(words)
 
 
 def _alternatives(annotation: Any) -> list[tuple[Any, tuple[Any, ...]]]:
-    """(kind, limits) of each member of a union, in the order in which they are tried."""
+    """(kind, ranges and choices) of each member of a union, in the order of `KINDS`."""
     origin = get_origin(annotation)
     if origin in (Union, types.UnionType):
         members = [member for part in get_args(annotation) for member in _alternatives(part)]
@@ -112,88 +117,24 @@ def _alternatives(annotation: Any) -> list[tuple[Any, tuple[Any, ...]]]:
         base, *limits = get_args(annotation)
         members = [(kind, (*inner, *limits)) for kind, inner in _alternatives(base)]
     elif origin is Literal:
-        members = [(str, (OneOf(get_args(annotation)),))]
+        members = [(str, (get_args(annotation),))]
     else:
         members = [(origin or annotation, ())]
-    order = list(_CONVERTERS)
+    order = list(KINDS)
     return sorted(members, key=lambda member: order.index(member[0]))
 
 
-def _scalar(value: Any) -> Any:
-    """The number in an array of no dimension; anything else as it is."""
-    if isinstance(value, np.generic) or (hasattr(value, "ndim") and value.ndim == 0):
-        return value.item()
+def _plain(value: Any) -> Any:
+    """Arrays and NumPy's numbers as Python's, and text as what it spells."""
+    if hasattr(value, "ndim"):
+        return value.tolist()
+    if not isinstance(value, str):
+        return value
+    if value in ("none", "None", "null"):
+        return None
+    if value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    for read in (int, lambda text: float(Fraction(text)), float, json.loads):
+        with contextlib.suppress(ValueError, ZeroDivisionError, OverflowError):
+            return read(value)
     return value
-
-
-def _none(value: Any) -> None:
-    if value is not None and value not in ("none", "None", "null"):
-        raise ValueError
-    return None
-
-
-def _bool(value: Any) -> bool:
-    value = _scalar(value)
-    if isinstance(value, str):
-        value = {"true": True, "false": False}.get(value.lower())
-    return value if isinstance(value, bool) else _refuse()
-
-
-def _int(value: Any) -> int:
-    value = _scalar(value)
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral | str):
-        raise TypeError
-    return int(value)
-
-
-def _float(value: Any) -> float:
-    value = _scalar(value)
-    if isinstance(value, bool) or not isinstance(value, numbers.Real | str):
-        raise TypeError
-    if isinstance(value, str) and "/" in value:
-        value = Fraction(value)
-    value = float(value)
-    return _refuse() if math.isnan(value) else value
-
-
-def _names(value: Any) -> list[str]:
-    if isinstance(value, str) and value.startswith("["):
-        value = json.loads(value)
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
-    texts = isinstance(value, list | tuple) and all(isinstance(part, str) for part in value)
-    return list(value) if texts else _refuse()
-
-
-def _callable(value: Any) -> Callable:
-    return value if callable(value) else _refuse()
-
-
-def _text(value: Any) -> str:
-    return str(value) if isinstance(value, str) else _refuse()
-
-
-def _refuse() -> Any:
-    raise ValueError
-
-
-_CONVERTERS = {
-    type(None): _none,
-    bool: _bool,
-    int: _int,
-    float: _float,
-    Sequence: _names,
-    Callable: _callable,
-    str: _text,
-}
-"""Kind -> function that converts to it, in the order in which those of a union are tried."""
-
-_WORDS = {
-    type(None): "none",
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    Sequence: "a list of names",
-    Callable: "a function",
-    str: "a name",
-}

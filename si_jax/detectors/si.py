@@ -35,7 +35,7 @@ from jaxtyping import Array, Bool, Float
 from si_jax import activation, splitting, support
 from si_jax.detectors.base import Inputs, Plan, State
 from si_jax.detectors.head import num_features
-from si_jax.detectors.options import Count, OneOf, Range, Step
+from si_jax.detectors.options import Count, Range, Step
 from si_jax.integration import (
     COMBINE,
     PRESETS,
@@ -50,7 +50,7 @@ from si_jax.splitting import FEATURES
 from si_jax.taps import Taps, default_taps, select
 
 Engine = Literal["auto", "general", "gradient", "activation", "closed"]
-Preset = Annotated[str, OneOf(PRESETS)]
+Preset = Annotated[str, tuple(PRESETS)]
 GAIA = AscentPath(steps=1)
 
 
@@ -60,7 +60,7 @@ def si_z(
     preset: Preset = "published",
     steps: Count | None = None,
     step_size: Step | None = None,
-    combine: Annotated[str, OneOf(COMBINE)] | None = None,
+    combine: Annotated[str, tuple(COMBINE)] | None = None,
     objective: Literal["ce", "max"] | None = None,
     engine: Engine = "auto",
     taps: Taps = None,
@@ -106,7 +106,7 @@ def si_a(
     preset: Preset = "published",
     steps: Count | None = None,
     step_size: Step | None = None,
-    combine: Annotated[str, OneOf(COMBINE)] | None = None,
+    combine: Annotated[str, tuple(COMBINE)] | None = None,
     objective: Literal["ce", "max"] | None = None,
     select: Annotated[float, Range("(0, 1]")] = 0.9,
     engine: Engine = "auto",

@@ -9,7 +9,7 @@ import pytest
 
 import si_jax
 from si_jax.detectors import DETECTORS, default_options
-from si_jax.detectors.options import Count, OneOf, Percentile, Positive, Range, convert, describe
+from si_jax.detectors.options import Count, Percentile, Positive, Range, convert, describe
 
 TAPS = str | Sequence[str] | Callable | None
 SHRINKAGE = Annotated[float, Range("(0, 1]")] | Literal["ledoit-wolf"]
@@ -65,7 +65,7 @@ def test_what_is_taken(annotation, value, expected):
         (float, "nan", "must be a number"),
         (float, [1.0], "must be a number"),
         (Percentile, "high", r"option \(='high'\) must be a number in \[0, 100\)"),
-        (Annotated[str, OneOf(["add", "multiply"])], [1], r"\(=\[1\]\) must be one of add, mult"),
+        (Annotated[str, ("add", "multiply")], [1], r"\(=\[1\]\) must be one of add, mult"),
         (SHRINKAGE, 0, r"option \(=0.0\) must be a number in \(0, 1\], or 'ledoit-wolf'"),
         (Count | None, "many", "a whole number of at least 1, or none"),
         (TAPS, 5, "a list of names, or a name, or none"),

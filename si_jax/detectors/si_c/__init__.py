@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from si_jax import activation
 from si_jax.detectors.base import Inputs, Plan, State
 from si_jax.detectors.fitting import Batches
-from si_jax.detectors.options import Count, OneOf, Range
+from si_jax.detectors.options import Count, Range
 from si_jax.detectors.si_c import fit as si_c_fit
 from si_jax.detectors.si_c.readings import batched, canonical_components, reader
 from si_jax.detectors.si_c.score import COMPONENTS, FORMS, apply
@@ -29,7 +29,7 @@ def si_c(
     model: Model,
     *,
     components: str | Sequence[str] = tuple(COMPONENTS),
-    form: Annotated[str, OneOf(FORMS)] = "hinge",
+    form: Annotated[str, tuple(FORMS)] = "hinge",
     shrinkage: Annotated[float, Range("(0, 1]")] | Literal["ledoit-wolf"] = 0.1,
     max_channels: Count = 4096,
     max_calibration: Annotated[int, LEAST] = 5000,
@@ -98,7 +98,7 @@ def si_c_forward(
     model: Model,
     *,
     components: str | Sequence[str] = FORWARD,
-    form: Annotated[str, OneOf(FORMS)] = "hinge",
+    form: Annotated[str, tuple(FORMS)] = "hinge",
     shrinkage: Annotated[float, Range("(0, 1]")] | Literal["ledoit-wolf"] = 0.1,
     max_channels: Count = 4096,
     max_calibration: Annotated[int, LEAST] = 5000,
