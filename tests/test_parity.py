@@ -34,16 +34,13 @@ TAGS = {
 POSITIONS = {"resnet34": 1, "wrn_40_2": 2, "bit_r101x1": 4}  # per tap and image
 ALL_TAPS = 64  # one chunk, which compiles fastest
 pytestmark = pytest.mark.usefixtures("one_device")
-ZERO_DEFLATION = [
-    *(("resnet34", None, tag) for tag in ("add_a0.001", "multiply_a1over255", "multiply_a0.1")),
-    *(("wrn_40_2", None, tag) for tag in ("add_a0.001", "multiply_a1over255", "multiply_a0.1")),
-    *(("bit_r101x1", v, tag) for v in (None, "gn") for tag in ("add_a0.001", "multiply_a0.1")),
-]
-CLOSED = [
-    ("resnet34", None, "multiply_a1over255"),
-    ("resnet34", None, "multiply_a0.1"),
-    ("wrn_40_2", None, "multiply_a0.1"),
-    ("bit_r101x1", None, "multiply_a0.1"),
+TAGS_OF_BOTH = ("add_a0.001", "multiply_a1over255", "multiply_a0.1")
+ZERO_DEFLATION = [  # network, variant of its taps, settings, engine
+    *((net, None, tag, "general") for net in ("resnet34", "wrn_40_2") for tag in TAGS_OF_BOTH),
+    *(("bit_r101x1", v, tag, "general") for v in (None, "gn") for tag in TAGS_OF_BOTH[::2]),
+    *((net, None, "add_a0.001", e) for net in NETWORKS for e in ("gradient", "activation")),
+    *((net, None, "multiply_a0.1", "closed") for net in NETWORKS),
+    ("resnet34", None, "multiply_a1over255", "closed"),
 ]
 
 
@@ -80,58 +77,18 @@ def test_logits(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "variant", "tag"), ZERO_DEFLATION)
-def test_si_z(name, variant, tag):
+@pytest.mark.parametrize(("name", "variant", "tag", "engine"), ZERO_DEFLATION)
+def test_si_z(name, variant, tag, engine):
     model, images = model_and_images(name)
     prefix = f"zero_deflation/{variant or 'before_head'}/" if name.startswith("bit") else ""
+    options = {"engine": "auto" if engine == "closed" else engine, "tap_chunk": ALL_TAPS}
     detector = si_jax.make_detector(
-        "si-z",
-        model,
-        engine="general",
-        variant=variant,
-        batch_size=2,
-        tap_chunk=ALL_TAPS,
-        **TAGS[tag],
+        "si-z", model, variant=variant, batch_size=2, **options, **TAGS[tag]
     )
-    stored = golden(name)
-    assert_same_score(
-        detector,
-        detector.details(images),
-        stored[f"{prefix}{tag}/tap_density"],
-        stored[f"{prefix}{tag}/score"],
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NETWORKS)
-def test_si_z_by_the_cheap_engines(name):
-    model, images = model_and_images(name)
-    prefix = "zero_deflation/before_head/" if name.startswith("bit") else ""
-    stored = golden(name)
-    for engine in ("gradient", "activation"):
-        detector = si_jax.make_detector("si-z", model, engine=engine, batch_size=2)
-        assert_same_score(
-            detector,
-            detector.details(images),
-            stored[f"{prefix}add_a0.001/tap_density"],
-            stored[f"{prefix}add_a0.001/score"],
-        )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "variant", "tag"), CLOSED)
-def test_si_z_in_closed_form(name, variant, tag):
-    model, images = model_and_images(name)
-    prefix = f"zero_deflation/{variant or 'before_head'}/" if name.startswith("bit") else ""
-    detector = si_jax.make_detector("si-z", model, variant=variant, batch_size=2, **TAGS[tag])
-    assert detector.settings["engine"] == "closed"
-    stored = golden(name)
-    assert_same_score(
-        detector,
-        detector.details(images),
-        stored[f"{prefix}{tag}/tap_density"],
-        stored[f"{prefix}{tag}/score"],
-    )
+    assert detector.settings["engine"] == engine
+    stored, found = golden(name), detector.details(images)
+    density, score = (stored[f"{prefix}{tag}/{key}"] for key in ("tap_density", "score"))
+    assert_same_score(detector, found, density, score)
 
 
 @pytest.mark.slow

@@ -4,8 +4,9 @@ The image, where the network's evidence for its class lies, how abnormal each la
 calibration images, where the score lies among theirs, and the nearest of them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -107,15 +108,20 @@ def attribution_maps(
     ]
     if not taps:
         return {}
+    slopes = _gradients(model, tuple(taps))(model.variables, images)
+    maps = {tap: np.abs(np.asarray(slopes[tap][0], np.float32)).mean(axis=-1) for tap in taps}
+    return {tap: values / max(float(values.max()), 1e-30) for tap, values in maps.items()}
 
-    @jax.jit
+
+@lru_cache(maxsize=1)
+def _gradients(model: Model, taps: tuple[str, ...]) -> Callable[..., Mapping[str, jax.Array]]:
+    """One program for all images of a network."""
+
     def gradients(variables, images):
         linear = splitting.linearise(model, variables, model.normalise(images), taps)
         return linear.gradient(max_logit)
 
-    slopes = gradients(model.variables, images)
-    maps = {tap: np.abs(np.asarray(slopes[tap][0], np.float32)).mean(axis=-1) for tap in taps}
-    return {tap: values / max(float(values.max()), 1e-30) for tap, values in maps.items()}
+    return jax.jit(gradients)
 
 
 def layer_positions(

@@ -4,6 +4,7 @@ import io
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
+from unittest import mock
 
 import jax
 import numpy as np
@@ -29,10 +30,10 @@ def check_detector(
     """Check that a detector keeps what all detectors promise.
 
     Scores are float32, finite, one an image, and not all the same; the same for one image, in
-    another order, in batches of another size and on one device (where there are several); black,
-    white and identical images are scored; NaN, no images, another size, dtype or scale are refused
-    in one sentence, and so is scoring before the fit; what was fitted can be saved and loaded, and
-    another detector's state is refused.
+    another order, in batches of another size, of the fit too, and on one device (where there are
+    several); black, white and identical images are scored; NaN, no images, another size, dtype or
+    scale are refused in one sentence, and so is scoring before the fit; what was fitted can be
+    saved and loaded, and another detector's state is refused.
 
     Args:
         make: a detector's name, or a function (model, batch_size=...) -> `Detector`.
@@ -41,7 +42,8 @@ def check_detector(
         fit_images: what it is fitted on; None for random ones.
         labels: their classes; None for random ones.
         invariance: whether to check batches, order and devices, which compiles it once more.
-        rtol: how much scores of the same image may differ, relative to the spread of all scores.
+        rtol: how much scores of the same image may differ, relative to the spread of all scores;
+            ten times as much after a fit in other batches.
 
     Raises:
         AssertionError: if it does not; the message says which promise is broken.
@@ -81,11 +83,14 @@ def check_detector(
     if invariance:
         order = np.random.default_rng(0).permutation(len(images))
         _same(_score(detector, images[order]), scores[order], tolerance, "in another order")
-        alone = make(model, batch_size=1)
-        _copy_state(detector, alone)
-        first = jax.local_devices()[:1]
-        with _devices(first):
+        alone, first = make(model, batch_size=1), jax.local_devices()[:1]
+        if alone.needs_fit:
+            alone.load_state(detector.check_fitted())
+        with mock.patch.object(jax, "local_devices", lambda *args, **kwargs: first):
             _same(_score(alone, images), scores, tolerance, "one by one, on one device")
+            if alone.needs_fit:
+                alone.fit(fit_images, labels, progress=False)
+                _same(_score(alone, images), scores, 10 * tolerance, "after a fit one by one")
 
 
 def random_images(model: Model, count: int, seed: int) -> np.ndarray:
@@ -155,25 +160,6 @@ def _state(detector, make, model, images, scores) -> None:
         assert np.array_equal(array, detector.state[name]), f"{name} must be saved as it is"
 
 
-def _copy_state(source: Detector, target: Detector) -> None:
-    if source.needs_fit:
-        target.load_state(source.check_fitted())
-
-
 def _same(scores: np.ndarray, expected: np.ndarray, tolerance: float, how: str) -> None:
     worst = float(np.abs(scores - expected).max())
     assert worst <= tolerance, f"scores {how} must be the same: they differ by {worst:.3g}"
-
-
-class _devices:
-    """Run batches on these devices alone."""
-
-    def __init__(self, devices):
-        self._devices = devices
-
-    def __enter__(self):
-        self._previous = jax.local_devices
-        jax.local_devices = lambda *args, **kwargs: self._devices
-
-    def __exit__(self, *error):
-        jax.local_devices = self._previous

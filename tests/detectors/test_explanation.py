@@ -60,11 +60,11 @@ def test_a_figure_says_what_matters(detector, tiny, tmp_path):
     p = float(detector.predict(picture).p_value[0])
     assert f"(p = {p:.3g})" in texts(figure) and "some$name_{.png" in texts(figure)
     assert "layers are abnormal" in texts(figure)
-    figure.savefig(tmp_path / "explained.png")
+    figure.savefig(tmp_path / "explained.png", dpi=20)
     plain = si_jax.make_detector("energy", tiny).calibrate(IMAGES)
     assert "most probable classes" in texts(plain.explain(IMAGES[0]))
     far = plain.explain(IMAGES[:1] * 0)
-    far.savefig(tmp_path / "far.png")
+    far.savefig(tmp_path / "far.png", dpi=20)
 
 
 @pytest.mark.usefixtures("unchecked")

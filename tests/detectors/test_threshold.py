@@ -1,4 +1,4 @@
-"""Thresholds keep their promise, and images may come as people have them."""
+"""Thresholds keep their promise."""
 
 import dataclasses
 import io
@@ -98,46 +98,13 @@ def test_kept_images_are_some_of_the_calibration_images(calibrated):
     assert len({example.tobytes() for example in kept}) == 7
 
 
-def encoded(image, form="png", **options):
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, form, **options)
-    return file.getvalue()
-
-
-def test_images_as_people_have_them(calibrated, tiny_images, tmp_path):
-    expected = calibrated.score(tiny_images)
-    paths = [tmp_path / f"{i}.png" for i in range(13)]
-    for path, image in zip(paths, tiny_images, strict=True):
-        path.write_bytes(encoded(image))
-    pictures = [Image.fromarray(image) for image in tiny_images]
-    forms = [
-        paths,
-        [str(path) for path in paths],
-        pictures,
-        [path.read_bytes() for path in paths],
-        iter([tiny_images[:5], tiny_images[5:]]),
-        (path for path in paths),
-        iter([paths[:3], tiny_images[3:4], paths[4:]]),
-    ]
-    for form in forms:
-        np.testing.assert_allclose(calibrated.score(form), expected, rtol=1e-5)
-    for one in (paths[2], pictures[2], str(paths[2])):
-        np.testing.assert_allclose(calibrated.score(one), expected[2:3], rtol=1e-5)
-    result = calibrated.predict(paths[2])
-    assert result.preprocessing == "shorter side to 8, centre crop 8x8"
-    assert calibrated.predict(tiny_images).preprocessing == ""
-
-
-def test_exif_is_honoured_and_every_mode_becomes_rgb(calibrated, tmp_path):
+def test_files_are_turned_upright(calibrated):
     image = np.random.default_rng(2).integers(0, 256, (8, 8, 3), np.uint8)
-    exif = Image.Exif()
+    exif, file = Image.Exif(), io.BytesIO()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    sideways = encoded(np.rot90(image).copy(), exif=exif)
-    np.testing.assert_allclose(calibrated.score(sideways), calibrated.score(image[None]), rtol=1e-5)
-    grey = Image.fromarray(image[..., 0])
-    expected = calibrated.score(np.repeat(image[None, ..., :1], 3, axis=-1))
-    for mode in ("L", "P", "RGBA", "LA"):
-        np.testing.assert_allclose(calibrated.score(grey.convert(mode)), expected, rtol=1e-5)
+    Image.fromarray(np.rot90(image).copy()).save(file, "png", exif=exif)
+    found = calibrated.score(file.getvalue())
+    np.testing.assert_allclose(found, calibrated.score(image[None]), rtol=1e-5)
 
 
 def test_the_card_says_how_files_are_prepared(tiny):
@@ -154,8 +121,7 @@ def test_the_card_says_how_files_are_prepared(tiny):
         preprocessing_for((9, 9), {"preprocessing": entry})
 
 
-@pytest.mark.usefixtures("unchecked")
-def test_mistakes(tiny, tiny_images, tmp_path):
+def test_mistakes(tiny, tiny_images):
     detector = si_jax.make_detector("energy", tiny)
     with pytest.raises(ValueError, match="no threshold: call calibrate"):
         detector.predict(tiny_images)
@@ -163,23 +129,14 @@ def test_mistakes(tiny, tiny_images, tmp_path):
         detector.calibrate(tiny_images)
     with pytest.raises(ValueError, match="must be fitted first"):
         si_jax.make_detector("knn", tiny).calibrate(tiny_images)
-    with pytest.raises(ValueError, match="images is empty"):
-        detector.calibrate([])
-    with pytest.raises(ValueError, match=r"no image.png cannot be read"):
-        detector.score(tmp_path / "no image.png")
-    with pytest.raises(ValueError, match="holds no images: put files"):
-        detector.score(tmp_path)
-    (tmp_path / "text.png").write_text("no image at all")
-    with pytest.raises(ValueError, match=r"text.png cannot be decoded.*not a JPEG"):
-        detector.score([tmp_path / "text.png"])
-    with pytest.raises(ValueError, match=r"shape \(9, 9, 3\)"):
-        detector.score(np.zeros((1, 9, 9, 3), np.float32))
 
 
 def test_a_threshold_does_not_outlive_its_fit_nor_another_preprocessing(tiny, tiny_images):
     pictures = [Image.fromarray(image) for image in tiny_images] * 2
     detector = si_jax.make_detector("knn", tiny, k=2).fit(tiny_images).calibrate(pictures)
-    assert detector.threshold.preprocessing == "shorter side to 8, centre crop 8x8"
+    prepared = "shorter side to 8, centre crop 8x8"
+    assert detector.threshold.preprocessing == detector.predict(pictures).preprocessing == prepared
+    assert detector.predict(tiny_images).preprocessing == ""
     detector.preprocessing = Preprocessing((8, 8), 16)
     detector.predict(tiny_images)  # comes in the input size
     with pytest.raises(ValueError, match=r"prepared by 'shorter side to 8.*calibrate again"):

@@ -8,24 +8,8 @@ from flax import linen as nn
 import si_jax
 
 CLASSES, FEATURES = 4, 10
-FITTED = (
-    "react", "vra", "dice", "knn", "nnguide", "she", "fdbd", "nci", "mahalanobis",
-    "relative-mahalanobis", "vim", "residual", "kl-matching", "temperature-scaling", "adascale-a",
-    "adascale-l", "gmm", "pnml", "relation", "multi-mahalanobis", "gram", "nac", "cfood",
-    "openmax", "grood",
-)  # fmt: skip
-FREE = (
-    "entropy", "gen", "odin", "i-odin", "gradnorm", "ash-p", "ash-b", "ash-s", "scale", "lts",
-    "rankfeat", "mcm", "grad-uncertainty",
-)  # fmt: skip
 SMALLER = {"knn": {"k": 5}, "lts": {"percentile": 65.0}}
 """Options for few images and features, where the defaults are too large."""
-
-SEVERAL = {
-    "odin", "i-odin", "rankfeat", "adascale-a", "adascale-l", "multi-mahalanobis", "gram", "nac",
-}  # fmt: skip
-"""Those that need more than the one forward pass that the others share."""
-PEERS = (*FREE, *FITTED)
 
 
 class Tiny(nn.Module):

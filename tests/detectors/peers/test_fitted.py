@@ -253,7 +253,6 @@ def test_kl_matching_does_not_tie_where_float32_saturates(images, train):
     log_p = logits - logsumexp(logits, axis=1, keepdims=True)
     exact = -(p[:, None] * (log_p[:, None] - np.log(means))).sum(axis=-1).min(axis=1)
     close(found, exact, rtol=1e-4, atol=1e-7)
-    print(len(np.unique(found)), len(np.unique(exact)), len(np.unique(exact.astype(np.float32))))
     assert len(np.unique(found)) >= 0.97 * len(np.unique(exact.astype(np.float32)))
 
 

@@ -5,13 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from peer_networks import FEATURES, Tiny, build, close
+from peer_networks import CLASSES, FEATURES, Tiny, build, close
 from scipy.special import logsumexp, softmax
 
 import si_jax
 import si_jax.models
 from si_jax import splitting
 from si_jax.detectors.features import without_rank_one
+from si_jax.detectors.head import head_logits
 
 
 def test_features_are_worth_testing_on(h):
@@ -131,18 +132,12 @@ def test_rankfeat_on_a_foreign_network_takes_its_last_map(make, model, images, h
     ],
 )
 def test_rankfeat_takes_the_outputs_of_the_last_stages(network, taps):
-    module = si_jax.models.ARCHITECTURES[network].build(num_classes=3, **options_of(network))
-    size = si_jax.models.ARCHITECTURES[network].input_size
-    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.ones((1, *size, 3)))
-    net = si_jax.Model(
-        module, shapes, size, (0.5,) * 3, (0.5,) * 3, si_jax.models.ARCHITECTURES[network].head
-    )
+    row = si_jax.models.ARCHITECTURES[network]
+    module = row.build(num_classes=3, **row.options)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.ones((1, *row.input_size, 3)))
+    net = si_jax.Model(module, shapes, row.input_size, (0.5,) * 3, (0.5,) * 3, row.head)
     assert si_jax.make_detector("rankfeat", net).settings["taps"] == taps
     assert si_jax.make_detector("rankfeat", net, stages=1).settings["taps"] == taps[1:]
-
-
-def options_of(network):
-    return si_jax.models.ARCHITECTURES[network].options
 
 
 def test_rankfeat_averages_the_logits_of_its_maps(make, images, model):
@@ -175,3 +170,13 @@ def test_mcm(score, h, head):
     for temperature in (1.0, 0.1):
         expected = softmax(u @ classes / temperature, axis=1).max(axis=1)
         close(score("mcm", temperature=temperature), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["ash-s", "dice", "vim", "gradnorm"])
+def test_a_head_without_bias(name, images, train):
+    net = build(Tiny(bias=False))
+    close(net.head_bias(net.variables), np.zeros(CLASSES))
+    logits = head_logits(net, net.variables, jnp.asarray(net.features(images)))
+    close(logits, net.logits(images))
+    detector = si_jax.make_detector(name, net).fit(*train)
+    assert np.isfinite(detector.score(images)).all()
