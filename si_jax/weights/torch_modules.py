@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from si_jax.model import Model
-from si_jax.weights.convert_files import load_state
+from si_jax.weights.convert import load_state
 
 FORM = "MODULE:FUNCTION of a Python module, timm:NAME or transformers:NAME"
 

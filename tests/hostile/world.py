@@ -28,8 +28,8 @@ from si_jax.evaluation import scoring
 from si_jax.evaluation.job import Job, make_detectors
 from si_jax.reporting import runs
 from si_jax.training import training
-from si_jax.weights import convert_files
 from si_jax.weights.checkpoint import load_model, save_checkpoint
+from si_jax.weights.convert import load_state, to_float32
 from si_jax.weights.saved import weights_hash
 
 CLASSES = 3
@@ -207,8 +207,8 @@ class Readers:
 
     def weights(self, root: Path) -> str:
         """Another framework's weights."""
-        state = convert_files.load_state(root / "weights.npz", None, [])[0]
-        return digest(*(convert_files.to_float32(k, v) for k, v in sorted(state.items())))
+        state = load_state(root / "weights.npz", None, [])[0]
+        return digest(*(to_float32(k, v) for k, v in sorted(state.items())))
 
     def report(self, root: Path) -> str:
         """Rebuild a report, by the command."""

@@ -23,7 +23,7 @@ from checkpoint_states import (
     torch_bytes,
 )
 
-from si_jax.weights import convert_files
+from si_jax.weights.convert import load_state
 
 
 def zipped(**members):
@@ -179,7 +179,7 @@ def test_damaged_bytes_raise_nothing_else(tmp_path):
             damaged[where] = rng.integers(0, 256, where.shape)
             path.write_bytes(damaged[: None if rng.random() < 0.8 else where[0]].tobytes())
             try:
-                convert_files.load_state(path, None, [])
+                load_state(path, None, [])
             except ValueError:
                 refused += 1
     assert refused > 0
