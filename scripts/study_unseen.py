@@ -32,7 +32,7 @@ from si_jax.detectors.fitting import Batches
 from si_jax.detectors.si_c import fit as si_c_fit
 from si_jax.detectors.si_c.readings import reader
 from si_jax.detectors.si_c.score import ENERGY_SHARE, HINGE_WEIGHT, LIMIT, component_values
-from si_jax.evaluation import bootstrap, metrics
+from si_jax.evaluation import metrics
 from si_jax.evaluation.metrics import METRICS
 from si_jax.reporting.tables import text_table
 from study import cases
@@ -447,14 +447,14 @@ def difference(found, chosen, default, groups, group, resamples: int) -> str:
         for name, candidate in chosen.items():
             if groups[name] == group:
                 one, other = (
-                    bootstrap.draws(by["test"], by[name], metrics=(metric,), resamples=resamples)[
+                    metrics.draws(by["test"], by[name], metrics=(metric,), resamples=resamples)[
                         metric
                     ]
                     for by in (found[candidate], found[default])
                 )
                 drawn.append(one - other)
         mean = 100 * np.mean(drawn, axis=0)
-        low, high = bootstrap.interval(mean)
+        low, high = metrics.interval(mean)
         parts.append(f"{mean.mean():+.1f} ({low:+.1f} to {high:+.1f})")
     return " / ".join(parts)
 
