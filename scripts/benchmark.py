@@ -28,7 +28,7 @@ from si_jax import cli, models
 from si_jax.data import preprocessing
 from si_jax.data.files import write_text
 from si_jax.detectors import DETECTORS
-from si_jax.reporting.tables import text_table
+from si_jax.reporting.report import text_table
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

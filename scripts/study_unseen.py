@@ -34,7 +34,7 @@ from si_jax.detectors.si_c.readings import reader
 from si_jax.detectors.si_c.score import ENERGY_SHARE, HINGE_WEIGHT, LIMIT, component_values
 from si_jax.evaluation import metrics
 from si_jax.evaluation.metrics import METRICS
-from si_jax.reporting.tables import text_table
+from si_jax.reporting.report import text_table
 from study import cases
 from study.comparison import MEASURED
 

@@ -8,7 +8,7 @@ from typing import Any
 from si_jax.data.files import write_text
 from si_jax.evaluation.results import Results
 from si_jax.reporting import report
-from si_jax.reporting.tables import Cell, Table, mark_best, percent, plain, text_table
+from si_jax.reporting.report import Cell, Table, mark_best, percent, plain, text_table
 from study.comparison import MEASURED, REFERENCE
 
 ABLATIONS = {

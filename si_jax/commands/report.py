@@ -12,7 +12,7 @@ from pathlib import Path
 
 from si_jax.commands.options import command
 from si_jax.reporting import comparison, html, runs
-from si_jax.reporting.tables import plain
+from si_jax.reporting.report import plain
 
 
 @command("si-jax report")

@@ -10,8 +10,8 @@ import numpy as np
 
 from si_jax.evaluation.results import Results
 from si_jax.reporting import report
+from si_jax.reporting.report import Cell, Table, percent
 from si_jax.reporting.runs import Run
-from si_jax.reporting.tables import Cell, Table, arrow, mark_best, percent
 
 SEED = re.compile(r"(seed[ _=-]?)(\d+)", re.IGNORECASE)
 NOTE = (
@@ -72,19 +72,14 @@ def metric_tables(entries: Sequence[Entry]) -> list[Table]:
         for entry in entries
         if detector in entry.first.results
     ]
+    header = ("detector", "run", *(title for title, *_ in columns))
+    stubs = [(detector, entry.name) for detector, entry in lines]
     shown = []
-    for metric, title in report.titles().items():
-        cells, means = [], []
-        for detector, entry in lines:
-            values = [_values(entry, detector, column, metric) for column in columns]
-            cells.append([_cell(v) for v in values])
-            means.append([float(np.mean(v)) if v else None for v in values])
-        rows = [
-            (Cell(detector), Cell(entry.name), *row)
-            for (detector, entry), row in zip(lines, mark_best(cells, means, metric), strict=True)
-        ]
-        header = ("detector", "run", *(title for title, *_ in columns))
-        shown.append(Table(f"{title}, % ({arrow(metric)})", header, tuple(rows), stubs=2))
+    for metric in report.titles():
+        drawn = [[_values(*line, column, metric) for column in columns] for line in lines]
+        means = [[float(np.mean(values)) if values else None for values in row] for row in drawn]
+        details = [[_deviation(values) for values in row] for row in drawn]
+        shown.append(report.metric_table(metric, header, stubs, means, details))
     return shown
 
 
@@ -158,7 +153,7 @@ def _columns(run: Results) -> list[tuple[str, report.Column, tuple[str, ...]]]:
     return table
 
 
-def _values(entry: Entry, detector: str, column: tuple, metric: str) -> list[float]:
+def _values(detector: str, entry: Entry, column: tuple, metric: str) -> list[float]:
     if column not in _columns(entry.first):
         return []
     values = [report.cell(run.results, detector, column[1], metric) for run in entry.runs]
@@ -166,11 +161,8 @@ def _values(entry: Entry, detector: str, column: tuple, metric: str) -> list[flo
     return measured if len(measured) == len(values) else []
 
 
-def _cell(values: Sequence[float]) -> Cell:
-    if not values:
-        return Cell("–")
-    text = percent(float(np.mean(values)))
-    return Cell(text, f"± {percent(float(np.std(values, ddof=1)))}" if len(values) > 1 else "")
+def _deviation(values: Sequence[float]) -> str:
+    return f"± {percent(float(np.std(values, ddof=1)))}" if len(values) > 1 else ""
 
 
 def _accuracy(values: Sequence[float | None]) -> str:

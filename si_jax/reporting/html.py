@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from si_jax.data.files import write_atomically, write_text
 from si_jax.reporting import comparison, figures, report
+from si_jax.reporting.report import PAGES, Table
 from si_jax.reporting.runs import Run
-from si_jax.reporting.tables import PAGES, Table
 
 CAPTIONS = {
     "overview": "AUROC of each detector on each set: 50 is chance, 100 is perfect. The bars are"

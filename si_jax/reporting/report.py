@@ -2,11 +2,21 @@
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import jinja2
 
 from si_jax.evaluation.metrics import METRICS
 from si_jax.evaluation.results import Results
-from si_jax.reporting.tables import Cell, Table, arrow, mark_best, percent, text_table
+
+PAGES = jinja2.Environment(
+    loader=jinja2.PackageLoader("si_jax.reporting"),
+    autoescape=lambda name: name is None or name.endswith(".html"),
+    undefined=jinja2.StrictUndefined,
+    keep_trailing_newline=True,
+)
+"""The templates of pages, which escape what they are given."""
 
 CONVENTIONS = {
     "published convention (in-distribution positive)": "fpr95",
@@ -16,6 +26,34 @@ CONVENTIONS = {
 
 Column = tuple[str, str, bool]
 """Title of a table's column, the set or group, and whether it is a group's average."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a `Table`: its text, what follows in small print, and whether it is the best."""
+
+    text: str
+    detail: str = ""
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Attributes:
+        title: what it shows.
+        header: (columns,) titles.
+        rows: (rows,) of (columns,) cells.
+        stubs: how many columns, from the first one on, name the rows.
+        text: whether the other columns are words, not numbers.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    stubs: int = 1
+    text: bool = False
 
 
 def titles() -> dict[str, str]:
@@ -202,16 +240,15 @@ def metric_tables(run: Results, metrics: Sequence[str] = ()) -> list[Table]:
     shown_columns = columns(run)
     header = ("detector", *(column_title(run, column) for column in shown_columns))
     shown = []
-    for metric, name in titles().items():
+    for metric in titles():
         if metrics and metric not in metrics:
             continue
         values = [[cell(run, d, c, metric) for c in shown_columns] for d in run.results]
         if all(value is None for row in values for value in row):
             continue  # a run of before the metric was there
-        rows = [[_value_cell(run, d, c, metric) for c in shown_columns] for d in run.results]
-        marked = zip(run.results, mark_best(rows, values, metric), strict=True)
-        cells = tuple((Cell(detector), *row) for detector, row in marked)
-        shown.append(Table(f"{name}, % ({arrow(metric)})", header, cells))
+        details = [[_interval(run, d, c, metric) for c in shown_columns] for d in run.results]
+        stubs = [(detector,) for detector in run.results]
+        shown.append(metric_table(metric, header, stubs, values, details))
     if full := full_spectrum(run):
         shown += [
             dataclasses.replace(table, title=f"Full spectrum: {table.title}")
@@ -276,10 +313,79 @@ def _number(fraction: float | int | None) -> str:
     return "–" if fraction is None else percent(fraction)
 
 
-def _value_cell(run: Results, detector: str, column: Column, metric: str) -> Cell:
+def _interval(run: Results, detector: str, column: Column, metric: str) -> str:
     _, key, is_group = column
-    value = cell(run, detector, column, metric)
     kept = run.average_intervals if is_group else run.intervals
     ends: Sequence[float] = kept.get(detector, {}).get(key, {}).get(metric, ())
-    detail = f"({100 * ends[0]:.1f}–{100 * ends[1]:.1f})" if ends and value is not None else ""
-    return Cell(_number(value), detail)
+    return f"({100 * ends[0]:.1f}–{100 * ends[1]:.1f})" if ends else ""
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned, the first to the left and the others to the right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+
+    def line(row):
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        return "  ".join(cells).rstrip()
+
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join([line(header), rule, *map(line, rows)])
+
+
+def plain(table: Table) -> str:
+    """A table as text, the best values marked by a star."""
+    rows = [
+        [f"{cell.text} {cell.detail}".strip() + " *" * cell.best for cell in row]
+        for row in table.rows
+    ]
+    return text_table(table.header, rows)
+
+
+def mark_best(
+    rows: Sequence[Sequence[Cell]], values: Sequence[Sequence[float | None]], metric: str
+) -> list[tuple[Cell, ...]]:
+    """The rows with each column's best value marked, and all that read so; none of one row."""
+    if len(rows) < 2:
+        return [tuple(row) for row in rows]
+    choose = max if METRICS[metric].higher_is_better else min
+    best = [
+        choose((percent(v) for v in column if v is not None), key=float, default=None)
+        for column in zip(*values, strict=True)
+    ]
+    return [
+        tuple(
+            Cell(c.text, c.detail, v is not None and percent(v) == b)
+            for c, v, b in zip(row, numbers, best, strict=True)
+        )
+        for row, numbers in zip(rows, values, strict=True)
+    ]
+
+
+def percent(fraction: float | int) -> str:
+    """A fraction as it is printed, in per cent."""
+    return f"{100 * fraction:.2f}"
+
+
+def metric_table(
+    metric: str,
+    header: tuple[str, ...],
+    stubs: Sequence[tuple[str, ...]],
+    values: Sequence[Sequence[float | None]],
+    details: Sequence[Sequence[str]],
+) -> Table:
+    """A metric's table, in per cent, with what stands before and below the values of each row."""
+    rows = [
+        [Cell(_number(value), detail) for value, detail in zip(*row, strict=True)]
+        for row in zip(values, details, strict=True)
+    ]
+    marked = zip(stubs, mark_best(rows, values, metric), strict=True)
+    cells = tuple((*map(Cell, stub), *row) for stub, row in marked)
+    better = "higher is better" if METRICS[metric].higher_is_better else "lower is better"
+    return Table(f"{titles()[metric]}, % ({better})", header, cells, stubs=len(stubs[0]))
+
+
+def html_table(table: Table) -> str:
+    """A table under its title, as HTML without a style of its own."""
+    source = '{% from "macros.html" import table %}{{ table(shown) }}'
+    return PAGES.from_string(source).render(shown=table)

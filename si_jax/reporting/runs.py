@@ -24,7 +24,7 @@ from si_jax.evaluation import metrics
 from si_jax.evaluation.results import Results
 from si_jax.evaluation.store import PREDICTION, Arrays, Scores, chunk_path, load_scores
 from si_jax.reporting import report
-from si_jax.reporting.tables import html_table
+from si_jax.reporting.report import html_table
 
 RESULTS = "results.json"
 THUMBNAILS = "thumbnails.npz"

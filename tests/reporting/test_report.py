@@ -6,7 +6,7 @@ import re
 import numpy as np
 
 from si_jax.evaluation import metrics
-from si_jax.reporting import report, tables
+from si_jax.reporting import report
 
 
 def test_every_metric_has_its_table_with_the_groups_apart(run):
@@ -37,11 +37,11 @@ def test_the_best_of_each_column_is_marked(run):
 
 
 def test_equal_values_are_all_best_and_one_row_is_not(run):
-    rows = [[tables.Cell("1")], [tables.Cell("2")], [tables.Cell("3")]]
-    marked = tables.mark_best(rows, [[0.5], [0.500001], [0.4]], "auroc")
+    rows = [[report.Cell("1")], [report.Cell("2")], [report.Cell("3")]]
+    marked = report.mark_best(rows, [[0.5], [0.500001], [0.4]], "auroc")
     assert [row[0].best for row in marked] == [True, True, False]
-    assert not tables.mark_best(rows[:1], [[0.5]], "auroc")[0][0].best
-    marked = tables.mark_best(rows, [[None], [0.1], [0.2]], "fpr95")
+    assert not report.mark_best(rows[:1], [[0.5]], "auroc")[0][0].best
+    marked = report.mark_best(rows, [[None], [0.1], [0.2]], "fpr95")
     assert [row[0].best for row in marked] == [False, True, False]
 
 
