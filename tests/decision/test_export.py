@@ -54,36 +54,32 @@ def test_every_detector_is_equal_once_exported(tmp_path):
         np.testing.assert_allclose(results[name], scores, 0, rounding, err_msg=name)
 
 
-@pytest.mark.parametrize("name", ["energy", "knn"])
-def test_a_decision_is_equal_once_exported(name, tiny, tmp_path):
-    options = {"k": 3} if name == "knn" else {}
-    detector = calibrated(name, tiny, **options)
+def loaded(loader, path):
     space: dict = {}
-    exec(LOADER, space)
-    run = space["load"](export_jax(detector, tmp_path / "d.jaxexport"))
+    exec(loader, space)
+    return space["load"](path)
+
+
+def test_a_decision_is_equal_once_exported(tiny, tmp_path):
+    detector = calibrated("knn", tiny, k=3)
+    run = loaded(LOADER, export_jax(detector, tmp_path / "d.jaxexport"))
     for count in (1, 5):
         agrees(run(IMAGES[:count]), detector, IMAGES[:count])
 
 
 def test_the_loader_needs_jax_and_numpy_alone(tiny, tmp_path):
-    detector = calibrated("energy", tiny)
+    detector = si_jax.make_detector("energy", tiny)
     path = export_jax(detector, tmp_path / "d.jaxexport", platforms=["cpu"])
     np.save(tmp_path / "images.npy", IMAGES)
     script = LOADER + textwrap.dedent(f"""
         import sys
         result = load({str(path)!r})(np.load({str(tmp_path / "images.npy")!r}))
         assert not any(name.split(".")[0] in ("si_jax", "flax", "orbax") for name in sys.modules)
+        assert result.keys() == {{"score", "label", "probability"}}  # it has no threshold
         np.save({str(tmp_path / "score.npy")!r}, result["score"])
     """)
     subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path, timeout=300)
     np.testing.assert_allclose(np.load(tmp_path / "score.npy"), detector.score(IMAGES), rtol=1e-5)
-
-
-def test_without_a_threshold_there_is_no_verdict(tiny, tmp_path):
-    space: dict = {}
-    exec(LOADER, space)
-    path = export_jax(si_jax.make_detector("msp", tiny), tmp_path / "d", platforms=["cpu"])
-    assert space["load"](path)(IMAGES).keys() == {"score", "label", "probability"}
     with pytest.raises(ValueError, match="must be fitted first"):
         export_jax(si_jax.make_detector("knn", tiny), tmp_path / "e")
 
@@ -95,17 +91,14 @@ def jax2onnx():
     return pytest.importorskip("jax2onnx", reason="ONNX needs jax2onnx")
 
 
-@pytest.mark.parametrize("name", ["energy", "si-c-forward"])
-def test_a_detector_in_onnx(name, tiny, tmp_path, jax2onnx):
-    detector = calibrated(name, tiny)
-    space: dict = {}
-    exec(ONNX_LOADER, space)
-    run = space["load"](export_onnx(detector, tmp_path / "d.onnx"))
+def test_a_detector_in_onnx(tiny, tmp_path, jax2onnx):
+    detector = calibrated("si-c-forward", tiny)
+    run = loaded(ONNX_LOADER, export_onnx(detector, tmp_path / "d.onnx"))
     for count in (1, 5):
         agrees(run(IMAGES[:count]), detector, IMAGES[:count])
 
 
-def test_what_onnx_lacks_is_told(tiny, tmp_path, monkeypatch, jax2onnx):
+def test_what_onnx_lacks_is_reported(tiny, tmp_path, monkeypatch, jax2onnx):
     with pytest.raises(ValueError, match=r"'odin' cannot be written as ONNX.*\(scatter pattern"):
         export_onnx(si_jax.make_detector("odin", tiny), tmp_path / "d.onnx")
     detector = si_jax.make_detector("msp", tiny)
@@ -115,8 +108,9 @@ def test_what_onnx_lacks_is_told(tiny, tmp_path, monkeypatch, jax2onnx):
     assert not (tmp_path / "d.onnx").exists()
 
 
-def test_a_jax_that_is_too_new_for_onnx_is_told(tiny, tmp_path, monkeypatch):
+def test_onnx_needs_a_package_that_knows_this_jax(tiny, tmp_path, monkeypatch):
     jax2onnx = pytest.importorskip("jax2onnx", reason="ONNX needs jax2onnx")
+    detector = si_jax.make_detector("msp", tiny)
 
     def fails(*args, **kwargs):
         raise AttributeError("module 'jax._src.core' has no attribute 'ClosedJaxpr'")
@@ -124,10 +118,7 @@ def test_a_jax_that_is_too_new_for_onnx_is_told(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(jax2onnx, "to_onnx", fails)
     message = rf"does not know jax {jax.__version__} \(module .*: write the detector for JAX, or"
     with pytest.raises(ValueError, match=message):
-        export_onnx(si_jax.make_detector("msp", tiny), tmp_path / "d.onnx")
-
-
-def test_onnx_needs_a_package(tiny, tmp_path, monkeypatch):
+        export_onnx(detector, tmp_path / "d.onnx")
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
     with pytest.raises(ValueError, match=r'needs the package .*: pip install "si-jax\[onnx\]"'):
-        export_onnx(si_jax.make_detector("msp", tiny), tmp_path / "d.onnx")
+        export_onnx(detector, tmp_path / "d.onnx")

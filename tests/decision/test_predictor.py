@@ -31,38 +31,26 @@ def test_arrays(predictor, tiny_images):
     assert table["id"] is batch["id"]
 
 
-def test_encoded_images_of_every_kind(predictor, tiny_images, tmp_path):
-    path = tmp_path / "image.png"
+def test_encoded_images_of_every_kind_beside_rows_without_one(predictor, tiny_images, tmp_path):
+    path, file = tmp_path / "image.png", io.BytesIO()
     Image.fromarray(tiny_images[0]).save(path)
-    data = path.read_bytes()
-    column = np.empty(7, object)
-    column[:] = [data, str(path), Image.open(path), {"bytes": data, "path": None},
-                 {"bytes": None, "path": str(path)}, b"no image", tiny_images[0]]  # fmt: skip
-    table = predictor({"image": column})
-    good = np.arange(7) != 5
-    expected = predictor.detector.score(tiny_images[:1])
-    np.testing.assert_allclose(table["score"][good], np.repeat(expected, 6), rtol=1e-5)
-    assert np.isnan(table["score"][5]) and np.isnan(table["p_value"][5])
-    assert table["class"][5] == -1 and table["is_ood"][5]
-    assert "cannot be decoded" in table["error"][5]
-    nothing = predictor({"image": []})
-    assert all(len(nothing[name]) == 0 for name in COLUMNS)
-
-
-def test_rows_without_an_image_leave_the_others_what_they_are(predictor, tiny_images):
-    file = io.BytesIO()
     Image.fromarray(np.kron(tiny_images[0], np.ones((8, 8, 1), np.uint8))).save(file, "PNG")
-    whole = file.getvalue()
-    cut = Image.open(io.BytesIO(whole[: len(whole) // 2]))
+    data, large = path.read_bytes(), file.getvalue()
+    good = [data, str(path), Image.open(path), {"bytes": data, "path": None},
+            {"bytes": None, "path": str(path)}, tiny_images[0]]  # fmt: skip
     nothing = [None, float("nan"), b"", "", {"bytes": None, "path": None}]
-    column = [whole, *nothing, "/nowhere/x.png", cut, whole[: len(whole) // 3], whole]
-    table = predictor({"image": column})
-    alone = predictor({"image": [whole]})["score"]
-    np.testing.assert_allclose(table["score"][[0, -1]], np.repeat(alone, 2), rtol=1e-5)
-    assert table["is_ood"][1:-1].all() and not any(table["error"][[0, -1]])
-    assert all("has no image (=" in error for error in table["error"][1:6])
-    assert "x.png cannot be read" in table["error"][6]
-    assert all("cannot be" in error for error in table["error"][7:9])
+    cut = [Image.open(io.BytesIO(large[: len(large) // 2])), large[: len(large) // 3], b"no image"]
+    bad = [*nothing, *cut, "/nowhere/x.png"]
+    table = predictor({"image": [*good[:3], *bad, *good[3:]]})
+    is_bad = np.isin(np.arange(15), range(3, 12))
+    expected = predictor.detector.score(tiny_images[:1])
+    np.testing.assert_allclose(table["score"][~is_bad], np.repeat(expected, 6), rtol=1e-5)
+    assert not any(table["error"][~is_bad])
+    assert np.isnan(table["score"][is_bad]).all() and np.isnan(table["p_value"][is_bad]).all()
+    assert (table["class"][is_bad] == -1).all() and table["is_ood"][is_bad].all()
+    said = ["has no image (="] * 5 + ["cannot be"] * 3 + ["x.png cannot be read"]
+    assert all(text in error for text, error in zip(said, table["error"][is_bad], strict=True))
+    assert all(len(predictor({"image": []})[name]) == 0 for name in COLUMNS)
 
 
 def test_it_travels_as_its_directory(predictor, tiny_images):

@@ -39,10 +39,11 @@ def tiny_checkpoint(tiny, tmp_path):
     return si_jax.save_checkpoint(tmp_path / "tiny", tiny)
 
 
-def test_the_splits_of_a_folder(split_folder, tmp_path):
-    sets = training_sets.find(str(split_folder))
-    assert (sets.name, sets.num_classes) == ("things", 3)
-    assert (len(sets.train), len(sets.held_out)) == (24, 9)
+def test_the_splits_of_the_digits_and_of_a_folder(split_folder, tmp_path):
+    for dataset, expected in (("digits", (1200, 597, 10)), (split_folder, (24, 9, 3))):
+        sets = training_sets.find(str(dataset))
+        assert (len(sets.train), len(sets.held_out), sets.num_classes) == expected
+    assert sets.name == "things"
     whole = write_images(tmp_path / "whole", count=10)
     sets = training_sets.find(str(whole), seed=1)
     assert (len(sets.train), len(sets.held_out)) == (27, 3)
@@ -56,29 +57,20 @@ def test_the_splits_of_a_folder(split_folder, tmp_path):
         assert image.mean(axis=(0, 1)).argmax() == label
 
 
-def test_digits_are_a_training_set():
-    sets = training_sets.find("digits")
-    assert (len(sets.train), len(sets.held_out), sets.num_classes) == (1200, 597, 10)
-
-
 def test_mistakes_in_the_data(tmp_path, split_folder):
-    def refused(message, *args, **kwargs):
-        with pytest.raises(ValueError, match=message):
-            training_sets.find(*args, **kwargs)
-
-    refused("neither a folder nor one of digits", str(tmp_path / "nowhere"))
-    refused(
-        "cifar10 has no training split here: run si-jax prepare-data",
-        "cifar10",
-        tmp_path,
-        fetch=False,
-    )
     (tmp_path / "flat").mkdir()
-    refused("0 class folders", str(tmp_path / "flat"))
     write_images(tmp_path / "lone" / "train")
-    refused("none called val or test", str(tmp_path / "lone"))
-    write_images(tmp_path / "lone" / "test", classes=("apple", "bell", "dog"))
-    refused("different class folders", str(tmp_path / "lone"))
+    write_images(tmp_path / "other" / "train")
+    write_images(tmp_path / "other" / "test", classes=("apple", "bell", "dog"))
+    for dataset, message in (
+        (tmp_path / "nowhere", "neither a folder nor one of digits"),
+        ("cifar10", "cifar10 has no training split here: run si-jax prepare-data"),
+        (tmp_path / "flat", "0 class folders"),
+        (tmp_path / "lone", "none called val or test"),
+        (tmp_path / "other", "different class folders"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            training_sets.find(str(dataset), tmp_path)
     image_set = training_sets.find(str(split_folder)).train
     with pytest.raises(ValueError, match=r"more than max_gib \(=1e-06\)"):
         training_sets.load(image_set, Preprocessing((16, 16), 16), (16, 16, 3), max_gib=1e-6)
@@ -114,10 +106,10 @@ def test_training_on_a_folder_makes_a_checkpoint(split_folder, tmp_path, capsys)
         script.main(command)
 
 
-@pytest.mark.slow
-def test_fine_tuning_bit_with_a_new_head(split_folder, tmp_path):
-    bit = si_jax.build_model("bit_r50x1", 7, input_size=(32, 32), units=(1, 1, 1, 1))
-    start = si_jax.save_checkpoint(tmp_path / "bit", bit)
+def test_fine_tuning_a_network_without_statistics_with_a_new_head(split_folder, tmp_path):
+    options = {"patch": 8, "layers": 1, "width": 64, "hidden": 32, "heads": 1}
+    vit = si_jax.build_model("imagenet_vit_b16", 7, input_size=(16, 16), **options)
+    start = si_jax.save_checkpoint(tmp_path / "vit", vit)
     command = ["--dataset", str(split_folder), "--init", str(start), *SMALL]
     with pytest.raises(ValueError, match="7 classes, but things has 3: add --new-head"):
         script.main([*command, "--out", str(tmp_path / "a")])
@@ -135,14 +127,14 @@ def test_a_new_head_leaves_the_rest_alone(tiny, tiny_images, tiny_checkpoint):
 
 
 def test_mistakes_on_the_command_line(split_folder, tiny_checkpoint, tmp_path):
-    def refused(message, *args):
+    for message, *options in (
+        ("needs --model NAME or --init", "--dataset", str(split_folder)),
+        ("unknown model 'vgg'", "--model", "vgg"),
+        ("exclude each other", "--model", "resnet8", "--init", str(tiny_checkpoint)),
+        ("unknown checkpoint 'nowhere'", "--init", "nowhere"),
+        ("has 5 classes, but digits has 10", "--init", str(tiny_checkpoint)),
+        (r"epochs \(=0\) must be at least 1", "--epochs", "0"),
+    ):
         with pytest.raises(ValueError, match=message):
-            script.main(["--out", str(tmp_path / "new"), *args])
+            script.main(["--out", str(tmp_path / "new"), *options])
         assert not (tmp_path / "new").exists()
-
-    refused("needs --model NAME or --init", "--dataset", str(split_folder))
-    refused("unknown model 'vgg'", "--dataset", str(split_folder), "--model", "vgg")
-    refused("exclude each other", "--model", "resnet8", "--init", str(tiny_checkpoint))
-    refused("unknown checkpoint 'nowhere'", "--init", "nowhere")
-    refused("has 5 classes, but digits has 10", "--init", str(tiny_checkpoint))
-    refused(r"epochs \(=0\) must be at least 1", "--epochs", "0")
