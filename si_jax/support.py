@@ -583,7 +583,7 @@ def _through_convolution(eqn: Any, counts: Array) -> Array:
 
 
 def _dilated(x: Array, axis: int, by: int) -> Array:
-    """With `by - 1` zeros between the elements along an axis."""
+    """With `by - 1` zeros between the elements along an axis, which ONNX's padding cannot make."""
     if by == 1:
         return x
     length = x.shape[axis]

@@ -213,7 +213,8 @@ def function_model():
             x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
 
-    def norm(x, p, s):
+    def norm(x, p, s):  # of one rank and dtype, as strict modes want it
+        p, s = jax.tree.map(lambda a: a[None, None, None], (p, s))
         return (x - s["mean"]) * (jax.lax.rsqrt(s["var"] + EPSILON) * p["scale"]) + p["bias"]
 
     def net(variables, x):
@@ -223,7 +224,7 @@ def function_model():
         y = conv(x, params["block"]["conv"]["kernel"])
         y = si_jax.tap(norm(y, params["block"]["bn"], stats["block"]["bn"]), "block/bn")
         h = si_jax.tap(jax.nn.relu(x + y).mean((1, 2)), "params/head")
-        return h @ params["head"]["kernel"] + params["head"]["bias"]
+        return h @ params["head"]["kernel"] + params["head"]["bias"][None]
 
     return si_jax.Model(net, variables(), head="params/head", **IMAGE)
 

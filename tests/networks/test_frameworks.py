@@ -22,14 +22,12 @@ from si_jax.taps import select
 TAPS = ("bn", "block/bn")
 IMAGES = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 3), np.uint8)
 OPTIONS = {
-    "msp": {},
     "react": {},
     "knn": {"k": 3},
     "gram": {},
     "odin": {},
     "rankfeat": {"taps": "block/bn"},
     "gaia-z": {},
-    "gaia-a": {},
     "si-z": {"combine": "multiply"},
     "si-a": {},
     "si-c": {},

@@ -258,17 +258,3 @@ def test_weights_of_half_precision(framework, dtype=jnp.bfloat16):
     scores = si_jax.make_detector("energy", model).score(IMAGES)
     assert scores.dtype == np.float32 and np.isfinite(scores).all()
     assert model.head_weights(model.variables).dtype == np.float32
-
-
-def test_two_paths_to_one_layer_of_nnx():
-    class Tied(NNXNet):
-        def __init__(self):
-            super().__init__("good", jnp.float32)
-            self.other = self.head
-
-        def __call__(self, x):
-            return self.other(self.norm(x.mean((1, 2))))
-
-    assert si_jax.Model(Tied(), **SIZE).head == "head"
-    told = refused((Tied(),), head="other")
-    assert told.endswith("its sub-modules and taps are: norm, head")

@@ -125,14 +125,6 @@ def test_a_network_whose_argument_is_deterministic(plain, images):
             si_jax.Model(Deterministic(), variables, **{**GREY, "call_kwargs": wrong})
 
 
-def test_a_module_called_twice_is_two_taps(plain, images):
-    taps = ["twice", "twice#1"]
-    detector = si_jax.make_detector("si-z", plain, taps="twice*")
-    assert detector.settings["taps"] == taps
-    density = detector.details(images)["tap_density"]
-    assert (np.ptp(density, axis=0) > 0).all() and (density[:, 0] != density[:, 1]).any()
-
-
 def test_two_paths_to_one_nnx_module():
     class Shared(nnx.Module):
         def __init__(self, rngs):
@@ -145,8 +137,11 @@ def test_two_paths_to_one_nnx_module():
             return self.head(x.mean((1, 2)))
 
     net = Shared(nnx.Rngs(0))
-    model = si_jax.Model(net, input_size=4, mean=(0.5,) * 3, std=(0.25,) * 3)
+    size = {"input_size": 4, "mean": (0.5,) * 3, "std": (0.25,) * 3}
+    model = si_jax.Model(net, **size)
     assert [call.path for call in model.calls] == ["first", "first#1", "head"]
+    with pytest.raises(ValueError, match=r"'second'\) is not called .* first, first#1, head"):
+        si_jax.Model(net, **size, head="second")
     pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3), np.uint8)
     np.testing.assert_allclose(
         model.logits(pixels), net(model.normalise(jnp.asarray(pixels))), rtol=1e-5, atol=1e-6
@@ -175,12 +170,14 @@ def test_networks_without_relu(name, densities):
 
 
 def test_the_table_of_networks_without_relu(monkeypatch):
+    few = {part: tuple(x[:100] for x in digits.load(part)) for part in ("train", "test")}
+    monkeypatch.setattr(digits, "load", few.get)
     rows = {row: without_relu.DETECTORS[row] for row in ("msp", "si-c-forward")}
     monkeypatch.setattr(without_relu, "DETECTORS", rows)
     name = "convolutions, SiLU"
-    measured = {name: without_relu.measure(name, [0], steps=200, count=60)}
+    measured = {name: without_relu.measure(name, [0], steps=40, count=20)}
     accuracy, results = measured[name]
-    assert accuracy > 0.7 and results["si-c-forward"]["noise"] > 0.7
+    assert accuracy > 0.2 and results["si-c-forward"]["noise"] > 0.5
     lines = without_relu.table(measured).splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| msp", "| si-c-forward"]
 
