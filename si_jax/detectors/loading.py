@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from si_jax.data.preprocessing import preprocessing_for
-from si_jax.detectors import DETECTORS, make_detector
+from si_jax.detectors import DETECTORS, former, make_detector
 from si_jax.detectors.detector import Detector
-from si_jax.detectors.saving import ARRAYS, CARD, Card, ThresholdCard, plain, probe_logits
+from si_jax.detectors.saving import ARRAYS, CARD, FORMAT, Card, ThresholdCard, plain, probe_logits
 from si_jax.detectors.threshold import Threshold
 from si_jax.model import Model
 from si_jax.weights.checkpoint import INSIDE, bundled_directory, load_model
-from si_jax.weights.saved import SUMS, check_sums, read_arrays, read_card
+from si_jax.weights.saved import check_sums, read_arrays, read_card
 
 PROBE_TOLERANCE = 1e-3  # of the largest logit; other matrix kernels differ by 1e-6
 
@@ -34,13 +34,13 @@ def load_detector(directory: str | os.PathLike, *, model: Model | None = None) -
             version; the detector's score has changed since; or `model` is missing or another.
     """
     directory = find_detector(directory)
-    if not check_sums(directory):
-        raise ValueError(
-            f"{directory} is damaged or was edited: it has no file {SUMS}; or it is of an older"
-            " version: fit, calibrate and save it again"
-        )
-    card = read_card(directory / CARD, Card)
-    arrays = read_arrays(directory / ARRAYS) if (directory / ARRAYS).is_dir() else {}
+    if check_sums(directory):
+        card = read_card(directory / CARD, Card)
+        arrays = read_arrays(directory / ARRAYS) if (directory / ARRAYS).is_dir() else {}
+        facts = None
+    else:
+        content, arrays = former.read(directory)
+        card, facts = Card.model_validate(content | {"format": FORMAT}), content["model"]
     name = card.detector
     if name not in DETECTORS:
         raise ValueError(f"{directory} holds a detector {name!r}, which this version has not")
@@ -54,7 +54,10 @@ def load_detector(directory: str | os.PathLike, *, model: Model | None = None) -
             f"{directory} holds a detector of a network whose code is not saved with it: give it"
             " again, load_detector(directory, model=si_jax.Model(...))"
         )
-    loaded = load_model(directory / INSIDE, precision=card.precision, like=model)
+    if facts is None:
+        loaded = load_model(directory / INSIDE, precision=card.precision, like=model)
+    else:
+        loaded = former.network(facts, arrays["variables"], model)
     if model is not None:
         _check_same(model, loaded, arrays.get("probe"))
     model = loaded
