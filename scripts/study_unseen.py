@@ -47,6 +47,9 @@ DEVIATIONS = si_c_fit.DEVIATIONS
 Values = Mapping[str, np.ndarray]
 """Component -> (n,) values, of one set."""
 
+Measured = Mapping[str, Mapping["Candidate", Mapping[str, np.ndarray]]]
+"""Network -> candidate -> set -> metrics."""
+
 
 def class_wise(model: si_jax.Model) -> Plan:
     """S&I-C's zero-deflation of densities less the mean of the predicted class."""
@@ -362,7 +365,7 @@ def worth(rows: Mapping[str, np.ndarray], groups: Mapping[str, str]) -> float:
 
 
 def choose(
-    measured: Mapping[str, Mapping[Candidate, Mapping[str, np.ndarray]]],
+    measured: Measured,
     networks: Mapping[str, Network],
     *,
     network: str = "",
@@ -393,7 +396,7 @@ def percent(row: np.ndarray) -> str:
 
 
 def report(networks: Mapping[str, Network], changes: int, resamples: int) -> str:
-    """The tables: what was held out, and every single change on every network."""
+    """The tables: what was held out, what was chosen, and each candidate less the default."""
     found = {name: scores(one, candidates(changes)) for name, one in networks.items()}
     measured = {
         name: {
@@ -402,44 +405,52 @@ def report(networks: Mapping[str, Network], changes: int, resamples: int) -> str
         }
         for name in networks
     }
-    default, parts = Candidate(), []
     rows, picks = [], []
     for name, network in networks.items():
         groups = network.groups
-        others = {
-            label: {s: network.values[s][label] for s in ("test", *groups)}
-            for label in ("si-c", *BASELINES)
-        }
         chosen = {s: choose(measured, networks, network=name, image_set=s) for s in groups}
-        picks += [[name, s, str(c)] for s, c in chosen.items()]
-        results = {
-            "chosen elsewhere": {s: measured[name][c][s] for s, c in chosen.items()},
-            **{
-                label: {s: measure(by["test"], by[s]) for s in groups}
-                for label, by in others.items()
-            },
-        }
-        for group in ("far", "near"):
-            rows.append(
-                [f"{name}, {group}", *(percent(means(r, groups)[group]) for r in results.values())]
-            )
-            rows[-1].append(difference(found[name], chosen, default, groups, group, resamples))
-    head = ["held out", "chosen elsewhere", "si-c", *BASELINES, "chosen less default, points"]
-    parts.append(text_table(head, rows))
-    parts.append(text_table(["network", "set", "chosen on the others"], picks))
-    columns = [(n, g) for n in networks for g in ("far", "near")]
+        for candidate in dict.fromkeys(chosen.values()):
+            sets = [s for s, c in chosen.items() if c == candidate]
+            picks.append([name, str(candidate), ", ".join(sets)])
+        results = [means({s: measured[name][c][s] for s, c in chosen.items()}, groups)]
+        for label in ("si-c", *BASELINES):
+            known = network.values["test"][label]
+            by_set = {s: measure(known, network.values[s][label]) for s in groups}
+            results.append(means(by_set, groups))
+        for group in results[0]:
+            less = difference(found[name], chosen, groups, group, resamples)
+            rows.append([f"{name}, {group}", *(percent(r[group]) for r in results), less])
+    head = ["held out", "chosen elsewhere", "si-c", *BASELINES, "chosen less default"]
     best = choose(measured, networks)
-    shown = [c for c in candidates(1) if c != best] + [best]
-    table = [
-        [str(c), *(percent(means(measured[n][c], networks[n].groups)[g]) for n, g in columns)]
-        for c in shown
-    ]
-    parts.append(text_table(["candidate", *(f"{n}, {g}" for n, g in columns)], table))
-    parts.append(f"best on everything, so of no evidence: {best}")
-    return "\n\n".join(parts)
+    return "\n\n".join(
+        [
+            "AUROC / FPR95 / OpenOOD's FPR95, %; differences in points, with 95 % intervals",
+            text_table(head, rows),
+            text_table(["network", "chosen on the others", "and held out with it"], picks),
+            "Less the default: far AUROC / FPR95 / OpenOOD's FPR95; near AUROC",
+            against_default(measured, networks, [*dict.fromkeys([*candidates(1)[1:], best])]),
+            f"best on everything, which proves nothing: {best}",
+        ]
+    )
 
 
-def difference(found, chosen, default, groups, group, resamples: int) -> str:
+def against_default(
+    measured: Measured, networks: Mapping[str, Network], shown: Iterable[Candidate]
+) -> str:
+    """A table of candidates, less the default on each network."""
+    rows = []
+    for candidate in shown:
+        cells = []
+        for name, by in measured.items():
+            one, other = (means(by[c], networks[name].groups) for c in (candidate, Candidate()))
+            less = {group: 100 * (one[group] - other[group]) for group in one}
+            far, near = less.get("far", []), less.get("near", [])[:1]
+            cells.append("; ".join(" / ".join(f"{x:+.1f}" for x in part) for part in (far, near)))
+        rows.append([str(candidate), *cells])
+    return text_table(["candidate", *networks], rows)
+
+
+def difference(found, chosen, groups, group, resamples: int) -> str:
     """AUROC and FPR95s less the default's, with 95 % intervals over the same images."""
     parts = []
     for metric in MEASURED:
@@ -450,7 +461,7 @@ def difference(found, chosen, default, groups, group, resamples: int) -> str:
                     metrics.draws(by["test"], by[name], metrics=(metric,), resamples=resamples)[
                         metric
                     ]
-                    for by in (found[candidate], found[default])
+                    for by in (found[candidate], found[Candidate()])
                 )
                 drawn.append(one - other)
         mean = 100 * np.mean(drawn, axis=0)
