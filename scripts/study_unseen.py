@@ -405,10 +405,13 @@ def report(networks: Mapping[str, Network], changes: int, resamples: int) -> str
         }
         for name in networks
     }
+    best = choose(measured, networks)
+    shown = dict.fromkeys([*candidates(1)[1:], best])
     rows, picks = [], []
     for name, network in networks.items():
         groups = network.groups
         chosen = {s: choose(measured, networks, network=name, image_set=s) for s in groups}
+        shown |= dict.fromkeys(chosen.values())
         for candidate in dict.fromkeys(chosen.values()):
             sets = [s for s, c in chosen.items() if c == candidate]
             picks.append([name, str(candidate), ", ".join(sets)])
@@ -421,14 +424,13 @@ def report(networks: Mapping[str, Network], changes: int, resamples: int) -> str
             less = difference(found[name], chosen, groups, group, resamples)
             rows.append([f"{name}, {group}", *(percent(r[group]) for r in results), less])
     head = ["held out", "chosen elsewhere", "si-c", *BASELINES, "chosen less default"]
-    best = choose(measured, networks)
     return "\n\n".join(
         [
             "AUROC / FPR95 / OpenOOD's FPR95, %; differences in points, with 95 % intervals",
             text_table(head, rows),
             text_table(["network", "chosen on the others", "and held out with it"], picks),
             "Less the default: far AUROC / FPR95 / OpenOOD's FPR95; near AUROC",
-            against_default(measured, networks, [*dict.fromkeys([*candidates(1)[1:], best])]),
+            against_default(measured, networks, shown),
             f"best on everything, which proves nothing: {best}",
         ]
     )
