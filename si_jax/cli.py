@@ -19,6 +19,9 @@ FLAGS = {
     r"\ballow_missing=True": "--allow-missing",
     r"\bood=\{'(.+?)': PATH\}": r"--ood \1=PATH",
     r"\bas data_dir\b": "as --data-dir",
+    r"\barchitecture and init exclude": "--model and --init exclude",
+    r"\ban architecture, or a checkpoint as init": "--model NAME or --init CHECKPOINT",
+    r"\bnew_head=True": "--new-head",
 }
 """What the library's errors call an argument -> what it is called on the command line."""
 

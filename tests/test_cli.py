@@ -12,7 +12,7 @@ import pytest
 import si_jax
 from si_jax import cli, commands
 from si_jax.commands import options, train
-from si_jax.training.train_checkpoint import FINE_TUNING
+from si_jax.training.train_checkpoint import DEFAULTS, FINE_TUNING
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = """
@@ -191,7 +191,7 @@ def test_what_a_command_gets():
 
 def test_what_help_says_of_the_recipes_is_so():
     text = " ".join(train.__doc__.split())
-    for recipe, start in ((train.DEFAULTS["digits"][1], "Digits have others: "),
+    for recipe, start in ((DEFAULTS["digits"][1], "Digits have others: "),
                           (FINE_TUNING, "so has --init: ")):  # fmt: skip
         said = text.partition(start)[2]
         usual = dataclasses.asdict(train.DEFAULTS["cifar100"][1])

@@ -19,10 +19,9 @@ The defaults for CIFAR (resnet34, 100 epochs) are for an accelerator and have no
 """
 
 from functools import partial
-from pathlib import Path
 
 from si_jax.commands.options import command
-from si_jax.training.train_checkpoint import DEFAULTS, OtherClasses, train_checkpoint
+from si_jax.training.train_checkpoint import train_checkpoint
 from si_jax.training.training import Recipe
 
 
@@ -44,16 +43,5 @@ def main(
         out: checkpoint directory to write.
         epochs: passes over the training images; default: as above.
     """
-    model, init = (train.keywords.get(name) for name in ("architecture", "init"))
-    if model and init:
-        raise ValueError("--model and --init exclude each other: give one of them")
-    if not (model or init or dataset in DEFAULTS):
-        raise ValueError("an image folder needs --model NAME or --init CHECKPOINT")
-    if Path(out).exists():
-        raise ValueError(f"{out} exists already: choose another --out, or remove it")
-    try:
-        length = {} if epochs is None else {"epochs": epochs}
-        trained = train(dataset, out, **recipe.keywords, **length)
-    except OtherClasses as error:
-        raise ValueError(f"{error}: add --new-head to replace its head") from None
-    print(trained)
+    length = {} if epochs is None else {"epochs": epochs}
+    print(train(dataset, out, **recipe.keywords, **length))

@@ -40,10 +40,6 @@ LICENCES = {
 }
 
 
-class OtherClasses(ValueError):
-    """A checkpoint has another number of classes than the images, and keeps its head."""
-
-
 @dataclass(frozen=True)
 class Trained:
     """A finished training: the network as saved, its directory and its accuracy; `print` says it.
@@ -97,9 +93,8 @@ def train_checkpoint(
             `DEFAULTS`, or with `init` from `FINE_TUNING`.
 
     Raises:
-        OtherClasses: a ValueError, if `init` has other classes than the images: `new_head` helps.
-        ValueError: if `out` exists, an argument makes no sense, the images are absent or too many,
-            or the loss becomes NaN.
+        ValueError: if `out` exists, an argument makes no sense, `init` has other classes than the
+            images and keeps its head, the images are absent or too many, or the loss becomes NaN.
         OSError: if a file cannot be written.
     """
     out, dataset = Path(out), str(dataset)
@@ -181,9 +176,9 @@ def _start(
     if new_head:
         model = with_new_head(model, sets.num_classes)
     elif model.num_classes != sets.num_classes:
-        raise OtherClasses(
+        raise ValueError(
             f"checkpoint {init} has {model.num_classes} classes, but {sets.name} has"
-            f" {sets.num_classes}"
+            f" {sets.num_classes}: replace its head by new_head=True"
         )
     return dataclasses.replace(model, input_size=size or model.input_size)
 
