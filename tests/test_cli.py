@@ -194,7 +194,7 @@ def test_what_help_says_of_the_recipes_is_so():
     for recipe, start in ((DEFAULTS["digits"][1], "Digits have others: "),
                           (FINE_TUNING, "so has --init: ")):  # fmt: skip
         said = text.partition(start)[2]
-        usual = dataclasses.asdict(train.DEFAULTS["cifar100"][1])
+        usual = dataclasses.asdict(DEFAULTS["cifar100"][1])
         changed = {k: v for k, v in dataclasses.asdict(recipe).items() if v != usual[k]}
         flags = [
             f"--no-{k}" if v is False else f"--{k.replace('_', '-')} {v:g}"
