@@ -269,9 +269,9 @@ class Tape:
             return ""
         if any(n.elementwise and n not in cheap for n in self._readers(straight, tap)):
             return ""
-        outside = self._readers(behind, tap)
-        chosen = any(n.elementwise and n.name not in STRAIGHT for n in outside)
-        thin = any(n.name in (*LARGEST, "conv_general_dilated") and not n.costly for n in outside)
+        readers = self._readers(behind, tap)
+        chosen = any(n.elementwise and n.name not in STRAIGHT for n in readers)
+        thin = any(n.name in (*LARGEST, "conv_general_dilated") and not n.costly for n in readers)
         return "after_step" if chosen or thin else "bound"
 
     def _behind(self, tap: str, allowed: Callable[[Node], bool]) -> dict[Node, None]:

@@ -9,14 +9,14 @@ from typing import Any
 
 
 def check_least(least: int, **values: Any) -> None:
-    """See that each of the arguments is at least so much, or None."""
+    """Check that each of the arguments is at least so much, or None."""
     for name, value in values.items():
         if value is not None and value < least:
             raise ValueError(f"{name} (={value}) must be at least {least}")
 
 
 def check_choice(choices: Iterable[str], **values: Any) -> None:
-    """See that each of the arguments is one of the choices."""
+    """Check that each of the arguments is one of the choices."""
     choices = tuple(choices)
     for name, value in values.items():
         if value not in choices:
@@ -24,7 +24,7 @@ def check_choice(choices: Iterable[str], **values: Any) -> None:
 
 
 def check_counts(name: str, value: Sequence[int], *, most: int, length: int | None = None) -> None:
-    """See that an option is `length` positive whole numbers with a sum of at most `most`."""
+    """Check that an option is `length` positive whole numbers with a sum of at most `most`."""
     numbers = value if isinstance(value, Sequence) and not isinstance(value, str) else ()
     whole = all(type(n) is int and n >= 1 for n in numbers)
     if not numbers or not whole or (length or len(numbers)) != len(numbers) or sum(numbers) > most:

@@ -95,7 +95,7 @@ def find_detector(directory: str | os.PathLike) -> Path:
 
 
 def _check_same(given: Model, saved: Model, probe: dict[str, np.ndarray] | None) -> None:
-    """See that a network that is given is the one that a detector was saved with."""
+    """Check that a network that is given is the one that a detector was saved with."""
     expected = {key: getattr(saved, key) for key in ("input_size", "mean", "std")}
     for key, value in {**expected, "head": saved.card.get("head", given.head)}.items():
         if getattr(given, key) != value:

@@ -69,9 +69,9 @@ def test_a_function_and_a_state_dict(folder):
         (f"{name}:wider", "net.pth"): "net.pth holds weights of another network: .*size mismatch",
     }
     for (what, file), said in mistakes.items():
-        with pytest.raises(ValueError, match=said) as told:
+        with pytest.raises(ValueError, match=said) as info:
             torch_model(what, file, **SIZE)
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(info.value)
     with pytest.raises(ValueError, match=r"does not say .* give input_size and mean and std"):
         torch_model(f"{name}:make")
 
