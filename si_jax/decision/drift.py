@@ -6,6 +6,7 @@ exceeds 2 / alpha, which by Ville's inequality has a probability of at most alph
 the stream.
 """
 
+import functools
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -116,13 +117,19 @@ def step(
     bound: float,
 ) -> tuple[Float[np.ndarray, "*streams bets"], Any]:
     """After image `number` (from 1), the stakes; and these with what has not entered the game."""
-    odds = np.linspace(np.log(bound / (1 - bound)), np.log(99), BETS + 1)[1:]
-    share = 1 / (1 + np.exp(-odds))
-    won, lost = share / bound, (1 - share) / (1 - bound)
+    won, lost = _factors(bound)
     entering = 1 / (number * (number + 1)) / BETS
     stakes = (stakes + entering) * np.where(np.asarray(rejected)[..., None], won, lost)
     stakes = np.minimum(stakes, MAX_STAKE)
     return stakes, stakes.sum(axis=-1) + 1 / (number + 1)
+
+
+@functools.cache
+def _factors(bound: float) -> tuple[np.ndarray, np.ndarray]:
+    """What each bet multiplies its stake by, for a rejected image and for an accepted one."""
+    odds = np.linspace(np.log(bound / (1 - bound)), np.log(99), BETS + 1)[1:]
+    share = 1 / (1 + np.exp(-odds))
+    return share / bound, (1 - share) / (1 - bound)
 
 
 def monitor(

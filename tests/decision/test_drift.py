@@ -45,7 +45,7 @@ def test_at_the_bound_itself_wealth_is_a_martingale():
     assert fewer * after[0] + (1 - fewer) * after[1] < now
 
 
-@pytest.mark.parametrize(("before", "share", "within"), [(0, 0.5, 40), (1000, 0.3, 150)])
+@pytest.mark.parametrize(("before", "share", "within"), [(0, 0.5, 40), (2000, 0.3, 150)])
 def test_drift_is_detected_early_and_late(before, share, within):
     threshold = Threshold(np.arange(500, dtype=np.float32), 0.95)
     rng = np.random.default_rng(2)
