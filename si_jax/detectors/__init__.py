@@ -6,6 +6,7 @@ gives each image a score, higher for in-distribution.
 
 import inspect
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -68,8 +69,10 @@ def make_detector(
         )
     check_logits(model)
     options = convert_all(method.build, options)
-    size = method.batch_size if batch_size is None else batch_size
-    detector = Detector(name, model, method.build(model, **options), size)
+    plan = method.build(model, **options)
+    settings = {key: value for key, value in {**known, **options}.items() if value is not None}
+    plan = replace(plan, settings=settings | dict(plan.settings))
+    detector = Detector(name, model, plan, method.batch_size if batch_size is None else batch_size)
     detector.options = options
     detector.version = method.version
     return detector
@@ -97,7 +100,7 @@ def register_detector(name: str, method: Method) -> None:
                 def compute(inputs, state):
                     top = jax.lax.top_k(inputs.forward.logits, 2)[0]
                     return {"score": (top[:, 0] - top[:, 1]) ** power}
-                return Plan(compute, {"power": power})
+                return Plan(compute)
 
             register_detector("margin", Method(margin, "margin of the logits", "mine", version=1))
     """

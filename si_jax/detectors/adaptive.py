@@ -6,12 +6,11 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from si_jax import splitting
 from si_jax.batching import Batched
 from si_jax.detectors.base import Inputs, Plan, State
-from si_jax.detectors.features import relative_sum
+from si_jax.detectors.features import ranks, relative_sum
 from si_jax.detectors.fitting import Batches, reservoir
 from si_jax.detectors.head import head_logits, num_features
 from si_jax.detectors.options import Count, Percentile, Range, Step
@@ -56,13 +55,11 @@ def adascale_a(
     Raises:
         ValueError: if `low` is above `high`, or the head is not linear.
     """
-    options = {"low": low, "high": high, "k1": k1, "k2": k2, "weight": weight, "pixels": pixels}
-    options |= {"step": step, "max_images": max_images}
 
     def logits(variables, out, ratio):
         return head_logits(model, variables, out.features * jnp.exp(ratio))
 
-    return _adascale(model, options, logits)
+    return _adascale(model, logits, low, high, k1, k2, weight, pixels, step, max_images)
 
 
 def adascale_l(
@@ -81,17 +78,20 @@ def adascale_l(
 
     AdaSCALE-L; options and errors as for `adascale_a`.
     """
-    options = {"low": low, "high": high, "k1": k1, "k2": k2, "weight": weight, "pixels": pixels}
-    options |= {"step": step, "max_images": max_images}
-    return _adascale(model, options, lambda variables, out, ratio: out.logits * ratio**2)
+
+    def logits(variables, out, ratio):
+        return out.logits * ratio**2
+
+    return _adascale(model, logits, low, high, k1, k2, weight, pixels, step, max_images)
 
 
-def _adascale(model: Model, options: dict, logits: Callable) -> Plan:
-    low, high, pixels, step = (options[name] for name in ("low", "high", "pixels", "step"))
+def _adascale(
+    model: Model, logits: Callable, low, high, k1, k2, weight, pixels, step, max_images
+) -> Plan:
     if low > high:
         raise ValueError(f"low (={low}) must not be above high (={high})")
     features = num_features(model)
-    first, second = (max(1, int(features * options[k] / 100)) for k in ("k1", "k2"))
+    first, second = (max(1, int(features * k / 100)) for k in (k1, k2))
     moved_values = int(np.prod(model.image_shape) * pixels)
 
     def reaction(variables, images):
@@ -109,12 +109,12 @@ def _adascale(model: Model, options: dict, logits: Callable) -> Plan:
         order = ranks(-out.features)
         change = jnp.sum(jnp.where(order < second, jnp.abs(after - out.features), 0), axis=-1)
         value = jnp.sum(jnp.where(order < first, jax.nn.relu(after), 0), axis=-1)
-        return out, options["weight"] * change + value
+        return out, weight * change + value
 
     def fit(batches: Batches) -> State:
         run = Batched(lambda v, x: reaction(v, model.normalise(x))[1][:, None], model.replicated)
         parts = (reactions for reactions, _ in batches.each(run.batch))
-        return {"reactions": np.sort(reservoir(parts, options["max_images"])[:, 0])}
+        return {"reactions": np.sort(reservoir(parts, max_images)[:, 0])}
 
     def compute(inputs: Inputs, state: State):
         out, reacted = reaction(inputs.variables, inputs.images)
@@ -128,9 +128,4 @@ def _adascale(model: Model, options: dict, logits: Callable) -> Plan:
         scaled = logits(inputs.variables, out, ratio)
         return {"score": jax.nn.logsumexp(scaled, axis=-1)}
 
-    return Plan(compute, options, shared_forward=False, fit=fit)
-
-
-def ranks(x: Float[Array, "batch n"]) -> Array:
-    """Place of each value among those of its row, 0 for the smallest."""
-    return jnp.argsort(jnp.argsort(x, axis=-1), axis=-1)
+    return Plan(compute, shared_forward=False, fit=fit)

@@ -75,7 +75,8 @@ class Plan:
 
     Attributes:
         compute: the function of a batch.
-        settings: the options after presets and defaults, as they go into a report.
+        settings: the options that it resolved itself, such as the taps of a pattern; they go into
+            a report with the others, as given or by default.
         shared_forward: whether `compute` runs the network by nothing but `Inputs.forward`, the one
             forward pass that such detectors share.
         fit: what is learnt from in-distribution images before scoring; None if nothing is.

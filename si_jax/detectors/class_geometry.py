@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from scipy.optimize import brentq
 
 from si_jax.detectors.base import Inputs, Plan, State
+from si_jax.detectors.features import ranks
 from si_jax.detectors.fitting import (
     Batches,
     Sample,
@@ -89,7 +90,7 @@ def nci(model: Model, *, alpha: Step = 0.0001) -> Plan:
         along = jnp.sum(weights * centred, axis=-1) / norm
         return {"score": along + alpha * jnp.sum(jnp.abs(out.features), axis=-1)}
 
-    return Plan(compute, {"alpha": alpha}, fit=fit)
+    return Plan(compute, fit=fit)
 
 
 def she(model: Model) -> Plan:
@@ -136,7 +137,7 @@ def mcm(model: Model, *, temperature: Positive = 1.0) -> Plan:
             cosines = unit(inputs.forward.features) @ classes.T
         return {"score": jnp.max(jax.nn.softmax(cosines / temperature), axis=-1)}
 
-    return Plan(compute, {"temperature": temperature})
+    return Plan(compute)
 
 
 def openmax(model: Model, *, tail: Count = 20, alpha: Count = 10) -> Plan:
@@ -186,12 +187,11 @@ def openmax(model: Model, *, tail: Count = 20, alpha: Count = 10) -> Plan:
             jnp.maximum(distances - origin[None], -0.5 * scale[None]) / scale[None]
         )
         share = -jnp.expm1(-jnp.exp(shape[None] * relative))
-        rank = jnp.argsort(jnp.argsort(-logits, axis=-1), axis=-1)
-        share *= jnp.maximum(revised - rank, 0).astype(share.dtype) / revised
+        share *= jnp.maximum(revised - ranks(-logits), 0).astype(share.dtype) / revised
         unknown = jnp.sum(logits * share, axis=-1)
         return {"score": jax.nn.logsumexp(logits * (1 - share), axis=-1) - unknown}
 
-    return Plan(compute, {"tail": tail, "alpha": alpha}, fit=fit)
+    return Plan(compute, fit=fit)
 
 
 def weibull(tail: Float[np.ndarray, "n"]) -> Float[np.ndarray, "3"]:
@@ -263,7 +263,7 @@ def grood(model: Model, *, max_images: Count = 50_000) -> Plan:
         gradient = gradients(inputs.forward.features, state["means"])
         return {"score": -(nearest_distance(gradient, state["bank"]) ** 2)}
 
-    return Plan(compute, {"max_images": max_images}, fit=fit)
+    return Plan(compute, fit=fit)
 
 
 def _by_rightness(

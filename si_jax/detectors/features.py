@@ -10,7 +10,7 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from si_jax import splitting
 from si_jax.detectors.base import Inputs, Plan, State
@@ -89,7 +89,7 @@ def lts(model: Model, *, percentile: Percentile = 95.0) -> Plan:
         ratio = relative_sum(h, _largest(h, count))
         return {"score": jax.nn.logsumexp(inputs.forward.logits * ratio**2, axis=-1)}
 
-    return Plan(compute, {"percentile": percentile})
+    return Plan(compute)
 
 
 def react(
@@ -122,8 +122,7 @@ def react(
         logits = head_logits(model, inputs.variables, h)
         return {"score": jax.nn.logsumexp(logits, axis=-1)}
 
-    settings = {"percentile": percentile, "threshold": threshold, "max_images": max_images}
-    return Plan(compute, settings, fit=fit if threshold is None else None)
+    return Plan(compute, fit=fit if threshold is None else None)
 
 
 def vra(
@@ -160,7 +159,7 @@ def vra(
         h = jnp.minimum(jnp.where(h < bottom, 0, h), top)
         return {"score": jax.nn.logsumexp(head_logits(model, inputs.variables, h), axis=-1)}
 
-    return Plan(compute, {"low": low, "high": high, "max_images": max_images}, fit=fit)
+    return Plan(compute, fit=fit)
 
 
 def dice(model: Model, *, percentile: Percentile = 90.0) -> Plan:
@@ -185,7 +184,7 @@ def dice(model: Model, *, percentile: Percentile = 90.0) -> Plan:
         logits = head_logits(model, inputs.variables, inputs.forward.features, weights)
         return {"score": jax.nn.logsumexp(logits, axis=-1)}
 
-    return Plan(compute, {"percentile": percentile}, fit=fit)
+    return Plan(compute, fit=fit)
 
 
 def rankfeat(model: Model, *, stages: Count = 2, taps: Taps = None) -> Plan:
@@ -221,7 +220,7 @@ def rankfeat(model: Model, *, stages: Count = 2, taps: Taps = None) -> Plan:
         logits = [splitting.forward(*args, edit={tap: without_rank_one}).logits for tap in taps]
         return {"score": jax.nn.logsumexp(sum(logits) / len(logits), axis=-1)}
 
-    return Plan(compute, {"stages": stages, "taps": list(taps)}, shared_forward=False)
+    return Plan(compute, {"taps": list(taps)}, shared_forward=False)
 
 
 def without_rank_one(
@@ -292,12 +291,17 @@ def _shaped(
         logits = head_logits(model, inputs.variables, shape(h, kept))
         return {"score": jax.nn.logsumexp(logits, axis=-1)}
 
-    return Plan(compute, {"percentile": percentile})
+    return Plan(compute)
 
 
 def _largest(h: Float[Array, "batch features"], count: int) -> Bool[Array, "batch features"]:
     """Which features are among the `count` largest."""
-    return jnp.argsort(jnp.argsort(-h, axis=-1), axis=-1) < count
+    return ranks(-h) < count
+
+
+def ranks(x: Float[Array, "batch n"]) -> Int[Array, "batch n"]:
+    """Place of each value among those of its row, 0 for the smallest."""
+    return jnp.argsort(jnp.argsort(x, axis=-1), axis=-1)
 
 
 def relative_sum(

@@ -1,5 +1,7 @@
 """Detectors that learn means and covariances: distances to classes, and to a subspace."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,16 +33,7 @@ def mahalanobis(model: Model, *, normalise: bool = False) -> Plan:
     The fit raises a ValueError if labels are missing, a class has no image, or there are too few
     images for the covariance.
     """
-    feature_size(model)  # refuses what is no vector
-
-    def fit(batches: Batches) -> State:
-        return _gaussians(model, batches, normalise)
-
-    def compute(inputs: Inputs, state: State):
-        h = inputs.forward.features
-        return {"score": -nearest_class(unit(h) if normalise else h, state)}
-
-    return Plan(compute, {"normalise": normalise}, fit=fit)
+    return _by_class(model, normalise, lambda h, state: -nearest_class(h, state))
 
 
 def relative_mahalanobis(model: Model, *, normalise: bool = False) -> Plan:
@@ -50,19 +43,13 @@ def relative_mahalanobis(model: Model, *, normalise: bool = False) -> Plan:
     images ("A simple fix to Mahalanobis distance for improving near-OOD detection"). Fitted as
     `mahalanobis`, and with the same option.
     """
-    feature_size(model)  # refuses what is no vector
 
-    def fit(batches: Batches) -> State:
-        return _gaussians(model, batches, normalise)
-
-    def compute(inputs: Inputs, state: State):
-        h = inputs.forward.features
-        h = unit(h) if normalise else h
+    def score(h, state):
         with jax.default_matmul_precision("highest"):
             whole = jnp.sum(((h - state["mean"][None]) @ state["whiten_all"]) ** 2, axis=-1)
-        return {"score": whole - nearest_class(h, state)}
+        return whole - nearest_class(h, state)
 
-    return Plan(compute, {"normalise": normalise}, fit=fit)
+    return _by_class(model, normalise, score)
 
 
 def gmm(model: Model, *, reg: Positive = 1e-6) -> Plan:
@@ -112,7 +99,7 @@ def gmm(model: Model, *, reg: Positive = 1e-6) -> Plan:
         gaussians = state["means"], state["whiten"], state["log_density"]
         return {"score": jax.nn.logsumexp(jax.lax.map(log_likelihood, gaussians), axis=0)}
 
-    return Plan(compute, {"reg": reg}, fit=fit)
+    return Plan(compute, fit=fit)
 
 
 def vim(model: Model, *, dim: Count | None = None) -> Plan:
@@ -234,12 +221,21 @@ def nearest_class(h: Float[Array, "batch features"], state: State) -> Float[Arra
     return jnp.min(distances, axis=0)
 
 
-def _gaussians(model: Model, batches: Batches, normalise: bool) -> State:
-    """The state of `ClassMoments` of the features, in one pass."""
-    moments = ClassMoments(model.num_classes)
-    for _, h, labels in batches.outputs():
-        moments.add(unit(h) if normalise else h, labels)
-    return moments.state()
+def _by_class(model: Model, normalise: bool, score: Callable[[Array, State], Array]) -> Plan:
+    """The score of features and of the state of their `ClassMoments`, fitted in one pass."""
+    feature_size(model)  # refuses what is no vector
+
+    def fit(batches: Batches) -> State:
+        moments = ClassMoments(model.num_classes)
+        for _, h, labels in batches.outputs():
+            moments.add(unit(h) if normalise else h, labels)
+        return moments.state()
+
+    def compute(inputs: Inputs, state: State):
+        h = inputs.forward.features
+        return {"score": score(unit(h) if normalise else h, state)}
+
+    return Plan(compute, fit=fit)
 
 
 class ClassMoments:

@@ -75,8 +75,7 @@ def gradnorm(
     def divergence(logits):
         return -jnp.mean(jax.nn.log_softmax(logits / temperature))
 
-    settings = {"temperature": temperature, "parameters": parameters}
-    return _norm(model, head_norm, divergence, jnp.abs, settings)
+    return _norm(model, head_norm, divergence, jnp.abs, parameters == "all")
 
 
 def grad_uncertainty(model: Model, *, parameters: Literal["head", "all"] = "head") -> Plan:
@@ -105,19 +104,18 @@ def grad_uncertainty(model: Model, *, parameters: Literal["head", "all"] = "head
     def loss(logits):
         return -jnp.sum(jax.nn.log_softmax(logits))
 
-    return _norm(model, head_norm, loss, jnp.square, {"parameters": parameters})
+    return _norm(model, head_norm, loss, jnp.square, parameters == "all")
 
 
-def _norm(model: Model, head_norm, loss, size, settings) -> Plan:
-    """`head_norm` of the forward pass, or `_by_all_weights` if the parameters are all."""
+def _norm(model: Model, head_norm, loss, size, whole: bool) -> Plan:
+    """`head_norm` of the forward pass, or `_by_all_weights` of the whole network."""
     num_features(model)  # refuses a head that is not linear
-    whole = settings["parameters"] == "all"
 
     def compute(inputs: Inputs, state: State):
         norm = _by_all_weights(inputs, loss, size) if whole else head_norm(inputs.forward)
         return {"score": norm}
 
-    return Plan(compute, settings, shared_forward=not whole)
+    return Plan(compute, shared_forward=not whole)
 
 
 def _by_all_weights(
@@ -159,4 +157,4 @@ def _moved(model: Model, temperature: float, step: float, chosen) -> Plan:
             images = images - length * sign
         return {"score": jnp.max(jax.nn.softmax(logits_of(images)), axis=-1)}
 
-    return Plan(compute, {"temperature": temperature, "step": step}, shared_forward=False)
+    return Plan(compute, shared_forward=False)

@@ -131,8 +131,7 @@ def gram(model: Model, *, orders: Count = 10, taps: Taps = None) -> Plan:
         apart = deviations(rows, predicted, {k: jnp.asarray(x) for k, x in state.items()})
         return {"score": -jnp.sum(apart / state["expected"][None], axis=-1)}
 
-    settings = {"orders": orders, "taps": list(taps)}
-    return Plan(compute, settings, shared_forward=False, fit=fit)
+    return Plan(compute, {"taps": list(taps)}, shared_forward=False, fit=fit)
 
 
 def gram_sums(x: Float[Array, "batch *space channels"], orders: int) -> Float[Array, "batch sums"]:
@@ -210,8 +209,7 @@ def nac(
             start += rows.shape[-1]
         return {"score": sum(scores) / len(scores)}
 
-    settings = {"alpha": alpha, "bins": bins, "least": least, "max_images": max_images}
-    return Plan(compute, {**settings, "taps": list(taps)}, shared_forward=False, fit=fit)
+    return Plan(compute, {"taps": list(taps)}, shared_forward=False, fit=fit)
 
 
 def bin_edges(bins: int) -> Float[np.ndarray, "edges"]:

@@ -62,7 +62,8 @@ def load_detector(directory: str | os.PathLike, *, model: Model | None = None) -
         _check_same(model, loaded, arrays.get("probe"))
     model = loaded
     detector = make_detector(name, model, batch_size=card.batch_size, **card.options)
-    if json.loads(json.dumps(detector.settings, default=plain)) != card.settings:
+    settings = json.loads(json.dumps(detector.settings, default=plain))
+    if any(settings.get(key) != value for key, value in card.settings.items()):
         raise ValueError(
             f"{directory} was saved with other defaults of {name!r}: its settings were"
             f" {card.settings}, and would be {detector.settings}; fit and save it again"

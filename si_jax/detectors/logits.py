@@ -52,7 +52,7 @@ def energy(model: Model, *, temperature: Positive = 1.0) -> Plan:
         logits = inputs.forward.logits / temperature
         return {"score": temperature * jax.nn.logsumexp(logits, axis=-1)}
 
-    return Plan(compute, {"temperature": temperature})
+    return Plan(compute)
 
 
 def gen(model: Model, *, gamma: Positive = 0.1, top: Count = 100) -> Plan:
@@ -73,7 +73,7 @@ def gen(model: Model, *, gamma: Positive = 0.1, top: Count = 100) -> Plan:
         log_rest = jnp.log(-jnp.expm1(log_p))  # of 1 - p
         return {"score": -jnp.sum(jnp.exp(gamma * (log_p + log_rest)), axis=-1)}
 
-    return Plan(compute, {"gamma": gamma, "top": top})
+    return Plan(compute)
 
 
 def temperature_scaling(model: Model, *, max_images: Count = 50_000) -> Plan:
@@ -115,7 +115,7 @@ def temperature_scaling(model: Model, *, max_images: Count = 50_000) -> Plan:
         p = jax.nn.softmax(inputs.forward.logits / state["temperature"])
         return {"score": jnp.max(p, axis=-1)}
 
-    return Plan(compute, {"max_images": max_images}, fit=fit)
+    return Plan(compute, fit=fit)
 
 
 def kl_matching(model: Model) -> Plan:

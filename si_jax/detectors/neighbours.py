@@ -50,7 +50,7 @@ def knn(model: Model, *, k: Count = 50, max_images: Count = 50_000) -> Plan:
     def compute(inputs: Inputs, state: State):
         return {"score": -kth_distance(unit(inputs.forward.features), state["bank"], k)}
 
-    return Plan(compute, {"k": k, "max_images": max_images}, fit=fit)
+    return Plan(compute, fit=fit)
 
 
 def nnguide(model: Model, *, k: Count = 10, max_images: Count = 50_000) -> Plan:
@@ -83,7 +83,7 @@ def nnguide(model: Model, *, k: Count = 10, max_images: Count = 50_000) -> Plan:
         products, _ = largest_products(unit(out.features), state["bank"], k)
         return {"score": products.mean(axis=-1) * jax.nn.logsumexp(out.logits, axis=-1)}
 
-    return Plan(compute, {"k": k, "max_images": max_images}, fit=fit)
+    return Plan(compute, fit=fit)
 
 
 def relation(
@@ -125,8 +125,7 @@ def relation(
         total, _ = jax.lax.scan(add, jnp.zeros(u.shape[0]), parts)
         return {"score": total}
 
-    settings = {"power": power, "least": least, "max_images": max_images}
-    return Plan(compute, settings, fit=fit)
+    return Plan(compute, fit=fit)
 
 
 def cfood(
@@ -174,7 +173,7 @@ def cfood(
 
         return {"score": -jax.lax.map(least_fraction, unit(inputs.forward.features))}
 
-    return Plan(compute, {"share": share, "max_images": max_images}, fit=fit)
+    return Plan(compute, fit=fit)
 
 
 def _neighbours(rows: Iterable[np.ndarray], max_images: int, k: int) -> State:
@@ -198,8 +197,7 @@ def nearest_distance(
     _, near = largest_products(
         jnp.concatenate([x, ones], axis=-1), jnp.concatenate([bank, -halves], axis=-1), candidates
     )
-    squared = jax.lax.map(lambda indices: jnp.sum((x - bank[indices]) ** 2, axis=-1), near.T)
-    return jnp.sqrt(jnp.min(squared, axis=0))
+    return jnp.sqrt(jnp.min(_squared_distances(x, bank, near), axis=0))
 
 
 def kth_distance(
@@ -211,11 +209,12 @@ def kth_distance(
     which are exact also where they are tiny.
     """
     _, nearest = largest_products(x, bank, k)
+    return jnp.sqrt(jnp.max(_squared_distances(x, bank, nearest), axis=0))
 
-    def squared(indices):
-        return jnp.sum((x - bank[indices]) ** 2, axis=-1)
 
-    return jnp.sqrt(jnp.max(jax.lax.map(squared, nearest.T), axis=0))
+def _squared_distances(x: Array, bank: Array, near: Int[Array, "batch k"]) -> Array:
+    """(k, batch), of each vector to those of the bank that are named."""
+    return jax.lax.map(lambda indices: jnp.sum((x - bank[indices]) ** 2, axis=-1), near.T)
 
 
 def largest_products(

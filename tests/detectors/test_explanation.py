@@ -27,7 +27,7 @@ def test_maps_are_gradients_of_the_largest_logit(tiny):
 
 
 def test_layers_are_placed_among_the_calibration_images(detector):
-    ((_, _, rows),) = detector.results(IMAGES, predictions=True, batch_size=60)
+    ((_, _, rows),) = detector.results(IMAGES, predictions=True)
     density = detector.details(IMAGES)["tap_density"]
     np.testing.assert_allclose(
         detector.threshold.layers["tap_density"], np.percentile(density, [5, 50, 95], axis=0)

@@ -9,7 +9,7 @@ nothing of the network, so that readings taken once serve any number of fits.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from si_jax import activation
 from si_jax.detectors.base import Inputs, Plan, State
@@ -143,14 +143,7 @@ def _plan(model, options, form, shrinkage, max_channels, max_calibration, seed) 
     def compute(inputs: Inputs, state: State):
         return apply(state, reading.read(inputs.variables, inputs.images), **score_options)
 
-    settings = {
-        "components": list(reading.components),
-        "form": form,
-        "shrinkage": shrinkage,
-        "max_channels": max_channels,
-        "max_calibration": max_calibration,
-        "seed": seed,
-    }
+    settings: dict[str, Any] = {"components": list(reading.components)}
     if reading.channels:
         settings |= {"engine": reading.engine, "taps": list(reading.channels.taps)}
     if reading.inner:

@@ -124,16 +124,16 @@ def test_rankfeat_on_a_foreign_network_takes_its_last_map(make, model, images, h
 
 
 @pytest.mark.parametrize(
-    ("network", "taps"),
+    ("network", "options", "taps"),
     [
-        ("resnet14", ["layer2_1", "layer3_1"]),
-        ("wrn_16_4", ["block2_1", "block3_1"]),
-        ("bit_r50x1", ["block3_unit06", "block4_unit03"]),
+        ("resnet14", {}, ["layer2_1", "layer3_1"]),
+        ("wrn_16_4", {}, ["block2_1", "block3_1"]),
+        ("bit_r50x1", {"units": (1, 1, 2, 1)}, ["block3_unit02", "block4_unit01"]),
     ],
 )
-def test_rankfeat_takes_the_outputs_of_the_last_stages(network, taps):
+def test_rankfeat_takes_the_outputs_of_the_last_stages(network, options, taps):
     row = si_jax.models.ARCHITECTURES[network]
-    module = row.build(num_classes=3, **row.options)
+    module = row.build(num_classes=3, **row.options | options)
     shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.ones((1, *row.input_size, 3)))
     net = si_jax.Model(module, shapes, row.input_size, (0.5,) * 3, (0.5,) * 3, row.head)
     assert si_jax.make_detector("rankfeat", net).settings["taps"] == taps

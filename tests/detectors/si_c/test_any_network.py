@@ -1,5 +1,6 @@
 """What S&I-C reads of networks of all kinds."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from si_c_networks import CLASSES, Net, Pooled, build, smooth
 import si_jax
 from si_jax.detectors.si_c import readings as si_c_readings
 from si_jax.detectors.si_c.readings import select_channels
+from si_jax.models import ARCHITECTURES
 from si_jax.taps import default_taps
 
 
@@ -55,10 +57,11 @@ def test_taps_of_the_networks():
         "wrn_40_2": (37, "block1_0/bn1", "bn1", 25),
         "bit_r101x1": (10, "block4_unit01/gn1", "before_head/gn", 9),
     }
-    from benchmarks import speed
-
     for name, (count, first, last, inner) in taps.items():
-        model = speed.random_model(name)
+        row = ARCHITECTURES[name]
+        module = row.build(num_classes=10, **row.options)
+        shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.ones((1, *row.input_size, 3)))
+        model = si_jax.Model(module, shapes, row.input_size, (0.5,) * 3, (0.5,) * 3, row.head)
         reader = si_c_readings.reader(model)
         assert reader.engine == "activation"
         found = reader.channels.taps
