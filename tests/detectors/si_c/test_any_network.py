@@ -61,7 +61,8 @@ def test_taps_of_the_networks():
         row = ARCHITECTURES[name]
         module = row.build(num_classes=10, **row.options)
         shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.ones((1, *row.input_size, 3)))
-        model = si_jax.Model(module, shapes, row.input_size, (0.5,) * 3, (0.5,) * 3, row.head)
+        ones = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
+        model = si_jax.Model(module, ones, row.input_size, (0.5,) * 3, (0.5,) * 3, row.head)
         reader = si_c_readings.reader(model)
         assert reader.engine == "activation"
         found = reader.channels.taps
