@@ -1,6 +1,7 @@
-"""Metrics against the published code's values, scikit-learn, and by hand."""
+"""Metrics against the published code's values, scikit-learn, and by hand; their intervals."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -133,3 +134,119 @@ def test_bad_scores_are_refused_by_name(scores, message):
         metrics.evaluate(good, scores)
     with pytest.raises(ValueError, match=rf"id_scores.*{message}"):
         metrics.fpr95(scores, good)
+
+
+def by_hand(probability, correct, bins=15):
+    total = 0.0
+    for low in range(bins):
+        inside = (probability > low / bins) & (probability <= (low + 1) / bins)
+        if low == 0:
+            inside |= probability == 0
+        if inside.any():
+            total += inside.mean() * abs(correct[inside].mean() - probability[inside].mean())
+    return total
+
+
+def test_calibration_error_against_its_definition():
+    rng = np.random.default_rng(0)
+    probability = rng.uniform(0, 1, 500)
+    probability[:3] = 0, 1, 0.2
+    correct = rng.uniform(0, 1, 500) < probability**2
+    found = metrics.calibration_error(probability, correct)
+    assert found == pytest.approx(by_hand(probability, correct), abs=1e-12)
+    assert found > 0.1
+
+
+def test_its_ends():
+    sure = np.ones(4, np.float32)
+    assert metrics.calibration_error(sure, np.ones(4, bool)) == 0
+    assert metrics.calibration_error(sure, np.zeros(4, bool)) == 1
+    for probability in (np.array([0.5, 1.1]), np.array([np.nan, 0.5]), np.zeros(0)):
+        with pytest.raises(ValueError, match="in \\[0, 1\\]"):
+            metrics.calibration_error(probability, np.ones(len(probability), bool))
+
+
+def test_oscr_is_the_area_under_its_curve():
+    rng = np.random.default_rng(0)
+    known, novel = rng.normal(1, 1, 200), rng.normal(0, 1, 150)
+    correct = rng.uniform(size=200) < 0.7
+    thresholds = np.concatenate([[np.inf], np.sort(np.concatenate([known, novel]))[::-1]])
+    right = np.array([(correct & (known >= t)).mean() for t in thresholds])
+    accepted = np.array([(novel >= t).mean() for t in thresholds])
+    found = metrics.evaluate(known, novel, correct)["oscr"]
+    assert found == pytest.approx(np.trapezoid(right, accepted), abs=1e-12)
+    assert found < min(correct.mean(), metrics.auroc(known, novel))
+
+
+def scores(seed, n, m, *, tied):
+    rng = np.random.default_rng(seed)
+    known, novel = rng.normal(0.8, 1, n), rng.normal(0, 1, m)
+    return (np.round(known), np.round(novel)) if tied else (known, novel)
+
+
+def intervals(*pair, **options):
+    return {m: metrics.interval(x) for m, x in metrics.draws(*pair, **options).items()}
+
+
+def slow(known, novel, correct, resamples, seed):
+    """The same draws, each measured as a pair of score sets is."""
+    draws = [np.random.default_rng([seed, which]) for which in (0, 1)]
+    rows = []
+    for _ in range(resamples):
+        chosen, others = (
+            rng.integers(len(s), size=len(s)) for s, rng in zip((known, novel), draws, strict=True)
+        )
+        rows.append(metrics.evaluate(known[chosen], novel[others], correct[chosen]))
+    return {m: np.percentile([row[m] for row in rows], (2.5, 97.5)) for m in metrics.METRICS}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(("n", "m"), [(60, 35), (23, 90), (1, 3)])
+def test_equals_a_loop_over_resampled_scores(n, m, tied):
+    known, novel = scores(n, n, m, tied=tied)
+    correct = np.arange(n) % 3 > 0
+    expected = slow(known, novel, correct, 40, seed=5)
+    options = {"metrics": tuple(metrics.METRICS), "resamples": 40, "seed": 5, "correct": correct}
+    found = intervals(known, novel, **options)
+    assert list(found) == list(metrics.METRICS)
+    for name, interval in found.items():
+        np.testing.assert_allclose(interval, expected[name], atol=1e-12, err_msg=name)
+
+
+def test_interval_covers_the_true_auroc_about_as_often_as_it_says():
+    covered = 0
+    for seed in range(100):
+        known, novel = scores(seed, 80, 80, tied=False)
+        low, high = intervals(known, novel, metrics=("auroc",), resamples=100)["auroc"]
+        covered += low <= 0.71420 <= high  # Phi(0.8 / sqrt 2)
+    assert 87 <= covered <= 100
+
+
+def test_separated_and_constant_scores_and_seeds():
+    known, novel = np.arange(10.0) + 100, np.arange(5.0)
+    found = intervals(known, novel, metrics=("auroc", "fpr95", "detection_error"))
+    assert found == {"auroc": [1, 1], "fpr95": [0, 0], "detection_error": [0, 0]}
+    same = intervals(np.ones(7), np.ones(9))
+    assert same == {"auroc": [0.5, 0.5], "fpr95": [0, 0]}
+    pair = scores(0, 50, 50, tied=False)
+    assert intervals(*pair, seed=1) == intervals(*pair, seed=1) != intervals(*pair, seed=2)
+
+
+def test_ten_thousand_images_take_seconds():
+    known, novel = scores(0, 10_000, 10_000, tied=False)
+    began = time.process_time()
+    low, high = intervals(known, novel)["auroc"]
+    assert time.process_time() - began < 5
+    assert 0.01 < high - low < 0.02
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"metrics": ("auroc", "roc")}, "'roc'"),
+        ({"resamples": 1}, "resamples"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        intervals(np.arange(3.0), np.arange(3.0), **arguments)

@@ -10,7 +10,7 @@ import pytest
 
 import si_jax
 from si_jax.commands import evaluate as command
-from si_jax.evaluation import results, scoring
+from si_jax.evaluation import job, results, scoring
 from si_jax.evaluation.sharing import score_share, score_with_ray
 from si_jax.reporting import html
 
@@ -48,31 +48,30 @@ def alone(tiny, tmp_path_factory):
     return out
 
 
-def test_two_shares_and_a_plain_run(tiny, tmp_path, alone):
+def test_shares_and_a_plain_run_that_computes_what_is_left(tiny, tmp_path, alone):
     sets = sets_of(tiny)
-    for k in (2, 1):
-        score_share(tiny, sets, share=(k, 2), out=tmp_path, **OPTIONS)
-        assert not (tmp_path / "results.json").exists()
-    run = si_jax.evaluate(tiny, sets, out=tmp_path, **OPTIONS)
-    assert run.results.computed == {"known": 0, "other": 0}
-    assert_same_scores(tmp_path, alone)
-
-
-def test_what_a_share_left_out_is_computed_by_the_plain_run(tiny, tmp_path, alone):
-    score_share(tiny, sets_of(tiny), share=(2, 3), out=tmp_path, **OPTIONS)
+    score_share(tiny, sets, share=(2, 3), out=tmp_path, **OPTIONS)
     found = [path.name for path in sorted(tmp_path.glob("scores/msp/*/*.npz"))]
     assert found == ["000001.npz"] * 2  # the second and fifth of seven
-    run = si_jax.evaluate(tiny, sets_of(tiny), out=tmp_path, **OPTIONS)
-    assert run.results.computed == {"known": 1100 - 512, "other": 2000 - 512}
+    score_share(tiny, sets, share=(1, 3), out=tmp_path, **OPTIONS)
+    assert not (tmp_path / "results.json").exists()
+    run = si_jax.evaluate(tiny, sets, out=tmp_path, **OPTIONS)
+    assert run.results.computed == {"known": 1100 - 1024, "other": 512}  # the third and sixth
     assert_same_scores(tmp_path, alone)
+    again = si_jax.evaluate(tiny, sets, out=tmp_path, **OPTIONS)
+    assert again.results.computed == {"known": 0, "other": 0}
 
 
-def test_on_the_command_line(tmp_path, monkeypatch, capsys):
+def test_on_the_command_line(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(scoring, "CHUNK", 64)
-    given = ["--detectors", "msp", "--limit", "80", "--out", str(tmp_path)]
+    monkeypatch.setattr(job, "load_model", lambda name: tiny)
+    np.savez(tmp_path / "images.npz", images=KNOWN)
+    path, out = str(tmp_path / "images.npz"), ["--out", str(tmp_path / "out")]
+    given = ["--id", f"known={path}", "--ood", f"a={path}", f"b={path}", "--checkpoint", "digits"]
+    given += ["--detectors", "msp", "--limit", "80", *out]
     command.main([*given, "--share", "2/4"])
     assert "saved share 2/4 below" in capsys.readouterr().out
-    assert len(list(tmp_path.rglob("scores/msp/*/*.npz"))) == 3  # of five sets of two chunks
+    assert len(list(tmp_path.rglob("scores/msp/*/*.npz"))) == 2  # of three sets of two chunks
     command.main(given)
     assert "AUROC" in capsys.readouterr().out
     for share, message in (

@@ -1,8 +1,20 @@
-"""Names of score files, names of sets that are refused, and files that are none."""
+"""Score files: their names, which of them are none, and their keys.
 
+A key is another where a score could change, and the same where none could.
+"""
+
+import dataclasses
+import importlib.metadata
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
+import si_jax
+from si_jax.detectors import DETECTORS, Method, Plan, make_detector, register_detector
+from si_jax.evaluation import store
 from si_jax.evaluation.store import (
     check_names,
     chunk_path,
@@ -99,3 +111,84 @@ def test_a_finished_set_is_read_whole_or_not_at_all(tmp_path):
         write_keyed(chunk_path(tmp_path, "msp", "x", 1), key, arrays)
         with pytest.raises(ValueError, match=r"000001\.npz is no score file of that run"):
             load_scores(tmp_path, "msp", "x")
+
+
+class Net(nn.Module):
+    power: int = 1
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        x = nn.relu(nn.Dense(4)(x.reshape((len(x), -1))))
+        return nn.Dense(3, name="head")(x**self.power)
+
+
+class Documented(nn.Module):
+    """The same network, with a docstring and a comment."""
+
+    power: int = 1
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        """Logits."""
+        flat = x.reshape((len(x), -1))  # the same under another name
+        return nn.Dense(3, name="head")(nn.relu(nn.Dense(4)(flat)) ** self.power)
+
+
+class Dropping(Net):
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        x = nn.relu(nn.Dense(4)(x.reshape((len(x), -1))))
+        return nn.Dense(3, name="head")(jnp.abs(x) + 1)
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return jax.jit(Net().init)(jax.random.key(0), jnp.ones((1, 4, 4, 1)))
+
+
+def facts(module, variables, **changes):
+    model = si_jax.Model(
+        module, variables, input_size=(4, 4), mean=(0.5,), std=(0.5,), head="head", **changes
+    )
+    return store.key_of(store.model_facts(model))
+
+
+def test_what_changes_scores_changes_the_key_and_nothing_else(variables, monkeypatch):
+    usual = facts(Net(), variables)
+    assert usual == facts(Net(), variables) == facts(Documented(), variables)
+    others = [
+        facts(Net(power=2), variables),
+        facts(Dropping(), variables),  # the same fields and weights, another program
+        facts(Net(), jax.tree.map(lambda x: x + 1, variables)),
+        facts(Net(), variables, precision="high"),
+        facts(Net(), variables, call_kwargs={"train": False}),
+        facts(dataclasses.replace(Net(), power=3), variables),
+    ]
+    version = importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: "0" if name == "jax" else version(name)
+    )
+    others.append(facts(Net(), variables))
+    assert len({usual, *others}) == len(others) + 1
+
+
+def test_a_methods_version_is_in_the_key(tiny, monkeypatch):
+    def key(name, **options):
+        return store.key_of(store.detector_facts(make_detector(name, tiny, **options)))
+
+    assert key("energy") == key("energy")
+    assert key("energy") == key("energy", temperature=1.0)  # resolved options
+    assert key("energy") != key("energy", temperature=2.0)
+    before = key("energy")
+    raised = dataclasses.replace(DETECTORS["energy"], version=99)
+    monkeypatch.setitem(DETECTORS, "energy", raised)
+    assert key("energy") != before
+
+
+def test_nothing_stored_of_a_method_without_a_version_is_used(tiny):
+    def build(model):
+        return Plan(lambda inputs, state: {"score": inputs.forward.logits.max(-1)})
+
+    register_detector("own", Method(build, "largest logit", "a test"))
+    made = [make_detector("own", tiny) for _ in range(2)]
+    assert len({store.key_of(store.detector_facts(one)) for one in made}) == 2
