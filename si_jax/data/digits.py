@@ -24,19 +24,10 @@ TRAIN_COUNT, TEST_COUNT = 1200, 597
 OOD_COUNT = 500  # images of an out-of-distribution set, by default
 
 LETTERS = "AEFHKLMNPRTUVWXYdhkmn"  # none that is easily taken for a digit: no O I l Z S B G q ...
-FONTS = (
-    "DejaVuSans",
-    "DejaVuSans-Bold",
-    "DejaVuSans-Oblique",
-    "DejaVuSans-BoldOblique",
-    "DejaVuSerif",
-    "DejaVuSerif-Bold",
-    "DejaVuSerif-Italic",
-    "DejaVuSerif-BoldItalic",
-    "DejaVuSansMono",
-    "DejaVuSansMono-Bold",
-    "DejaVuSansMono-Oblique",
-    "DejaVuSansMono-BoldOblique",
+FONTS = tuple(
+    f"DejaVu{family}{style}"
+    for family, slanted in (("Sans", "Oblique"), ("Serif", "Italic"), ("SansMono", "Oblique"))
+    for style in ("", "-Bold", f"-{slanted}", f"-Bold{slanted}")
 )
 
 _COUNTS = 8  # side of the grid of ink counts

@@ -70,6 +70,10 @@ def test_contents_count_and_not_the_ending():
     np.testing.assert_array_equal(decode(encode(RGB), "really_a_png.JPEG"), RGB)
 
 
+FLIPPED = bytearray(encode(RGB))
+FLIPPED[FLIPPED.index(b"IDAT") + 20] ^= 0xFF
+DEPTHS = Image.fromarray(np.full((4, 4), 0.5, np.float32))
+
 DAMAGED = {
     "empty": (b"", "the file is empty"),
     "text": (b"<html>404 not found</html>", "not a JPEG, PNG, WebP, BMP, GIF, .* or ICO image"),
@@ -78,6 +82,9 @@ DAMAGED = {
     "truncated bmp": (encode(RGB, "BMP")[:-30], "truncated"),
     "truncated webp": (encode(RGB, "WEBP", lossless=True)[:-20], ""),
     "jpeg header only": (NOISE[:30], ""),
+    "damaged pixels of a png": (bytes(FLIPPED), ""),
+    "floating-point numbers": (encode(DEPTHS, "TIFF"), "floating-point numbers"),
+    "enormous": (encode(Image.new("1", (8000, 8000))), "8000x8000 pixels are over 50 million"),
 }
 
 
@@ -86,10 +93,3 @@ def test_damage_is_told_with_the_name(kind):
     data, reason = DAMAGED[kind]
     with pytest.raises(UnreadableImage, match=rf"some/file\.x cannot be decoded.*{reason}"):
         decode(data, "some/file.x")
-
-
-def test_damaged_pixels_of_a_png_are_noticed():
-    data = bytearray(encode(RGB))
-    data[data.index(b"IDAT") + 20] ^= 0xFF
-    with pytest.raises(UnreadableImage):
-        decode(bytes(data), "flipped.png")
