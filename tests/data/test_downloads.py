@@ -1,4 +1,4 @@
-"""Downloads against a server on this machine, and whole benchmarks."""
+"""Downloads against a server on this machine, whole benchmarks, and archives that mean harm."""
 
 import dataclasses
 import hashlib
@@ -9,12 +9,13 @@ import random
 import re
 import shutil
 import sys
+import tarfile
 import threading
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from made_archives import left_behind, make_tar
 from pictures import encode, write
 from scipy.io import savemat
 
@@ -22,15 +23,38 @@ from si_jax.commands import prepare_data as command
 from si_jax.data import downloads, tfds_sets, training_sets
 from si_jax.data.benchmarks import resolve
 from si_jax.data.datasets import BENCHMARKS, DATASETS, LISTS, Tfds
-from si_jax.data.downloads import FailedDownload, fetch
+from si_jax.data.downloads import FailedDownload, UnsafeArchive, fetch, unpack
 
 BLOCK = 2**19  # gdown writes so much at a time
 CONTENT = np.random.default_rng(0).bytes(4 * BLOCK)
 MD5 = hashlib.md5(CONTENT).hexdigest()
 
 
+def left_behind(folder):
+    return sorted(file.name for file in folder.iterdir())
+
+
+def make_tar(path, members):
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in members:
+            if isinstance(content, tarfile.TarInfo):
+                archive.addfile(content)
+            else:
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def make_zip(path, members):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members:
+            archive.writestr(name, content)
+    return path
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves `server.files`: path -> bytes, a status, or a dictionary of what to do."""
+    """Serves `server.files`: path -> bytes, a status, or bytes and after how many it is cut off."""
 
     protocol_version = "HTTP/1.1"
 
@@ -40,15 +64,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         what = self.server.files.get(self.path, 404)
         if isinstance(what, int):
             return self.answer(what, b"no")
-        options = what if isinstance(what, dict) else {"content": what}
-        content, ranges = options["content"], options.get("ranges", True)
+        content, cuts = what if isinstance(what, tuple) else (what, [])
         if start >= len(content) and start:
             return self.answer(416, b"", {"Content-Range": f"bytes */{len(content)}"})
-        start = start if ranges else 0
-        headers = {"Content-Type": options.get("type", "application/octet-stream")}
+        headers = {"Content-Type": "application/octet-stream"}
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        cut = options["cuts"].pop(0) if options.get("cuts") else None
+        cut = cuts.pop(0) if cuts else None
         self.answer(206 if start else 200, content[start:], headers, cut)
 
     def answer(self, status, content, headers=None, cut=None):
@@ -81,7 +103,7 @@ def server(monkeypatch):
 
 
 def test_a_connection_that_is_cut_off_is_taken_up_again(server, tmp_path):
-    server.files["/a.bin"] = {"content": CONTENT, "cuts": [BLOCK + 9, 2 * BLOCK]}
+    server.files["/a.bin"] = (CONTENT, [BLOCK + 9, 2 * BLOCK])
     assert fetch(f"{server.url}/a.bin", tmp_path / "new/a.bin", MD5) == MD5
     assert (tmp_path / "new/a.bin").read_bytes() == CONTENT
     assert [start for _, start in server.asked] == [0, BLOCK, 3 * BLOCK]
@@ -89,7 +111,7 @@ def test_a_connection_that_is_cut_off_is_taken_up_again(server, tmp_path):
 
 
 def test_what_came_of_a_file_is_kept_and_resumed(server, tmp_path):
-    server.files["/a.bin"] = {"content": CONTENT, "cuts": [BLOCK + 9, 2 * BLOCK + 9, 9, 9, 9]}
+    server.files["/a.bin"] = (CONTENT, [BLOCK + 9, 2 * BLOCK + 9, 9, 9, 9])
     with pytest.raises(FailedDownload, match="what has come is kept, so run the same command"):
         fetch(f"{server.url}/a.bin", tmp_path / "a.bin", MD5)
     (part,) = tmp_path.iterdir()
@@ -304,3 +326,100 @@ def test_the_list_and_wrong_names(capsys):
         command.main(["--dataset", "cifar10", "--protocol", "other"])
     with pytest.raises(ValueError, match="--dataset says which"):
         command.main([])
+
+
+MAKERS = pytest.mark.parametrize("make", [make_tar, make_zip])
+
+
+@MAKERS
+@pytest.mark.parametrize("prefix", ["images_classic/tin/", "tin/", "", "./tin/"])
+def test_a_set_lands_in_its_folder_whatever_its_paths_repeat(tmp_path, make, prefix):
+    members = [(f"{prefix}val/1.png", b"one"), (f"{prefix}val/2.png", b"two")]
+    archive = make(tmp_path / "archive", members)
+    found = unpack(archive, tmp_path / "root", "images_classic/tin")
+    assert found == tmp_path / "root/images_classic/tin"
+    assert (found / "val/1.png").read_bytes() == b"one"
+    assert left_behind(found.parent) == ["tin"]
+    with pytest.raises(OSError, match="exists already: move it away"):
+        unpack(archive, tmp_path / "root", "images_classic/tin")
+
+
+@MAKERS
+@pytest.mark.parametrize(
+    "name", ["../out.png", "{root}/out.png", "a/../../out.png", "C:\\out.png", "a\\..\\out.png"]
+)
+def test_nothing_is_written_outside_the_folder(tmp_path, make, name):
+    name = name.format(root=tmp_path)
+    archive = make(tmp_path / "archive", [("set/1.png", b"one"), (name, b"out")])
+    try:
+        unpack(archive, tmp_path / "root", "set")
+    except UnsafeArchive as error:
+        assert "outside the destination" in str(error)
+        assert left_behind(tmp_path / "root") == []
+    assert left_behind(tmp_path) == ["archive", "root"]
+    assert left_behind(tmp_path / "root") in ([], ["set"])
+
+
+KINDS = [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_links_and_devices_are_refused(tmp_path, kind):
+    info = tarfile.TarInfo("set/link.png")
+    info.type, info.linkname = kind, "/etc/passwd"
+    archive = make_tar(tmp_path / "archive", [("", info)])
+    with pytest.raises(UnsafeArchive, match="a link or device"):
+        unpack(archive, tmp_path / "root", "set")
+
+
+def test_links_in_zip_files_become_files(tmp_path):
+    info = zipfile.ZipInfo("set/link.png")
+    info.create_system, info.external_attr = 3, 0o120777 << 16
+    found = unpack(make_zip(tmp_path / "archive", [(info, "/etc/passwd")]), tmp_path, "set")
+    assert not (found / "link.png").is_symlink()
+    assert (found / "link.png").read_text() == "/etc/passwd"
+
+
+@MAKERS
+def test_what_a_mac_adds_is_left_out(tmp_path, make):
+    members = [("set/1.png", b"one"), ("set/._1.png", b"x"), ("__MACOSX/set/._1.png", b"x")]
+    unpack(make(tmp_path / "archive", members), tmp_path / "root", "set")
+    assert left_behind(tmp_path / "root/set") == ["1.png"]
+
+
+@MAKERS
+def test_bombs_are_refused(tmp_path, make, monkeypatch):
+    archive = make(tmp_path / "archive", [(f"{k}.png", bytes(100_000)) for k in range(30)])
+    with monkeypatch.context() as patch:
+        patch.setattr(downloads.files, "LEAST_UNPACKED", 2**20)
+        with pytest.raises(UnsafeArchive, match="more than is credible"):
+            unpack(archive, tmp_path / "root", "set")
+    with monkeypatch.context() as patch:
+        patch.setattr(downloads, "MOST_FILES", 20)
+        with pytest.raises(UnsafeArchive, match="more than is credible"):
+            unpack(archive, tmp_path / "root", "set")
+    assert left_behind(tmp_path / "root") == []
+    unpack(archive, tmp_path / "root", "set")
+
+
+@MAKERS
+def test_damaged_archives_leave_nothing(tmp_path, make):
+    rng = np.random.default_rng(0)
+    whole = make(tmp_path / "whole", [(f"{k}.png", rng.bytes(500)) for k in range(5)]).read_bytes()
+    for round_ in range(60):
+        data = bytearray(whole[: len(whole) if round_ % 2 else rng.integers(len(whole))])
+        for position in rng.integers(len(data), size=3) if data else ():
+            data[position] = rng.integers(256)
+        (tmp_path / "archive").write_bytes(bytes(data))
+        try:
+            unpack(tmp_path / "archive", tmp_path / f"root{round_}", "set")
+        except ValueError as error:
+            assert isinstance(error, UnsafeArchive)
+            assert left_behind(tmp_path / f"root{round_}") == []
+
+
+def test_no_archive_at_all(tmp_path):
+    for content in (b"", b"<html>", b"nothing"):
+        (tmp_path / "archive").write_bytes(content)
+        with pytest.raises(UnsafeArchive, match="cannot be unpacked"):
+            unpack(tmp_path / "archive", tmp_path / "root", "set")
