@@ -23,6 +23,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from si_jax.checks import check_least
+from si_jax.networks.equations import inner_jaxprs
 
 DELAY = 2  # seconds after which a progress bar shows
 
@@ -226,11 +227,8 @@ def _work(jaxpr: Any) -> Counter[str]:
             is_grouped = max(given["feature_group_count"], given["batch_group_count"]) > 1
             each = math.prod(kernel) // kernel[given["dimension_numbers"].rhs_spec[0]]
             work["grouped" if is_grouped else "ordinary"] += math.prod(result) * each
-        for value in eqn.params.values():
-            for part in value if isinstance(value, tuple | list) else [value]:
-                called = getattr(part, "jaxpr", part)
-                if hasattr(called, "eqns"):
-                    work += _work(called)
+        for called in inner_jaxprs(eqn):
+            work += _work(called)
     return work
 
 

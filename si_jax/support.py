@@ -35,7 +35,7 @@ from jaxtyping import Array, Bool
 
 from si_jax import splitting
 from si_jax.model import Model
-from si_jax.networks.equations import BROADCAST, ELEMENTWISE, inner, is_literal
+from si_jax.networks.equations import BROADCAST, ELEMENTWISE, PRODUCTS, inner, is_literal
 from si_jax.splitting import Traced, evaluate
 
 SURE = 1e9
@@ -67,8 +67,6 @@ SUMS = {"concatenate", "cumsum", "dynamic_slice", "dynamic_update_slice", "gathe
 
 LARGEST = {"reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min"}
 """Equations that choose the largest or the least value of several."""
-
-PRODUCTS = {"conv_general_dilated", "dot_general"}
 
 KEEPING = {"broadcast_in_dim", "div", "integer_pow", "mul", "neg", "sqrt", "square", *LAYOUT}
 """Equations whose result holds no zero if their operands hold none."""

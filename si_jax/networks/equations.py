@@ -62,6 +62,9 @@ ELEMENTWISE: dict[str, Callable[..., Any]] = {
 }
 """Primitive -> what it does to NumPy arrays."""
 
+PRODUCTS = ("conv_general_dilated", "dot_general")
+"""Primitives that multiply by weights: linear in each operand where the others are constants."""
+
 BROADCAST = ("broadcast_in_dim", "reshape", "squeeze")
 """Primitives that leave a constant scalar what it is."""
 
@@ -108,6 +111,15 @@ def inner(eqn: Any) -> Inner | None:
         return None
     called = eqn.params.get("call_jaxpr") or eqn.params["jaxpr"]
     return Inner(getattr(called, "jaxpr", called), getattr(called, "consts", ()))
+
+
+def inner_jaxprs(eqn: Any) -> Iterator[Any]:
+    """Every jaxpr that an equation may run, those of branches and loops too."""
+    for value in eqn.params.values():
+        for part in value if isinstance(value, tuple | list) else [value]:
+            called = getattr(part, "jaxpr", part)
+            if hasattr(called, "eqns"):
+                yield called
 
 
 class Equations:
@@ -284,9 +296,6 @@ def uses(jaxpr: Any, names: Sequence[str]) -> bool:
     for eqn in reversed(jaxpr.eqns):
         if not needed.isdisjoint(eqn.outvars):
             needed.update(v for v in eqn.invars if not is_literal(v))
-            parts = [getattr(x, "jaxpr", x) for x in eqn.params.values()]
-            if eqn.primitive.name in names or any(
-                hasattr(part, "eqns") and uses(part, names) for part in parts
-            ):
+            if eqn.primitive.name in names or any(uses(x, names) for x in inner_jaxprs(eqn)):
                 return True
     return False

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from si_jax.networks.equations import inner, is_literal
+from si_jax.networks.equations import PRODUCTS, inner, is_literal
 from si_jax.networks.network import HIDDEN, Network, Outline
 
 SHOWN = 12
@@ -29,9 +29,6 @@ LINEAR = frozenset((
 
 OF_THE_FIRST = ("div", "dynamic_slice", "gather")
 """Primitives that are linear in their first operand where the others are constants."""
-
-PRODUCTS = ("conv_general_dilated", "dot_general")
-"""Primitives that multiply by weights: linear in each operand where the others are constants."""
 
 
 class LinearHead(NamedTuple):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from si_jax.networks.equations import inner, is_literal
+from si_jax.networks.equations import inner, inner_jaxprs, is_literal
 from si_jax.networks.framework import Framework, StochasticNetworkError, Visit, framework_of
 
 HIDDEN = (
@@ -425,11 +425,8 @@ def may_mix(jaxpr: Any, size: int) -> bool:
         for v, axis in _combined(eqn):
             if not is_literal(v) and v.aval.shape[axis] and v.aval.shape[axis] % size == 0:
                 return True
-        for value in eqn.params.values():
-            for part in value if isinstance(value, tuple | list) else [value]:
-                called = getattr(part, "jaxpr", part)
-                if hasattr(called, "eqns") and may_mix(called, size):
-                    return True
+        if any(may_mix(called, size) for called in inner_jaxprs(eqn)):
+            return True
     return False
 
 
