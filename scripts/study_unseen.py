@@ -5,7 +5,7 @@ python scripts/study_unseen.py --network digits=digits --network cifar100=cifar1
 
 Every candidate differs from the default in one or two things. For each network and each set, the
 candidate is chosen that is best on the other networks without that set, and its result there is
-reported. Readings are computed once and kept below --out.
+reported. Values are computed once and kept below --out.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -24,7 +25,8 @@ import si_jax
 from si_jax import cli
 from si_jax.batching import Batched
 from si_jax.data import benchmarks, digits, synthetic
-from si_jax.data.image_set import ImageSet, subset, take
+from si_jax.data.files import write_atomically
+from si_jax.data.image_set import ImageSet, fingerprint_of, subset, take
 from si_jax.data.preprocessing import Preprocessing
 from si_jax.detectors import Method, Plan, register_detector
 from si_jax.detectors.base import Inputs, State
@@ -81,7 +83,8 @@ def class_wise(model: si_jax.Model) -> Plan:
 
 
 register_detector(
-    "class-wise", Method(class_wise, "zero-deflation by class", "this study", needs=("fit",))
+    "class-wise",
+    Method(class_wise, "zero-deflation by class", "this study", version=1, needs=("fit",)),
 )
 
 DETECTORS: dict[str, Any] = {
@@ -211,51 +214,53 @@ def shifts(images: np.ndarray, seed: int) -> dict[str, np.ndarray]:
 
 
 def read(
-    dataset: str, checkpoint: str, model: si_jax.Model, args: argparse.Namespace, path: Path
+    name: str, dataset: str, checkpoint: str, model: si_jax.Model, args: argparse.Namespace
 ) -> Network:
-    """All values of a network, from a file where there is one."""
+    """All values of a network, from a file where there is one of the same images and weights."""
     places = {"data_dir": args.data_dir, "ood_root": args.ood_root, "allow_missing": True}
     draw = {"calibration": args.calibration, "seeds": 1, "seed": args.seed}
     sets: dict[str, np.ndarray] = {}
     groups: dict[str, str] = {}
     for protocol in benchmarks.BENCHMARKS[dataset].ood:
         resolved = benchmarks.resolve(dataset, protocol, **places)
-        case = cases.prepare(path.stem, dataset, checkpoint, model, resolved, **draw)
+        case = cases.prepare(name, dataset, checkpoint, model, resolved, **draw)
         way = "crop" if resolved.preprocessing.resize is None else "resize"
         for item in resolved.ood:
             images = pixels(subset(item.images, args.limit, args.seed), resolved.preprocessing)
-            if any(np.array_equal(images, other) for other in sets.values()):
-                continue
-            name = item.name if item.name not in sets and dataset == "digits" else ""
-            sets[name or f"{item.name}-{way}"] = images
-            groups[name or f"{item.name}-{way}"] = item.group
+            if not any(np.array_equal(images, other) for other in sets.values()):
+                sets[f"{item.name}-{way}"] = images
+                groups[f"{item.name}-{way}"] = item.group
     if dataset != "digits":
         sets["handwriting"], groups["handwriting"] = digits.load("test")[0], "far"
-    if path.exists():
-        with np.load(path) as stored:
-            values: dict[str, dict[str, np.ndarray]] = {}
-            for key in stored.files:
-                values.setdefault(key.split("/")[0], {})[key.split("/")[1]] = stored[key]
-        return Network(values, groups)
     count = int(len(case.draws[0]) * (1 - HELD_OUT))
-    # sorted by place, and the sets of a benchmark may be sorted by class
+    # drawn are places in order, and a benchmark's images may lie class by class
     order = np.random.default_rng(args.seed).permutation(len(case.draws[0]))
     held = pixels(take(case.draws[0], order[count:]), resolved.preprocessing)
+    sets |= {CALIBRATION: held, **shifts(held, args.seed)}
+    versions = {label: si_jax.DETECTORS[label].version for label in DETECTORS}
+    arrays = [*jax.tree.leaves(model.variables), *sets.values()]
+    options = args.limit, args.calibration, args.seed, versions
+    key = fingerprint_of(*options, *(np.asarray(x).tobytes() for x in arrays))
+    path = Path(args.out) / f"{name}-{key[:12]}.npz"
+    if path.exists():
+        values: dict[str, dict[str, np.ndarray]] = {}
+        with np.load(path) as stored:
+            for label in stored.files:
+                image_set, component = label.split("/")
+                values.setdefault(image_set, {})[component] = stored[label]
+        return Network(values, groups)
     run = si_jax.evaluate_benchmark(
         None,
         case.model,
         detectors=DETECTORS,
         id_set=dataclasses.replace(subset(case.test, args.limit, args.seed), name="test"),
         train_set=take(case.draws[0], order[:count]),
-        ood={**sets, CALIBRATION: held, **shifts(held, args.seed)},
+        ood=sets,
     )
-    values = {name: of_set(found) for name, found in run.arrays.items()}
-    with path.open("wb") as file:
-        np.savez(
-            file,
-            allow_pickle=False,
-            **{f"{s}/{k}": x for s, found in values.items() for k, x in found.items()},
-        )
+    values = {label: of_set(found) for label, found in run.arrays.items()}
+    flat = {f"{s}/{k}": x for s, found in values.items() for k, x in found.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: np.savez(file, allow_pickle=False, **flat))
     return Network(values, groups)
 
 
@@ -494,12 +499,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Compute what is absent, and print the tables."""
     args = parse(argv)
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
     loaded = cases.load_networks(args.network)
     if len(loaded) < 2:
         raise ValueError("network: give at least two, of which one can be held out")
-    networks = {name: read(*network, args, out / f"{name}.npz") for name, network in loaded.items()}
+    networks = {name: read(name, *network, args) for name, network in loaded.items()}
     print(report(networks, args.changes, args.resamples))
 
 
