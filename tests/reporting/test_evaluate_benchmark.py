@@ -1,5 +1,6 @@
 """A benchmark as one call."""
 
+import dataclasses
 import importlib.util
 import sys
 
@@ -9,81 +10,86 @@ import pytest
 import si_jax
 from si_jax.batching import Batched
 from si_jax.commands import evaluate as command
-from si_jax.detectors import DETECTORS, Method, Plan, register_detector
+from si_jax.commands.options import labelled_detectors
+from si_jax.detectors import Method, Plan, register_detector
+from si_jax.evaluation import results
 from si_jax.evaluation.metrics import METRICS
-from si_jax.reporting import report, runs
+from si_jax.reporting import html, report, runs
+
+RNG = np.random.default_rng(0)
+KNOWN, LETTERS, NOISE = (RNG.integers(0, 256, (40, 8, 8, 3), np.uint8) for _ in range(3))
+OPTIONS = {
+    "detectors": ["msp", "energy"], "limit": 30, "options": {"energy": {"temperature": 2}},
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory):
-    out = tmp_path_factory.mktemp("evaluated") / "run"
-    options = {"detectors": ["msp", "energy"], "limit": 30, "out": out}
-    return si_jax.evaluate_benchmark("digits", **options, options={"energy": {"temperature": 2}})
+def sets(tiny):
+    ood = {"letters": LETTERS, "noise": NOISE}
+    return si_jax.find_sets(None, id_set={"known": KNOWN}, ood=ood, model=tiny)
+
+
+@pytest.fixture(scope="module")
+def kept(tiny, sets, tmp_path_factory):
+    return si_jax.evaluate(tiny, sets, **OPTIONS, out=tmp_path_factory.mktemp("evaluated") / "run")
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    monkeypatch.setattr(results, "intervals", lambda job, arrays: {})
+    monkeypatch.setattr(html, "write", lambda run, directory: directory / "report.html")
 
 
 def test_what_comes_back(kept):
     assert kept.detectors == ["msp", "energy"]
     assert kept.results.settings["energy"] == {"temperature": 2.0}
-    assert kept.results.limit == 30 and kept.results.checkpoint == "digits"
+    assert kept.results.limit == 30 and kept.results.checkpoint == "resnet8, given as a model"
     assert "AUROC / FPR95, %" in str(kept) and "model: resnet8" in str(kept)
     page = kept._repr_html_()
     assert page.count("<table>") == 2 and '<th scope="row" class="name">energy</th>' in page
-    out = kept.saved[0].parent
     names = ["results.json", "results.csv", "report.html"]
     assert [path.name for path in kept.saved] == names
-    again = runs.load(out)
+    again = runs.load(kept.saved[0].parent)
     assert again.results == kept.results
     np.testing.assert_array_equal(again.scores("letters", "msp"), kept.scores("letters", "msp"))
+    tied = dataclasses.replace(kept.results, ties={"msp": {"letters": 15}})
+    text = str(dataclasses.replace(kept, results=tied))
+    assert "msp: 50 % of letters have the very score" in text
 
 
 def test_a_data_frame(kept, monkeypatch):
     if importlib.util.find_spec("pandas"):
         frame = kept.to_pandas()
         assert list(frame.columns) == ["detector", "set", "group", "images", *METRICS]
-        assert len(frame) == 2 * 4
+        assert len(frame) == 2 * 2
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ImportError, match=r'pip install "si-jax\[pandas\]"'):
         kept.to_pandas()
 
 
-def test_another_run_in_the_same_place_is_told(kept, capsys):
+def test_another_run_in_the_same_place_is_reported(tiny, sets, kept, capsys, no_pictures):
     out = kept.saved[0].parent
-    same = {"detectors": ["msp", "energy"], "limit": 30, "out": out}
-    si_jax.evaluate_benchmark("digits", **same, options={"energy": {"temperature": 2}})
+    si_jax.evaluate(tiny, sets, **OPTIONS, out=out)
     assert "will be replaced" not in capsys.readouterr().err
-    si_jax.evaluate_benchmark("digits", detectors=["msp"], limit=30, out=out)
+    si_jax.evaluate(tiny, sets, detectors=["msp"], limit=30, out=out)
     told = capsys.readouterr().err
     assert "holds the results of a run that differs in settings; they will be replaced" in told
 
 
-def test_ties_are_told(kept):
-    import dataclasses
-
-    tied = dataclasses.replace(kept.results, ties={"msp": {"letters": 15}})
-    assert "msp: 50 % of letters have the very score" in str(
-        dataclasses.replace(kept, results=tied)
-    )
-
-
-def test_a_constant_score_is_told():
+def test_a_constant_score_is_reported(no_pictures):
     name = "constant-for-a-test"
 
     def compute(inputs, state):
         logits = inputs.forward.logits
         return {"score": 0 * logits[:, 0] - 1, "more": 2 * logits}
 
-    constant = Method(lambda model: Plan(compute), "", "", 1)
-    register_detector(name, constant)
-    try:
-        run = si_jax.evaluate_benchmark("digits", detectors=[name, "msp"], limit=20)
-    finally:
-        del DETECTORS[name]
-    told = [note for note in report.notes(run.results) if "the same score" in note]
-    assert told == [
-        f"{name} gives every image of every set the same score: it is useless on this network,"
-        " and its FPR95 means nothing. Use another detector."
-    ]
-    assert told[0] in str(run)
+    register_detector(name, Method(lambda model: Plan(compute), "", "", 1))
+    run = si_jax.evaluate_benchmark("digits", detectors=[name, "msp"], limit=20)
+    assert run.results.checkpoint == "digits"
+    (told,) = [note for note in report.notes(run.results) if "the same score" in note]
+    assert told.startswith(f"{name} gives every image of every set the same score: it")
+    assert told.endswith("and its FPR95 means nothing. Use another detector.")
+    assert told in str(run)
     # what else the detector gave is there, although no files are kept
     assert run.arrays["letters"][name]["more"].shape == (20, 10)
 
@@ -109,47 +115,42 @@ def test_a_constant_score_is_told():
         ({"model": "cifar100_resnet20"}, "has 100 classes, but digits has 10"),
     ],
 )
-def test_mistakes(arguments, message, unchecked):
+def test_mistakes(arguments, message, unchecked, tiny, sets):
     with pytest.raises(ValueError, match=message):
-        si_jax.evaluate_benchmark(**arguments)
+        if {"benchmark", "model", "ood"} & arguments.keys():
+            si_jax.evaluate_benchmark(**arguments)
+        si_jax.evaluate(tiny, sets, **arguments)
 
 
-def test_one_detector_under_several_labels(tmp_path, capsys, monkeypatch):
+def test_one_detector_under_several_labels(tiny, sets, tmp_path, monkeypatch):
     """Labels are what results, tables, files and a resumed run use; scores are those of each."""
-    out = tmp_path / "run"
-    given = ["--limit", "30", "--out", str(out), "--detectors", "lts", "lts-85=lts:percentile=85"]
-    command.main([*given, "forward=si-c:components=energy,channel-average,form=sum"])
-    printed = capsys.readouterr().out
-    run = runs.load(out)
-    labels = ["lts", "lts-85", "forward"]
-    assert list(run.results.results) == labels and all(label in printed for label in labels)
+    texts = ["lts", "lts-85=lts:percentile=80", "odd=si-c:components=energy,channel-average,form=x"]
+    detectors = labelled_detectors(texts, "--detectors")
+    odd = {"components": "energy,channel-average", "form": "x"}
+    assert detectors.pop("odd") == ("si-c", odd)
+    detectors["lts"] = ("lts", {"percentile": 60})
+    run = si_jax.evaluate(tiny, sets, detectors=detectors, out=tmp_path)
+    assert list(run.results.results) == ["lts", "lts-85"]
     settings = run.results.settings
-    assert settings["lts-85"]["percentile"] == 85 and settings["lts"]["percentile"] == 95
-    assert settings["lts-85"]["detector"] == "lts" and "detector" not in settings["lts"]
-    assert settings["forward"]["components"] == ["energy", "channel-average"]
-    scores = {
-        percentile: si_jax.evaluate_benchmark(
-            detectors=["lts"], options={"lts": {"percentile": percentile}}, limit=30
-        ).arrays["letters"]["lts"]["score"]
-        for percentile in (95, 85)
-    }
-    for label, percentile in (("lts", 95), ("lts-85", 85)):
-        expected = scores[percentile]
-        np.testing.assert_array_equal(run.arrays["letters"][label]["score"], expected)
-    assert "detector=lts, percentile=85" in (out / "report.html").read_text()
+    assert settings["lts-85"] == {**settings["lts"], "percentile": 80, "detector": "lts"}
+    for label, percentile in (("lts", 60), ("lts-85", 80)):
+        expected = si_jax.make_detector("lts", tiny, percentile=percentile).score(LETTERS)
+        np.testing.assert_allclose(run.scores("letters", label), expected, rtol=1e-5)
+        assert f"\n{label} " in str(run)
+    assert "detector=lts, percentile=80" in (tmp_path / "report.html").read_text()
     monkeypatch.setattr(Batched, "start", None)  # nothing is computed again
-    again = si_jax.evaluate_benchmark(
-        detectors={"lts": "lts", "lts-85": ("lts", {"percentile": 85})}, limit=30, out=out
-    )
-    assert again.results.results["lts-85"] == run.results.results["lts-85"]
+    monkeypatch.setattr(results, "intervals", lambda job, arrays: {})
+    monkeypatch.setattr(html, "write", lambda run, directory: directory / "report.html")
+    again = si_jax.evaluate(tiny, sets, detectors=detectors, out=tmp_path)
+    assert again.results.results == run.results.results
 
 
-def test_an_out_that_cannot_be(tmp_path):
+def test_an_out_that_cannot_be(tmp_path, tiny, sets):
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     (tmp_path / "file").write_text("")
     for name, message in (("link", "link to .*nowhere, which is not there"), ("file", "is a file")):
         with pytest.raises(ValueError, match=message):
-            si_jax.evaluate_benchmark(detectors=["msp"], out=tmp_path / name)
+            si_jax.evaluate(tiny, sets, detectors=["msp"], out=tmp_path / name)
 
 
 def test_the_default_directory_differs_with_what_decides_the_results(monkeypatch):
