@@ -6,13 +6,11 @@ import resource
 import signal
 import time
 
-import numpy as np
 import pytest
 from counting import Counting, Images, files, indices, score
 
 from si_jax import cli
 from si_jax.evaluation import scoring
-from si_jax.evaluation.store import chunk_path, read_keyed
 
 
 @pytest.fixture(autouse=True)
@@ -148,13 +146,3 @@ def test_a_file_that_cannot_grow(digits_model, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert files(tmp_path) == []
     assert indices(score(digits_model, tmp_path, Images())[0]) == list(range(20))
-
-
-def test_what_a_file_holds(digits_model, tmp_path):
-    score(digits_model, tmp_path, Images(20, unreadable={17}), skip_unreadable=True)
-    path = chunk_path(tmp_path, "energy", "made", 2)
-    with np.load(path, allow_pickle=False) as file:
-        assert set(file.files) == {"key", "score", "label", "index"}
-        key = str(file["key"])
-    arrays = read_keyed(path, key)
-    assert arrays["index"].tolist() == arrays["score"].tolist() == [16, 18, 19]

@@ -88,37 +88,8 @@ def test_a_damaged_file_is_computed_anew(digits_model, tmp_path, kind):
     assert indices(found) == list(range(20))
 
 
-def test_memory_grows_by_less_than_an_image_s_arrays(digits_model, tmp_path):
-    """But for scores, labels and indices: 32 bytes an image for two detectors, and a copy.
-
-    An image has 768 bytes.
-    """
-
-    def peak(count):
-        images = Images(name=f"made{count}")
-        images.set = ImageSet(f"made{count}", count, "", made, str)
-        tracemalloc.start()
-        score(digits_model, tmp_path, images, scorer=Silent(digits_model), batch_size=50)
-        held = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        return held
-
-    def made(index):
-        return np.full((16, 16, 3), index % 256, np.uint8), 0
-
-    class Silent(Counting):
-        def start(self, images, wanted=None, *, few=False):
-            found = super().start(images, wanted, few=few)
-            self.calls.clear()
-            return found
-
-    digits_model = dataclasses.replace(digits_model, input_size=(16, 16))
-    peak(50)  # makes what is made once
-    assert peak(4000) - peak(1500) < 2500 * 150
-
-
 def test_what_is_known_of_the_layers_is_not_held_in_memory(digits_model, tmp_path):
-    """It is written chunk by chunk, and read from the files when it is asked for."""
+    """Nor are images, of 768 bytes: arrays are written chunk by chunk, and read when asked for."""
 
     class Layered(Counting):
         def start(self, images, wanted=None, *, few=False):
