@@ -1,6 +1,7 @@
 """Every detector keeps what all detectors promise, on small networks of several kinds."""
 
 import dataclasses
+import functools
 import itertools
 import warnings
 
@@ -139,7 +140,7 @@ def test_needs_are_what_the_table_says(name, models):
     if "labels" in needs:
         with pytest.raises(ValueError, match="labels are needed"):
             detector.fit(random_images(detector.model, 60, seed=2))
-    model = Headed.model()
+    model = headed()
     if "linear head" in needs:
         with pytest.raises(ValueError, match=r"head \(='head'\)"):
             build(name, model)
@@ -164,10 +165,11 @@ class Headed(nn.Module):
         logits = nn.Dense(4, name="head")(features)
         return jnp.tanh(logits) if self.layer == "squashed" else logits.astype(jnp.float32)
 
-    @classmethod
-    def model(cls, layer="squashed"):
-        variables = cls(layer).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
-        return si_jax.Model(cls(layer), variables, (8, 8), (0.5,) * 3, (0.25,) * 3, head="head")
+
+@functools.cache
+def headed(layer="squashed"):
+    variables = Headed(layer).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    return si_jax.Model(Headed(layer), variables, (8, 8), (0.5,) * 3, (0.25,) * 3, head="head")
 
 
 @pytest.mark.parametrize(
@@ -179,7 +181,7 @@ class Headed(nn.Module):
     ],
 )
 def test_a_head_that_is_not_the_map_is_refused_where_it_is_needed(layer, message):
-    model = Headed.model(layer)
+    model = headed(layer)
     for name in ("react", "dice", "vim", "ash-s", "si-c"):
         with pytest.raises(ValueError, match=message):
             si_jax.make_detector(name, model)
@@ -192,7 +194,7 @@ def test_a_head_that_is_not_the_map_is_refused_where_it_is_needed(layer, message
 
 
 def test_a_head_behind_which_only_the_dtype_changes_is_the_map_without_a_run(monkeypatch):
-    model = Headed.model("cast")
+    model = headed("cast")
     monkeypatch.setattr(type(model), "run", None)
     si_jax.make_detector("ash-s", model, percentile=50)
 

@@ -65,11 +65,3 @@ def test_a_figure_says_what_matters(detector, tiny, tmp_path):
     assert "most probable classes" in texts(plain.explain(IMAGES[0]))
     far = plain.explain(IMAGES[:1] * 0)
     far.savefig(tmp_path / "far.png", dpi=20)
-
-
-@pytest.mark.usefixtures("unchecked")
-def test_mistakes(detector, tiny):
-    with pytest.raises(ValueError, match="one picture explains one image"):
-        detector.explain(IMAGES[:2])
-    with pytest.raises(ValueError, match="no threshold"):
-        si_jax.make_detector("energy", tiny).explain(IMAGES[0])

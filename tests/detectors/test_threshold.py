@@ -123,8 +123,9 @@ def test_the_card_says_how_files_are_prepared(tiny):
 
 def test_mistakes(tiny, tiny_images):
     detector = si_jax.make_detector("energy", tiny)
-    with pytest.raises(ValueError, match="no threshold: call calibrate"):
-        detector.predict(tiny_images)
+    for call in (detector.predict, detector.explain):
+        with pytest.raises(ValueError, match="no threshold: call calibrate"):
+            call(tiny_images[:1])
     with pytest.raises(ValueError, match=r"13 calibration images are too few.*at least 19"):
         detector.calibrate(tiny_images)
     with pytest.raises(ValueError, match="must be fitted first"):

@@ -24,19 +24,6 @@ def made(count, width=12, seed=0, **given):
     )
 
 
-def test_a_bounded_sample_does_not_depend_on_parts():
-    rows = np.random.default_rng(0).random((100, 2), np.float32)
-    samples = []
-    for size in (1, 9, 100):
-        sample = si_c_fit.Sample(20, [0, 1])
-        for start in range(0, 100, size):
-            sample.add(rows[start : start + size])
-        samples.append(np.stack(sample.rows))
-    assert samples[0].shape == (20, 2)
-    np.testing.assert_array_equal(samples[0], samples[1])
-    np.testing.assert_array_equal(samples[0], samples[2])
-
-
 def test_ledoit_wolf_is_scikit_learns():
     readings, found = made(1000)
     readings["density"] += 0.05 * readings["density"][:, :1]
