@@ -108,7 +108,7 @@ def _open(name: str, split: str, directory: Path) -> ImageSet:
             f" ({', '.join(sorted(builder.info.splits))}); choose one of them or give another"
             " data_dir"
         ) from error
-    except (OSError, FileNotFoundError) as error:
+    except OSError as error:
         raise MissingSet(f"{directory} lacks files ({error}): prepare the set again") from error
     if not len(source):
         raise MissingSet(f"split (={split!r}) of {directory} holds no images: prepare it again")

@@ -254,7 +254,6 @@ def test_one_command_brings_a_benchmark(public, server, capsys):
         command.main([*arguments, "cifar10"])
     printed = capsys.readouterr().out
     assert "404" in printed and "outside the destination" in printed and "MD5 sum" in printed
-    assert len(resolve("cifar10", data_dir=public, allow_missing=True).absent) == 2
     assert sorted(f.name for f in public.parent.iterdir()) == ["data", "evil", "made"]
 
     server.files |= {path: good[path] for path in bad}
@@ -281,8 +280,7 @@ def test_one_command_brings_a_benchmark(public, server, capsys):
     assert set(json.loads((public / "downloads/md5.json").read_text())) == {"iSUN"}
 
     asked = len(server.asked)
-    for name in ("cifar10", "cifar100"):
-        command.main([*arguments, name])
+    command.main([*arguments, "cifar100"])
     assert len(server.asked) == asked and "fetched" not in capsys.readouterr().out
 
 
