@@ -32,6 +32,8 @@ def holds_image(file: BinaryIO) -> bool:
     try:
         # icons begin as other kinds of file do
         Image.open(file, formats=[kind for kind in FORMATS if kind != "ICO"]).close()
+    except Image.DecompressionBombError:  # which says so where it is decoded
+        return True
     except _DAMAGE:
         return False
     return True

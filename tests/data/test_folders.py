@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 from pictures import GREY, RGB, encode, idents, labels, write
+from PIL import Image
 
 from si_jax.data import image_set, sources
 from si_jax.data.folders import class_folders, from_folder
@@ -42,10 +43,16 @@ def test_every_format_is_read_by_its_ending_or_its_content(tmp_path):
     found = from_folder(tmp_path)
     assert len(found) == 2 * len(KINDS) - 1
     assert found.notes[0].startswith("1 file is left out") and "(notes)" in found.notes[0]
-    for index in range(len(found)):
+    for index, name in enumerate(idents(found)):
         image, _ = found.load(index)
-        if not found.ident(index).endswith((".ico", "gif", ".jfif", "jfif")):
-            np.testing.assert_array_equal(image.shape, RGB.shape, found.ident(index))
+        if not name.endswith((".ico", "gif", ".jfif", "jfif")):
+            np.testing.assert_array_equal(image.shape, RGB.shape, name)
+
+
+def test_an_enormous_image_is_one_whatever_its_name_and_refused(tmp_path):
+    (tmp_path / "enormous").write_bytes(encode(Image.new("1", (20_000, 20_000))))
+    with pytest.raises(UnreadableImage, match="enormous cannot be decoded"):
+        from_folder(tmp_path).load(0)
 
 
 def test_folder_by_class_at_any_depth(tmp_path):
