@@ -1,4 +1,4 @@
-"""The README's Python runs, and the page's table of folders is the data's."""
+"""The pages: their Python runs, their links lead somewhere, and what they list is so."""
 
 import re
 from pathlib import Path
@@ -21,6 +21,18 @@ EXAMPLES = {
     for number, example in enumerate(re.findall(r"```python\n(.*?)```", text, re.DOTALL), start=1)
 }
 
+
+SECTIONS = dict(
+    re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGES["CONTRIBUTING.md"], re.MULTILINE | re.DOTALL)
+)
+MOST_FILES = {
+    "A detector": 2,
+    "An architecture": 2,
+    "A data set": 2,
+    "A metric": 1,
+    "Another framework": 1,
+}
+"""What is added -> how many files that touches at most."""
 
 PRINTED = {
     "CONTRIBUTING.md, example 1": "feature-norm",
@@ -68,3 +80,14 @@ def test_every_set_and_folder_is_named():
             first = source[0] if isinstance(source, tuple) else source
             name = first if isinstance(first, str) else first.name
             assert f"`{name}`" in rows[spec.name], (spec.name, name)
+
+
+def test_few_files_are_touched_to_add_something_and_there_is_an_example():
+    assert list(SECTIONS) == [*MOST_FILES, "Rules"]
+    for name, most in MOST_FILES.items():
+        assert SECTIONS[name].count("```python\n") == 1, name
+        files = re.search(r"^Files: (.*)$", SECTIONS[name], re.MULTILINE)[1].split(", ")
+        assert len(files) <= most, name
+        for file in files:
+            path = file.strip("`")
+            assert path == "one of your own" or "/NAME.py" in path or (ROOT / path).is_file(), path
