@@ -1,19 +1,20 @@
 """Compare the detectors with pytorch-ood's on one PyTorch network, score by score, and their time.
 
 python scripts/compare_published.py
+python scripts/compare_published.py --detectors odin nac
 
 Needs `pip install "si-jax[torch]" pytorch-ood`. A small residual network is trained on the digits
-by PyTorch. pytorch-ood takes its logits and features as PyTorch computes them, this library the
-module itself, by torchax; no weight is converted. Both are fitted on the same training digits, and
-score test digits, letters and noise. Prints for each detector the rank correlation and the largest
-difference of the scores, relative to their spread; a line's note says where the two differ on
-purpose. Then the seconds of all detectors from the images on: there one by one, here in one pass.
+by PyTorch. pytorch-ood takes the module, or its logits and features as PyTorch computes them; this
+library the module itself, by torchax; no weight is converted. Both are fitted on the same training
+digits, and score test digits, letters and noise. Prints for each detector the rank correlation and
+the largest difference of the scores, relative to their spread; a line's note says where the two
+differ on purpose. Then the seconds of all detectors from the images on: there one by one, here in
+one pass.
 """
 
 import argparse
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from scipy.stats import spearmanr
 
 import si_jax
 from si_jax import cli
+from si_jax.checks import check_choice
 from si_jax.data import digits
 from si_jax.evaluation.scoring import Scorer
 
@@ -34,17 +36,32 @@ NOTES = {
     "temperature-scaling": "pytorch-ood stops after 50 steps",
     "openmax": "pytorch-ood takes all images of a class, the paper those that are classified right",
     "kl-matching": "pytorch-ood averages by label, the paper and this library by predicted class",
+    "gram": "pytorch-ood takes labels for predicted classes, and another tenth to normalise by",
+    "nac": "pytorch-ood averages the products over the positions, and has wide bins in the middle,"
+    " where nearly all of them lie",
 }
 
+OF_IMAGES = (
+    "odin",
+    "gradnorm",
+    "grad-uncertainty",
+    "rankfeat",
+    "multi-mahalanobis",
+    "gram",
+    "nac",
+)
+"""pytorch-ood's detectors that run the network themselves."""
 
-def peers(weights: np.ndarray, bias: np.ndarray) -> dict[str, tuple[Callable[[], Any], dict]]:
+
+def peers(network: Any) -> dict[str, tuple[Callable[[], Any], dict]]:
     """Detector -> how pytorch-ood's is made, and the options of this library's."""
     import torch
     from pytorch_ood import detector as p
 
-    head = torch.nn.Linear(*weights.shape)
-    head.weight.data, head.bias.data = torch.tensor(weights.T.copy()), torch.tensor(bias.copy())
-    head.requires_grad_(False)
+    head = network.linear
+    stem = torch.nn.Sequential(network.conv1, network.bn1, network.relu)
+    stages = [stem, network.layer1, network.layer2, network.layer3]
+    taps = {"taps": ["relu", "layer1/0", "layer2/0", "layer3/0"]}
 
     def pooled(maps):
         return head(maps.flatten(1))
@@ -80,7 +97,20 @@ def peers(weights: np.ndarray, bias: np.ndarray) -> dict[str, tuple[Callable[[],
         "mcm": (lambda: p.MCM(None, w), {}),
         "gmm": (lambda: p.GMM(None), {}),
         "pnml": (lambda: p.PNML(None, head), {}),
-        "vim": (lambda: p.ViM(None, d=weights.shape[0] // 2, w=w, b=b), {}),
+        "vim": (lambda: p.ViM(None, d=head.in_features // 2, w=w, b=b), {}),
+        "odin": (lambda: p.ODIN(network, norm_std=[0.5] * 3), {}),
+        "gradnorm": (lambda: p.GradNorm(network, lambda name: name == "linear.weight"), {}),
+        "grad-uncertainty": (lambda: p.GradUncertainty(network, lambda n: "linear" in n), {}),
+        "rankfeat": (
+            lambda: p.RankFeat(torch.nn.Sequential(*stages), lambda x: head(x.mean((2, 3)))),
+            {"taps": taps["taps"][-1:]},
+        ),
+        "multi-mahalanobis": (lambda: p.MultiMahalanobis(stages), taps),
+        "gram": (
+            lambda: p.Gram(lambda x: head(x.mean((2, 3))), stages, 10),
+            {"orders": len(stages), **taps},
+        ),
+        "nac": (lambda: p.NACUE(network, stages[1:]), {"taps": taps["taps"][1:]}),
     }
 
 
@@ -99,7 +129,6 @@ def trained(images: np.ndarray, labels: np.ndarray) -> Any:
             optimiser.zero_grad()
             torch.nn.functional.cross_entropy(network(x[rows]), y[rows]).backward()
             optimiser.step()
-    network.head = network.linear
     return network.eval().requires_grad_(False)
 
 
@@ -113,49 +142,55 @@ def as_tensor(images: np.ndarray) -> Any:
 def outputs(network: Any, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Logits and features of images, by PyTorch, in batches of 64."""
     features: list[Any] = []
-    hook = network.head.register_forward_pre_hook(lambda _, args: features.append(args[0]))
+    hook = network.linear.register_forward_pre_hook(lambda _, args: features.append(args[0]))
     logits = [network(x) for x in as_tensor(images).split(64)]
     hook.remove()
     return np.concatenate(logits), np.concatenate(features)
 
 
 def published(
-    make: Callable[[], Any], fit: tuple, run: Callable[[], tuple]
+    detector: Any, network: Any | None, fit: tuple[np.ndarray, np.ndarray], images: np.ndarray
 ) -> tuple[np.ndarray, float]:
     """Scores of pytorch-ood's detector, higher = in-distribution, and the seconds that they took.
 
     Args:
-        make: makes the detector.
-        fit: logits, features and labels to fit on.
-        run: gives the logits and features to score, of the images.
+        detector: the detector.
+        network: gives the logits and features of images; None for a detector that runs it itself.
+        fit: images and labels to fit on.
+        images: images to score.
     """
     import torch
 
-    logits, features, labels = (torch.tensor(x) for x in fit)
-    detector = make()
-    maps = hasattr(detector, "predict_feature_maps")
-    kind = (
-        "feature_maps"
-        if maps
-        else "features"
-        if hasattr(detector, "predict_features")
-        else "logits"
-    )
-    shape = {"logits": logits, "features": features, "feature_maps": features[:, :, None, None]}
-    if hasattr(detector, f"fit_{kind}"):
-        getattr(detector, f"fit_{kind}")(shape[kind], labels.long())
-    start = time.perf_counter()
-    new = run()
-    given = torch.tensor(new[0] if kind == "logits" else new[1])
-    scores = getattr(detector, f"predict_{kind}")(given[:, :, None, None] if maps else given)
+    labels = torch.tensor(fit[1]).long()
+    if network is None:
+        known, new = (as_tensor(x).requires_grad_().split(64) for x in (fit[0], images))
+        if detector.requires_fit:
+            detector.fit([*zip(known, labels.split(64), strict=True)])
+        start = time.perf_counter()
+        scores = torch.cat([detector.predict(x) for x in new])
+    else:
+        maps = hasattr(detector, "predict_feature_maps")
+        kinds = ("feature_maps", "features", "logits")
+        kind = next(kind for kind in kinds if hasattr(detector, f"predict_{kind}"))
+
+        def given(x):
+            logits, features = (torch.tensor(array) for array in outputs(network, x))
+            return logits if kind == "logits" else features[:, :, None, None] if maps else features
+
+        if hasattr(detector, f"fit_{kind}"):
+            getattr(detector, f"fit_{kind}")(given(fit[0]), labels)
+        start = time.perf_counter()
+        scores = getattr(detector, f"predict_{kind}")(given(images))
     return -scores.detach().double().numpy(), time.perf_counter() - start
 
 
 def main(argv: list[str] | None = None) -> None:
     """Compare and print."""
-    argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args(argv)
+    )
+    parser.add_argument("--detectors", nargs="+", metavar="NAME", help="all that both have")
+    wanted = parser.parse_args(argv).detectors
     try:
         import pytorch_ood  # noqa: F401
     except ImportError as error:
@@ -164,20 +199,20 @@ def main(argv: list[str] | None = None) -> None:
     new = np.concatenate([held[0], digits.letters(), digits.noise(300)])
     network = trained(*train)
     model = si_jax.Model(network, input_size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
-    known = {part: outputs(network, x) for part, x in (("train", train[0]), ("held", held[0]))}
-    print(f"accuracy {np.mean(known['held'][0].argmax(1) == held[1]):.1%} of the test digits")
+    accuracy = np.mean(outputs(network, held[0])[0].argmax(1) == held[1])
+    print(f"accuracy {accuracy:.1%} of the test digits")
     off = np.abs(model.logits(new) - outputs(network, new)[0]).max()
     print(f"largest difference of the logits {off:.1e}\n")
     print(f"{'detector':22}{'rank correlation':>18}{'largest difference':>20}")
     made, seconds = {}, 0.0
-    weights = network.head.weight.detach().numpy().T, network.head.bias.detach().numpy()
-    for name, (make, options) in peers(*weights).items():
-        part = "held" if name == "temperature-scaling" else "train"  # it learns from mistakes
-        labels = held[1] if part == "held" else train[1]
-        made[name] = si_jax.make_detector(name, model, **options)
-        made[name].fit(held[0] if part == "held" else train[0], labels)
+    known = peers(network)
+    for name in wanted or known:
+        check_choice(known, detectors=name)
+        make, options = known[name]
+        fit = held if name == "temperature-scaling" else train  # it learns from mistakes
+        made[name] = si_jax.make_detector(name, model, **options).fit(*fit)
         ours = made[name].score(new).astype(np.float64)
-        theirs, taken = published(make, (*known[part], labels), partial(outputs, network, new))
+        theirs, taken = published(make(), None if name in OF_IMAGES else network, fit, new)
         seconds += taken
         rank = spearmanr(ours, theirs).statistic
         scaled = [(x - x.mean()) / x.std() for x in (ours, theirs)]

@@ -82,10 +82,7 @@ def class_wise(model: si_jax.Model) -> Plan:
     return Plan(compute, shared_forward=False, fit=fit)
 
 
-register_detector(
-    "class-wise",
-    Method(class_wise, "zero-deflation by class", "this study", version=1, needs=("fit",)),
-)
+CLASS_WISE = Method(class_wise, "zero-deflation by class", "this study", version=1, needs=("fit",))
 
 DETECTORS: dict[str, Any] = {
     name: name
@@ -502,6 +499,7 @@ def main(argv: list[str] | None = None) -> None:
     loaded = cases.load_networks(args.network)
     if len(loaded) < 2:
         raise ValueError("network: give at least two, of which one can be held out")
+    register_detector("class-wise", CLASS_WISE)
     networks = {name: read(name, *network, args) for name, network in loaded.items()}
     print(report(networks, args.changes, args.resamples))
 
