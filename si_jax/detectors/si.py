@@ -191,7 +191,8 @@ def _zero_deflation(model, path, role, engine, taps, variant, tap_chunk) -> Plan
         for tap in bounded:
             found[tap] = first[tap] != 0 if first else tape.support(tap)
             if path.steps > 1:
-                certain.append(found[tap] == tape.bound(tap, plain[tap]))
+                # one holds the other, so that equal shares are equal masks
+                certain.append(density(found[tap]) == density(tape.bound(tap, plain[tap])))
         ascent = linear.gradient(direction(linear, max_logit, path)) if stepped else {}
         for tap in stepped:
             moved = plain[tap] + path.step_size * jnp.sign(ascent[tap])
