@@ -1,19 +1,8 @@
-"""Run a function over any number of images in static batches, on all devices.
-
-Programs are compiled in the faster of XLA's ways for the device that runs them. On a CPU, XLA hands
-convolutions and reductions to one library (YNNPACK), or else leaves them to another (Eigen). Eigen
-is the faster at ordinary convolutions, YNNPACK at depthwise ones and at reductions, which take far
-more time for the same work. So the work of each is weighed: a network of ordinary convolutions is
-compiled without YNNPACK; a MobileNet, a transformer, or BiT, whose kernels and groups are
-normalised, as XLA has it. Scores differ by float32 rounding. `python scripts/benchmark.py ways`
-measures both; see `scripts/README.md`.
-"""
+"""Run a function over any number of images in static batches, on all devices."""
 
 import functools
-import math
-import os
 import sys
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -23,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from si_jax.checks import check_least
-from si_jax.networks.equations import inner_jaxprs
+from si_jax.networks.programs import compiled, without_jit
 
 DELAY = 2  # seconds after which a progress bar shows
 
@@ -183,60 +172,3 @@ def _sharding(devices: tuple[jax.Device, ...], spec: PartitionSpec) -> Any:
     if len(devices) == 1:
         return devices[0]
     return NamedSharding(jax.sharding.Mesh(np.array(devices), ("batch",)), spec)
-
-
-YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
-"""XLA's option that lists what goes to YNNPACK; where the environment sets it, that holds."""
-
-GROUPED, REDUCED = 100, 500
-"""What a multiplication of a grouped convolution, and a reduced element, weigh: the seconds that
-YNNPACK saves there, by those that Eigen saves in a multiplication of an ordinary convolution."""
-
-
-def compiled(function: jax.stages.Wrapped, *arguments: Any) -> Callable[..., Any]:
-    """A jitted function, compiled for arguments of these shapes, dtypes and devices."""
-    if without_jit():
-        return function
-    traced = function.trace(*arguments)
-    return traced.lower().compile(compiler_options=compiler_options(traced.jaxpr))
-
-
-def without_jit() -> bool:
-    """Whether functions are run step by step, as under `jax.disable_jit()`."""
-    return jax.config.jax_disable_jit  # type: ignore[attr-defined]  # it is one of JAX's flags
-
-
-def compiler_options(jaxpr: Any) -> dict[str, str]:
-    """The options of XLA by which a program is compiled in the faster way."""
-    if jax.default_backend() != "cpu" or YNNPACK in os.environ.get("XLA_FLAGS", ""):
-        return {}
-    work = _work(jaxpr)
-    others = GROUPED * work["grouped"] + REDUCED * work["reduced"]
-    return {YNNPACK: ""} if work["ordinary"] > others and _is_known() else {}
-
-
-def _work(jaxpr: Any) -> Counter[str]:
-    """Multiplications of ordinary and of grouped convolutions, and elements that are reduced."""
-    work: Counter[str] = Counter()
-    for eqn in jaxpr.eqns:
-        name, shapes = eqn.primitive.name, [x.aval.shape for x in (*eqn.invars, *eqn.outvars)]
-        if name.startswith(("reduce_", "arg")):
-            work["reduced"] += math.prod(shapes[0])
-        elif name == "conv_general_dilated":
-            (_, kernel, result), given = shapes, eqn.params
-            is_grouped = max(given["feature_group_count"], given["batch_group_count"]) > 1
-            each = math.prod(kernel) // kernel[given["dimension_numbers"].rhs_spec[0]]
-            work["grouped" if is_grouped else "ordinary"] += math.prod(result) * each
-        for called in inner_jaxprs(eqn):
-            work += _work(called)
-    return work
-
-
-@functools.cache
-def _is_known() -> bool:
-    """Whether this XLA has the option: it refuses one that it has not."""
-    try:
-        jax.jit(lambda: 0).lower().compile(compiler_options={YNNPACK: ""})
-    except jax.errors.JaxRuntimeError:
-        return False
-    return True

@@ -12,24 +12,25 @@ import pytest
 
 import si_jax
 from si_jax import batching
+from si_jax.networks import programs
 
 ROOT = Path(__file__).parents[1]
 
 
-def programs(detector):
+def compiled_by(detector):
     return [len(run._programs) for run in (detector._run, detector._predict_run)]
 
 
 def test_three_shapes_at_most_and_none_after_warming_up(tiny):
     images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), np.uint8)
     detector = si_jax.make_detector("energy", tiny, batch_size=16).calibrate(images)
-    warm = programs(detector.warm_up())
+    warm = compiled_by(detector.warm_up())
     assert max(warm) <= 3
     scores = detector.score(images)
     for count in (1, 2, 9, 16, 40):
         np.testing.assert_allclose(detector.score(images[:count]), scores[:count], rtol=1e-5)
         assert detector.predict(images[:count]).label.shape == (count,)
-    assert programs(detector) == warm
+    assert compiled_by(detector) == warm
 
 
 def test_warming_up_is_for_the_dtype_that_is_asked_for_or_was_fitted_on(tiny):
@@ -37,10 +38,10 @@ def test_warming_up_is_for_the_dtype_that_is_asked_for_or_was_fitted_on(tiny):
     asked = si_jax.make_detector("energy", tiny, batch_size=1).calibrate(images)
     fitted = si_jax.make_detector("react", tiny, batch_size=1).fit(images).calibrate(images)
     for detector in (asked.warm_up(dtype=np.float32), fitted.warm_up()):
-        warm = programs(detector)
+        warm = compiled_by(detector)
         detector.predict(images[:1])
         detector.score(images[:1])
-        assert programs(detector) == warm
+        assert compiled_by(detector) == warm
 
 
 def test_a_small_evaluation_runs_small_batches_alone(monkeypatch):
@@ -157,34 +158,34 @@ def test_programs_of_ordinary_convolutions_are_left_to_eigen(case, monkeypatch):
     function, is_eigen = FUNCTIONS[case]
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 6, 8)), jnp.float32)
     jitted = jax.jit(function)
-    program = batching.compiled(jitted, x)
+    program = programs.compiled(jitted, x)
     np.testing.assert_allclose(program(x), jitted(x), rtol=1e-4, atol=1e-4)
-    chosen = batching.compiler_options(jitted.trace(x).jaxpr)
-    assert chosen == ({batching.YNNPACK: ""} if is_eigen and batching._is_known() else {})
+    chosen = programs._options(jitted.trace(x).jaxpr)
+    assert chosen == ({programs.YNNPACK: ""} if is_eigen and programs._is_known() else {})
     if is_eigen:
         assert "ynn_fusion" not in program.as_text()
 
 
 def test_what_the_environment_says_holds(monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", f"--{batching.YNNPACK}=LIBRARY_FUSION_TYPE_REDUCE")
+    monkeypatch.setenv("XLA_FLAGS", f"--{programs.YNNPACK}=LIBRARY_FUSION_TYPE_REDUCE")
     x = jnp.ones((2, 6, 6, 8))
-    assert batching.compiler_options(jax.jit(convolved).trace(x).jaxpr) == {}
+    assert programs._options(jax.jit(convolved).trace(x).jaxpr) == {}
 
 
 def test_an_option_that_xla_has_not_is_left_out(monkeypatch):
-    monkeypatch.setattr(batching, "YNNPACK", "xla_cpu_has_no_such_option")
-    batching._is_known.cache_clear()
+    monkeypatch.setattr(programs, "YNNPACK", "xla_cpu_has_no_such_option")
+    programs._is_known.cache_clear()
     try:
-        program = batching.compiled(jax.jit(convolved), jnp.ones((2, 6, 6, 8)))
+        program = programs.compiled(jax.jit(convolved), jnp.ones((2, 6, 6, 8)))
         assert program(jnp.ones((2, 6, 6, 8))).shape == (2, 6, 6, 8)
     finally:
-        batching._is_known.cache_clear()
+        programs._is_known.cache_clear()
 
 
 def test_scores_are_those_of_the_other_way(tiny, tiny_images, monkeypatch):
     """Within float32 rounding."""
     scores = {}
-    for flags in ("", f"--{batching.YNNPACK}=LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"):
+    for flags in ("", f"--{programs.YNNPACK}=LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"):
         monkeypatch.setenv("XLA_FLAGS", flags)
         scores[flags] = si_jax.make_detector("energy", tiny).score(tiny_images)
     np.testing.assert_allclose(*scores.values(), rtol=1e-5)

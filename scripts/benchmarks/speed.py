@@ -16,13 +16,13 @@ from tqdm import tqdm
 
 from benchmarks.networks import NETWORKS
 from si_jax import models, splitting
-from si_jax.batching import compiled
 from si_jax.checks import check_least
 from si_jax.detectors import DETECTORS, Detector, Inputs, make_detector
 from si_jax.detectors.base import State
 from si_jax.detectors.fitting import Batches
 from si_jax.detectors.head import feature_size
 from si_jax.model import Model
+from si_jax.networks.programs import compiled
 
 LEAST_SECONDS = 0.3
 """How long short programs are timed at a time, being called over and over."""

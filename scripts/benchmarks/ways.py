@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from benchmarks.speed import random_model
-from si_jax.batching import YNNPACK, compiler_options
 from si_jax.detectors import Inputs, make_detector
+from si_jax.networks.programs import YNNPACK, without_ynnpack
 
 
 def measure(names: Sequence[str], detector: str, batch_size: int, repeats: int) -> list[dict]:
@@ -58,5 +58,5 @@ def _time(model: Any, images: np.ndarray, function: Any, repeats: int) -> dict[s
             if i:  # the first warms up
                 seconds[way].append((time.process_time() - began) / len(images))
     least = {way: min(times) for way, times in seconds.items()}
-    chosen = "without" if compiler_options(traced.jaxpr) else "with"
+    chosen = "without" if without_ynnpack(traced.jaxpr) else "with"
     return {**least, "chosen": chosen, "ratio": least[chosen] / min(least.values())}

@@ -24,10 +24,10 @@ from jaxtyping import Array, Int, UInt8
 from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
-from si_jax.batching import compiled
 from si_jax.checks import check_least
 from si_jax.data.files import write_text
 from si_jax.model import Model
+from si_jax.networks.programs import compiled
 from si_jax.weights.saved import (
     SUMS,
     check_sums,
