@@ -5,12 +5,12 @@ drawn with the fonts that matplotlib ships. The digits are 8x8 counts (0 to 16) 
 4x4 blocks of a 32x32 bitmap; letters and noise are made at the same 8x8 counts and enlarged in the
 same way, so that what sets them apart is their shape and not the way in which they were drawn.
 
-Every function here is deterministic in its arguments.
+Every set is a function of `count`, the number of its images, and of `seed`, of all choices; it gives
+uint8 of shape (count, 32, 32, 3). Every function here is deterministic in its arguments.
 """
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -33,12 +33,9 @@ FONTS = tuple(
 _COUNTS = 8  # side of the grid of ink counts
 _MAX_COUNT = 16  # ink counts run from 0 to this
 _LEAST_CONTRAST = 10  # standard deviation below which a photograph's patch is empty sky
-_SPLIT_SEED = 0
 
 
-def load(
-    split: str,
-) -> tuple[UInt8[np.ndarray, "n 32 32 3"], Int[np.ndarray, " n"]]:
+def load(split: str) -> tuple[UInt8[np.ndarray, "n 32 32 3"], Int[np.ndarray, " n"]]:
     """Give the in-distribution digits of one split.
 
     Args:
@@ -57,23 +54,15 @@ def load(
 def enlarge(counts: Int[np.ndarray, "n 8 8"]) -> UInt8[np.ndarray, "n 32 32 3"]:
     """Enlarge 8x8 ink counts to 32x32 grey images, smoothly (Pillow's bicubic filter)."""
     grey = np.round(counts * (255 / _MAX_COUNT)).astype(np.uint8)
-    size = (SIZE, SIZE)
-    large = [
-        np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)) for image in grey
-    ]
-    return _to_rgb(large)
+    images = np.empty((len(grey), SIZE, SIZE, 3), np.uint8)
+    for image, small in zip(images, grey, strict=True):
+        large = Image.fromarray(small).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+        image[:] = np.asarray(large)[..., None]
+    return images
 
 
 def letters(count: int = OOD_COUNT, seed: int = 0) -> UInt8[np.ndarray, "n 32 32 3"]:
-    """Draw printed letters of varied font, size, angle and position, inked like the digits.
-
-    Args:
-        count: number of images.
-        seed: seed of all choices.
-
-    Returns:
-        Images, uint8 of shape (count, 32, 32, 3).
-    """
+    """Draw printed letters of varied font, size, angle and position, inked like the digits."""
     rng = np.random.default_rng([seed, 1])
     bitmaps = np.zeros((count, SIZE, SIZE), np.int64)
     for bitmap in bitmaps:
@@ -95,18 +84,14 @@ def photos(count: int = OOD_COUNT, seed: int = 0) -> UInt8[np.ndarray, "n 32 32 
     """Cut grey square patches of varied scale out of scikit-learn's two sample photographs.
 
     Patches overlap; those without any contrast (sky, shadow) are left out.
-
-    Args:
-        count: number of images.
-        seed: seed of all choices.
-
-    Returns:
-        Images, uint8 of shape (count, 32, 32, 3).
     """
+    from sklearn.datasets import load_sample_images
+
     rng = np.random.default_rng([seed, 2])
-    grey = _photographs()
-    patches: list[np.ndarray] = []
-    while len(patches) < count:
+    grey = [Image.fromarray(image).convert("L") for image in load_sample_images().images]
+    images = np.empty((count, SIZE, SIZE, 3), np.uint8)
+    made = 0
+    while made < count:
         photograph = grey[rng.integers(len(grey))]
         longest = min(photograph.size)
         side = round(SIZE * (longest / SIZE) ** rng.uniform())  # even in the logarithm
@@ -115,19 +100,15 @@ def photos(count: int = OOD_COUNT, seed: int = 0) -> UInt8[np.ndarray, "n 32 32 
         box = (left, top, left + side, top + side)
         patch = np.asarray(photograph.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=box))
         if patch.std() >= _LEAST_CONTRAST:
-            patches.append(patch)
-    return _to_rgb(patches)
+            images[made] = patch[..., None]
+            made += 1
+    return images
 
 
 def shuffled(count: int = OOD_COUNT, seed: int = 0) -> UInt8[np.ndarray, "n 32 32 3"]:
-    """Shuffle the 8x8-pixel blocks of held-out digits, each image in its own way.
+    """Shuffle the 8x8-pixel blocks of held-out digits, so that each differs from what it was.
 
-    Args:
-        count: number of images; beyond 597 the held-out digits are used again, shuffled anew.
-        seed: seed of all choices.
-
-    Returns:
-        Images, uint8 of shape (count, 32, 32, 3), every one different from the digit it was.
+    Beyond 597 images the digits are used again, shuffled anew.
     """
     rng = np.random.default_rng([seed, 3])
     digits, _ = load("test")
@@ -142,15 +123,7 @@ def shuffled(count: int = OOD_COUNT, seed: int = 0) -> UInt8[np.ndarray, "n 32 3
 
 
 def noise(count: int = OOD_COUNT, seed: int = 0) -> UInt8[np.ndarray, "n 32 32 3"]:
-    """Draw every 8x8 ink count independently from the digits' own histogram.
-
-    Args:
-        count: number of images.
-        seed: seed of all choices.
-
-    Returns:
-        Images, uint8 of shape (count, 32, 32, 3).
-    """
+    """Draw every 8x8 ink count independently from the digits' own histogram."""
     rng = np.random.default_rng([seed, 4])
     counts, _ = _counts_and_labels("train")
     return enlarge(rng.choice(counts.ravel(), size=(count, _COUNTS, _COUNTS)))
@@ -178,26 +151,19 @@ def _counts_and_labels(split: str) -> tuple[np.ndarray, np.ndarray]:
         train_size=TRAIN_COUNT,
         test_size=TEST_COUNT,
         stratify=labels,
-        random_state=_SPLIT_SEED,
+        random_state=0,
     )
     chosen = np.sort(train if split == "train" else test)
     return counts[chosen], labels[chosen]
 
 
 @functools.cache
-def _photographs() -> tuple[Image.Image, ...]:
-    from sklearn.datasets import load_sample_images
-
-    return tuple(Image.fromarray(image).convert("L") for image in load_sample_images().images)
-
-
-@functools.cache
 def _font(name: str) -> ImageFont.FreeTypeFont:
     import matplotlib
 
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"
+    path = f"{matplotlib.get_data_path()}/fonts/ttf/{name}.ttf"
     # The basic layout engine draws alike whether or not Pillow finds libraqm.
-    return ImageFont.truetype(str(path), 96, layout_engine=ImageFont.Layout.BASIC)
+    return ImageFont.truetype(path, 96, layout_engine=ImageFont.Layout.BASIC)
 
 
 def _draw_letter(letter: str, font: str, *, stroke: int, angle: float, height: int) -> np.ndarray:
@@ -214,8 +180,3 @@ def _draw_letter(letter: str, font: str, *, stroke: int, angle: float, height: i
     scale = min(height / canvas.height, SIZE / canvas.width)
     size = (max(1, int(canvas.width * scale)), max(1, int(canvas.height * scale)))
     return (np.asarray(canvas.resize(size, Image.Resampling.BOX)) > 127).astype(np.int64)
-
-
-def _to_rgb(grey: list[np.ndarray]) -> np.ndarray:
-    stacked = np.stack(grey) if grey else np.zeros((0, SIZE, SIZE), np.uint8)
-    return np.repeat(stacked[..., None], 3, axis=-1)

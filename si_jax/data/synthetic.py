@@ -32,10 +32,9 @@ def shuffled(
     result = image.copy()
     corners = [(row, column) for row in range(PATCHES) for column in range(PATCHES)]
     for (row, column), source in zip(corners, rng.permutation(len(corners)), strict=True):
-        top, left = (k * side for k, side in zip(corners[source], (height, width), strict=True))
-        result[row * height : (row + 1) * height, column * width : (column + 1) * width] = image[
-            top : top + height, left : left + width
-        ]
+        top, left = corners[source][0] * height, corners[source][1] * width
+        into = result[row * height : (row + 1) * height, column * width : (column + 1) * width]
+        into[:] = image[top : top + height, left : left + width]
     return result
 
 
