@@ -127,14 +127,14 @@ def find(spec: DatasetSpec, paths: SearchPaths, num_classes: int | None = None) 
 
     `num_classes` is the classifier's, where the set's labels are its classes.
     """
+    folders = num_classes if spec.class_folders else None
     if spec.name in paths.given:
-        data = paths.given[spec.name]
-        folders = num_classes if spec.class_folders else None
-        return Found(as_image_set(data, spec.name, num_classes=folders), "given by the user")
+        images = as_image_set(paths.given[spec.name], spec.name, num_classes=folders)
+        return Found(images, "given by the user")
     if spec.make:
         return Found(as_image_set(spec.make(), spec.name), "made on the spot")
     reasons = []
-    for where, is_listed, opened in _places(spec, paths, num_classes):
+    for where, is_listed, opened in _places(spec, paths, num_classes, folders):
         try:
             images = opened()
         except MissingSet as error:
@@ -152,7 +152,7 @@ def find(spec: DatasetSpec, paths: SearchPaths, num_classes: int | None = None) 
 
 
 def _places(
-    spec: DatasetSpec, paths: SearchPaths, num_classes: int | None
+    spec: DatasetSpec, paths: SearchPaths, num_classes: int | None, folders: int | None
 ) -> Iterator[tuple[str, bool, Callable[[], ImageSet]]]:
     """Where a set lies, the preferred place first, whether as OpenOOD lists it; what opens it."""
     root, name = paths.root, spec.name
@@ -160,16 +160,10 @@ def _places(
         roots = [root / folder for folder in LIST_ROOTS]
         read = partial(sources.from_list, listing, roots=roots, num_classes=num_classes, name=name)
         yield str(listing), True, read
-
-    def tfds(source: Tfds, fetch: bool) -> ImageSet:
-        images = from_tfds(source.name, source.split, paths.data_dir, fetch=fetch)
-        return dataclasses.replace(images, name=name)
-
-    folders = num_classes if spec.class_folders else None
     for source in spec.sources:
         if isinstance(source, Tfds):
             if prepared := find_prepared(source.name, paths.data_dir):
-                yield str(prepared), False, partial(tfds, source, False)
+                yield str(prepared), False, partial(from_tfds, *source, paths.data_dir, called=name)
         elif isinstance(source, str):
             if (path := root / source).exists():
                 read = partial(sources.from_path, path, name=name, num_classes=folders)
@@ -177,9 +171,10 @@ def _places(
         elif (root / source[0]).exists():
             files = [root / file for file in source]
             yield str(files[0]), False, partial(sources.from_cifar_binary, files, name=name)
-    for source in spec.sources if paths.fetch else ():
-        if isinstance(source, Tfds) and source.fetch:
-            yield "prepared by TFDS", False, partial(tfds, source, True)
+    for source in spec.sources if paths.fetch and not spec.manually else ():
+        if isinstance(source, Tfds):
+            read = partial(from_tfds, *source, paths.data_dir, fetch=True, called=name)
+            yield "prepared by TFDS", False, read
 
 
 def resolve(
@@ -201,68 +196,58 @@ def resolve(
         having = ", ".join(name for name, other in BENCHMARKS.items() if other.shifted)
         raise ValueError(f"full_spectrum: {benchmark} has no shifted sets; these have: {having}")
     paths = SearchPaths(data_dir, ood_root, dict(extra or {}), fetch)
+    specs = table.specs(protocol, full_spectrum)
+    sets: dict[str, list[OodSet]] = {group: [] for group, _ in specs} | {"shifted": []}
     absent: list[MissingDataset] = []
     unlisted: list[str] = []
-
-    def look(spec: DatasetSpec, group: str = "", labelled: bool = False) -> ImageSet | None:
+    train_absent = ""
+    for group, spec in specs:
         try:
-            found = find(spec, paths, table.num_classes if labelled else None)
+            is_known = group in ("test", "train", "shifted")
+            found = find(spec, paths, table.num_classes if is_known else None)
         except MissingSet as error:
             if spec.name in paths.given:
                 raise  # the user said where it is, so that is where it must be
-            if group != "extra":
+            if group == "train":
+                train_absent = str(error)
+            elif group != "extra":
                 absent.append(MissingDataset(spec.name, str(error)))
-            return None
-        if spec.list_files and not found.is_listed:
+            continue
+        sets[group].append(OodSet(spec.name, group, found.images))
+        if spec.list_files and not found.is_listed and group != "train":
             unlisted.append(spec.name)
-        return found.images
-
-    groups, shifted = table.ood[protocol], table.shifted if full_spectrum else ()
-    test = look(table.in_distribution("test", protocol), labelled=True)
-    ood = [(s.name, group, look(s, group)) for group, specs in groups.items() for s in specs]
-    other = [look(spec, labelled=True) for spec in shifted]
-    names = {table.test.name, table.train.name, *(s[0] for s in ood), *(s.name for s in shifted)}
-    added = {name: data for name, data in paths.given.items() if name not in names}
-    ood += [(name, "extra", as_image_set(data, name)) for name, data in added.items()]
-    if test is None or (absent and not allow_missing):
-        raise MissingSet(_report(table, protocol, absent, allow_missing))
-    train, train_absent = None, ""
-    try:
-        train = find(table.in_distribution("train", protocol), paths, table.num_classes).images
-    except MissingSet as error:
-        if table.train.name in paths.given:
-            raise
-        train_absent = str(error)
+    if not sets["test"] or (absent and not allow_missing):
+        lines = "\n".join(f"  {name}: {what_to_do}" for name, what_to_do in absent)
+        advice = (
+            f"{table.test.name} cannot be left out, being in-distribution"
+            if allow_missing
+            else "Or pass allow_missing=True to leave them out"
+        )
+        raise MissingSet(
+            f"{table.name} ({protocol}) lacks {len(absent)} of its sets\n{lines}\nDownload what is"
+            f" public: si-jax prepare-data --dataset {table.name} --protocol {protocol}\nOr say"
+            f" where a set is: ood={{NAME: PATH}}, --ood NAME=PATH, --id PATH\n{advice}"
+        )
+    groups = table.ood[protocol]
+    known = {spec.name for _, spec in specs}
+    added = [
+        OodSet(name, "extra", as_image_set(data, name))
+        for name, data in paths.given.items()
+        if name not in known
+    ]
     lacking = {item.name for item in absent} | set(unlisted)
-    whole_test = table.test.name not in lacking
-    incomplete = {g for name, g, _ in ood if name in lacking or not whole_test} & set(groups)
+    incomplete = {g for g, spec in specs if g in groups and lacking & {spec.name, table.test.name}}
     return Resolved(
         benchmark=benchmark,
         num_classes=table.num_classes,
         protocol=protocol,
         preprocessing=PREPROCESSING[protocol, table.size],
-        test=test,
-        train=train,
-        ood=tuple(OodSet(name, group, images) for name, group, images in ood if images),
+        test=sets["test"][0].images,
+        train=sets["train"][0].images if sets["train"] else None,
+        ood=(*(item for group in groups for item in sets[group]), *added),
         absent=tuple(absent),
         train_absent=train_absent,
         unlisted=tuple(unlisted),
         incomplete=tuple(sorted(incomplete)),
-        shifted=tuple(images for images in other if images),
-    )
-
-
-def _report(
-    table: Benchmark, protocol: str, absent: list[MissingDataset], allow_missing: bool
-) -> str:
-    lines = "\n".join(f"  {name}: {what_to_do}" for name, what_to_do in absent)
-    advice = (
-        f"{table.test.name} cannot be left out, being in-distribution"
-        if allow_missing
-        else "Or pass allow_missing=True to leave them out"
-    )
-    return (
-        f"{table.name} ({protocol}) lacks {len(absent)} of its sets\n{lines}\nDownload what is"
-        f" public: si-jax prepare-data --dataset {table.name} --protocol {protocol}\nOr say where a"
-        f" set is: ood={{NAME: PATH}}, --ood NAME=PATH, --id PATH\n{advice}"
+        shifted=tuple(item.images for item in sets["shifted"]),
     )

@@ -13,12 +13,10 @@ addition: the published averages are over the far sets.
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from si_jax.data import digits
 from si_jax.data.preprocessing import PROTOCOLS
-
-GROUPS = ("far", "near", "extra")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,13 +47,11 @@ class Download:
         return self.folder.replace("/", "-")
 
 
-@dataclasses.dataclass(frozen=True)
-class Tfds:
-    """A split of a TFDS set; `fetch` is False where it is too large to be downloaded unasked."""
+class Tfds(NamedTuple):
+    """A split of a TFDS set."""
 
     name: str
     split: str
-    fetch: bool = True
 
 
 Source = str | tuple[str, ...] | Tfds
@@ -72,7 +68,7 @@ class DatasetSpec:
         sources: where it may lie, the preferred one first.
         download: the file that holds it; the one that `published` takes where there are two.
         openood: OpenOOD's own archive of it.
-        lists: names of OpenOOD's lists of it: its own choice of the images.
+        lists: names of OpenOOD's lists of it, its own choice of the images; else `test_NAME`.
         class_folders: whether its class folders are a classifier's classes, in their order.
         manually: how to get it where it cannot be downloaded, an order without a full stop.
         make: gives its images, as `as_image_set` takes, where they are made on the spot.
@@ -92,7 +88,8 @@ class DatasetSpec:
 
     def listed(self, *folders: str) -> "DatasetSpec":
         """The same set as the images that OpenOOD lists for it, in folders of its lists."""
-        files = tuple(f"benchmark_imglist/{f}/{name}.txt" for f in folders for name in self.lists)
+        lists = self.lists or (f"test_{self.name}",)
+        files = tuple(f"benchmark_imglist/{f}/{name}.txt" for f in folders for name in lists)
         return dataclasses.replace(self, list_files=files)
 
     def download_for(self, protocol: str) -> Download | None:
@@ -112,7 +109,7 @@ def _large(name: str, identifier: str, *folders: str, images: int = 0, **rest: A
     """A set of large images, whose archive is OpenOOD's."""
     folder = f"images_largescale/{name}"
     archive = _drive(identifier, folder, "" if images else "large images", images)
-    return DatasetSpec(name, (*folders, folder, name), None, archive, (f"test_{name}",), **rest)
+    return DatasetSpec(name, (*folders, folder, name), None, archive, **rest)
 
 
 def _odin(name: str, address: str, folder: str, md5: str, *others: str, **rest: Any) -> DatasetSpec:
@@ -142,7 +139,6 @@ def _cifar_sets(classes: int, md5: str, identifier: str, c_record: str, c_md5: s
             name,
             (Tfds(name, "test"), (f"{binary}/{test}.bin",), f"{name}/test"),
             *files,
-            lists=(f"test_{name}",),
         ),
         DatasetSpec(
             f"{name}_train",
@@ -209,7 +205,6 @@ _ROWS = (
             terms="non-commercial",
         ),
         _drive("1DQfc11HOtB1nEwqS4pWUFp8vtQ3DczvI", "images_classic/svhn", "SVHN as PNG files"),
-        ("test_svhn",),
     ),
     _odin(
         *("lsun", "raw/fhtsw1m3qxlwj6h/LSUN.tar.gz", "LSUN"),
@@ -235,7 +230,6 @@ _ROWS = (
         ("places365/test_subset", "images_classic/places365", "places365", "Places365"),
         None,
         _drive("1Ec-LRSTf6u5vEctKX9vRp9OA6tqnJ0Ay", "images_classic/places365", "its test part"),
-        ("test_places365",),
     ),
     DatasetSpec(
         "textures",
@@ -261,7 +255,6 @@ _ROWS = (
         (Tfds("mnist", "test"), "images_classic/mnist/test", "mnist/test", "mnist"),
         None,
         _drive("1CCHAGWqA1KJTFFswuF9cbhmB-j98Y1Sb", "images_classic/mnist", images=70000),
-        ("test_mnist",),
     ),
     _large(
         *("inaturalist", "1zfLfMvoUD0CUlKNnkk7LgxZZBnTBipdj", "iNaturalist/images", "iNaturalist"),
@@ -275,17 +268,16 @@ _ROWS = (
     DatasetSpec(
         "imagenet",
         (
-            Tfds("imagenet2012", "validation", fetch=False),
+            Tfds("imagenet2012", "validation"),
             *("imagenet/val/val.txt", "imagenet/val", "images_largescale/imagenet_1k/val"),
             *("ILSVRC2012_img_val/val.txt", "ILSVRC2012_img_val"),
         ),
-        lists=("test_imagenet",),
         manually="download the validation images from https://image-net.org",
     ),
     DatasetSpec(
         "imagenet_train",
         (
-            Tfds("imagenet2012", "train", fetch=False),
+            Tfds("imagenet2012", "train"),
             *("imagenet/train", "images_largescale/imagenet_1k/train"),
         ),
         lists=("train_imagenet",),
@@ -298,7 +290,7 @@ _ROWS = (
     _large("imagenet_c", "1JeXL9YH4BO8gCJ631c5BHbaSsl-lekHt", class_folders=False),
     _large("imagenet_r", "1EzjMN2gq-bVV7lg-MEAdeuBuz-7jbGYU", "imagenet-r", class_folders=False),
     # OpenOOD's choice of 200 classes, which its lists alone define
-    DatasetSpec("imagenet200", lists=("test_imagenet200",), manually=_IMAGENET_LISTED),
+    DatasetSpec("imagenet200", manually=_IMAGENET_LISTED),
     DatasetSpec("imagenet200_train", lists=("train_imagenet200",), manually=_IMAGENET_LISTED),
 )
 DATASETS = {spec.name: spec for spec in _ROWS}
@@ -321,18 +313,18 @@ class Benchmark:
     ood: Mapping[str, Mapping[str, tuple[DatasetSpec, ...]]]
     shifted: tuple[DatasetSpec, ...] = ()
 
-    def in_distribution(self, split: str, protocol: str) -> DatasetSpec:
-        """The in-distribution set of a split, 'test' or 'train', under a protocol."""
-        spec = self.test if split == "test" else self.train
-        return spec.listed(self.name) if protocol == "openood" else spec
+    def specs(self, protocol: str, full_spectrum: bool = False) -> list[tuple[str, DatasetSpec]]:
+        """All sets under a protocol and their groups; also 'test', 'train' and 'shifted'."""
+        known = [("test", self.test), ("train", self.train)]
+        if protocol == "openood":
+            known = [(split, spec.listed(self.name)) for split, spec in known]
+        ood = [(group, spec) for group, specs in self.ood[protocol].items() for spec in specs]
+        return [*known, *ood, *(("shifted", spec) for spec in self.shifted if full_spectrum)]
 
 
-def _sets(*names: str) -> tuple[DatasetSpec, ...]:
-    return tuple(DATASETS[name] for name in names)
-
-
-def _listed(folders: Sequence[str], *names: str) -> tuple[DatasetSpec, ...]:
-    return tuple(DATASETS[name].listed(*folders) for name in names)
+def _sets(*names: str, lists: Sequence[str] = ()) -> tuple[DatasetSpec, ...]:
+    """Sets by name, as what OpenOOD lists in those folders."""
+    return tuple(DATASETS[name].listed(*lists) for name in names)
 
 
 def _cifar(name: str, num_classes: int, other: str) -> Benchmark:
@@ -350,8 +342,8 @@ def _cifar(name: str, num_classes: int, other: str) -> Benchmark:
                 "extra": _sets("lsun_resize", "isun", "tiny_imagenet_resize"),
             },
             "openood": {
-                "far": _listed([name], "mnist", "svhn", "textures", "places365"),
-                "near": (*_listed([name], other), whole_tin),
+                "far": _sets("mnist", "svhn", "textures", "places365", lists=[name]),
+                "near": (*_sets(other, lists=[name]), whole_tin),
             },
         },
         shifted=_sets(f"{name}_c"),
@@ -361,8 +353,8 @@ def _cifar(name: str, num_classes: int, other: str) -> Benchmark:
 def _imagenet_openood(*folders: str) -> Mapping[str, tuple[DatasetSpec, ...]]:
     """OpenOOD's sets against ImageNet, its lists in the first folder that has them."""
     return {
-        "far": _listed(folders, "inaturalist", "textures", "openimage_o"),
-        "near": _listed(folders, "ssb_hard", "ninco"),
+        "far": _sets("inaturalist", "textures", "openimage_o", lists=folders),
+        "near": _sets("ssb_hard", "ninco", lists=folders),
     }
 
 
@@ -392,7 +384,7 @@ BENCHMARKS = {
             "published": {"far": _sets("inaturalist", "sun", "places", "textures")},
             "openood": _imagenet_openood("imagenet"),
         },
-        shifted=_listed(["imagenet"], *_SHIFTED),
+        shifted=_sets(*_SHIFTED, lists=["imagenet"]),
     ),
     "imagenet200": Benchmark(
         name="imagenet200",
@@ -402,7 +394,8 @@ BENCHMARKS = {
         train=DATASETS["imagenet200_train"].listed("imagenet200"),
         ood=dict.fromkeys(PROTOCOLS, _imagenet_openood("imagenet200", "imagenet")),
         shifted=tuple(  # which of their images are of the 200 classes, the lists alone say
-            dataclasses.replace(spec, sources=()) for spec in _listed(["imagenet200"], *_SHIFTED)
+            dataclasses.replace(spec, sources=())
+            for spec in _sets(*_SHIFTED, lists=["imagenet200"])
         ),
     ),
 }

@@ -5,7 +5,7 @@ drawn with the fonts that matplotlib ships. The digits are 8x8 counts (0 to 16) 
 4x4 blocks of a 32x32 bitmap; letters and noise are made at the same 8x8 counts and enlarged in the
 same way, so that what sets them apart is their shape and not the way in which they were drawn.
 
-Every set is a function of `count`, the number of its images, and of `seed`, of all choices; it gives
+Every set is a function of `count`, the number of its images, and of `seed`, of all choices; it is
 uint8 of shape (count, 32, 32, 3). Every function here is deterministic in its arguments.
 """
 

@@ -70,9 +70,8 @@ def prepare(
     check_choice(BENCHMARKS, benchmark=benchmark)
     check_choice(PROTOCOLS, protocol=protocol)
     table, paths = BENCHMARKS[benchmark], SearchPaths(data_dir, ood_root)
-    specs = [table.in_distribution(split, protocol) for split in ("test", "train")]
-    specs += [spec for group in table.ood[protocol].values() for spec in group]
-    return _prepare([*specs, *(table.shifted if full_spectrum else ())], protocol, paths)
+    specs = [spec for _, spec in table.specs(protocol, full_spectrum)]
+    return _prepare(specs, protocol, paths)
 
 
 def _prepare(specs: list[DatasetSpec], protocol: str, paths: SearchPaths) -> Iterator[Outcome]:

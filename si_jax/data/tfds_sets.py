@@ -25,26 +25,25 @@ def from_tfds(
     data_dir: str | os.PathLike | None = None,
     *,
     fetch: bool = False,
+    called: str = "",
 ) -> ImageSet:
     """Open one split of a TFDS set of images; download and prepare it first if need be.
 
     A set that is prepared in the array_record format is read as it lies, without TensorFlow and
     without TFDS's code for that set; of several versions the highest. To prepare one needs
     TensorFlow (the extra `tfds`); downloads are checked against TFDS's registered checksums.
+    `called` is the set's name, else 'NAME/SPLIT'.
     """
-    directory = find_prepared(name, data_dir)
-    if directory is None:
-        home = tfds_dirs(data_dir)[0]
-        if not fetch:
-            raise MissingSet(
-                f"{name} is not prepared in {home}: prepare it there with tfds.builder({name!r}"
-                f", data_dir={str(home)!r}, file_format='array_record').download_and_prepare()"
-            )
+    directory, home = find_prepared(name, data_dir), tfds_dirs(data_dir)[0]
+    if directory is None and fetch:
         _prepare(name, home)
         directory = find_prepared(name, home)
-        if directory is None:
-            raise MissingSet(f"TFDS prepared {name}, but not in {home}: give another data_dir")
-    return _open(name, split, directory)
+    if directory is None:
+        raise MissingSet(
+            f"{name} is not prepared in {home}: prepare it there with tfds.builder({name!r}"
+            f", data_dir={str(home)!r}, file_format='array_record').download_and_prepare()"
+        )
+    return _open(name, split, directory, called or f"{name}/{split}")
 
 
 def find_prepared(name: str, data_dir: str | os.PathLike | None = None) -> Path | None:
@@ -88,7 +87,7 @@ def _prepare(name: str, data_dir: Path) -> None:
         ) from error
 
 
-def _open(name: str, split: str, directory: Path) -> ImageSet:
+def _open(name: str, split: str, directory: Path, called: str) -> ImageSet:
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(str(directory))
@@ -140,10 +139,10 @@ def _open(name: str, split: str, directory: Path) -> ImageSet:
         for key, info in sorted(builder.info.splits.items())
     ]
     return ImageSet(
-        name=f"{name}/{split}",
+        name=called,
         size=len(source),
         structure=fingerprint_of("tfds", name, str(builder.info.version), split, shards),
         load_fn=load,
         ident_fn=ident,
-        digest_fn=digests(read, f"{name}/{split}", origin),
+        digest_fn=digests(read, called, origin),
     )
