@@ -20,11 +20,9 @@ import jax
 from si_jax import cli
 from si_jax.data import benchmarks, downloads
 from si_jax.data.benchmarks import Resolved
-from si_jax.data.image_set import unlabelled
-from si_jax.data.opening import IMAGE_KEYS, as_image_set
+from si_jax.data.opening import IMAGE_KEYS
 from si_jax.data.own import resolve_own
 from si_jax.data.preprocessing import preprocessing_for
-from si_jax.data.sources import LABELS
 from si_jax.evaluation import results as record
 from si_jax.evaluation.job import (
     Detectors,
@@ -55,8 +53,7 @@ def find_sets(
     id_set: Any = None,
     train_set: Any = None,
     ood: Mapping[str, Any] | None = None,
-    shifted: Mapping[str, Any] | None = None,
-    full_spectrum: bool = False,
+    shifted: Mapping[str, Any] | bool | None = None,
     download: bool = False,
     allow_missing: bool = False,
     seed: int = 0,
@@ -81,9 +78,9 @@ def find_sets(
             also name -> images.
         train_set: likewise the images that detectors are fitted on.
         ood: name -> further images; the name of one of the benchmark's sets says where that set is.
-        shifted: name -> covariate-shifted in-distribution images. With some, all is measured a
-            second time with them counted as in-distribution: the full spectrum.
-        full_spectrum: whether the benchmark's own sets of such images are taken.
+        shifted: name -> covariate-shifted in-distribution images; of a benchmark's own sets also
+            name -> None, and True for all of them. With some, all is measured a second time with
+            them counted as in-distribution: the full spectrum.
         download: whether a benchmark's public sets that are absent are downloaded.
         allow_missing: whether absent sets are left out.
         seed: of synthetic sets.
@@ -95,17 +92,17 @@ def find_sets(
     Raises:
         ValueError: if an argument makes no sense, or a set is absent (`MissingSet`).
     """
-    check_names([*(ood or {}), *(shifted or {})])
+    check_names([*(ood or {}), *(shifted if isinstance(shifted, Mapping) else ())])
     table = benchmark_table(benchmark)
     if table is None:
         if model is None:
             raise ValueError("custom data is brought to a network's size: give the model")
-        if full_spectrum:
-            raise ValueError("full_spectrum is for benchmarks: give custom sets as shifted")
+        if shifted is True:
+            raise ValueError("shifted=True is for benchmarks: give custom sets by name")
         name, is_named = "", isinstance(id_set, Mapping) and len(id_set) == 1
         if is_named and not {*IMAGE_KEYS} & id_set.keys():  # else columns
             ((name, id_set),) = id_set.items()
-        sets = resolve_own(
+        return resolve_own(
             benchmark,
             num_classes=model.num_classes,
             preprocessing=preprocessing_for(model.input_size, model.card),
@@ -113,33 +110,27 @@ def find_sets(
             test=id_set,
             train=train_set,
             ood=ood,
+            shifted=shifted or None,
             name=name,
             seed=seed,
         )
-    else:
-        given = {table.test.name: id_set, table.train.name: train_set}
-        if download:
-            for outcome in downloads.prepare(
-                table.name, protocol, data_dir, ood_root, full_spectrum=full_spectrum
-            ):
-                print(f"{outcome.name}: {outcome.state}; {outcome.detail}", file=sys.stderr)
-        sets = benchmarks.resolve(
-            table.name,
-            protocol,
-            data_dir,
-            ood_root,
-            extra={**(ood or {}), **{k: data for k, data in given.items() if data is not None}},
-            allow_missing=allow_missing,
-            fetch=download,
-            full_spectrum=full_spectrum,
-        )
-    added = []
-    for name, data in (shifted or {}).items():
-        images = as_image_set(data, name)
-        is_folder = isinstance(data, (str, os.PathLike)) and Path(data).expanduser().is_dir()
-        has_labels = not is_folder or (Path(data).expanduser() / LABELS).is_file()
-        added.append(images if has_labels else unlabelled(images))
-    return dataclasses.replace(sets, shifted=(*sets.shifted, *added))
+    given = {table.test.name: id_set, table.train.name: train_set}
+    if download:
+        own = shifted is True or (shifted and None in shifted.values())
+        for outcome in downloads.prepare(
+            table.name, protocol, data_dir, ood_root, full_spectrum=bool(own)
+        ):
+            print(f"{outcome.name}: {outcome.state}; {outcome.detail}", file=sys.stderr)
+    return benchmarks.resolve(
+        table.name,
+        protocol,
+        data_dir,
+        ood_root,
+        extra={**(ood or {}), **{k: data for k, data in given.items() if data is not None}},
+        allow_missing=allow_missing,
+        fetch=download,
+        shifted=shifted,
+    )
 
 
 def evaluate(

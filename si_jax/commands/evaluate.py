@@ -54,6 +54,7 @@ def main(
     *,
     benchmark: str | None = None,
     id_set: str | None = None,
+    full_spectrum: bool = False,
     out: str | None = None,
     list_detectors: bool = False,
     list_taps: bool = False,
@@ -80,6 +81,7 @@ def main(
         train_set: where the images to fit on are, likewise.
         ood: NAME=PATH of a folder of images, .npz or .mat file, to add, or to say where a set is.
         shifted: NAME=PATH of covariate-shifted in-distribution images, for the full spectrum.
+        full_spectrum: take the benchmark's own sets of such images.
         checkpoint: bundled name, checkpoint directory, or (with --model) a file of another
             framework, or with --torch its state dict; random for fresh weights; default: the
             bundled one that was trained on the benchmark.
@@ -114,6 +116,10 @@ def main(
         print_taps(make_detectors(names, model, options=options))
         return
     search = {**find.keywords, "id_set": in_distribution(dataset, id_set)}
+    if full_spectrum:
+        own = BENCHMARKS[dataset].shifted if dataset in BENCHMARKS else ()
+        both = {**{spec.name: None for spec in own}, **search.get("shifted", {})}
+        search["shifted"] = both if own else True
     sets, model, label = find_and_load(dataset, search, load.keywords)
     run = partial(run, model, sets, options=options, out=directory)
     scoring = {k: v for k, v in run.keywords.items() if k != "command"}

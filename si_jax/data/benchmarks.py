@@ -1,5 +1,6 @@
 """`find`, which opens a data set where it lies, and `resolve`, which finds those of a benchmark."""
 
+import collections
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -129,7 +130,10 @@ def find(spec: DatasetSpec, paths: SearchPaths, num_classes: int | None = None) 
     """
     folders = num_classes if spec.class_folders else None
     if spec.name in paths.given:
-        images = as_image_set(paths.given[spec.name], spec.name, num_classes=folders)
+        data = paths.given[spec.name]
+        images = as_image_set(data, spec.name, num_classes=folders)
+        if num_classes and not spec.class_folders and sources.has_class_folders(data):
+            images = unlabelled(images)
         return Found(images, "given by the user")
     if spec.make:
         return Found(as_image_set(spec.make(), spec.name), "made on the spot")
@@ -177,6 +181,11 @@ def _places(
             yield "prepared by TFDS", False, read
 
 
+def custom_shifted(name: str) -> DatasetSpec:
+    """A covariate-shifted set of the user's, whose folders need not be the classifier's classes."""
+    return DatasetSpec(name, class_folders=False)
+
+
 def resolve(
     benchmark: str,
     protocol: str = "published",
@@ -186,18 +195,23 @@ def resolve(
     extra: Mapping[str, Any] | None = None,
     allow_missing: bool = False,
     fetch: bool = False,
-    full_spectrum: bool = False,
+    shifted: Mapping[str, Any] | bool | None = None,
 ) -> Resolved:
     """Find the sets of a benchmark, of which `si_jax.find_sets` says more."""
     check_choice(BENCHMARKS, benchmark=benchmark)
     table = BENCHMARKS[benchmark]
     check_choice(table.ood, protocol=protocol)
-    if full_spectrum and not table.shifted:
-        having = ", ".join(name for name, other in BENCHMARKS.items() if other.shifted)
-        raise ValueError(f"full_spectrum: {benchmark} has no shifted sets; these have: {having}")
-    paths = SearchPaths(data_dir, ood_root, dict(extra or {}), fetch)
-    specs = table.specs(protocol, full_spectrum)
-    sets: dict[str, list[OodSet]] = {group: [] for group, _ in specs} | {"shifted": []}
+    own = {spec.name: spec for spec in table.shifted}
+    if shifted is True:
+        if not own:
+            having = ", ".join(name for name, other in BENCHMARKS.items() if other.shifted)
+            raise ValueError(f"{benchmark} has no shifted sets of its own; these have: {having}")
+        shifted = dict.fromkeys(own)
+    given = {name: data for name, data in (shifted or {}).items() if data is not None}
+    paths = SearchPaths(data_dir, ood_root, {**(extra or {}), **given}, fetch)
+    specs = table.specs(protocol)
+    specs += [("shifted", own.get(n, custom_shifted(n))) for n in shifted or ()]
+    sets = collections.defaultdict[str, list[OodSet]](list)
     absent: list[MissingDataset] = []
     unlisted: list[str] = []
     train_absent = ""

@@ -313,13 +313,13 @@ class Benchmark:
     ood: Mapping[str, Mapping[str, tuple[DatasetSpec, ...]]]
     shifted: tuple[DatasetSpec, ...] = ()
 
-    def specs(self, protocol: str, full_spectrum: bool = False) -> list[tuple[str, DatasetSpec]]:
-        """All sets under a protocol and their groups; also 'test', 'train' and 'shifted'."""
+    def specs(self, protocol: str) -> list[tuple[str, DatasetSpec]]:
+        """'test', 'train' and all groups of a protocol, each with a set."""
         known = [("test", self.test), ("train", self.train)]
         if protocol == "openood":
             known = [(split, spec.listed(self.name)) for split, spec in known]
         ood = [(group, spec) for group, specs in self.ood[protocol].items() for spec in specs]
-        return [*known, *ood, *(("shifted", spec) for spec in self.shifted if full_spectrum)]
+        return [*known, *ood]
 
 
 def _sets(*names: str, lists: Sequence[str] = ()) -> tuple[DatasetSpec, ...]:

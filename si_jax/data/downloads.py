@@ -70,8 +70,8 @@ def prepare(
     check_choice(BENCHMARKS, benchmark=benchmark)
     check_choice(PROTOCOLS, protocol=protocol)
     table, paths = BENCHMARKS[benchmark], SearchPaths(data_dir, ood_root)
-    specs = [spec for _, spec in table.specs(protocol, full_spectrum)]
-    return _prepare(specs, protocol, paths)
+    specs = [spec for _, spec in table.specs(protocol)]
+    return _prepare([*specs, *(table.shifted if full_spectrum else ())], protocol, paths)
 
 
 def _prepare(specs: list[DatasetSpec], protocol: str, paths: SearchPaths) -> Iterator[Outcome]:

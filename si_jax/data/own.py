@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from si_jax.data import synthetic
-from si_jax.data.benchmarks import OodSet, Resolved
+from si_jax.data.benchmarks import OodSet, Resolved, SearchPaths, custom_shifted, find
 from si_jax.data.image_set import MissingSet
 from si_jax.data.opening import as_image_set
 from si_jax.data.preprocessing import Preprocessing
@@ -24,6 +24,7 @@ def resolve_own(
     test: Any = None,
     train: Any = None,
     ood: Mapping[str, Any] | None = None,
+    shifted: Mapping[str, Any] | None = None,
     name: str = "",
     seed: int = 0,
 ) -> Resolved:
@@ -53,6 +54,7 @@ def resolve_own(
     if not sets:
         made = synthetic.sets_of(tested, preprocessing, seed)
         sets = [OodSet(key, "made", images) for key, images in made.items()]
+    look = SearchPaths(given=shifted or {})
     return Resolved(
         benchmark=name,
         num_classes=num_classes,
@@ -63,4 +65,5 @@ def resolve_own(
         ood=tuple(sets),
         train_absent="give a folder train beside val, with a folder a class, or say where training"
         " images are",
+        shifted=tuple(find(custom_shifted(n), look, num_classes).images for n in look.given),
     )

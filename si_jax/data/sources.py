@@ -98,6 +98,14 @@ def holds_several(path: str | os.PathLike) -> bool:
     return suffix not in EXTENSIONS and os.path.isdir(text)
 
 
+def has_class_folders(data: Any) -> bool:
+    """Whether it is a folder whose images get their labels, if any, from the folders in it."""
+    if not isinstance(data, str | os.PathLike):
+        return False
+    folder = Path(data).expanduser()
+    return folder.is_dir() and not (folder / LABELS).is_file()
+
+
 def matching(pattern: str) -> Iterator[str]:
     """The files that a glob matches, in the order of their names; a MissingSet if there is none."""
     matched = iter(sorted(glob.iglob(pattern, recursive=True)))

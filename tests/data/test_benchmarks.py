@@ -143,19 +143,21 @@ def test_the_full_spectrum_of_cifar(ood_root):
         MissingSet,
         match=r"cifar10_c: run si-jax prepare-data; or save",
     ):
-        resolve("cifar10", ood_root=ood_root, full_spectrum=True)
-    without = resolve("cifar10", ood_root=ood_root, full_spectrum=True, allow_missing=True)
+        resolve("cifar10", ood_root=ood_root, shifted=True)
+    without = resolve("cifar10", ood_root=ood_root, shifted=True, allow_missing=True)
     assert without.shifted == () and [item.name for item in without.absent] == ["cifar10_c"]
     (ood_root / "CIFAR-10-C").mkdir()
     np.save(ood_root / "CIFAR-10-C/fog.npy", np.zeros((20, 32, 32, 3), np.uint8))
     np.save(ood_root / "CIFAR-10-C/labels.npy", np.arange(20) % 10)
     for protocol in PROTOCOLS:
-        found = resolve("cifar10", protocol, ood_root, full_spectrum=True, allow_missing=True)
+        found = resolve("cifar10", protocol, ood_root, shifted=True, allow_missing=True)
         (images,) = found.shifted
         assert (images.name, len(images), images.load(13)[1]) == ("cifar10_c", 20, 3)
         assert "cifar10_c" not in {item.name for item in found.ood}
-    with pytest.raises(ValueError, match="digits has no shifted sets; these have: cifar10, "):
-        resolve("digits", full_spectrum=True)
+    with pytest.raises(
+        ValueError, match="digits has no shifted sets of its own; these have: cifar10, "
+    ):
+        resolve("digits", shifted=True)
 
 
 def test_the_full_spectrum_of_imagenet(tmp_path):
@@ -166,7 +168,7 @@ def test_the_full_spectrum_of_imagenet(tmp_path):
         put(tmp_path, f"images_largescale/{name}/n01443537", 3)
     write_list(tmp_path, "imagenet/test_imagenet_r", ["imagenet_r/n01443537/2.png 1"])
     write_list(tmp_path, "imagenet200/test_imagenet_r", ["imagenet_r/n01443537/0.png 0"])
-    options = {"allow_missing": True, "full_spectrum": True}
+    options = {"allow_missing": True, "shifted": True}
     found = resolve("imagenet", "openood", tmp_path, **options)
     assert [(s.name, len(s), s.load(0)[1]) for s in found.shifted] == [
         ("imagenet_c", 3, -1),  # which class its one folder is cannot be told
@@ -174,6 +176,14 @@ def test_the_full_spectrum_of_imagenet(tmp_path):
     ]
     assert "imagenet_v2" in {item.name for item in found.absent}
     assert "imagenet_c" in found.unlisted
+    given = {"imagenet_r": None, "imagenet_c": tmp_path / "images_largescale/imagenet_c"}
+    given["mine"] = tmp_path / "images_largescale/imagenet_r"
+    found = resolve("imagenet", "openood", tmp_path, **{**options, "shifted": given})
+    assert [(s.name, len(s), s.load(0)[1]) for s in found.shifted] == [
+        ("imagenet_r", 1, 1),
+        ("imagenet_c", 3, -1),
+        ("mine", 3, -1),
+    ]
     found = resolve("imagenet200", "openood", tmp_path, **options)
     assert [(s.name, len(s), s.load(0)[1]) for s in found.shifted] == [("imagenet_r", 1, 0)]
 

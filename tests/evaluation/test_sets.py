@@ -140,8 +140,10 @@ def test_the_full_spectrum_beside_the_usual_result(root, tiny, tmp_path, monkeyp
     (tmp_path / "results.json").write_text(json.dumps(broken))
     with pytest.raises(ValueError, match="in 'full_spectrum', the sets of detector 'msp'"):
         runs.load(tmp_path)
-    with pytest.raises(ValueError, match="give custom sets as shifted"):
-        evaluate_benchmark(root, tiny, full_spectrum=True)
+    with pytest.raises(
+        ValueError, match="shifted=True is for benchmarks: give custom sets by name"
+    ):
+        evaluate_benchmark(root, tiny, shifted=True)
 
 
 def test_data_is_looked_for_before_weights_are_loaded(tmp_path, monkeypatch):
