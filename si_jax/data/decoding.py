@@ -56,10 +56,8 @@ _PICTURES = threading.Lock()  # a Pillow image is read, and its tags too, by one
 def decode(data: bytes, name: str, *, upright: bool = False) -> UInt8[np.ndarray, "height width 3"]:
     """Decode an image in one of `FORMATS` (the first, where it holds several) to RGB.
 
-    The result is what Pillow's `convert("RGB")`, and so torchvision's folder loader, gives: grey is
-    replicated, palettes are looked up, CMYK is converted, an alpha channel is *dropped* (not
-    composited on a background). The exception is 16-bit grey, which Pillow may clip: here it keeps
-    its high byte, as Pillow does for 16-bit colour.
+    It is what Pillow's `convert("RGB")`, and so torchvision's folder loader, gives (alpha is
+    dropped); of 16-bit grey, which Pillow may clip, it is the high byte, as of 16-bit colour.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:

@@ -136,7 +136,7 @@ def download_set(download: Download, root: Path) -> Path:
 
 
 def fetch(url: str, path: Path, md5: str = "") -> str:
-    """Download a file with gdown, going on where an earlier attempt ended; return its MD5 sum.
+    """Download a file, going on where an earlier attempt ended; return its MD5 sum.
 
     Nothing is at `path` before the sum has been compared with `md5` ('' where none is known).
     """
@@ -174,9 +174,7 @@ def unpack(archive: Path, root: Path, folder: str) -> Path:
     """Unpack a tar (of any compression) or zip file to `folder` below `root`, and return its path.
 
     Archives differ in how much of `folder` their paths repeat: with 'a/b' as the folder, a member
-    called 'a/b/c.png', 'b/c.png' or 'c.png' becomes `root`/a/b/c.png. Paths that lead elsewhere,
-    links, devices, and more than 2 million files or the larger of 1 GiB and 20 times the archive's
-    size are refused.
+    called 'a/b/c.png', 'b/c.png' or 'c.png' becomes `root`/a/b/c.png.
     """
     target, parts = root / folder, PurePosixPath(folder).parts
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):

@@ -92,11 +92,10 @@ def read_bytes(path: str | os.PathLike, limit: int = LARGEST_FILE) -> bytes:
 def read_arrays(
     path: str | os.PathLike, names: Collection[str] | None = None
 ) -> dict[str, np.ndarray]:
-    """Read the arrays of a `.npz` file.
+    """Read the arrays of a `.npz` file, of at most 1 GiB or 20 times its size; none is unpickled.
 
-    Nothing is unpickled. The arrays that are read may take 1 GiB, or 20 times the file's own size
-    where that is more. NumPy's own `load` reads on where a member is shorter or longer than its
-    header says, or is lost from the archive's list; here that is an error.
+    NumPy's own `load` reads on where a member is shorter or longer than its header says, or is lost
+    from the archive's list; here that is an error.
     """
     with open_regular(path) as file:
         try:
@@ -125,8 +124,7 @@ def read_arrays(
 def check_members(file: BinaryIO, archive: zipfile.ZipFile) -> None:
     """Raise an error if an archive's list of members, which has no check sum, is damaged.
 
-    A damaged name is not that in the member's own header, which opening it compares; a lost member
-    makes the list shorter than the archive's last record says.
+    Opening a member compares its name; the archive's last record says how many there are.
     """
     for info in archive.infolist():
         archive.open(info).close()
@@ -157,10 +155,7 @@ def write_atomically(path: Path, write: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file of text, UTF-8; whole and errors as `write_atomically`.
-
-    What UTF-8 cannot say, as in the name of a file that is no text, is written as an escape.
-    """
+    """Write a file of text, whole; what UTF-8 cannot say, as in names of files, is escaped."""
     write_atomically(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
@@ -229,10 +224,9 @@ def default_data_dir() -> Path:
 
 @contextlib.contextmanager
 def written_whole(directory: Path) -> Iterator[Path]:
-    """A hidden directory to fill, which takes the name `directory` once the block ends well.
+    """A hidden directory to fill, which replaces `directory` once the block ends well.
 
-    What is at `directory` is replaced then; its parents are made. What other processes left behind
-    beside it, because they were killed while they wrote, is removed.
+    What processes that were killed while they wrote left behind beside it is removed.
     """
     hidden = make_hidden(directory)
     old = hidden.with_name(f"{hidden.name}.old")

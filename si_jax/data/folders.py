@@ -27,17 +27,12 @@ def from_folder(
     num_classes: int | None = None,
     classes: Sequence[str] = (),
 ) -> ImageSet:
-    """Read the images of a folder, in the order of their relative paths.
+    """Read the images of a folder, in the order of their relative paths, as the page says.
 
-    Images may lie flat or in folders, at any depth. A file is an image if its ending says so
-    (`decoding.EXTENSIONS`, in either case), or its first bytes; the rest is left out, which the
-    set's `notes` report. Hidden files and folders (names that begin with a dot) are left out in
-    silence. Links are followed: each real folder is read once, by its own path if that lies in the
-    set and else by the first link to it, and a link to a folder in which it lies itself is not
-    followed. The label of an image is the position of its top-level folder among those that hold
-    images, sorted by name, or by number if all of them are numbers; images that lie flat have none
-    (-1). `classes` (names in the order of the labels), or else `<folder>.wnid_to_index.json` beside
-    the folder (name to label), take the place of these positions; otherwise there must be
+    The label of an image is the position of its top-level folder among those that hold images,
+    sorted by name, or by number if all of them are numbers; images that lie flat have none (-1).
+    `classes` (names in the order of the labels), or else `<folder>.wnid_to_index.json` beside the
+    folder (name to label), take the place of these positions; otherwise there must be
     `num_classes` folders.
     """
     root = Path(path).expanduser()
@@ -70,11 +65,7 @@ def from_files(
         return decode_file(root / names[index]), int(labels[index])
 
     def read(index: int) -> tuple[bytes, str, int]:
-        try:
-            content = files.read_bytes(root / names[index])
-        except OSError:
-            content = b""
-        return content, names[index], int(labels[index])
+        return files.read_bytes(root / names[index]), names[index], int(labels[index])
 
     def origin(indices: np.ndarray) -> tuple[list[Path], object]:
         facts = [(names[index], int(labels[index])) for index in indices]
@@ -93,7 +84,7 @@ def from_files(
 
 
 def decode_file(file: Path) -> UInt8[np.ndarray, "height width 3"]:
-    """Read and decode an image's file, turned upright as EXIF notes; or an UnreadableImage."""
+    """Read and decode an image's file, turned upright as EXIF notes."""
     try:
         data = files.read_bytes(file)
     except (OSError, ValueError) as error:
@@ -107,9 +98,7 @@ def decode_file(file: Path) -> UInt8[np.ndarray, "height width 3"]:
 def walk(root: Path) -> Iterator[tuple[str, bool]]:
     """All files below a folder, one at a time: (path, relative and with '/', whether an image).
 
-    Real folders come first, then those that links lead to, so that what is read does not depend on
-    which of them happens to be listed first. A folder's own files come before those of the folders
-    in it, each in the order of their names.
+    Real folders come first, then those that links lead to, whatever their names are.
     """
     seen: set[tuple[int, int]] = set()
     waiting = [root]
@@ -144,7 +133,6 @@ def _scan(root: Path) -> tuple[list[str], list[str]]:
 
 
 def _is_image(path: Path) -> bool:
-    """Say whether a file's ending or its first bytes say that it holds an image."""
     if path.suffix.lower() in EXTENSIONS:
         return True
     try:

@@ -1,8 +1,7 @@
 """`ImageSet` and `ImageStream`, the two forms in which images reach the rest of the library.
 
-Their content is hashed, in threads, so that a file that is replaced by another is noticed. What
-takes long is remembered below `files.home()`, under a key of every file's path, size, inode and
-times of change, and so is only computed again where one of them is another.
+Content is hashed, so that a file that is replaced is noticed. Hashes are kept below `files.home()`
+under a key of every file's path, size, inode and times of change.
 """
 
 import contextlib
@@ -94,10 +93,7 @@ class ImageSet:
 
     @functools.cached_property
     def digests(self) -> UInt8[np.ndarray, "n 32"]:
-        """Hashes of every image, uint8 of shape (n, 32); the first half is of its content alone.
-
-        Reads every image where it's first asked for. Of shape (0, 32) where nothing is known.
-        """
+        """Hashes of every image, the first half of its content alone; none where none are known."""
         if self.digest_fn is None:
             return np.zeros((0, 32), np.uint8)
         return self.digest_fn(np.arange(self.size))
@@ -207,17 +203,15 @@ def digests(
     name: str,
     origin: Callable[[np.ndarray], tuple[Sequence[Path], object]] | None = None,
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """A set's `digest_fn`, which hashes images in threads.
+    """A set's `digest_fn`; it hashes what `read` gives: an image's content, and what else counts.
 
-    `read` gives an image's content and what else belongs to it; an unreadable image counts as
-    empty. `origin` gives the files that images are read from and what else is known of them: while
-    these stay as they are, hashes are recalled.
+    Hashes are recalled while what `origin` gives is the same: files, and what else counts.
     """
 
     def digest(index: int) -> bytes:
         try:
             content, *facts = read(index)
-        except UnreadableImage:  # which is reported where the image is loaded
+        except (UnreadableImage, OSError):  # which is reported where the image is loaded
             content, facts = b"", [index, "unreadable"]
         return digest_of(content, *facts)
 
@@ -239,27 +233,22 @@ def digests(
     return lambda indices: remembered(lambda: compute(indices), len(indices), *origin(indices))
 
 
-def pixels(load: Callable[[int], tuple[np.ndarray, int]]) -> Callable[[int], tuple[Any, ...]]:
-    """What `digests` reads of images that lie in no file of their own."""
+def numbered(
+    name: str, size: int, load: Callable[[int], tuple[np.ndarray, int]], *structure: object
+) -> ImageSet:
+    """A set whose images have no names but their numbers, hashed by their pixels."""
 
     def read(index: int) -> tuple[bytes, tuple[int, ...], int]:
         image, label = load(index)
         return image.tobytes(), image.shape, label
 
-    return read
-
-
-def numbered(
-    name: str, size: int, load: Callable[[int], tuple[np.ndarray, int]], *structure: object
-) -> ImageSet:
-    """A set whose images have no names but their numbers, hashed by their pixels."""
     return ImageSet(
         name=name,
         size=size,
         structure=fingerprint_of(*structure),
         load_fn=load,
         ident_fn=lambda index: f"{name}[{index}]",
-        digest_fn=digests(pixels(load), name),
+        digest_fn=digests(read, name),
     )
 
 

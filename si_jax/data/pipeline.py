@@ -76,11 +76,10 @@ def batches(
 ) -> Iterator[Batch]:
     """Decode and transform images in threads and yield them in order, in batches.
 
-    At most `prefetch + 1` batches are held at a time. The threads start with the first batch and
-    end with the last one, with an error, or when the generator is closed. Arrays in the size that
-    `transform` crops to, and arrays of other numbers than uint8, are left as they are. Images that
-    cannot be decoded are an error, or masked out and named if `skip_unreadable`. All have
-    `image_shape`, or the shape of the first image, which the first batch must then hold.
+    At most `prefetch + 1` batches are held at a time. Arrays in the size that `transform` crops to,
+    and of other numbers than uint8, are left as they are. Images that cannot be decoded are an
+    error, or masked out and named if `skip_unreadable`. All have `image_shape`, or the shape of the
+    first image, which the first batch must then hold.
     """
     check_least(1, batch_size=batch_size, workers=workers)
     check_least(0, prefetch=prefetch)

@@ -96,11 +96,7 @@ def preprocessing_for(
 def resize(
     image: UInt8[np.ndarray, "height width 3"], size: int | tuple[int, int] | None
 ) -> UInt8[np.ndarray, "new_height new_width 3"]:
-    """Resize as torchvision's `Resize` does a Pillow image: bilinear, antialiased.
-
-    `size` is the length of the shorter side (the longer one is rounded down), (height, width) to
-    ignore the aspect ratio, or None to leave the image alone.
-    """
+    """Resize to what `Preprocessing.resize` says; the longer side is rounded down."""
     if size is None:
         return image
     height, width = image.shape[:2]
@@ -120,10 +116,9 @@ def resize(
 def center_crop(
     image: UInt8[np.ndarray, "height width 3"], size: tuple[int, int]
 ) -> UInt8[np.ndarray, "crop_height crop_width 3"]:
-    """Crop the centre as torchvision's `CenterCrop` does, its rounding of offsets included.
+    """Crop the centre; where a side is too short, zeros are added, the odd one at the far end.
 
-    Where a side is too short, zeros are added on both ends (the odd one at the far end). Offsets
-    of a crop are rounded half to even.
+    Offsets of a crop are rounded half to even, as torchvision's `CenterCrop` does.
     """
     missing = [max(0, want - have) for want, have in zip(size, image.shape, strict=False)]
     if any(missing):

@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,7 @@ from si_jax.data.image_set import (
     MissingSet,
     Prepared,
     check_any,
-    digests,
-    fingerprint_of,
     numbered,
-    pixels,
     prepared,
     subset,
 )
@@ -69,24 +66,26 @@ def from_path(
 ) -> ImageSet:
     """Open a folder, a `.npz` file, a list (`.txt`), one of SVHN's `.mat` files, or images by name.
 
-    Images are named by the path of one, or by a glob such as `photos/**/*.jpg`.
-
-    A folder with `labels.npy` holds CIFAR's corrupted copies, see `from_corruptions`.
+    Images are named by the path of one, or by a glob such as `photos/**/*.jpg`. A folder with
+    `labels.npy` holds CIFAR's corrupted copies.
     """
     path = Path(path).expanduser()
-    if path.suffix.lower() == ".npz":
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
         return from_npz(path, name=name)
-    if path.suffix.lower() == ".mat":
+    if suffix == ".mat":
         return from_svhn_mat(path, name=name)
-    if path.suffix.lower() == ".txt":
+    if suffix == ".txt":
         return from_list(path, name=name, num_classes=num_classes)
     if (path / LABELS).is_file():
         return from_corruptions(path, name=name)
     if glob.has_magic(str(path)) and not path.exists():
-        return _named(path, matching(str(path)), name)
-    if not path.is_dir() and (path.suffix.lower() in EXTENSIONS or path.exists()):
-        return _named(path, [str(path)], name)
-    return from_folder(path, name=name, num_classes=num_classes, classes=classes)
+        names = list(matching(str(path)))
+    elif not path.is_dir() and (suffix in EXTENSIONS or path.exists()):
+        names = [str(path)]
+    else:
+        return from_folder(path, name=name, num_classes=num_classes, classes=classes)
+    return from_files(Path(), names, np.full(len(names), NO_LABEL), name=name or path.name)
 
 
 def holds_several(path: str | os.PathLike) -> bool:
@@ -116,11 +115,6 @@ def matching(pattern: str) -> Iterator[str]:
     yield from files
 
 
-def _named(path: Path, found: Iterable[str], name: str | None) -> ImageSet:
-    names = list(found)
-    return from_files(Path(), names, np.full(len(names), NO_LABEL), name=name or path.name)
-
-
 def from_list(
     path: str | os.PathLike,
     *,
@@ -133,11 +127,9 @@ def from_list(
     A label is a number or, on all lines, a wnid such as n01440764, whose number is its place among
     all of the list's, sorted.
     """
-    path = Path(path).expanduser()
+    path = _existing_file(path)
     try:
         lines = files.read_bytes(path).decode("utf-8-sig").split("\n")
-    except FileNotFoundError as error:
-        raise MissingSet(f"{path} is not a file: give the path of a list of images") from error
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as a list of images ({error})") from error
     names, texts = [], []
@@ -240,10 +232,7 @@ def from_npz(path: str | os.PathLike, *, name: str | None = None) -> ImageSet:
 
 
 def from_svhn_mat(path: str | os.PathLike, *, name: str | None = None) -> ImageSet:
-    """One of SVHN's own files of 32x32 crops, e.g. `test_32x32.mat`; labels are 0 to 9.
-
-    `X` is uint8 of shape (32, 32, 3, n), `y` the digits with 10 for zero.
-    """
+    """Read one of SVHN's own files of 32x32 crops, e.g. `test_32x32.mat`; zeros are 10 in it."""
     path = _existing_file(path)
     command = [sys.executable, "-c", _READ_MAT, str(path)]
     try:
@@ -270,10 +259,7 @@ def _existing_file(path: str | os.PathLike) -> Path:
 
 
 def from_cifar_binary(paths: Sequence[str | os.PathLike], *, name: str | None = None) -> ImageSet:
-    """Read files of CIFAR's binary version, such as `data_batch_1.bin` or `train.bin`.
-
-    The images are taken one file after the other; of CIFAR-100 the fine labels.
-    """
+    """Read files of CIFAR's binary version, such as `train.bin`; of CIFAR-100 the fine labels."""
     parts = []
     for path in map(_existing_file, paths):
         data = np.frombuffer(files.read_bytes(path), np.uint8)
@@ -296,9 +282,7 @@ def from_corruptions(
 ) -> ImageSet:
     """Read CIFAR-10-C or CIFAR-100-C as published: a `.npy` file a corruption, and `labels.npy`.
 
-    Each file holds the test images at five severities, uint8 of shape (50000, 32, 32, 3); all but
-    those of `ASIDE` are mapped into memory, so that only images that are taken are read. Of all
-    images, `drawn` are taken at random, which a note says.
+    Files are mapped into memory; `drawn` images are taken at random, and a note says so.
     """
     folder = Path(folder).expanduser()
     paths = [p for p in sorted(folder.glob("*.npy")) if p.stem not in (*ASIDE, "labels")]
@@ -320,14 +304,10 @@ def from_corruptions(
         file, row = divmod(index, len(labels))
         return np.array(parts[file][row]), int(labels[row])
 
-    called = name or folder.resolve().name
-    whole = ImageSet(
-        name=called,
-        size=len(paths) * len(labels),
-        structure=fingerprint_of("corruptions", [path.stem for path in paths], len(labels)),
-        load_fn=load,
-        ident_fn=lambda index: f"{paths[index // len(labels)].stem}[{index % len(labels)}]",
-        digest_fn=digests(pixels(load), called),
+    stems = [path.stem for path in paths]
+    whole = dataclasses.replace(
+        numbered(name or folder.resolve().name, len(paths) * len(labels), load, stems, len(labels)),
+        ident_fn=lambda index: f"{stems[index // len(labels)]}[{index % len(labels)}]",
     )
     taken = subset(whole, drawn, 0)
     if taken is whole:
@@ -337,7 +317,6 @@ def from_corruptions(
 
 
 def _mapped(path: Path) -> np.ndarray:
-    """Map a `.npy` file into memory."""
     _existing_file(path)
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)

@@ -54,10 +54,7 @@ KINDS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
 
 
 def sets_of(images: ImageSet, transform: Preprocessing, seed: int = 0) -> dict[str, ImageSet]:
-    """Make the sets of every kind out of at most 1000 images.
-
-    They are made at the size behind the resizing, so that noise is not averaged away by it.
-    """
+    """Make sets of at most 1000 images, at the size after the resizing, which would blur noise."""
     chosen = subset(images, MOST, seed)
     return {name: _made(name, chosen, transform, seed) for name in KINDS}
 

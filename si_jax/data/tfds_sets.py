@@ -27,12 +27,11 @@ def from_tfds(
     fetch: bool = False,
     called: str = "",
 ) -> ImageSet:
-    """Open one split of a TFDS set of images; download and prepare it first if need be.
+    """Open one split of a TFDS set of images, `called` NAME/SPLIT else.
 
     A set that is prepared in the array_record format is read as it lies, without TensorFlow and
-    without TFDS's code for that set; of several versions the highest. To prepare one needs
-    TensorFlow (the extra `tfds`); downloads are checked against TFDS's registered checksums.
-    `called` is the set's name, else 'NAME/SPLIT'.
+    without TFDS's code for that set. With `fetch`, it is prepared first, which needs TensorFlow
+    (the extra `tfds`); downloads are checked against TFDS's registered checksums.
     """
     directory, home = find_prepared(name, data_dir), tfds_dirs(data_dir)[0]
     if directory is None and fetch:
