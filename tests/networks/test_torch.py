@@ -17,8 +17,9 @@ import torch_styles as styles
 import si_jax
 from si_jax import splitting
 from si_jax.decision.export import LOADER, ONNX_LOADER, export_jax, export_onnx
+from si_jax.detectors.si import selected_features
 from si_jax.integration import max_logit
-from si_jax.taps import select
+from si_jax.taps import default_taps, select
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("torchax")
@@ -26,6 +27,10 @@ pytestmark = pytest.mark.usefixtures("one_device")
 
 IMAGE = {"input_size": styles.SIZE, "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3)}
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, styles.SIZE, styles.SIZE, 3), np.uint8)
+
+
+NO_ZEROS = ("convnext", "vit", "swin")
+"""Styles in which no activation switches gradients off."""
 
 
 @cache
@@ -40,6 +45,11 @@ def normalised():
     return np.asarray(model.normalise(jnp.asarray(IMAGES)))
 
 
+def first():
+    """The images with their channels first."""
+    return normalised().transpose(0, 3, 1, 2).copy()
+
+
 def close(found, expected, tolerance=1e-5):
     scale = max(1.0, np.abs(expected).max())
     np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance * scale)
@@ -49,8 +59,10 @@ def close(found, expected, tolerance=1e-5):
 def test_logits_features_and_gradients_at_the_default_taps_are_pytorchs(style):
     network, model = network_and_model(style)
     taps = select(model)
-    x = normalised().transpose(0, 3, 1, 2).copy()
-    logits, features, gradients = styles.reference(styles.copied(network), x, model.head, taps)
+    network = styles.copied(network)
+    logits, features, _, added = styles.passed(network, first(), model.head, taps)
+    gradients = torch.autograd.grad(logits.max(1).values.sum(), [added[tap] for tap in taps])
+    logits, features = logits.detach().numpy(), features.detach().numpy()
 
     @jax.jit
     def computed(variables, images):
@@ -62,9 +74,32 @@ def test_logits_features_and_gradients_at_the_default_taps_are_pytorchs(style):
     close(out.features, features)
     weights, bias = model.head_weights(model.variables), model.head_bias(model.variables)
     close(out.features @ weights + bias, logits)
-    for tap in taps:
+    for tap, expected in zip(taps, gradients, strict=True):
+        expected = styles.last(network, tap, expected).numpy()
         assert out.outputs[tap].shape == found[tap].shape
-        close(found[tap], gradients[tap])
+        close(found[tap], expected)
+
+
+@pytest.mark.parametrize("style", styles.STYLES)
+@pytest.mark.parametrize("steps", [1, 2])
+def test_scores_are_those_of_gradients_that_pytorch_takes(style, steps):
+    """GAIA's and S&I's at two taps, whichever engine serves, against hooks in PyTorch."""
+    network, model = network_and_model(style)
+    given = (styles.copied(network), first(), model.head)
+    names = ("gaia-a", "gaia-z") if steps == 1 else ("si-a", "si-z")
+    share = 1.0 if steps == 1 else 0.9
+    chosen = np.asarray(selected_features(model.head_weights(model.variables), share))
+    taps, (outer,) = select(model)[:: len(select(model)) - 1], default_taps(model, "outer")
+    expected = styles.channel_average(*given, taps, outer, chosen, steps)
+    found = si_jax.make_detector(names[0], model, taps=taps).score(IMAGES)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    if style in NO_ZEROS:
+        with pytest.raises(ValueError, match="counts where gradients vanish"):
+            si_jax.make_detector(names[1], model, taps=taps)
+        return
+    expected = styles.zero_deflation(*given, taps, steps)
+    found = si_jax.make_detector(names[1], model, taps=taps).score(IMAGES)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def model_of(network, **options):
@@ -72,7 +107,7 @@ def model_of(network, **options):
 
 
 def same_logits(network, model, tolerance=1e-5):
-    x = torch.from_numpy(normalised().transpose(0, 3, 1, 2).copy())
+    x = torch.from_numpy(first())
     out = copy.deepcopy(network).eval()(x.to(next(network.parameters()).dtype))
     close(model.logits(IMAGES), out.detach().float().numpy(), tolerance)
 
@@ -165,7 +200,7 @@ def test_transformers_networks():
     )  # fmt: skip
     network = styles.randomised(transformers.ViTForImageClassification(config))
     model = model_of(network, output="logits")
-    x = torch.from_numpy(normalised().transpose(0, 3, 1, 2).copy())
+    x = torch.from_numpy(first())
     close(model.logits(IMAGES), network.eval()(x).logits.detach().numpy())
     assert model.head == "classifier" and model.num_features == 12
     assert len(select(model)) == 5

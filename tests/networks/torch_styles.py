@@ -10,6 +10,7 @@ from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 SIZE, CLASSES = 16, 5
+FEATURES, STEP = "(features)", 0.001
 
 
 def conv(inputs, outputs, size=3, stride=1, **options):
@@ -381,38 +382,94 @@ def copied(network):
     return randomised(type(network)() if type(network) is Odd else copy.deepcopy(network))
 
 
-def reference(network, x, head, taps):
-    """Logits, what enters the head, and the largest logit's gradient at taps, by PyTorch itself.
+def passed(network, x, head, taps, replaced=None):
+    """One pass of PyTorch: (logits, what enters the head, tap -> value, tap -> offset added to it).
 
     Args:
         network: a network of one of the styles.
         x: images, channels first.
         head: path of the head.
-        taps: paths; `"conv#1"` is the second call.
+        taps: paths; `"conv#1"` is the second call, `"(features)"` what enters the head.
+        replaced: tap -> what stands in its place.
     """
-    network = network.eval()
-    modules = {tap: network.get_submodule(tap.partition("#")[0].replace("/", ".")) for tap in taps}
-    added, counts, features = {}, {}, []
+    values, added, counts, handles = {}, {}, {}, []
+    paths = {tap: (head if tap == FEATURES else tap).partition("#")[0] for tap in taps}
+    modules = {tap: network.get_submodule(path.replace("/", ".")) for tap, path in paths.items()}
+
+    def shown(tap, out):
+        out = (replaced or {}).get(tap, out)
+        values[tap], added[tap] = out.detach(), torch.zeros_like(out).requires_grad_()
+        return out + added[tap]
 
     def hook(module, args, out):
-        for tap in (tap for tap in taps if modules[tap] is module):
+        for tap in (tap for tap in taps if modules[tap] is module and tap != FEATURES):
             if counts.get(tap, 0) == int(tap.partition("#")[2] or 0):
-                added[tap] = torch.zeros_like(out).requires_grad_()
-                out = out + added[tap]
+                out = shown(tap, out)
             counts[tap] = counts.get(tap, 0) + 1
         return out
 
-    for module in set(modules.values()):
-        module.register_forward_hook(hook)
+    def enters(module, args):
+        entered = shown(FEATURES, args[0]) if FEATURES in taps else args[0]
+        features.append(entered.flatten(1))
+        return (entered,)
+
+    features = []
+    handles = [module.register_forward_hook(hook) for module in set(modules.values())]
     last = network.get_submodule(head.replace("/", "."))
-    last.register_forward_pre_hook(lambda module, args: features.append(args[0]))
-    logits = network(torch.as_tensor(x))
-    gradients = torch.autograd.grad(logits.max(1).values.sum(), [added[tap] for tap in taps])
-    gradients = {
-        tap: (x.movedim(1, -1) if x.ndim == 4 and channels_first(modules[tap]) else x).numpy()
-        for tap, x in zip(taps, gradients, strict=True)
-    }
-    return logits.detach().numpy(), features[0].detach().flatten(1).numpy(), gradients
+    handles.append(last.register_forward_pre_hook(enters))
+    logits = network.eval()(torch.as_tensor(x))
+    for handle in handles:
+        handle.remove()
+    return logits, features[0], values, added
+
+
+def integrated(network, x, head, tap, target, steps):
+    """Sum of the gradients of a target (logits, features) -> numbers, along S&I's path at a tap."""
+    replaced, labels, total = {}, None, 0
+    for _ in range(steps):
+        logits, features, values, added = passed(network, x, head, [tap], replaced)
+        labels = logits.argmax(1) if labels is None else labels
+        of = added[tap]
+        (gradient,) = torch.autograd.grad(target(logits, features).sum(), of, retain_graph=True)
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        (ascent,) = torch.autograd.grad(loss, of)
+        replaced = {tap: values[tap] + STEP * ascent.sign()}
+        total = total + gradient
+    return last(network, tap, total)
+
+
+def last(network, tap, x):
+    """What is at a tap, with its channels as the last axis."""
+    path = tap.partition("#")[0].replace("/", ".")
+    if tap == FEATURES:
+        return x.flatten(1)
+    return x.movedim(1, -1) if x.ndim == 4 and channels_first(network.get_submodule(path)) else x
+
+
+def over_positions(x):
+    return x.reshape(len(x), -1, x.shape[-1]).mean(1)
+
+
+def zero_deflation(network, x, head, taps, steps):
+    """Minus the mean of the squared share of positions whose integrated gradient is not zero."""
+
+    found = [integrated(network, x, head, k, lambda y, _: y.max(1).values, steps) for k in taps]
+    densities = [over_positions((gradient != 0).float()) for gradient in found]
+    return -(torch.cat(densities, 1) ** 2).mean(1).numpy()
+
+
+def channel_average(network, x, head, taps, outer, chosen, steps):
+    """Minus the mean squared channel average, over that of the log-softmax at the outer tap.
+
+    `chosen` holds 1 for the features that enter the sum.
+    """
+
+    def average(tap, target):
+        return over_positions(integrated(network, x, head, tap, target, steps))
+
+    inner = [average(tap, lambda _, z: z * torch.tensor(chosen)) for tap in taps]
+    end = average(outer, lambda y, _: torch.log_softmax(y, 1)).abs().mean(1)
+    return -(torch.cat(inner, 1) ** 2).mean(1).numpy() / end.numpy()
 
 
 def channels_first(module):
