@@ -65,14 +65,14 @@ def sections(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
 
 def metric_tables(entries: Sequence[Entry]) -> list[Table]:
     """One table per metric: detectors and runs by sets and averages, in per cent."""
-    columns = list(dict.fromkeys(c for entry in entries for c in _columns(entry.first)))
+    columns = list(dict.fromkeys(c for entry in entries for c in report.columns(entry.first)))
     lines = [
         (detector, entry)
         for detector in dict.fromkeys(d for e in entries for d in e.runs[0].detectors)
         for entry in entries
         if detector in entry.first.results
     ]
-    header = ("detector", "run", *(title for title, *_ in columns))
+    header = ("detector", "run", *(column.title for column in columns))
     stubs = [(detector, entry.name) for detector, entry in lines]
     shown = []
     for metric in report.titles():
@@ -143,22 +143,11 @@ def _seedless(value: Any) -> Any:
     return value
 
 
-def _columns(run: Results) -> list[tuple[str, report.Column, tuple[str, ...]]]:
-    """(title, column, the sets that it averages); alike in all runs if the same."""
-    table = []
-    for column in report.columns(run):
-        _, key, is_group = column
-        members = tuple(n for n, g in run.groups.items() if g == key) if is_group else ()
-        table.append((report.column_title(run, column), column, members))
-    return table
-
-
-def _values(detector: str, entry: Entry, column: tuple, metric: str) -> list[float]:
-    if column not in _columns(entry.first):
+def _values(detector: str, entry: Entry, column: report.Column, metric: str) -> list[float]:
+    if column not in report.columns(entry.first):
         return []
-    values = [report.cell(run.results, detector, column[1], metric) for run in entry.runs]
-    measured = [value for value in values if value is not None]
-    return measured if len(measured) == len(values) else []
+    values = [report.cell(run.results, detector, column, metric) for run in entry.runs]
+    return [value for value in values if value is not None] if None not in values else []
 
 
 def _deviation(values: Sequence[float]) -> str:

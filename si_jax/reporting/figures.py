@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from si_jax.evaluation.store import PREDICTION
-from si_jax.reporting.runs import COUNT, ENDS, Run
+from si_jax.evaluation import metrics
+from si_jax.reporting.runs import Run
 
 ID_COLOUR, OOD_COLOUR = "#0072B2", "#D55E00"  # blue, vermilion
 LINES = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -26,7 +26,6 @@ DASHES = ("-", "--", ":", "-.")
 WIDTH = 11.0  # inches
 TAPS_NAMED = 30  # more taps than these are not all named
 BINS = 60  # of a histogram
-POINTS = 400  # of a ROC curve
 LONGEST = 40  # letters of a detector's name
 
 
@@ -104,7 +103,7 @@ def histograms(run: Run, detector: str) -> Figure:
     figure, panels = grid(len(run.ood_sets), height=2.3)
     label_of_axis, shown = AXES.get(detector, ("score", lambda scores: scores.astype(np.float64)))
     id_scores = shown(run.scores(run.id_set, detector))
-    threshold = _threshold(id_scores)
+    (threshold,) = shown(np.array([run.threshold(detector)]))
     for axes, name in zip(panels, run.ood_sets, strict=True):
         ood_scores = shown(run.scores(name, detector))
         edges = _edges(id_scores, ood_scores)
@@ -174,12 +173,12 @@ def tap_densities(run: Run, detector: str) -> Figure:
     _, total = figure.get_size_inches()
     place = (1.5 / WIDTH, names / total, 1 - 2.1 / WIDTH, 0.35 * len(sets) / total)
     id_scores = _tap_values(run, run.id_set, detector, kind)
-    ordered = np.sort(id_scores, axis=0)
     places, thin = np.arange(len(taps)), {"linewidth": 1.1, "markersize": 4}
     auroc = np.zeros((len(sets), len(taps)))
     for number, (axes, name) in enumerate(zip(panels, sets, strict=True)):
         ood_scores = _tap_values(run, name, detector, kind)
-        auroc[number] = [_auroc(k, n) for k, n in zip(ordered.T, ood_scores.T, strict=True)]
+        pairs = zip(id_scores.T, ood_scores.T, strict=True)
+        auroc[number] = [1 - metrics.auroc(*pair) for pair in pairs]  # of OOD above ID
         axes.sharey(panels[0])
         if kind == "tap_average":
             axes.set_yscale("log", nonpositive="clip")
@@ -201,48 +200,6 @@ def tap_densities(run: Run, detector: str) -> Figure:
     return figure
 
 
-def gallery(run: Run, image_set: str) -> Figure:
-    """The images of a set that look most and least in-distribution, one row for each detector."""
-    detectors = [d for d in run.detectors if (image_set, d, "most") in run.picks]
-    left, step, gap, head, line = 1.15, 0.8, 0.25, 0.3, 1.2
-    height = head + line * len(detectors)
-    figure = Figure(figsize=(WIDTH, height))
-    axes = figure.add_axes((0, 0, 1, 1))
-    threshold = {d: _threshold(run.scores(run.id_set, d)) for d in detectors}
-    for end, name in enumerate(ENDS):
-        start = left + end * (COUNT * step + gap)
-        title = f"{name} in-distribution-looking"
-        axes.text(start, 0.08, title, fontsize=9, va="top", weight="bold")
-        for row, detector in enumerate(detectors):
-            top = head + row * line
-            if not end:
-                axes.text(left - 0.1, top + 0.36, detector, fontsize=9, ha="right", va="center")
-            for place, pick in enumerate(run.picks.get((image_set, detector, name), [])[:COUNT]):
-                _thumbnail(axes, pick.image, start + place * step, top, step - 0.08)
-                middle = start + place * step + (step - 0.08) / 2
-                accepted = pick.score >= threshold[detector]
-                lines = [f"{pick.score:.4g}", "accepted" if accepted else "rejected"]
-                lines += _classes(run, image_set, pick.index)
-                axes.text(
-                    middle,
-                    top + 0.75,
-                    "\n".join(lines),
-                    fontsize=6.2,
-                    ha="center",
-                    va="top",
-                    color="#333333" if accepted else OOD_COLOUR,
-                    parse_math=False,
-                )
-    axes.set(xlim=(0, WIDTH), ylim=(height, 0))
-    axes.set_axis_off()
-    return figure
-
-
-def _threshold(id_scores: np.ndarray) -> np.floating:
-    """The score that keeps 95 % of the in-distribution images, as `metrics.fpr95` has it."""
-    return np.sort(id_scores)[round(0.05 * len(id_scores))]
-
-
 def _title(run: Run, image_set: str, length: int = 28) -> str:
     return f"{short(image_set, length)} ({run.results.groups[image_set]})"
 
@@ -260,16 +217,10 @@ def _edges(id_scores: np.ndarray, ood_scores: np.ndarray) -> np.ndarray:
 def _roc(
     id_scores: Float[np.ndarray, "n"], ood_scores: Float[np.ndarray, "m"]
 ) -> tuple[Float[np.ndarray, "points"], Float[np.ndarray, "points"]]:
-    """False and true positive rate at so few thresholds that the curve is quickly drawn."""
-    values = np.unique(np.concatenate([id_scores, ood_scores]))[::-1]
-    fpr, tpr = (
-        np.concatenate([[0.0], 1 - np.searchsorted(np.sort(s), values, side="left") / len(s)])
-        for s in (ood_scores, id_scores)
-    )
-    length = np.concatenate([[0.0], np.cumsum(np.diff(fpr) + np.diff(tpr))])
-    chosen = np.unique(np.searchsorted(length, np.linspace(0, length[-1], POINTS)))
-    chosen = np.minimum(chosen, len(fpr) - 1)
-    return fpr[chosen], tpr[chosen]
+    """False and true positive rate at every threshold, the highest one first."""
+    counts = metrics.count(id_scores, ood_scores)
+    fpr, tpr = (np.append(0, np.cumsum(x[::-1]) / x.sum()) for x in (counts.ood, counts.id))
+    return fpr, tpr
 
 
 def _tap_values(
@@ -282,35 +233,6 @@ def _tap_values(
     if kind == "tap_pvalue":
         values = 1 - values
     return values
-
-
-def _auroc(id_scores: Float[np.ndarray, "n"], ood_scores: Float[np.ndarray, "m"]) -> float:
-    """Chance that the second has a greater value than the first, which is in ascending order."""
-    below = [np.searchsorted(id_scores, ood_scores, side=side).mean() for side in ("left", "right")]
-    return float(sum(below) / (2 * len(id_scores)))
-
-
-def _classes(run: Run, image_set: str, index: int) -> list[str]:
-    """An image's predicted class and, where it is known, its true one."""
-    arrays = run.arrays[image_set].get(PREDICTION)
-    if arrays is None:
-        return []
-    row = int(np.searchsorted(arrays["index"], index))
-    predicted, label = int(arrays["score"][row]), int(arrays["label"][row])
-    shown = f"class {predicted}"
-    return [shown if image_set != run.id_set or label < 0 else f"{shown}, true {label}"]
-
-
-def _thumbnail(axes, image: np.ndarray, left: float, top: float, side: float) -> None:
-    """An image fitted into a square, `top` measured downwards."""
-    height, width = (side * n / max(image.shape[:2]) for n in image.shape[:2])
-    left, top = left + (side - width) / 2, top + (side - height) / 2
-    axes.imshow(
-        image,
-        extent=(left, left + width, top + height, top),
-        interpolation="nearest",
-        aspect="auto",
-    )
 
 
 def encode(figure: Figure, form: str = "png", dpi: int = 160) -> bytes:

@@ -4,17 +4,20 @@ The pages' text lies in `templates/`, which escape what they are given.
 """
 
 import base64
-from collections.abc import Iterator, Sequence
+import io
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
+import numpy as np
+from PIL import Image
 
 from si_jax.data.files import write_atomically, write_text
+from si_jax.evaluation.store import PREDICTION
 from si_jax.reporting import comparison, figures, report
-from si_jax.reporting.report import PAGES, Table
-from si_jax.reporting.runs import Run
+from si_jax.reporting.report import PAGES, Cell, Table
+from si_jax.reporting.runs import ENDS, Pick, Run
 
 CAPTIONS = {
     "overview": "AUROC of each detector on each set: 50 is chance, 100 is perfect. The bars are"
@@ -36,24 +39,22 @@ CAPTIONS = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as it stands in a page."""
+    """A figure as it stands in a page; `data` is its address."""
 
     data: str
     text: str
     caption: str = ""
-    form: str = "png"
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page: notes, then tables, then figures, then facts."""
+    """A part of a page: notes, then tables, then figures."""
 
     anchor: str
     title: str
     notes: Sequence[str] = ()
     tables: Sequence[Table] = ()
     figures: Sequence[tuple[str, Picture]] = ()
-    facts: Sequence[tuple[str, str]] = ()
 
 
 def write(run: Run, directory: Path) -> Path:
@@ -66,7 +67,7 @@ def write(run: Run, directory: Path) -> Path:
         chart = figures.encode(figures.overview(run))
         write_atomically(directory / "overview.png", lambda file: file.write(chart))
         text = f"AUROC of {', '.join(run.detectors)} on {', '.join(run.ood_sets)}"
-        overview = _picture(chart, text, CAPTIONS["overview"])
+        overview = Picture(_data(chart), text, CAPTIONS["overview"])
     return _write(
         directory,
         "run.html",
@@ -77,8 +78,8 @@ def write(run: Run, directory: Path) -> Path:
         sections=[
             Section("results", "Results", report.notes(results), report.metric_tables(results)),
             *_pictures(run),
-            Section("settings", "Settings", facts=report.settings(results)),
-            Section("metadata", "Metadata", facts=report.metadata(results)),
+            Section("settings", "Settings", tables=[_facts(report.settings(results))]),
+            Section("metadata", "Metadata", tables=[_facts(report.metadata(results))]),
         ],
     )
 
@@ -102,38 +103,64 @@ def write_comparison(entries: Sequence[comparison.Entry], directory: Path) -> Pa
     )
 
 
+def _facts(rows: Sequence[tuple[str, str]]) -> Table:
+    """Names and values, as a table without a header."""
+    return Table("", (), tuple((Cell(name), Cell(value or "–")) for name, value in rows), text=True)
+
+
 def _pictures(run: Run) -> Iterator[Section]:
+    def of_each(draw: Callable, detectors: Sequence[str], what: str) -> list[tuple[str, Picture]]:
+        return [
+            (d, Picture(_data(figures.encode(draw(run, d))), f"{what} of {d}: {names}"))
+            for d in detectors
+        ]
+
     names = ", ".join(run.ood_sets)
     if run.ood_sets:
+        curves = _data(figures.encode(figures.roc_curves(run)))
         caption = " ".join([CAPTIONS["roc"], *figures.coincidences(run)])
-        curves = _picture(figures.roc_curves(run), f"ROC curves: {names}", caption)
-        yield Section("roc", "ROC curves", figures=[("", curves)])
-        pictures = [
-            (d, _picture(figures.histograms(run, d), f"Scores of {d}: {names}"))
-            for d in run.detectors
-        ]
-        yield Section("scores", "Scores", [CAPTIONS["histograms"]], figures=pictures)
-    tapped = [d for d in run.detectors if run.ood_sets and figures.tap_kind(run, d)]
-    if tapped:
-        pictures = [
-            (d, _picture(figures.tap_densities(run, d), f"Layers of {d}: {names}")) for d in tapped
-        ]
-        yield Section("layers", "Layers", [CAPTIONS["taps"]], figures=pictures)
-    sets = list(dict.fromkeys(name for name, _, _ in run.picks))
-    pictures = []
-    for name in sets:
-        picks = [pick for key, several in run.picks.items() if key[0] == name for pick in several]
-        # a PNG of small images is the smaller file, of large ones a JPEG
-        form = "jpeg" if max(pick.image.shape[0] for pick in picks) > 48 else "png"
-        text = f"Most and least in-distribution-looking images of {name}"
-        pictures.append((name, _picture(figures.gallery(run, name), text, form=form)))
-    note = CAPTIONS["gallery"] if sets else "No images were kept with this run."
-    yield Section("images", "Images", [note], figures=pictures)
+        shown = [("", Picture(curves, f"ROC curves: {names}", caption))]
+        yield Section("roc", "ROC curves", figures=shown)
+        shown = of_each(figures.histograms, run.detectors, "Scores")
+        yield Section("scores", "Scores", [CAPTIONS["histograms"]], figures=shown)
+        if tapped := [d for d in run.detectors if figures.tap_kind(run, d)]:
+            shown = of_each(figures.tap_densities, tapped, "Layers")
+            yield Section("layers", "Layers", [CAPTIONS["taps"]], figures=shown)
+    galleries = [_gallery(run, name) for name in dict.fromkeys(name for name, _, _ in run.picks)]
+    note = CAPTIONS["gallery"] if galleries else "No images were kept with this run."
+    yield Section("images", "Images", [note], galleries)
 
 
-def _picture(figure: Figure | bytes, text: str, caption: str = "", form: str = "png") -> Picture:
-    data = figure if isinstance(figure, bytes) else figures.encode(figure, form)
-    return Picture(base64.b64encode(data).decode(), text, caption, form)
+def _gallery(run: Run, image_set: str) -> Table:
+    """The images of a set that look most and least in-distribution, a row for each detector."""
+    rows = []
+    for detector in run.detectors:
+        ends = [(end, run.picks.get((image_set, detector, end), ())) for end in ENDS]
+        cells = [_thumbnail(run, image_set, detector, pick) for _, picks in ends for pick in picks]
+        rows.append((Cell(detector), *cells))
+    title = f"Most and least in-distribution-looking images of {image_set}"
+    header = [f"{end} {i}" for end, picks in ends for i in range(1, len(picks) + 1)]
+    return Table(title, ("detector", *header), tuple(rows))
+
+
+def _thumbnail(run: Run, image_set: str, detector: str, pick: Pick) -> Cell:
+    """An image with its score, the decision, its predicted class and, where known, its true one."""
+    said = ["accepted" if pick.score >= run.threshold(detector) else "rejected"]
+    if predicted := run.arrays[image_set].get(PREDICTION):
+        row = int(np.searchsorted(predicted["index"], pick.index))
+        said.append(f"class {int(predicted['score'][row])}")
+        if image_set == run.id_set and (label := int(predicted["label"][row])) >= 0:
+            said.append(f"true {label}")
+    file = io.BytesIO()
+    # a PNG of a small image is the smaller file, of a large one a JPEG
+    form = "jpeg" if pick.image.shape[0] > 48 else "png"
+    Image.fromarray(pick.image).save(file, form, quality=90, subsampling=0)
+    return Cell(f"{pick.score:.4g}", "\n".join(said), picture=_data(file.getvalue(), form))
+
+
+def _data(content: bytes, form: str = "png") -> str:
+    """A picture's file as an address that holds it."""
+    return f"data:image/{form};base64,{base64.b64encode(content).decode()}"
 
 
 def _write(directory: Path, template: str, **content: Any) -> Path:

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 
@@ -24,17 +24,22 @@ CONVENTIONS = {
 }
 """Title -> the metric that it reports beside AUROC."""
 
-Column = tuple[str, str, bool]
-"""Title of a table's column, the set or group, and whether it is a group's average."""
-
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a `Table`: its text, what follows in small print, and whether it is the best."""
+    """One cell of a `Table`.
+
+    Attributes:
+        text: what it says.
+        detail: what follows in small print.
+        best: whether it is the best of its column.
+        picture: the address of a picture above the text.
+    """
 
     text: str
     detail: str = ""
     best: bool = False
+    picture: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class Table:
 
     Attributes:
         title: what it shows.
-        header: (columns,) titles.
+        header: (columns,) titles; () for none.
         rows: (rows,) of (columns,) cells.
         stubs: how many columns, from the first one on, name the rows.
         text: whether the other columns are words, not numbers.
@@ -54,6 +59,21 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     stubs: int = 1
     text: bool = False
+
+
+class Column(NamedTuple):
+    """A column of a table of metrics: a set, or the average of a group's `members`."""
+
+    name: str
+    key: str
+    group: str
+    members: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """The name with that of its group, as reports have it."""
+        known = self.members and self.group in self.name
+        return self.name if known else f"{self.name} ({self.group})"
 
 
 def titles() -> dict[str, str]:
@@ -230,7 +250,7 @@ def tables(run: Results) -> str:
             ]
             for detector in run.results
         ]
-        header = ["AUROC / FPR95, %", *(name for name, _, _ in columns(run))]
+        header = ["AUROC / FPR95, %", *(column.name for column in columns(run))]
         shown.append(f"{convention}\n{text_table(header, rows)}")
     return "\n\n".join(shown)
 
@@ -238,7 +258,7 @@ def tables(run: Results) -> str:
 def metric_tables(run: Results, metrics: Sequence[str] = ()) -> list[Table]:
     """One table per metric, all by default, in per cent, detectors by sets and averages."""
     shown_columns = columns(run)
-    header = ("detector", *(column_title(run, column) for column in shown_columns))
+    header = ("detector", *(column.title for column in shown_columns))
     shown = []
     for metric in titles():
         if metrics and metric not in metrics:
@@ -283,25 +303,17 @@ def columns(run: Results) -> list[Column]:
     headed: list[Column] = []
     for group in dict.fromkeys(run.groups.values()):
         members = [name for name in run.groups if run.groups[name] == group]
-        headed += [(name, name, False) for name in members]
+        headed += [Column(name, name, group) for name in members]
         if group != "extra" and len(members) > 1:
             partial = group in run.incomplete
             name = f"mean of these {len(members)}" if partial else f"{group} average"
-            headed.append((name, group, True))
+            headed.append(Column(name, group, group, tuple(members)))
     return headed
-
-
-def column_title(run: Results, column: Column) -> str:
-    """A column's title with its group's name, as reports have it."""
-    name, key, is_group = column
-    group = key if is_group else run.groups[key]
-    return name if is_group and key in name else f"{name} ({group})"
 
 
 def cell(run: Results, detector: str, column: Column, metric: str) -> float | int | None:
     """One value of a table, a fraction; None where the run did not measure it."""
-    _, key, is_group = column
-    return (run.averages if is_group else run.results)[detector][key].get(metric)
+    return (run.averages if column.members else run.results)[detector][column.key].get(metric)
 
 
 def listed(value: Any) -> str:
@@ -314,9 +326,8 @@ def _number(fraction: float | int | None) -> str:
 
 
 def _interval(run: Results, detector: str, column: Column, metric: str) -> str:
-    _, key, is_group = column
-    kept = run.average_intervals if is_group else run.intervals
-    ends: Sequence[float] = kept.get(detector, {}).get(key, {}).get(metric, ())
+    kept = run.average_intervals if column.members else run.intervals
+    ends: Sequence[float] = kept.get(detector, {}).get(column.key, {}).get(metric, ())
     return f"({100 * ends[0]:.1f}–{100 * ends[1]:.1f})" if ends else ""
 
 

@@ -111,6 +111,11 @@ class Run:
         """(n,) scores of a set's images."""
         return self.arrays[image_set][detector]["score"]
 
+    def threshold(self, detector: str) -> np.floating:
+        """The score that keeps 95 % of the in-distribution images, as `metrics.fpr95` has it."""
+        scores = np.sort(self.scores(self.id_set, detector))
+        return scores[round(0.05 * len(scores))]
+
 
 def write(results: Results, directory: Path) -> list[Path]:
     """Write `results.json` and `results.csv`; returns their paths."""
@@ -242,8 +247,9 @@ def save_thumbnails(
                 index = int(scored["index"][place])
                 if index not in rows:
                     rows[index] = len(images)
-                    image = transform(_picture(image_set.load(index)[0]))
-                    images.append(_thumbnail(image))
+                    image = Image.fromarray(transform(_picture(image_set.load(index)[0])))
+                    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+                    images.append(np.asarray(image))
                     names.append(image_set.ident(index))
                 score = float(scored["score"][place])
                 picks.append((image_set.name, detector, end, rows[index], index, score))
@@ -293,12 +299,3 @@ def _ends(scores: np.ndarray) -> dict[str, np.ndarray]:
         "most": np.argsort(-scores, kind="stable")[:COUNT],
         "least": np.argsort(scores, kind="stable")[:COUNT],
     }
-
-
-def _thumbnail(image: np.ndarray) -> np.ndarray:
-    height, width = image.shape[:2]
-    scale = min(1, SIDE / max(height, width))
-    if scale == 1:
-        return image
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))

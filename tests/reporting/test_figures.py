@@ -30,23 +30,12 @@ def test_figures_of_constant_scores_of_one_image_each(tmp_path):
     assert figures.tap_kind(run, "msp") is None
 
 
-def test_roc_curve_is_thinned_but_true():
+def test_the_area_under_a_drawn_roc_curve_is_the_auroc():
     rng = np.random.default_rng(0)
-    known, novel = rng.normal(1, 1, 2000), np.round(rng.normal(0, 1, 1500), 1)
+    known, novel = rng.normal(1, 1, 200), np.round(rng.normal(0, 1, 150), 1)
     fpr, tpr = figures._roc(known, novel)
-    assert len(fpr) <= figures.POINTS
     assert (fpr[0], tpr[0], fpr[-1], tpr[-1]) == (0, 0, 1, 1)
-    assert np.trapezoid(tpr, fpr) == pytest.approx(metrics.auroc(known, novel), abs=2e-3)
-    thresholds = [*known, *novel, np.inf]
-    near = np.array([(np.mean(novel >= t), np.mean(known >= t)) for t in thresholds])
-    for point in zip(fpr, tpr, strict=True):
-        assert np.abs(near - point).sum(axis=1).min() < 1e-9
-
-
-def test_auroc_of_a_tap():
-    rng = np.random.default_rng(0)
-    known, novel = rng.integers(0, 9, 50) * 1.0, rng.integers(2, 12, 40) * 1.0
-    assert figures._auroc(np.sort(known), novel) == pytest.approx(metrics.auroc(-known, -novel))
+    assert np.trapezoid(tpr, fpr) == pytest.approx(metrics.auroc(known, novel), abs=1e-12)
 
 
 def test_thumbnails_are_the_extremes(run):
@@ -116,20 +105,6 @@ def test_curves_that_coincide_are_named(run):
 def test_msp_has_an_axis_of_log_odds():
     p = np.array([0.5, 0.9, 1.0], np.float32)
     assert figures.log_odds(p) == pytest.approx([0, np.log(9), np.log(2.0**24 - 1)], rel=1e-5)
-
-
-def test_gallery_says_class_and_verdict(run):
-    arrays = {}
-    for name, size in SETS.items():
-        labels = np.arange(size) % 7 if name == "known" else np.full(size, -1)
-        predicted = {"score": np.full(size, 3), "label": labels, "index": np.arange(size)}
-        arrays[name] = {**run.arrays[name], "prediction": predicted}
-    shown = runs.Run("x", run.results, arrays, run.picks)
-    texts = [text.get_text() for text in figures.gallery(shown, "known").axes[0].texts]
-    assert any("accepted\nclass 3, true" in text for text in texts)
-    assert any("rejected" in text for text in texts)
-    texts = [text.get_text() for text in figures.gallery(shown, "svhn").axes[0].texts]
-    assert any(text.endswith("class 3") for text in texts)
 
 
 def test_names_that_matplotlib_would_take_for_mathematics():

@@ -7,6 +7,7 @@ import sys
 from html import escape
 from html.parser import HTMLParser
 
+import numpy as np
 from made_runs import ENVIRONMENT, SETS, SETTINGS
 
 from si_jax.reporting import html, report, runs
@@ -29,7 +30,8 @@ def test_page_is_whole_and_loads_nothing(page):
     reader = Reader()
     reader.feed(page)
     assert reader.open_tags == []
-    assert len(reader.sources) == 2 + len(SETTINGS) + 2 + len(SETS)
+    images = len(SETS) * len(SETTINGS) * 12
+    assert len(reader.sources) == 2 + len(SETTINGS) + 2 + images
     assert all(source.startswith("data:image/") for source in reader.sources)
     assert reader.links
     assert all(f'id="{link[1:]}"' in page for link in reader.links)
@@ -54,6 +56,21 @@ def test_page_and_text_render_the_metadata(page, run):
     warnings = re.findall(r'<p class="warning">(.*?)</p>', page)
     assert len(warnings) == 1
     assert "averages: lsun." in warnings[0] and "WARNING: Sets of the" in str(run)
+
+
+def test_gallery_says_class_and_decision(run, tmp_path):
+    arrays = {}
+    for name, size in SETS.items():
+        labels = np.arange(size) % 7 if name == "known" else np.full(size, -1)
+        predicted = {"score": np.full(size, 3), "label": labels, "index": np.arange(size)}
+        arrays[name] = {**run.arrays[name], "prediction": predicted}
+    shown = runs.Run("x", run.results, arrays, run.picks)
+    known, other = (html._gallery(shown, name) for name in ("known", "svhn"))
+    said = [cell.detail for row in known.rows for cell in row[1:]]
+    assert all(re.fullmatch(r"(accepted|rejected)\nclass 3\ntrue \d", one) for one in said)
+    assert {one[:8] for one in said} == {"accepted", "rejected"}
+    assert other.rows[0][1].detail.endswith("\nclass 3")
+    assert other.rows[0][1].picture.startswith("data:image/jpeg;base64,")
 
 
 def test_page_warns_and_does_without_images(run, tmp_path):
