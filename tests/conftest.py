@@ -1,6 +1,7 @@
 """Run-time checks of the annotated shapes, two fake devices, and small networks to test with."""
 
 import dataclasses
+import gc
 import os
 
 from jaxlib.version import __version_info__ as jaxlib_version
@@ -80,6 +81,14 @@ def strict_promotion():
     """Arrays of different ranks or dtypes may not meet."""
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture
+def little_garbage():
+    """What is there already is no garbage, which JAX collects after every trace that it checks."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture

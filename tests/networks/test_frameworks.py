@@ -1,7 +1,6 @@
 """The same network in every framework gives the same numbers, under JAX's strict modes too."""
 
 import dataclasses
-import gc
 from functools import cache
 
 import jax
@@ -89,14 +88,6 @@ def fresh_scores(model, name):
 @pytest.mark.parametrize("name", OPTIONS)
 def test_detectors_give_the_same_scores(linen_model, other, name):
     np.testing.assert_allclose(scores(linen_model, name), scores(other, name), rtol=2e-4, atol=2e-5)
-
-
-@pytest.fixture
-def little_garbage():
-    """What is there already is no garbage, which JAX collects after every trace that it checks."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.mark.usefixtures("little_garbage")
