@@ -2,8 +2,10 @@
 
 import copy
 
+import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 from pictures import Dataset, encode, labels
 from PIL import Image
 
@@ -12,12 +14,35 @@ from si_jax.data.opening import as_image_set, as_images
 from si_jax.data.pipeline import batches
 from si_jax.data.preprocessing import Preprocessing
 from si_jax.detectors.detector import training_images
+from si_jax.evaluation import results
 
 COUNT, SIZE = 8, 8
 PIXELS = np.random.default_rng(0).integers(0, 256, (COUNT, SIZE, SIZE, 3), np.uint8)
 LABELS = np.arange(COUNT) % 5
 PICTURES = [Image.fromarray(image) for image in PIXELS]
 ROWS = [{"image": image, "label": k} for image, k in zip(PIXELS, LABELS, strict=True)]
+
+
+class Network(nn.Module):
+    """Two layers, in which every pixel counts."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Dense(6, name="inner")(x.reshape(len(x), -1)))
+        return nn.Dense(5, name="head")(x)
+
+
+@pytest.fixture(scope="module")
+def network():
+    variables = Network().init(jax.random.key(0), np.zeros((1, SIZE, SIZE, 3), np.float32))
+    return si_jax.Model(
+        Network(),
+        variables,
+        input_size=SIZE,
+        mean=(0.4, 0.5, 0.6),
+        std=(0.2, 0.25, 0.3),
+        head="head",
+    )
 
 
 class Loader:
@@ -139,11 +164,11 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def detectors(tiny):
+def detectors(network):
     """One that is calibrated, one that learns from images, and what they give for an array."""
     calibration = np.random.default_rng(1).integers(0, 256, (40, SIZE, SIZE, 3), np.uint8)
-    energy = si_jax.make_detector("energy", tiny, batch_size=3).calibrate(calibration)
-    knn = si_jax.make_detector("knn", tiny, batch_size=3, k=2)
+    energy = si_jax.make_detector("energy", network, batch_size=4).calibrate(calibration)
+    knn = si_jax.make_detector("knn", network, batch_size=4, k=2)
     return energy, knn, energy.score(PIXELS), knn.fit(PIXELS).score(PIXELS)
 
 
@@ -176,30 +201,28 @@ def test_every_method_takes_them(form, detectors, folder):
         energy.explain(make(folder))
 
 
-def test_an_evaluation_takes_them_too(folder, tiny):
+def test_an_evaluation_takes_them_too(folder, network, monkeypatch):
     """Sets of other forms have the scores of the arrays: AUROC, and their labels' accuracy."""
+    monkeypatch.setattr(results, "intervals", lambda job, arrays: {})
     floats = PIXELS.astype(np.float64) / 255
     ood = {form: FORMS[form](folder) for form in ("names", "loader", "glob")}
     ood |= {"pixels": PIXELS, "grey": PIXELS[..., 0]}
     options = {"detectors": ["energy", "knn"], "options": {"knn": {"k": 2}}}
     run = si_jax.evaluate_benchmark(
-        None, tiny, id_set=iter([(floats, np.eye(5)[LABELS])]), train_set=floats, ood=ood,
+        None, network, id_set=iter([(floats, np.eye(5)[LABELS])]), train_set=floats, ood=ood,
         scale="unit", **options,
     )  # fmt: skip
     aurocs = {name: row["auroc"] for name, row in run.results.results["energy"].items()}
-    grey = si_jax.make_detector("energy", tiny)
-    assert aurocs.pop("grey") == pytest.approx(
-        si_jax.metrics.auroc(
-            grey.score(PIXELS), grey.score(np.repeat(PIXELS[..., :1], 3, axis=-1))
-        ),
-        abs=0.02,
-    )
+    energy = si_jax.make_detector("energy", network)
+    grey = energy.score(np.repeat(PIXELS[..., :1], 3, axis=-1))
+    known = si_jax.metrics.auroc(energy.score(PIXELS), grey)
+    assert aurocs.pop("grey") == pytest.approx(known, abs=0.02)
     assert list(aurocs.values()) == pytest.approx([0.5] * 4, abs=0.02)
-    expected = (tiny.logits(PIXELS).argmax(axis=-1) == LABELS).mean()
+    expected = (network.logits(PIXELS).argmax(axis=-1) == LABELS).mean()
     assert run.results.accuracy == pytest.approx(expected)
     with pytest.raises(ValueError, match="say scale='uint8'"):
         si_jax.evaluate_benchmark(
-            None, tiny, detectors=["energy"], id_set=floats, ood={"x": PIXELS}
+            None, network, detectors=["energy"], id_set=floats, ood={"x": PIXELS}
         )
 
 
@@ -214,26 +237,28 @@ def test_an_evaluation_takes_them_too(folder, tiny):
     ],
     ids=["beside", "one-hot", "beside a stream", "with", "stream"],
 )
-def test_labels_come_with_the_images_or_beside_them(given, tiny):
-    found = as_image_set(training_images(tiny, *given), "train")
+def test_labels_come_with_the_images_or_beside_them(given, network):
+    found = as_image_set(training_images(network, *given), "train")
     assert labels(found) == LABELS.tolist()
 
 
 @pytest.mark.parametrize("scale", ["unit", "uint8", "normalised"])
-def test_floats_are_taken_by_all_with_their_scale(scale, detectors, tiny):
+def test_floats_are_taken_by_all_with_their_scale(scale, detectors, network):
     energy, knn, scores, after_fit = detectors
     floats = PIXELS.astype(np.float32)
     if scale != "uint8":
         floats /= 255
     if scale == "normalised":
-        floats = ((floats - tiny.mean) / tiny.std).astype(np.float32)
+        floats = ((floats - network.mean) / network.std).astype(np.float32)
     for given in (floats, iter(floats), Loader(floats)):
         np.testing.assert_allclose(energy.score(given, scale=scale), scores, rtol=1e-4)
     if scale != "unit":
         return
     predicted = energy.predict(list(floats), scale=scale).score
     np.testing.assert_allclose(predicted, scores, rtol=1e-4)
-    again = si_jax.make_detector("energy", tiny).calibrate(floats, tpr=0.5, scale=scale)
+    again = si_jax.make_detector("energy", network, batch_size=4).calibrate(
+        floats, tpr=0.5, scale=scale
+    )
     np.testing.assert_allclose(again.threshold.scores, np.sort(scores), rtol=1e-4)
     knn.fit(floats, scale=scale)
     np.testing.assert_allclose(knn.score(floats, scale=scale), after_fit, rtol=1e-3)

@@ -13,25 +13,22 @@ from si_jax.data.files import READ_ERRORS, read_arrays
 from si_jax.data.image_set import MissingSet, subset, take
 from si_jax.data.sources import from_cifar_binary, from_corruptions
 
+ARRAY = RNG.integers(0, 256, (4, 5, 6, 3), dtype=np.uint8)
+
 
 def test_arrays():
-    images = RNG.integers(0, 256, (4, 5, 6, 3), dtype=np.uint8)
-    found = sources.from_arrays("mine", images, np.array([3, 1, 2, 0]))
+    found = sources.from_arrays("mine", ARRAY, np.array([3, 1, 2, 0]))
     image, label = found.load(2)
-    np.testing.assert_array_equal(image, images[2])
+    np.testing.assert_array_equal(image, ARRAY[2])
     assert (len(found), label, found.ident(2)) == (4, 2, "mine[2]")
     with pytest.raises(IndexError, match=r"index \(=4\)"):
         found.load(4)
     with pytest.raises(IndexError, match=r"index \(=-1\)"):
         found.ident(-1)
-    assert labels(sources.from_arrays("mine", images)) == [-1] * 4
-
-
-@pytest.mark.parametrize("shape", [(2, 5, 6), (2, 5, 6, 1)])
-def test_grey_arrays(shape):
-    images = RNG.integers(0, 256, shape, dtype=np.uint8)
-    image, _ = sources.from_arrays("grey", images).load(1)
-    np.testing.assert_array_equal(image, replicate(images[1].reshape(5, 6)))
+    assert labels(sources.from_arrays("mine", ARRAY)) == [-1] * 4
+    for grey in (ARRAY[..., 0], ARRAY[..., :1]):
+        image, _ = sources.from_arrays("grey", grey).load(1)
+        np.testing.assert_array_equal(image, replicate(ARRAY[1, ..., 0]))
 
 
 @pytest.mark.parametrize(
@@ -40,12 +37,8 @@ def test_grey_arrays(shape):
         (np.zeros((2, 4, 4, 3), "M8[s]"), None, r"not datetime64\[s\] of shape"),
         (np.zeros((2, 4, 4, 3, 1), np.uint8), None, r"shape \(2, 4, 4, 3, 1\)"),
         (np.zeros((0, 4, 4, 3), np.uint8), None, "holds no images"),
-        (
-            np.zeros((2, 4, 4, 3), np.uint8),
-            np.zeros(3, int),
-            r"labels of x .* each of 2 images",
-        ),
-        (np.zeros((2, 4, 4, 3), np.uint8), np.zeros(2), "labels of x .*dtype float64"),
+        (ARRAY, np.zeros(3, int), r"labels of x .* each of 4 images"),
+        (ARRAY, np.zeros(4), "labels of x .*dtype float64"),
     ],
 )
 def test_wrong_arrays(images, labels, message):
@@ -54,32 +47,29 @@ def test_wrong_arrays(images, labels, message):
 
 
 def test_array_fingerprint_is_of_the_content():
-    images = RNG.integers(0, 256, (4, 5, 6, 3), dtype=np.uint8)
-    first = sources.from_arrays("a", images).fingerprint
-    assert first == sources.from_arrays("b", images.copy()).fingerprint
-    assert first != sources.from_arrays("a", images, np.zeros(4, int)).fingerprint
-    assert first != sources.from_arrays("a", images[::-1]).fingerprint
+    first = sources.from_arrays("a", ARRAY).fingerprint
+    assert first == sources.from_arrays("b", ARRAY.copy()).fingerprint
+    assert first != sources.from_arrays("a", ARRAY, np.zeros(4, int)).fingerprint
+    assert first != sources.from_arrays("a", ARRAY[::-1]).fingerprint
 
 
 def test_npz(tmp_path):
-    images = RNG.integers(0, 256, (4, 5, 6, 3), dtype=np.uint8)
-    np.savez_compressed(tmp_path / "set.npz", images=images, labels=np.arange(4))
-    found = sources.from_path(tmp_path / "set.npz")
-    assert found.name == "set"
-    assert labels(found) == [0, 1, 2, 3]
-    np.testing.assert_array_equal(found.load(3)[0], images[3])
-
-    np.savez(tmp_path / "other.npz", pictures=images)
-    with pytest.raises(ValueError, match="no array called 'images'"):
-        sources.from_npz(tmp_path / "other.npz")
-    np.savez(tmp_path / "pickled.npz", images=np.array([{}], object))
-    with pytest.raises(ValueError, match=r"pickled\.npz cannot be read"):
-        sources.from_npz(tmp_path / "pickled.npz")
-    whole = (tmp_path / "set.npz").read_bytes()
+    path = tmp_path / "set.npz"
+    np.savez_compressed(path, images=ARRAY, labels=np.arange(4))
+    found = sources.from_path(path)
+    assert found.name == "set" and labels(found) == [0, 1, 2, 3]
+    np.testing.assert_array_equal(found.load(3)[0], ARRAY[3])
+    whole = path.read_bytes()
     for content in (b"", b"not a zip", whole[: len(whole) // 2]):
-        (tmp_path / "bad.npz").write_bytes(content)
-        with pytest.raises(ValueError, match=r"bad\.npz cannot be read"):
-            sources.from_npz(tmp_path / "bad.npz")
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"set\.npz cannot be read"):
+            sources.from_path(path)
+    np.savez(path, images=np.array([{}], object))
+    with pytest.raises(ValueError, match=r"set\.npz cannot be read"):
+        sources.from_path(path)
+    np.savez(path, pictures=ARRAY)
+    with pytest.raises(ValueError, match="no array called 'images'"):
+        sources.from_path(path)
     with pytest.raises(MissingSet, match=r"absent\.npz is not a file"):
         sources.from_path(tmp_path / "absent.npz")
 
@@ -128,22 +118,21 @@ def test_a_damaged_list_of_members_loses_none_in_silence(tmp_path):
     start = archive.index(b"PK\x01\x02")  # of the list, which has no check sum
     refused = 0
     for place in range(start, len(archive)):
-        for bit in (0x01, 0x20, 0x80):
-            damaged = bytearray(archive)
-            damaged[place] ^= bit
-            path.write_bytes(damaged)
-            try:
-                arrays = read_arrays(path)
-            except READ_ERRORS:
-                refused += 1
-                continue
-            assert arrays.keys() == ARRAYS.keys(), (place - start, bit)
-            for name, array in ARRAYS.items():
-                np.testing.assert_array_equal(arrays[name], array)
-    assert refused > 100
+        damaged = bytearray(archive)
+        damaged[place] ^= (0x01, 0x20, 0x80)[place % 3]
+        path.write_bytes(damaged)
+        try:
+            arrays = read_arrays(path)
+        except READ_ERRORS:
+            refused += 1
+            continue
+        assert arrays.keys() == ARRAYS.keys(), place - start
+        for name, array in ARRAYS.items():
+            np.testing.assert_array_equal(arrays[name], array)
+    assert refused > 50
 
 
-def test_svhn_mat(tmp_path):
+def test_svhn_mat(tmp_path, monkeypatch):
     images = RNG.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     digits = np.array([[10], [1], [9]], np.uint8)
     savemat(tmp_path / "test_32x32.mat", {"X": images.transpose(1, 2, 3, 0), "y": digits})
@@ -153,18 +142,9 @@ def test_svhn_mat(tmp_path):
     (tmp_path / "bad.mat").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="is not one of SVHN's"):
         sources.from_path(tmp_path / "bad.mat")
-
-
-def test_a_mat_file_that_crashes_its_reader_is_told(tmp_path, monkeypatch):
-    (tmp_path / "bad.mat").write_bytes(b"x")
     monkeypatch.setattr(sources, "_READ_MAT", "import os; os.abort()")
     with pytest.raises(ValueError, match=r"bad\.mat is not one of SVHN's"):
-        sources.from_svhn_mat(tmp_path / "bad.mat")
-    monkeypatch.setattr(
-        sources, "_READ_MAT", "import numpy, sys; numpy.savez(sys.stdout.buffer, X=[{}], y=[1])"
-    )
-    with pytest.raises(ValueError, match="allow_pickle"):
-        sources.from_svhn_mat(tmp_path / "bad.mat")
+        sources.from_path(tmp_path / "bad.mat")
 
 
 def test_subset_is_seeded_and_in_order():
@@ -324,11 +304,8 @@ def test_lists_with_numbers_wnids_or_neither(folder):
 def test_lists_of_something_else(folder, lines, message):
     with pytest.raises(ValueError, match=message):
         opened(folder, lines, num_classes=3)
-
-
-def test_files_that_are_no_list(tmp_path):
     with pytest.raises(MissingSet, match=r"absent\.txt is not a file"):
-        sources.from_path(tmp_path / "absent.txt")
-    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
+        sources.from_path(folder / "absent.txt")
+    (folder / "val.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="cannot be read as a list"):
-        sources.from_path(tmp_path / "binary.txt")
+        sources.from_path(folder / "val.txt")
