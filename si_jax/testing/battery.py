@@ -64,14 +64,14 @@ def check_detector(
         fit_images = random_images(model, FIT_IMAGES, seed=2)
         labels = np.arange(FIT_IMAGES) % model.num_classes
 
-    detector = make(model, batch_size=8)
+    detector, other = make(model, batch_size=8), make(model, batch_size=1)
     if detector.needs_fit:
         _refused(lambda: detector.score(images), "it is scored before it is fitted")
     assert detector.fit(fit_images, labels, progress=False) is detector, "fit must return itself"
     for what, wrong in _wrong_images(model, images):
         _refused(partial(detector.score, wrong), f"images are {what}")
         if detector.needs_fit:
-            _refused(partial(make(model).fit, wrong), f"fitting images are {what}")
+            _refused(partial(other.fit, wrong), f"fitting images are {what}")
 
     scores = _score(detector, images)
     assert scores.dtype == np.float32, f"scores must be float32, not {scores.dtype}"
@@ -79,18 +79,16 @@ def check_detector(
     assert np.ptp(scores) > 0, f"all images have the score {scores[0]}"
     tolerance = rtol * max(float(np.ptp(scores)), float(np.abs(scores).max()))
     _extremes(detector, images, tolerance)
-    _state(detector, make, model, images, scores)
+    _state(detector, other)
     if invariance:
         order = np.random.default_rng(0).permutation(len(images))
         _same(_score(detector, images[order]), scores[order], tolerance, "in another order")
-        alone, first = make(model, batch_size=1), jax.local_devices()[:1]
-        if alone.needs_fit:
-            alone.load_state(detector.check_fitted())
+        first = jax.local_devices()[:1]
         with mock.patch.object(jax, "local_devices", lambda *args, **kwargs: first):
-            _same(_score(alone, images), scores, tolerance, "one by one, on one device")
-            if alone.needs_fit:
-                alone.fit(fit_images, labels, progress=False)
-                _same(_score(alone, images), scores, 10 * tolerance, "after a fit one by one")
+            _same(_score(other, images), scores, tolerance, "one by one, on one device")
+            if other.needs_fit:
+                other.fit(fit_images, labels, progress=False)
+                _same(_score(other, images), scores, 10 * tolerance, "after a fit one by one")
 
 
 def random_images(model: Model, count: int, seed: int) -> np.ndarray:
@@ -144,20 +142,20 @@ def _extremes(detector: Detector, images: np.ndarray, tolerance: float) -> None:
     assert np.ptp(scores[:3]) <= tolerance, "identical images must have the same score"
 
 
-def _state(detector, make, model, images, scores) -> None:
-    """What was fitted is saved and loaded; a state of another kind is refused."""
-    other = make(model, batch_size=8)
+def _state(detector: Detector, other: Detector) -> None:
+    """What was fitted is saved and loaded by another; a state of another kind is refused."""
     foreign = {"nothing_of_the_kind": np.zeros(3, np.float32)}
     _refused(lambda: other.load_state(foreign), "the state of another detector is loaded")
     if not detector.needs_fit:
         return
+    state = detector.check_fitted()
     file = io.BytesIO()
-    np.savez(file, **detector.state)
+    np.savez(file, **state)
     file.seek(0)
     with np.load(file, allow_pickle=False) as saved:
         other.load_state({name: saved[name] for name in saved.files})
-    for name, array in other.state.items():
-        assert np.array_equal(array, detector.state[name]), f"{name} must be saved as it is"
+    for name, array in other.check_fitted().items():
+        assert np.array_equal(array, state[name]), f"{name} must be saved as it is"
 
 
 def _same(scores: np.ndarray, expected: np.ndarray, tolerance: float, how: str) -> None:

@@ -14,6 +14,7 @@ import pytest
 import si_jax
 from si_jax.data import digits
 from si_jax.detectors import DETECTORS
+from si_jax.detectors.fitting import Batches
 from si_jax.evaluation.scoring import Scorer
 
 PATH = Path(__file__).parents[1] / "golden" / "detector_scores.json"
@@ -27,11 +28,12 @@ def computed():
     """Method -> its scores of twelve digits and four letters, fitted on 200 digits."""
     model = si_jax.load_model("digits")
     images, labels = digits.load("train")
-    images, labels = images[:200], labels[:200]
+    parts = [(images[i : i + 50], labels[i : i + 50]) for i in range(0, 200, 50)]
+    batches = Batches(lambda: parts, model, keep=True)
     detectors = {}
     for name in BUILT_IN:
         detector = si_jax.make_detector(name, model, batch_size=50, **OPTIONS.get(name, {}))
-        detectors[name] = detector.fit(images, labels) if detector.needs_fit else detector
+        detectors[name] = detector.fit_batches(batches)
     test = np.concatenate([digits.load("test")[0][:12], digits.letters(4)])
     return {name: arrays["score"] for name, arrays in Scorer(detectors)(test).items()}
 
