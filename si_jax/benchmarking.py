@@ -185,7 +185,6 @@ def evaluate(
     """
     began = time.monotonic()
     directory = None if out is None else checked_directory(out)
-    model = dataclasses.replace(model, scale=scale or model.scale)
     job = make_job(
         model,
         sets,
@@ -195,6 +194,7 @@ def evaluate(
         fit_limit=fit_limit,
         seed=seed,
         batch_size=batch_size,
+        scale=scale,
     )
     label = label or f"{model.name}, given as a model"
     about: dict[str, Any] = {"limit": limit, "seed": seed, "checkpoint": label, **job.facts}

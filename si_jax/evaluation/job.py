@@ -145,6 +145,7 @@ def make_job(
     fit_limit: int | None = 10_000,
     seed: int = 0,
     batch_size: int | None = None,
+    scale: str | None = None,
 ) -> Job:
     """What `si_jax.evaluate` evaluates on what; its arguments, and what it raises."""
     check_least(1, limit=limit, fit_limit=fit_limit)
@@ -154,7 +155,7 @@ def make_job(
             f" {sets.num_classes}: choose a network that was trained on {sets.benchmark}"
         )
     # the protocol decides the size; every architecture here pools globally and takes any
-    model = dataclasses.replace(model, input_size=sets.preprocessing.crop)
+    model = changed(model, input_size=sets.preprocessing.crop, scale=scale or model.scale)
     kept = options or {}
     names = applicable(model, kept) if detectors is None else detectors
     made = make_detectors(names, model, options=options, batch_size=batch_size)
@@ -183,6 +184,12 @@ def make_job(
     )
     check_names([image_set.name for image_set in job.sets])
     return job
+
+
+def changed(model: Model, **fields: Any) -> Model:
+    """The model with other fields; itself where they are as they were, as making one traces it."""
+    others = {name: value for name, value in fields.items() if getattr(model, name) != value}
+    return dataclasses.replace(model, **others) if others else model
 
 
 def applicable(model: Model, kept: Container[str]) -> list[str]:
@@ -280,7 +287,7 @@ def benchmark_model(
     options: dict[str, Any] = {"mean": mean, "std": std, "part": part}
     if torch is not None:
         model = torch_model(torch, checkpoint, input_size=input_size, **options)
-        return dataclasses.replace(model, precision=precision), str(checkpoint or torch)
+        return changed(model, precision=precision), str(checkpoint or torch)
     checkpoint = resolve_checkpoint(benchmark, checkpoint, architecture)
     name, is_file = str(checkpoint), Path(checkpoint).is_file()
     options["normalisation"] = normalisation
@@ -303,4 +310,4 @@ def benchmark_model(
             f"checkpoint {name} has {model.num_classes} classes, but {table.name} has"
             f" {table.num_classes}: choose a checkpoint that was trained on {table.name}"
         )
-    return dataclasses.replace(model, precision=precision), name
+    return changed(model, precision=precision), name
