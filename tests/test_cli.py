@@ -30,37 +30,34 @@ cli.run(main)
 """
 
 
-def started(tmp_path, redirection):
-    """The exit status, and what came on standard error."""
-    kept = tmp_path / "kept"
-    command = f'"$0" -c "$1" "$2" {redirection}; exit ${{PIPESTATUS[0]}}'
-    done = subprocess.run(
-        ["bash", "-c", command, sys.executable, PROGRAM, str(kept)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert kept.read_text() == "kept"
-    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
-    return done.returncode, done.stderr
+REDIRECTED = {
+    "| head -n 1": 0,
+    "> /dev/full": 1,
+    ">&-": 0,
+    "2>&- | cat": 0,
+    "2> /dev/full | cat": 1,
+    "2> >(head -c 1 > /dev/null) | cat": None,
+    "> /dev/null": 0,
+}
+"""Where the streams go -> the exit status; None where it is a matter of time."""
 
 
-@pytest.mark.parametrize(
-    ("redirection", "status"),
-    [
-        ("| head -n 1", 0),
-        ("> /dev/full", 1),
-        (">&-", 0),
-        ("2>&- | cat", 0),
-        ("2> /dev/full | cat", 1),
-        ("2> >(head -c 1 > /dev/null) | cat", None),
-        ("> /dev/null", 0),
-    ],
-)
-def test_nothing_is_lost_with_a_stream(tmp_path, redirection, status):
-    code, told = started(tmp_path, redirection)
-    assert status is None or code == status
-    assert ("error: the output could not be written" in told) == (redirection == "> /dev/full")
+def test_nothing_is_lost_with_a_stream(tmp_path):
+    """Neither what the command writes, nor a word of why; seven processes at once."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    started = {}
+    for number, redirection in enumerate(REDIRECTED):
+        line = f'"$0" -c "$1" "$2" {redirection}; exit ${{PIPESTATUS[0]}}'
+        command = ["bash", "-c", line, sys.executable, PROGRAM, str(tmp_path / str(number))]
+        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        started[redirection] = subprocess.Popen(command, env=environment, **pipes)
+    for number, (redirection, process) in enumerate(started.items()):
+        _, said = process.communicate()
+        assert (tmp_path / str(number)).read_text() == "kept"
+        assert "Traceback" not in said and "Exception ignored" not in said
+        assert REDIRECTED[redirection] in (None, process.returncode), redirection
+        failed = "error: the output could not be written" in said
+        assert failed == (redirection == "> /dev/full")
 
 
 def test_a_mistake_is_told_on_standard_error(capsys):
@@ -204,10 +201,20 @@ def test_what_help_says_of_the_recipes_is_so():
     assert "with --epochs 100" in text and usual["epochs"] == 100
 
 
-def test_help_needs_no_jax():
-    code = "import sys, si_jax.commands as c; c.dispatch([]); assert 'jax' not in sys.modules"
+IMPORTS = """
+import sys, si_jax.commands
+si_jax.commands.dispatch([])
+assert "jax" not in sys.modules  # help needs no more
+import si_jax.benchmarking
+assert "matplotlib" not in sys.modules  # it is imported where something is drawn
+import si_jax.reporting.figures
+assert "matplotlib.pyplot" not in sys.modules
+"""
+
+
+def test_nothing_is_imported_before_it_is_needed():
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment, capture_output=True)
+    subprocess.run([sys.executable, "-c", IMPORTS], check=True, env=environment)
 
 
 COMPILING = """

@@ -14,13 +14,13 @@ NAMES = ("knn", "vim", "energy")
 
 
 @pytest.fixture
-def fit(tiny, tmp_path):
+def fit(small, tmp_path):
     """Fits beside what else determines them; the detectors."""
     train = sources.from_arrays("train", IMAGES)
-    empty = job.Job(tiny, {}, train, {}, {}, lambda image: image, train=train)
+    empty = job.Job(small, {}, train, {}, {}, lambda image: image, train=train)
 
     def run(protocol="published"):
-        made = job.make_detectors(NAMES, tiny, options={"knn": {"k": 5}})
+        made = job.make_detectors(NAMES, small, options={"knn": {"k": 5}})
         given = dataclasses.replace(empty, detectors=made, facts={"protocol": protocol})
         told, (note,) = scoring.fit_job(given, tmp_path)
         assert told == {"set": "train", "images": 100, "detectors": ["knn", "vim"]}
@@ -30,7 +30,7 @@ def fit(tiny, tmp_path):
     return run
 
 
-def test_all_fits_share_one_pass_and_are_kept(fit, tiny, tiny_images, tmp_path, monkeypatch):
+def test_all_fits_share_one_pass_and_are_kept(fit, small, tiny_images, tmp_path, monkeypatch):
     passes, original = [], scoring.batches
     monkeypatch.setattr(scoring, "batches", lambda *a, **k: passes.append(1) or original(*a, **k))
     first, again = fit(), fit()
@@ -39,7 +39,7 @@ def test_all_fits_share_one_pass_and_are_kept(fit, tiny, tiny_images, tmp_path, 
     scores = {name: first[name].score(tiny_images) for name in ("knn", "vim")}
     for name, expected in scores.items():
         np.testing.assert_array_equal(again[name].score(tiny_images), expected)
-    direct = si_jax.make_detector("knn", tiny, k=5).fit(IMAGES).score(tiny_images)
+    direct = si_jax.make_detector("knn", small, k=5).fit(IMAGES).score(tiny_images)
     repaired = fit()["knn"]
     assert len(passes) == 2
     np.testing.assert_array_equal(repaired.score(tiny_images), scores["knn"])
@@ -48,6 +48,6 @@ def test_all_fits_share_one_pass_and_are_kept(fit, tiny, tiny_images, tmp_path, 
     assert len(passes) == 3
 
 
-def test_an_unfitted_detector_says_so(tiny, tiny_images):
+def test_an_unfitted_detector_says_so(small, tiny_images):
     with pytest.raises(ValueError, match="'knn' must be fitted first"):
-        si_jax.make_detector("knn", tiny).score(tiny_images)
+        si_jax.make_detector("knn", small).score(tiny_images)

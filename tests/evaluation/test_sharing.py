@@ -10,19 +10,15 @@ import pytest
 
 import si_jax
 from si_jax.commands import evaluate as command
-from si_jax.evaluation import job, results, scoring
+from si_jax.evaluation import job, scoring
 from si_jax.evaluation.sharing import score_share, score_with_ray
-from si_jax.reporting import html
 
 RNG = np.random.default_rng(0)
 KNOWN, OTHER, TRAIN = (RNG.integers(0, 256, (n, 8, 8, 3), np.uint8) for n in (1100, 2000, 200))
 OPTIONS = {"detectors": ["msp", "knn"], "options": {"knn": {"k": 3}}}
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr(results, "intervals", lambda job, arrays: {})
-    monkeypatch.setattr(html, "write", lambda run, directory: directory)
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 def sets_of(model):
@@ -41,30 +37,30 @@ def assert_same_scores(one, other):
 
 
 @pytest.fixture(scope="module")
-def alone(tiny, tmp_path_factory):
+def alone(small, tmp_path_factory):
     """The directory of one process that scored all."""
     out = tmp_path_factory.mktemp("alone")
-    score_share(tiny, sets_of(tiny), share=(1, 1), out=out, **OPTIONS)
+    score_share(small, sets_of(small), share=(1, 1), out=out, **OPTIONS)
     return out
 
 
-def test_shares_and_a_plain_run_that_computes_what_is_left(tiny, tmp_path, alone):
-    sets = sets_of(tiny)
-    score_share(tiny, sets, share=(2, 3), out=tmp_path, **OPTIONS)
+def test_shares_and_a_plain_run_that_computes_what_is_left(small, tmp_path, alone):
+    sets = sets_of(small)
+    score_share(small, sets, share=(2, 3), out=tmp_path, **OPTIONS)
     found = [path.name for path in sorted(tmp_path.glob("scores/msp/*/*.npz"))]
     assert found == ["000001.npz"] * 2  # the second and fifth of seven
-    score_share(tiny, sets, share=(1, 3), out=tmp_path, **OPTIONS)
+    score_share(small, sets, share=(1, 3), out=tmp_path, **OPTIONS)
     assert not (tmp_path / "results.json").exists()
-    run = si_jax.evaluate(tiny, sets, out=tmp_path, **OPTIONS)
+    run = si_jax.evaluate(small, sets, out=tmp_path, **OPTIONS)
     assert run.results.computed == {"known": 1100 - 1024, "other": 512}  # the third and sixth
     assert_same_scores(tmp_path, alone)
-    again = si_jax.evaluate(tiny, sets, out=tmp_path, **OPTIONS)
+    again = si_jax.evaluate(small, sets, out=tmp_path, **OPTIONS)
     assert again.results.computed == {"known": 0, "other": 0}
 
 
-def test_on_the_command_line(tiny, tmp_path, monkeypatch, capsys):
+def test_on_the_command_line(small, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(scoring, "CHUNK", 64)
-    monkeypatch.setattr(job, "load_model", lambda name: tiny)
+    monkeypatch.setattr(job, "load_model", lambda name: small)
     np.savez(tmp_path / "images.npz", images=KNOWN)
     path, out = str(tmp_path / "images.npz"), ["--out", str(tmp_path / "out")]
     given = ["--id", f"known={path}", "--ood", f"a={path}", f"b={path}", "--checkpoint", "digits"]
@@ -89,10 +85,11 @@ from pathlib import Path
 import numpy as np
 import si_jax
 from si_jax.evaluation.sharing import score_with_ray
+from si_jax.testing import small_model
 
 out = Path(sys.argv[1])
 arrays = np.load(out / "images.npz")
-model, mark, driver = si_jax.load_model(out / "model"), out / "killed", os.getpid()
+model, mark, driver = small_model(), out / "killed", os.getpid()
 stored = out / "scores" / "msp" / "known" / "000001.npz"
 
 class Killing:
@@ -123,9 +120,8 @@ score_with_ray(model, sets, workers=2, out=out, **options)
 
 
 @pytest.mark.slow
-def test_rays_workers_one_of_which_is_killed(tiny, tmp_path, alone):
+def test_rays_workers_one_of_which_is_killed(small, tmp_path, alone):
     pytest.importorskip("ray")
-    si_jax.save_checkpoint(tmp_path / "model", tiny)
     np.savez(tmp_path / "images.npz", known=KNOWN, other=OTHER, train=TRAIN)
     (tmp_path / "driver.py").write_text(DRIVER)
     root = str(Path(si_jax.__file__).parents[1])
@@ -134,18 +130,18 @@ def test_rays_workers_one_of_which_is_killed(tiny, tmp_path, alone):
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "killed").exists() and not (tmp_path / "results.json").exists()
-    run = si_jax.evaluate(tiny, sets_of(tiny), out=tmp_path, **OPTIONS)
+    run = si_jax.evaluate(small, sets_of(small), out=tmp_path, **OPTIONS)
     assert run.results.computed == {"known": 0, "other": 0}
     assert_same_scores(tmp_path, alone)
 
 
-def test_mistakes_before_ray_is_started(tiny, tmp_path, monkeypatch):
+def test_mistakes_before_ray_is_started(small, tmp_path, monkeypatch):
     for options, message in (
         ({"workers": 0}, r"ray \(=0\) must be at least 1"),
         ({"workers": 2, "options": {"knn": {"a": 1}}}, "does not take the option a"),
     ):
         with pytest.raises(ValueError, match=message):
-            score_with_ray(tiny, sets_of(tiny), out=tmp_path, **{**OPTIONS, **options})
+            score_with_ray(small, sets_of(small), out=tmp_path, **{**OPTIONS, **options})
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r'pip install "si-jax\[ray\]"'):
-        score_with_ray(tiny, sets_of(tiny), workers=2, out=tmp_path, **OPTIONS)
+        score_with_ray(small, sets_of(small), workers=2, out=tmp_path, **OPTIONS)

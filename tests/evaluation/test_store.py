@@ -172,9 +172,9 @@ def test_what_changes_scores_changes_the_key_and_nothing_else(variables, monkeyp
     assert len({usual, *others}) == len(others) + 1
 
 
-def test_a_methods_version_is_in_the_key(tiny, monkeypatch):
+def test_a_methods_version_is_in_the_key(small, monkeypatch):
     def key(name, **options):
-        return store.key_of(store.detector_facts(make_detector(name, tiny, **options)))
+        return store.key_of(store.detector_facts(make_detector(name, small, **options)))
 
     assert key("energy") == key("energy")
     assert key("energy") == key("energy", temperature=1.0)  # resolved options
@@ -185,10 +185,10 @@ def test_a_methods_version_is_in_the_key(tiny, monkeypatch):
     assert key("energy") != before
 
 
-def test_nothing_stored_of_a_method_without_a_version_is_used(tiny):
+def test_nothing_stored_of_a_method_without_a_version_is_used(small):
     def build(model):
         return Plan(lambda inputs, state: {"score": inputs.forward.logits.max(-1)})
 
     register_detector("own", Method(build, "largest logit", "a test"))
-    made = [make_detector("own", tiny) for _ in range(2)]
+    made = [make_detector("own", small) for _ in range(2)]
     assert len({store.key_of(store.detector_facts(one)) for one in made}) == 2

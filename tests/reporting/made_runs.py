@@ -1,7 +1,5 @@
 """Small finished runs, as an evaluation leaves them."""
 
-from pathlib import Path
-
 import numpy as np
 
 from si_jax.data.image_set import ImageSet
@@ -10,8 +8,6 @@ from si_jax.evaluation.results import Results
 from si_jax.evaluation.store import chunk_path, write_keyed
 from si_jax.reporting import runs
 
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu"}
 SETS = {"known": 60, "svhn": 40, "places": 30, "near<b>|*": 25}
 GROUPS = {"svhn": "far", "places": "far", "near<b>|*": "near"}
 TAPS = ["bn1", "layer1_0/bn1", "layer2_0/bn1"]
