@@ -41,8 +41,7 @@ def adascale_a(
     code's; there they are searched on validation sets (pairs from 60 to 99). At least one feature
     is taken where `k1` or `k2` per cent are less.
 
-    Args:
-        model: the network.
+    Options:
         low: percentile of the image that is most like the fitting images.
         high: that of the one that is least like them.
         k1: per cent of the features whose new value counts.
@@ -51,9 +50,6 @@ def adascale_a(
         pixels: share of the image's values that are moved.
         step: by how much, in units of the normalised image.
         max_images: fitting images whose `Q` is kept.
-
-    Raises:
-        ValueError: if `low` is above `high`, or the head is not linear.
     """
 
     def logits(variables, out, ratio):

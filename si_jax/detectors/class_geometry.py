@@ -38,9 +38,6 @@ def fdbd(model: Model) -> Plan:
     over the fitting images and `w_c` the head's weights, the score is the mean over the other
     classes c of `|f_y - f_c| / ||w_y - w_c||`, divided by `||h - mu||`. Classes whose weights are
     equal have no boundary and count 0.
-
-    Raises:
-        ValueError: if the head is not linear.
     """
     num_features(model)
 
@@ -69,12 +66,8 @@ def nci(model: Model, *, alpha: Step = 0.0001) -> Plan:
     the fitting images and `w` the weights of the predicted class, the score is
     `w . (h - mu) / ||h - mu|| + alpha ||h||_1`.
 
-    Args:
-        model: the network.
+    Options:
         alpha: weight of the norm; the published search is over 0.0001, 0.001, 0.01 and 0.1.
-
-    Raises:
-        ValueError: if the head is not linear.
     """
     num_features(model)
 
@@ -99,8 +92,6 @@ def she(model: Model) -> Plan:
     SHE, the simplified Hopfield energy (code: zjs975584714/SHE_ood_detection). The means are over
     the fitting images of a class that are classified right; of a class with none, where the
     published code gives NaN, over all of its images.
-
-    The fit raises a ValueError if labels are missing, or a class has no image.
     """
     feature_size(model)  # refuses what is no vector
 
@@ -122,12 +113,8 @@ def mcm(model: Model, *, temperature: Positive = 1.0) -> Plan:
     MCM: `max softmax(cos(h, w_c) / temperature)`. On a network of `si_jax.zero_shot` the weights
     are the embeddings of the class names, as in the paper.
 
-    Args:
-        model: the network.
+    Options:
         temperature: the paper's tau, 1.
-
-    Raises:
-        ValueError: if the head is not linear.
     """
     num_features(model)
 
@@ -155,12 +142,9 @@ def openmax(model: Model, *, tail: Count = 20, alpha: Count = 10) -> Plan:
     distance to a class that no image of the batch is predicted as for 0, so that its scores depend
     on the batch.
 
-    Args:
-        model: the network.
+    Options:
         tail: how many distances of each class are fitted.
         alpha: how many logits are revised.
-
-    The fit raises a ValueError if labels are missing, or all images of a class are the same.
     """
     revised = min(alpha, model.num_classes)
 
@@ -230,12 +214,8 @@ def grood(model: Model, *, max_images: Count = 50_000) -> Plan:
     class means stands in for it here, one of the published choices. The published search for the
     nearest is approximate.
 
-    Args:
-        model: the network.
+    Options:
         max_images: fitting images whose gradients are kept.
-
-    The fit raises a ValueError if labels are missing, a class has no image, or no image is
-    classified right.
     """
     feature_size(model)  # refuses what is no vector
 

@@ -227,7 +227,13 @@ class Detector:
             ValueError: if the detector is not calibrated, or the images do not fit the model.
         """
         bar = f"{self.name}: predicting" * progress
-        return predictions.predict(self, images, scale=scale, progress=bar)
+        parts, transformed = [], False
+        for batch, rows in predictions.predicted(self, images, scale=scale, progress=bar):
+            transformed |= batch.transformed
+            parts.append(rows)
+        table = {name: np.concatenate([rows[name] for rows in parts]) for name in parts[0]}
+        prepared = str(self.preprocessing) if transformed else ""
+        return predictions.Predictions(**table, preprocessing=prepared)
 
     def explain(self, image: Any, *, title: str = "", scale: str | None = None) -> "Figure":
         """A picture of why one image is trusted, or not.

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from si_jax import splitting
-from si_jax.detectors.base import Inputs, Plan, State
+from si_jax.detectors.base import Fit, Inputs, Plan, State
 from si_jax.detectors.fitting import Batches, mean_features, reservoir
 from si_jax.detectors.head import head_logits, num_features
 from si_jax.detectors.options import Count, Percentile, Range
@@ -36,9 +36,6 @@ def ash_p(model: Model, *, percentile: Percentile = 65.0) -> Plan:
     shaped, and the smaller `round(n * percentile / 100)` of the `n` are pruned. The default of the
     three variants is that of the published functions, 65; for ImageNet the paper uses 60, 65 and
     90. Without pruning, ASH-P is the energy, and ASH-S still scales, by `exp(1)`.
-
-    Raises:
-        ValueError: if the percentile leaves no feature, or the head is not linear.
     """
     return _shaped(model, percentile, lambda h, kept: jnp.where(kept, h, 0))
 
@@ -66,9 +63,6 @@ def scale(model: Model, *, percentile: Percentile = 85.0) -> Plan:
     """Energy of all features times ASH-S's factor (Xu et al., ICLR 2024).
 
     On the features that enter the head (code: kai422/SCALE).
-
-    Raises:
-        ValueError: as `ash_p`.
     """
     return _shaped(model, percentile, lambda h, kept: h * jnp.exp(relative_sum(h, kept)))
 
@@ -78,9 +72,6 @@ def lts(model: Model, *, percentile: Percentile = 95.0) -> Plan:
 
     LTS (arXiv 2409.01175; code: andrijazz/lts): `logsumexp(S f)` with `S = (s1 / s2)^2`, `s1` the
     sum of all rectified features and `s2` that of the `n - round(n * percentile / 100)` largest.
-
-    Raises:
-        ValueError: as `ash_p`.
     """
     count = kept_count(num_features(model), percentile)
 
@@ -101,28 +92,20 @@ def react(
 ) -> Plan:
     """Energy of the features cut off at a threshold (Sun et al., NeurIPS 2021, section 3).
 
-    Args:
-        model: the network.
+    Options:
         percentile: the threshold is this percentile of all features of the fitting images.
         threshold: the threshold itself; then nothing is fitted.
         max_images: fitting images whose features are kept to find the percentile.
-
-    Raises:
-        ValueError: if the head is not linear.
     """
-    num_features(model)
 
     def fit(batches: Batches) -> State:
         kept = reservoir((h for _, h, _ in batches.outputs()), max_images)
         return {"threshold": np.float32(np.percentile(kept, percentile))}
 
-    def compute(inputs: Inputs, state: State):
-        limit = state["threshold"] if threshold is None else threshold
-        h = jnp.minimum(inputs.forward.features, limit)
-        logits = head_logits(model, inputs.variables, h)
-        return {"score": jax.nn.logsumexp(logits, axis=-1)}
+    def cut(h, state):
+        return jnp.minimum(h, state["threshold"] if threshold is None else threshold)
 
-    return Plan(compute, fit=fit if threshold is None else None)
+    return _energy(model, cut, fit if threshold is None else None)
 
 
 def vra(
@@ -136,30 +119,23 @@ def vra(
     OpenOOD and pytorch-ood raise the small ones to the percentile instead, which is not the paper's
     formula.
 
-    Args:
-        model: the network.
+    Options:
         low: percentile below which features become 0.
         high: percentile at which they are cut off.
         max_images: fitting images whose features are kept to find the percentiles.
-
-    Raises:
-        ValueError: if the percentiles are not ascending, or the head is not linear.
     """
     if low > high:
         raise ValueError(f"low (={low}) must not be above high (={high})")
-    num_features(model)
 
     def fit(batches: Batches) -> State:
         kept = reservoir((h for _, h, _ in batches.outputs()), max_images)
         return {"limits": np.percentile(kept, [low, high]).astype(np.float32)}
 
-    def compute(inputs: Inputs, state: State):
+    def cut(h, state):
         bottom, top = state["limits"]
-        h = inputs.forward.features
-        h = jnp.minimum(jnp.where(h < bottom, 0, h), top)
-        return {"score": jax.nn.logsumexp(head_logits(model, inputs.variables, h), axis=-1)}
+        return jnp.minimum(jnp.where(h < bottom, 0, h), top)
 
-    return Plan(compute, fit=fit)
+    return _energy(model, cut, fit)
 
 
 def dice(model: Model, *, percentile: Percentile = 90.0) -> Plan:
@@ -168,9 +144,6 @@ def dice(model: Model, *, percentile: Percentile = 90.0) -> Plan:
     A weight's contribution is itself times the mean of its feature over the fitting images; those
     above the percentile of all contributions are kept, the others set to 0 (as in the published
     code, deeplearning-wisc/dice).
-
-    Raises:
-        ValueError: if the head is not linear.
     """
     num_features(model)
 
@@ -196,15 +169,11 @@ def rankfeat(model: Model, *, stages: Count = 2, taps: Taps = None) -> Plan:
     3"), each on its own, and averages the logits. The component is found by a power iteration that
     goes on until it is that of the singular value decomposition, see `without_rank_one`.
 
-    Args:
-        model: the network.
+    Options:
         stages: number of stages of a ResNet, WRN or BiT, from the last one, whose output is
             reduced; fewer where the network has fewer.
         taps: paths of the maps instead; see `si_jax.taps.select`. For a network of another
             kind the default is its last output with height and width, before the head.
-
-    Raises:
-        ValueError: if the network has no feature map, or `taps` names something else.
     """
     taps = _maps(model, stages) if taps is None else select(model, taps)
     shapes = {call.path: call.shape or () for call in model.calls}
@@ -274,24 +243,21 @@ def kept_count(features: int, percentile: float) -> int:
     return count
 
 
-def _shaped(
-    model: Model,
-    percentile: float,
-    shape: Callable[
-        [Float[Array, "batch features"], Bool[Array, "batch features"]],
-        Float[Array, "batch features"],
-    ],
-) -> Plan:
+def _shaped(model: Model, percentile: float, shape: Callable[[Array, Array], Array]) -> Plan:
     """Energy of the features after `shape(features, which of them are among the largest)`."""
     count = kept_count(num_features(model), percentile)
+    return _energy(model, lambda h, state: shape(h, _largest(h, count)))
+
+
+def _energy(model: Model, change: Callable[[Array, State], Array], fit: Fit | None = None) -> Plan:
+    """Energy of the logits of the features after `change(features, state)`."""
+    num_features(model)  # refuses a head that is not linear
 
     def compute(inputs: Inputs, state: State):
-        h = inputs.forward.features
-        kept = _largest(h, count)
-        logits = head_logits(model, inputs.variables, shape(h, kept))
-        return {"score": jax.nn.logsumexp(logits, axis=-1)}
+        h = change(inputs.forward.features, state)
+        return {"score": jax.nn.logsumexp(head_logits(model, inputs.variables, h), axis=-1)}
 
-    return Plan(compute)
+    return Plan(compute, fit=fit)
 
 
 def _largest(h: Float[Array, "batch features"], count: int) -> Bool[Array, "batch features"]:

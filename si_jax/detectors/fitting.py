@@ -1,12 +1,11 @@
 """What the detectors that learn from images share: streams, samples, moments, and checks."""
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from si_jax.model import Model
 
@@ -100,28 +99,26 @@ def reservoir(
 
 
 class Sample:
-    """All rows, or `capacity` of them drawn evenly; not by how they come in parts."""
+    """All rows of a stream, or `capacity` of them; not by how they come in parts.
+
+    At any time all rows until then are equally likely to be kept (Vitter, 1985, algorithm R).
+    """
 
     def __init__(self, capacity: int, seed: int | Sequence[int] = 0):
         self.rows: list[np.ndarray] = []
-        self._slots = reservoir_slots(capacity, seed)
+        self._capacity = capacity
+        self._seen = 0
+        self._rng = np.random.default_rng(seed)
 
-    def add(self, rows: Float[np.ndarray, "rows columns"]) -> None:
+    def add(self, rows: Shaped[np.ndarray, "rows ..."]) -> None:
         """Take in more rows."""
-        for row, slot in zip(rows, self._slots, strict=False):
-            if slot is not None:
+        for row in rows:
+            slot = self._seen
+            if slot >= self._capacity:
+                slot = int(self._rng.random() * (slot + 1))
+            if slot < self._capacity:
                 self.rows[slot : slot + 1] = [np.array(row)]
-
-
-def reservoir_slots(capacity: int, seed: int | Sequence[int] = 0) -> Iterator[int | None]:
-    """For each item of a stream its place among `capacity` kept ones; None where it is passed over.
-
-    At any time all items until then are equally likely to be kept (Vitter, 1985, algorithm R).
-    """
-    rng = np.random.default_rng(seed)
-    for seen in itertools.count():
-        slot = seen if seen < capacity else int(rng.random() * (seen + 1))
-        yield slot if slot < capacity else None
+            self._seen += 1
 
 
 class Moments:

@@ -25,13 +25,9 @@ def mahalanobis(model: Model, *, normalise: bool = False) -> Plan:
     2022). The covariance is common to the classes; features that never vary are left out of it, as
     its pseudo-inverse does in the published codes.
 
-    Args:
-        model: the network.
+    Options:
         normalise: whether the features are divided by their norm first, which makes it
             Mahalanobis++ (Mueller & Hein, ICML 2025).
-
-    The fit raises a ValueError if labels are missing, a class has no image, or there are too few
-    images for the covariance.
     """
     return _by_class(model, normalise, lambda h, state: -nearest_class(h, state))
 
@@ -62,11 +58,8 @@ def gmm(model: Model, *, reg: Positive = 1e-6) -> Plan:
     nothing is drawn. The fit keeps `classes * features^2` numbers: 4 bytes each in the state, 8
     while it runs.
 
-    Args:
-        model: the network.
+    Options:
         reg: added to the variances; a class with fewer images than features depends on it.
-
-    The fit raises a ValueError if labels are missing or a class has no image.
     """
     feature_size(model)  # refuses what is no vector
 
@@ -112,14 +105,9 @@ def vim(model: Model, *, dim: Count | None = None) -> Plan:
     images. These are run through the network once; their logits and features are kept for the
     while, 4 bytes a number.
 
-    Args:
-        model: the network.
+    Options:
         dim: dimension of the principal subspace; None for the published rule, 1000 for at least
             2048 features, 512 for at least 768, half of them otherwise.
-
-    Raises:
-        ValueError: if `dim` is out of range, the head is not linear, or the fitting images do not
-            leave the subspace or have negative largest logits.
     """
     dim = _dimension(model, dim)
 
@@ -178,9 +166,6 @@ def pnml(model: Model) -> Plan:
     regret is `log(sum_c p_c / (p_c + (1 - p_c) p_c^k)) / log(classes)` with `k = x / (1 + x)`. The
     sum less 1 is computed, without cancellation. As published, what lies outside the span of `U`
     counts nothing.
-
-    Raises:
-        ValueError: if the head is not linear.
     """
     num_features(model)
 

@@ -22,8 +22,7 @@ def odin(model: Model, *, temperature: Positive = 1000.0, step: Step = 0.0014) -
     softmax(f(x') / T)`. As published, the sign of 0 is +1, the step is in units of [0, 1] images
     (hence the division by each channel's deviation), and nothing is clipped.
 
-    Args:
-        model: the network.
+    Options:
         temperature: T.
         step: length of the step; 0 for none.
     """
@@ -58,13 +57,9 @@ def gradnorm(
     leaves out the factor `1/C`, which changes no order. With `parameters="all"` the norm is over
     all of the network's weights (table 4 of the paper), one backward pass for each image.
 
-    Args:
-        model: the network.
+    Options:
         temperature: T.
         parameters: `head` or `all`.
-
-    Raises:
-        ValueError: if the head is not linear.
     """
 
     def head_norm(out):
@@ -88,12 +83,8 @@ def grad_uncertainty(model: Model, *, parameters: Literal["head", "all"] = "head
     image. The paper trains a classifier of all layers' norms on out-of-distribution images, here
     they are added; pytorch-ood's default is `all`.
 
-    Args:
-        model: the network.
+    Options:
         parameters: `head` or `all`.
-
-    Raises:
-        ValueError: if the head is not linear.
     """
 
     def head_norm(out):

@@ -36,11 +36,8 @@ def multi_mahalanobis(model: Model, *, taps: Taps = None) -> Plan:
     step from out-of-distribution images. (pytorch-ood does not divide the scatter by the number of
     images, which changes no order.)
 
-    Args:
-        model: the network.
+    Options:
         taps: the layers.
-
-    The fit raises a ValueError as that of `mahalanobis`.
     """
     taps = _layers(model, taps)
 
@@ -79,12 +76,9 @@ def gram(model: Model, *, orders: Count = 10, taps: Taps = None) -> Plan:
     probability too, the paper does not. pytorch-ood takes the ranges of the labels, and up to as
     many orders as there are taps.
 
-    Args:
-        model: the network.
+    Options:
         orders: the largest power.
         taps: the layers; the paper takes every convolution and block.
-
-    The fit raises a ValueError if there is but one image.
     """
     taps = _layers(model, taps)
 
@@ -173,8 +167,7 @@ def nac(
     value serves all taps here: those of its CIFAR-10 network's last layer, as in pytorch-ood, which
     averages `z g` over the positions instead, in bins that are narrow at 0 and at 1.
 
-    Args:
-        model: the network.
+    Options:
         alpha: steepness of the sigmoid.
         bins: the published number, two more than the bins that can hold something.
         least: images that a bin must hold to be covered.

@@ -34,13 +34,9 @@ def knn(model: Model, *, k: Count = 50, max_images: Count = 50_000) -> Plan:
     (deeplearning-wisc/knn-ood) gives the squared distance, which changes no order. The fitting
     images' features are compared in chunks.
 
-    Args:
-        model: the network.
+    Options:
         k: which neighbour; the published 50.
         max_images: fitting images whose features are kept.
-
-    Raises:
-        ValueError: by the fit, if `k` is larger than the number of fitting images.
     """
     feature_size(model)  # refuses what is no vector
 
@@ -61,13 +57,9 @@ def nnguide(model: Model, *, k: Count = 10, max_images: Count = 50_000) -> Plan:
     `k` largest `E(z) u(z) . u(x)` over the fitting images z. The published `k` is 10; the paper
     keeps 1 % of ImageNet's training images, and all of them for the smaller sets.
 
-    Args:
-        model: the network.
+    Options:
         k: number of neighbours.
         max_images: fitting images whose features are kept.
-
-    Raises:
-        ValueError: by the fit, if `k` is larger than the number of fitting images.
     """
     feature_size(model)  # refuses what is no vector
 
@@ -96,8 +88,7 @@ def relation(
     Relations of at most `least` are dropped, the others are raised to `power` and summed over the
     fitting images.
 
-    Args:
-        model: the network.
+    Options:
         power: exponent; the published 1, searched up to 8.
         least: relations up to it count nothing.
         max_images: fitting images whose features and softmax are kept.

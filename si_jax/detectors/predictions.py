@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 
 from si_jax.data.pipeline import Batch
-from si_jax.detectors.fitting import reservoir_slots
+from si_jax.detectors.fitting import Sample
 from si_jax.detectors.threshold import LAYER_QUANTILES, Threshold, p_values
 
 THUMBNAIL = 96  # longest side of a kept calibration image, pixels
@@ -55,20 +55,18 @@ def calibrated(
 ) -> Threshold:
     """The threshold of a detector by held-out in-distribution images; see `Detector.calibrate`."""
     scores, layers = [], []
-    examples: list[tuple[np.ndarray, np.ndarray]] = []
+    examples, features = Sample(keep_images), Sample(keep_images)  # the same draw of both
     transformed = False
-    slots = reservoir_slots(keep_images)
     for batch, found, rows in detector.results(images, predictions=True, **options):
         transformed |= batch.transformed
         scores.append(rows["score"])
         layers.append({name: rows[name] for name in rows if name.startswith("tap_")})
-        for image, unit in zip(found, rows["features"], strict=True):
-            if (slot := next(slots)) is not None:
-                examples[slot : slot + 1] = [(_thumbnail(detector, image), unit)]
+        examples.add(found)
+        features.add(rows["features"])
     kept = {}
-    if examples:
-        features = np.stack([unit for _, unit in examples])
-        kept = {"examples": np.stack([e for e, _ in examples]), "example_features": features}
+    if examples.rows:
+        thumbnails = [_thumbnail(detector, image) for image in examples.rows]
+        kept = {"examples": np.stack(thumbnails), "example_features": np.stack(features.rows)}
     return Threshold(
         np.sort(np.concatenate(scores)),
         tpr,
@@ -81,16 +79,6 @@ def calibrated(
         },
         **kept,
     )
-
-
-def predict(detector: Any, images: Any, **options: Any) -> Predictions:
-    """Predictions, and whether to believe them; see `Detector.predict`."""
-    parts, transformed = [], False
-    for batch, rows in predicted(detector, images, **options):
-        transformed |= batch.transformed
-        parts.append(rows)
-    table = {name: np.concatenate([rows[name] for rows in parts]) for name in parts[0]}
-    return Predictions(**table, preprocessing=str(detector.preprocessing) if transformed else "")
 
 
 def predicted(

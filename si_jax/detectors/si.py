@@ -73,8 +73,7 @@ def si_z(
     which the integrated gradient of the largest logit is not zero (`preset`
     gives what `steps`, `step_size`, `combine` and `objective` do not).
 
-    Args:
-        model: the network.
+    Options:
         preset: a key of `si_jax.integration.PRESETS`.
         steps: number of gradients that are integrated.
         step_size: length of the adversarial step, in the units of the activation.
@@ -85,9 +84,6 @@ def si_z(
         taps: see `si_jax.taps.select`; None for the network's own.
         variant: a named variant of the network's own taps.
         tap_chunk: taps perturbed at the same time by the general engine; bounds its memory.
-
-    Raises:
-        ValueError: if an option is unknown, or the engine cannot serve the others.
     """
     path = _path(preset, steps, step_size, combine, objective)
     return _zero_deflation(model, path, "si-z", engine, taps, variant, tap_chunk)

@@ -1,4 +1,9 @@
-"""The table of detectors: a row a method. What it is and its paper stand in its docstring."""
+"""The table of detectors: a row a method. What it is and its paper stand in its docstring.
+
+A network, an option or fitting images that do not serve a method are refused by a `ValueError` that
+says why: a head that is not linear where one is needed, labels that are missing, a class of no
+image, an option out of its range.
+"""
 
 from collections.abc import Callable
 

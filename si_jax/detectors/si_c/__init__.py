@@ -73,8 +73,7 @@ def si_c(
     there are other taps too; one backward pass more). Where all gradients vanish, the logarithm is
     that of 1e-30.
 
-    Args:
-        model: the network, with a linear head.
+    Options:
         components: any of `energy`, `channel-average`, `zero-deflation`, as a sequence or one
             string with commas.
         form: `hinge` (default) or `sum`; see `si_jax.detectors.si_c.score.FORMS`.
@@ -86,9 +85,6 @@ def si_c(
         taps: taps of zero-deflation, see `si_jax.taps.select`; None for the network's own.
         inner: taps of channel-average; None for the network's own.
         seed: seed of the draws of channels and of images.
-
-    Raises:
-        ValueError: if an option makes no sense, or the head is not linear.
     """
     options = {"components": components, "taps": taps, "inner": inner}
     return _plan(model, options, form, shrinkage, max_channels, max_calibration, seed)
@@ -107,10 +103,7 @@ def si_c_forward(
 ) -> Plan:
     """S&I-C without a gradient: energy and zero-deflation (this library, after S&I).
 
-    One forward pass; see `si_c`.
-
-    Raises:
-        ValueError: as `si_c`; if channel-average is asked for, or no activation follows some tap.
+    One forward pass, and an activation behind every tap; see `si_c`.
     """
     components = canonical_components(components, FORWARD)
     options = {"components": components, "taps": taps, "inner": None}
