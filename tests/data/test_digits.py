@@ -9,34 +9,20 @@ def test_split():
     return digits.load("test")
 
 
-def test_split_is_fixed_stratified_and_disjoint(test_split):
+def test_splits_are_fixed_stratified_disjoint_and_inked(test_split):
     train, train_labels = digits.load("train")
     test, test_labels = test_split
-    assert train.shape == (1200, 32, 32, 3)
-    assert test.shape == (597, 32, 32, 3)
+    assert (train.shape, test.shape) == ((1200, 32, 32, 3), (597, 32, 32, 3))
     assert train.dtype == test.dtype == np.uint8
     share = np.bincount(train_labels, minlength=10) / 1200 - np.bincount(test_labels) / 597
     assert np.abs(share).max() < 0.002
     both = np.concatenate([train, test]).reshape(1797, -1)
     assert len(np.unique(both, axis=0)) == 1797
     np.testing.assert_array_equal(train, digits.load("train")[0])
-
-
-def test_digits_are_grey_and_use_the_whole_range(test_split):
-    images, _ = test_split
-    assert np.ptp(images, axis=-1).max() == 0
-    assert images.min() == 0
-    assert images.max() == 255
-
-
-def test_enlarging_keeps_the_ink(test_split):
-    images, _ = test_split
+    assert np.ptp(test, axis=-1).max() == 0 and (test.min(), test.max()) == (0, 255)
     counts, _ = digits._counts_and_labels("test")
-    blocks = images[..., 0].reshape(597, 8, 4, 8, 4).mean(axis=(2, 4))
+    blocks = test[..., 0].reshape(597, 8, 4, 8, 4).mean(axis=(2, 4))
     assert np.corrcoef(blocks.ravel(), counts.ravel())[0, 1] > 0.98
-
-
-def test_unknown_split_is_named():
     with pytest.raises(ValueError, match="'validation'"):
         digits.load("validation")
 
@@ -45,8 +31,7 @@ def test_unknown_split_is_named():
 def test_ood_set(name):
     make = digits.OOD_SETS[name]
     images = make(40, seed=3)
-    assert images.shape == (40, 32, 32, 3)
-    assert images.dtype == np.uint8
+    assert (images.shape, images.dtype) == ((40, 32, 32, 3), np.uint8)
     assert np.ptp(images, axis=-1).max() == 0
     np.testing.assert_array_equal(images, make(40, seed=3))
     assert not np.array_equal(images, make(40, seed=4))
@@ -54,24 +39,16 @@ def test_ood_set(name):
     assert make(0).shape == (0, 32, 32, 3)
 
 
-def test_default_count_is_500():
-    assert len(digits.noise()) == 500
-
-
 def test_shuffled_keeps_pixels_but_never_the_image(test_split):
-    held_out, _ = test_split
     images = digits.shuffled(700)  # more than there are held-out digits
-    pixels = {np.sort(image, axis=None).tobytes() for image in held_out}
+    pixels = {np.sort(image, axis=None).tobytes() for image in test_split[0]}
     assert all(np.sort(image, axis=None).tobytes() in pixels for image in images)
-    originals = {image.tobytes() for image in held_out}
+    originals = {image.tobytes() for image in test_split[0]}
     assert not any(image.tobytes() in originals for image in images)
 
 
-def test_letters_and_noise_are_inked_like_digits(test_split):
+def test_letters_and_noise_are_inked_like_digits_and_no_letter_looks_like_one(test_split):
     ink = test_split[0].mean()
     assert abs(digits.letters(200).mean() / ink - 1) < 0.15
-    assert abs(digits.noise(200).mean() / ink - 1) < 0.1
-
-
-def test_letters_leave_out_those_that_look_like_digits():
+    assert abs(digits.noise(200).mean() / ink - 1) < 0.1 and len(digits.noise()) == 500
     assert not set(digits.LETTERS) & set("OoQDIilZzSsBGgqbJ")

@@ -1,6 +1,7 @@
 """The same eight images in every form are the same pixels and labels, whatever is asked of them."""
 
 import copy
+import functools
 
 import jax
 import numpy as np
@@ -164,12 +165,16 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def detectors(network):
-    """One that is calibrated, one that learns from images, and what they give for an array."""
+def detector(network):
+    """One that learns from images, and is calibrated."""
     calibration = np.random.default_rng(1).integers(0, 256, (40, SIZE, SIZE, 3), np.uint8)
-    energy = si_jax.make_detector("energy", network, batch_size=4).calibrate(calibration)
     knn = si_jax.make_detector("knn", network, batch_size=4, k=2)
-    return energy, knn, energy.score(PIXELS), knn.fit(PIXELS).score(PIXELS)
+    return knn.fit(PIXELS).calibrate(calibration)
+
+
+@pytest.fixture(scope="module")
+def scores(detector):
+    return detector.score(PIXELS)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -185,44 +190,36 @@ def test_every_form_is_the_same_pixels_and_labels(form, folder):
 
 
 @pytest.mark.parametrize("form", ["glob", "pair, one-hot", "loader", "generator of pairs"])
-def test_every_method_takes_them(form, detectors, folder):
-    energy, knn, scores, after_fit = detectors
-
-    def same(found, expected=scores):
-        np.testing.assert_allclose(found, expected, rtol=1e-5)
-
-    make = FORMS[form]
-    same(energy.score(make(folder), progress=False))
-    same(energy.predict(make(folder)).score)
-    same(knn.fit(make(folder)).score(PIXELS), after_fit)
-    calibrated = copy.copy(energy).calibrate(make(folder), tpr=0.5)
-    same(calibrated.threshold.scores, np.sort(scores))
+def test_every_method_takes_them(form, detector, scores, folder):
+    make, close = FORMS[form], functools.partial(np.testing.assert_allclose, rtol=1e-5)
+    close(detector.score(make(folder), progress=False), scores)
+    close(detector.predict(make(folder)).score, scores)
+    close(copy.copy(detector).fit(make(folder)).score(PIXELS), scores)
+    calibrated = copy.copy(detector).calibrate(make(folder), tpr=0.5)
+    close(calibrated.threshold.scores, np.sort(scores))
     with pytest.raises(ValueError, match="one picture explains one image"):
-        energy.explain(make(folder))
+        detector.explain(make(folder))
 
 
-def test_an_evaluation_takes_them_too(folder, network, monkeypatch):
+def test_an_evaluation_takes_them_too(folder, network, detector, scores, monkeypatch):
     """Sets of other forms have the scores of the arrays: AUROC, and their labels' accuracy."""
     monkeypatch.setattr(results, "intervals", lambda job, arrays: {})
     floats = PIXELS.astype(np.float64) / 255
     ood = {form: FORMS[form](folder) for form in ("names", "loader", "glob")}
     ood |= {"pixels": PIXELS, "grey": PIXELS[..., 0]}
-    options = {"detectors": ["energy", "knn"], "options": {"knn": {"k": 2}}}
     run = si_jax.evaluate_benchmark(
         None, network, id_set=iter([(floats, np.eye(5)[LABELS])]), train_set=floats, ood=ood,
-        scale="unit", **options,
+        scale="unit", detectors=["knn"], options={"knn": {"k": 2}},
     )  # fmt: skip
-    aurocs = {name: row["auroc"] for name, row in run.results.results["energy"].items()}
-    energy = si_jax.make_detector("energy", network)
-    grey = energy.score(np.repeat(PIXELS[..., :1], 3, axis=-1))
-    known = si_jax.metrics.auroc(energy.score(PIXELS), grey)
-    assert aurocs.pop("grey") == pytest.approx(known, abs=0.02)
+    aurocs = {name: row["auroc"] for name, row in run.results.results["knn"].items()}
+    grey = detector.score(np.repeat(PIXELS[..., :1], 3, axis=-1))
+    assert aurocs.pop("grey") == pytest.approx(si_jax.metrics.auroc(scores, grey), abs=0.02)
     assert list(aurocs.values()) == pytest.approx([0.5] * 4, abs=0.02)
     expected = (network.logits(PIXELS).argmax(axis=-1) == LABELS).mean()
     assert run.results.accuracy == pytest.approx(expected)
     with pytest.raises(ValueError, match="say scale='uint8'"):
         si_jax.evaluate_benchmark(
-            None, network, detectors=["energy"], id_set=floats, ood={"x": PIXELS}
+            None, network, detectors=["msp"], id_set=floats, ood={"x": PIXELS}
         )
 
 
@@ -243,40 +240,33 @@ def test_labels_come_with_the_images_or_beside_them(given, network):
 
 
 @pytest.mark.parametrize("scale", ["unit", "uint8", "normalised"])
-def test_floats_are_taken_by_all_with_their_scale(scale, detectors, network):
-    energy, knn, scores, after_fit = detectors
+def test_floats_are_taken_by_all_with_their_scale(scale, detector, scores, network):
     floats = PIXELS.astype(np.float32)
     if scale != "uint8":
         floats /= 255
     if scale == "normalised":
         floats = ((floats - network.mean) / network.std).astype(np.float32)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-3)
     for given in (floats, iter(floats), Loader(floats)):
-        np.testing.assert_allclose(energy.score(given, scale=scale), scores, rtol=1e-4)
+        close(detector.score(given, scale=scale), scores)
     if scale != "unit":
         return
-    predicted = energy.predict(list(floats), scale=scale).score
-    np.testing.assert_allclose(predicted, scores, rtol=1e-4)
-    again = si_jax.make_detector("energy", network, batch_size=4).calibrate(
-        floats, tpr=0.5, scale=scale
-    )
-    np.testing.assert_allclose(again.threshold.scores, np.sort(scores), rtol=1e-4)
-    knn.fit(floats, scale=scale)
-    np.testing.assert_allclose(knn.score(floats, scale=scale), after_fit, rtol=1e-3)
-    shown = energy.explain(floats[0], scale=scale)
-    assert shown.axes
+    close(detector.predict(list(floats), scale=scale).score, scores)
+    again = copy.copy(detector).fit(floats, scale=scale).calibrate(floats, tpr=0.5, scale=scale)
+    close(again.threshold.scores, np.sort(scores))
+    assert detector.explain(floats[0], scale=scale).axes
 
 
-def test_arrays_of_another_size_are_brought_to_it_as_files_are(detectors, tmp_path):
-    energy = detectors[0]
+def test_arrays_of_another_size_are_brought_to_it_as_files_are(detector, tmp_path):
     large = np.random.default_rng(3).integers(0, 256, (2, 12, 10, 3), np.uint8)
     files = [tmp_path / f"{k}.png" for k in range(2)]
     for file, image in zip(files, large, strict=True):
         Image.fromarray(image).save(file)
-    np.testing.assert_allclose(energy.score(large), energy.score(files), rtol=1e-6)
-    assert energy.predict(large).preprocessing and not energy.predict(PIXELS).preprocessing
+    np.testing.assert_allclose(detector.score(large), detector.score(files), rtol=1e-6)
+    assert detector.predict(large).preprocessing and not detector.predict(PIXELS).preprocessing
 
 
-def test_a_generator_is_not_collected(detectors):
+def test_a_generator_is_not_collected(detector):
     asked = []
 
     def endless():
@@ -284,7 +274,7 @@ def test_a_generator_is_not_collected(detectors):
             asked.append(1)
             yield PIXELS[:2]
 
-    made = si_jax.monitor(detectors[0], endless(), batch_size=4)
+    made = si_jax.monitor(detector, endless(), batch_size=4)
     assert [next(made).index for _ in range(8)] == list(range(8))
     assert len(asked) == 4
 
@@ -309,22 +299,22 @@ def test_a_generator_is_not_collected(detectors):
         ((PIXELS, LABELS[:3]), r"must be one class index for each of 8 images"),
         ((PIXELS, "cats"), "labels of images"),
         (np.zeros((2, 8, 8, 4), np.uint8), "leave out the last channel"),
-        (PIXELS / 255.0, "dtype float64.* scale='unit'"),
+        (PIXELS / 255.0, "dtype float64.* (scale='unit'|by scale=, one of .*'unit')"),
         (np.zeros((2, 9, 9, 3), np.float32), r"float32 of shape \(9, 9, 3\), where the network"),
         ([PIXELS[0], PIXELS[0].astype(np.float32)], "all of one dtype"),
         ([np.zeros((2, 2, 2, 2, 3), np.uint8)], r"shape \(2, 2, 2, 2, 3\)"),
     ],
 )  # fmt: skip
-def test_what_is_no_image_is_one_sentence_everywhere(given, message, detectors):
-    energy, knn = detectors[:2]
-    for call in (energy.score, energy.predict, energy.explain, energy.calibrate, knn.fit):
+def test_what_is_no_image_is_one_sentence_everywhere(given, message, detector):
+    detector = copy.copy(detector)
+    for name in ("score", "predict", "explain", "calibrate", "fit"):
         with pytest.raises(ValueError, match=message) as error:
-            call(given)
+            getattr(detector, name)(given)
         assert "\n" not in str(error.value)
 
 
-def test_what_a_detector_goes_through_twice_is_no_generator(detectors):
-    stream = si_jax.data.opening.as_images(iter(PIXELS))
+def test_what_a_detector_goes_through_twice_is_no_generator():
+    stream = as_images(iter(PIXELS))
     assert len(list(stream.entries())) == COUNT
     with pytest.raises(ValueError, match="can be gone through but once"):
         list(stream.entries())
