@@ -55,40 +55,36 @@ def test_tables_are_consistent(benchmark):
 
 def test_digits_needs_nothing():
     found = resolve("digits", fetch=False)
-    assert (len(found.test), len(found.train)) == (597, 1200)
+    assert (len(found.test), len(found.train), found.absent) == (597, 1200, ())
     assert names(found, "far") == ["photos", "shuffled", "noise"]
     assert names(found, "near") == ["letters"]
-    assert found.absent == ()
     image, _ = found.ood[0].images.load(0)
     np.testing.assert_array_equal(found.preprocessing(image), image)
 
 
-def test_published_cifar10(ood_root):
-    found = resolve("cifar10", "published", ood_root=ood_root, extra={})
-    assert names(found, "far") == ["svhn", "lsun", "tiny_imagenet", "places365", "textures"]
-    assert names(found, "near") == ["cifar100"]
-    assert names(found, "extra") == []
-    assert found.absent == ()
-    assert [found.test.load(index)[1] for index in (0, 9)] == [0, 9]
-    assert found.train is None
-    assert "cifar10/train" in found.train_absent
-    assert str(found.preprocessing) == "no resize, centre crop 32x32"
+def test_published_cifar10_in_one_folder(ood_root, monkeypatch):
+    monkeypatch.setenv("SI_JAX_DATA", str(ood_root))
+    for places in ({}, {"data_dir": ood_root}, {"ood_root": ood_root, "extra": {}}):
+        found = resolve("cifar10", **places)
+        assert names(found, "far") == ["svhn", "lsun", "tiny_imagenet", "places365", "textures"]
+        assert (names(found, "near"), names(found, "extra")) == (["cifar100"], [])
+        assert [found.test.load(index)[1] for index in (0, 9)] == [0, 9] and found.absent == ()
+        assert found.train is None and "cifar10/train" in found.train_absent
+        assert str(found.preprocessing) == "no resize, centre crop 32x32"
 
 
-def test_optional_sets_are_used_where_they_are_and_never_missed(ood_root):
-    put(ood_root, "LSUN_resize")
-    put(ood_root, "iSUN")
+def test_optional_sets_are_used_where_they_are_and_openood_has_other_sets(ood_root):
+    for name in ("LSUN_resize", "iSUN", "mnist"):
+        put(ood_root, name)
+    put(ood_root, "Imagenet/test", 3)  # the crops, which openood does not take
     found = resolve("cifar100", "published", ood_root=ood_root)
-    assert names(found, "extra") == ["lsun_resize", "isun"]
-    assert names(found, "near") == ["cifar10"]
-    assert found.absent == ()
-
-
-def test_openood_has_other_sets(ood_root):
-    put(ood_root, "mnist")
-    found = resolve("cifar10", "openood", ood_root=ood_root)
-    assert names(found, "far") == ["mnist", "svhn", "textures", "places365"]
-    assert names(found, "near") == ["cifar100", "tiny_imagenet"]
+    assert names(found, "extra") == ["lsun_resize", "isun"]  # and the third is not missed
+    assert names(found, "near") == ["cifar10"] and found.absent == ()
+    other = resolve("cifar10", "openood", ood_root=ood_root)
+    assert names(other, "far") == ["mnist", "svhn", "textures", "places365"]
+    assert names(other, "near") == ["cifar100", "tiny_imagenet"]
+    for sets, count in ((found, 3), (other, 2)):
+        assert [len(i.images) for i in sets.ood if i.name == "tiny_imagenet"] == [count]
 
 
 def write_list(root, file, lines):
@@ -188,20 +184,6 @@ def test_the_full_spectrum_of_imagenet(tmp_path):
     assert [(s.name, len(s), s.load(0)[1]) for s in found.shifted] == [("imagenet_r", 1, 0)]
 
 
-def test_openood_does_not_take_the_crops_of_the_published_results(ood_root):
-    put(ood_root, "mnist")
-    put(ood_root, "Imagenet/test", 3)
-    for protocol, count in (("published", 3), ("openood", 2)):
-        found = resolve("cifar10", protocol, ood_root=ood_root)
-        assert [len(i.images) for i in found.ood if i.name == "tiny_imagenet"] == [count]
-
-
-def test_one_folder_holds_everything(ood_root, monkeypatch):
-    monkeypatch.setenv("SI_JAX_DATA", str(ood_root))
-    for found in (resolve("cifar10"), resolve("cifar10", data_dir=ood_root)):
-        assert found.absent == () and len(found.test) == 10
-
-
 def test_absent_sets_are_all_listed(ood_root, tmp_path):
     for folder in (ood_root / "svhn", ood_root / "LSUN"):
         folder.rename(folder.with_name(f"moved_{folder.name}"))
@@ -214,18 +196,12 @@ def test_absent_sets_are_all_listed(ood_root, tmp_path):
     assert f"  lsun: run si-jax prepare-data; or save it below {ood_root} as LSUN (or" in message
     assert "ood={NAME: PATH}" in message and "allow_missing=True" in message
 
+    (ood_root / "LSUN").mkdir()
     found = resolve("cifar10", "published", ood_root=ood_root, allow_missing=True)
     assert [item.name for item in found.absent] == ["svhn", "lsun"]
+    assert f"{ood_root / 'LSUN'} holds no images" in found.absent[1].what_to_do
     assert found.incomplete == ("far",)
     assert names(found, "far") == ["tiny_imagenet", "places365", "textures"]
-
-
-def test_an_empty_folder_is_told(ood_root):
-    for file in (ood_root / "LSUN").iterdir():
-        file.unlink()
-    found = resolve("cifar10", "published", ood_root=ood_root, allow_missing=True)
-    assert [item.name for item in found.absent] == ["lsun"]
-    assert f"{ood_root / 'LSUN'} holds no images" in found.absent[0].what_to_do
 
 
 def test_sets_of_the_users_own(ood_root, tmp_path):
@@ -234,21 +210,12 @@ def test_sets_of_the_users_own(ood_root, tmp_path):
     extra = {"mine": tmp_path / "mine", "svhn": tmp_path / "my_svhn"}
     found = resolve("cifar10", "published", ood_root=ood_root, extra=extra)
     assert names(found, "extra") == ["mine"]
-    by_name = {item.name: item for item in found.ood}
-    assert len(by_name["svhn"].images) == 4
-    assert by_name["svhn"].group == "far"
+    (svhn,) = [item for item in found.ood if item.name == "svhn"]
+    assert (len(svhn.images), svhn.group) == (4, "far")
     for name in ("mine", "svhn", "cifar10_train"):
+        extra = {name: tmp_path / "nowhere"}
         with pytest.raises(MissingSet, match="nowhere is not a folder"):
-            resolve(
-                "cifar10",
-                ood_root=ood_root,
-                extra={name: tmp_path / "nowhere"},
-                allow_missing=True,
-            )
-
-
-def test_the_in_distribution_set_cannot_be_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(tfds_sets.importlib.util, "find_spec", lambda name: None)
+            resolve("cifar10", ood_root=ood_root, extra=extra, allow_missing=True)
     with pytest.raises(MissingSet, match="cifar10 cannot be left out"):
         resolve("cifar10", data_dir=tmp_path, allow_missing=True)
 
@@ -256,11 +223,9 @@ def test_the_in_distribution_set_cannot_be_left_out(tmp_path, monkeypatch):
 def test_imagenet_needs_all_classes_or_a_table(tmp_path):
     put(tmp_path, "imagenet/val/n01440764")
     with pytest.raises(ValueError, match=r"has 1 class folders.*1000.*wnid_to_index\.json"):
-        resolve("imagenet", data_dir=tmp_path, ood_root=tmp_path, fetch=False)
+        resolve("imagenet", data_dir=tmp_path)
     (tmp_path / "imagenet/val.wnid_to_index.json").write_text('{"n01440764": 5}')
-    found = resolve(
-        "imagenet", data_dir=tmp_path, ood_root=tmp_path, fetch=False, allow_missing=True
-    )
+    found = resolve("imagenet", data_dir=tmp_path, allow_missing=True)
     assert found.test.load(0)[1] == 5
     assert found.preprocessing(found.test.load(0)[0]).shape == (480, 480, 3)
     assert {item.name for item in found.absent} == {"inaturalist", "sun", "places", "textures"}
