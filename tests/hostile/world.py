@@ -9,13 +9,12 @@ import hashlib
 import io
 import json
 import os
-import struct
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from scipy.io import savemat
 
 import si_jax
 from si_jax import cli, commands
@@ -34,7 +33,7 @@ from si_jax.weights.saved import weights_hash
 
 CLASSES = 3
 FITTED = "mahalanobis"
-DETECTORS = ("msp", "gaia-z", FITTED)
+DETECTORS = ("msp", FITTED)
 
 
 def digest(*arrays: object) -> str:
@@ -61,7 +60,8 @@ def make(root: Path) -> None:
     labels = rng.integers(0, CLASSES, 20)
     np.savez_compressed(root / "images.npz", images=images, labels=labels)
     crops = rng.integers(0, 256, (32, 32, 3, 6), np.uint8)
-    _write_mat(root / "test_32x32.mat", {"X": crops, "y": rng.integers(1, 11, (6, 1), np.uint8)})
+    content = {"X": crops, "y": rng.integers(1, 11, (6, 1), np.uint8)}
+    savemat(root / "test_32x32.mat", content, do_compression=True)
     arrays = {f"layer{i}.weight": rng.normal(size=(4, 3)).astype(np.float32) for i in range(5)}
     np.savez(root / "weights.npz", **arrays)
     Image.fromarray(crops[..., 0]).save(root / "data" / "val" / "class0" / "crop.jpg")
@@ -80,21 +80,6 @@ def _images(folder: Path, count: int, rng: np.random.Generator) -> None:
     for index in range(count):
         pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
         Image.fromarray(pixels).save(folder / f"{index:03d}.png")
-
-
-def _write_mat(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    def element(kind: int, data: bytes) -> bytes:
-        return struct.pack("<II", kind, len(data)) + data + bytes(-len(data) % 8)
-
-    content = b"MATLAB 5.0 MAT-file".ljust(124) + struct.pack("<H", 0x0100) + b"IM"
-    for name, array in arrays.items():
-        matrix = element(6, struct.pack("<II", 9, 0)) + element(
-            5, struct.pack(f"<{array.ndim}i", *array.shape)
-        )
-        matrix += element(1, name.encode()) + element(2, array.tobytes("F"))
-        packed = zlib.compress(element(14, matrix))
-        content += struct.pack("<II", 15, len(packed)) + packed
-    path.write_bytes(content)
 
 
 def command(argv: list[str]) -> None:
