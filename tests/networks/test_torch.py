@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import same_network
 import torch_styles as styles
+from torch_networks import last, passed, randomised
 
 import si_jax
 from si_jax import splitting
@@ -60,7 +61,7 @@ def test_logits_features_and_gradients_at_the_default_taps_are_pytorchs(style):
     network, model = network_and_model(style)
     taps = select(model)
     network = styles.copied(network)
-    logits, features, _, added = styles.passed(network, first(), model.head, taps)
+    logits, features, _, added = passed(network, first(), model.head, taps)
     gradients = torch.autograd.grad(logits.max(1).values.sum(), [added[tap] for tap in taps])
     logits, features = logits.detach().numpy(), features.detach().numpy()
 
@@ -75,7 +76,7 @@ def test_logits_features_and_gradients_at_the_default_taps_are_pytorchs(style):
     weights, bias = model.head_weights(model.variables), model.head_bias(model.variables)
     close(out.features @ weights + bias, logits)
     for tap, expected in zip(taps, gradients, strict=True):
-        expected = styles.last(network, tap, expected).numpy()
+        expected = last(network, tap, expected).numpy()
         assert out.outputs[tap].shape == found[tap].shape
         close(found[tap], expected)
 
@@ -144,12 +145,12 @@ def test_the_users_module_stays_as_it_is():
 def test_taps_are_named_by_paths_and_seen_channels_last():
     _, model = network_and_model("resnet")
     shapes = {call.path: call.shape for call in model.calls}
-    assert shapes["layer2/0/downsample/1"] == (2, 2, 8) and shapes["maxpool"] == (4, 4, 6)
+    assert shapes["layer2/0/downsample/1"] == (2, 2, 12) and shapes["maxpool"] == (4, 4, 6)
     assert select(model, "layer1/0/bn?") == ("layer1/0/bn1", "layer1/0/bn2")
     assert model.head == "fc"
     _, model = network_and_model("odd")
     assert [c.path for c in model.calls if "shared" in c.path] == ["shared", "shared#1"]
-    assert network_and_model("bit")[1].head == "head/3"
+    assert network_and_model("bit")[1].head == "head/conv"
     _, model = network_and_model("swin")
     assert {c.path: c.shape for c in model.calls}["blocks/0/norm"] == (8, 8, 6)
 
@@ -198,7 +199,7 @@ def test_transformers_networks():
         hidden_size=12, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16,
         image_size=styles.SIZE, patch_size=4, num_labels=5,
     )  # fmt: skip
-    network = styles.randomised(transformers.ViTForImageClassification(config))
+    network = randomised(transformers.ViTForImageClassification(config))
     model = model_of(network, output="logits")
     x = torch.from_numpy(first())
     close(model.logits(IMAGES), network.eval()(x).logits.detach().numpy())

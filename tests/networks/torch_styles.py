@@ -1,4 +1,4 @@
-"""Small PyTorch networks in the styles of those that people have, and gradients at their taps."""
+"""Small PyTorch networks in the styles of those that people have."""
 
 import copy
 import math
@@ -8,6 +8,14 @@ import pytest
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
+from torch_networks import (  # noqa: E402
+    ImageNetResNet,
+    ResNetV2,
+    VisionTransformer,
+    last,
+    passed,
+    randomised,
+)
 
 SIZE, CLASSES = 16, 5
 FEATURES, STEP = "(features)", 0.001
@@ -33,44 +41,6 @@ class VGG(nn.Module):
 
     def forward(self, x):
         return self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
-
-
-class Basic(nn.Module):
-    def __init__(self, inputs, width, stride):
-        super().__init__()
-        self.conv1, self.bn1 = conv(inputs, width, 3, stride), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = conv(width, width), nn.BatchNorm2d(width)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = shortcut(inputs, width, stride)
-
-    def forward(self, x):
-        identity = x
-        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
-        if self.downsample is not None:
-            identity = self.downsample(x)
-        out += identity
-        return self.relu(out)
-
-
-def shortcut(inputs, outputs, stride):
-    if stride == 1 and inputs == outputs:
-        return None
-    return nn.Sequential(conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
-
-
-class ResNet(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv1, self.bn1 = conv(3, 6, 7, 2), nn.BatchNorm2d(6)
-        self.relu, self.maxpool = nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)
-        self.layer1 = nn.Sequential(Basic(6, 6, 1), Basic(6, 6, 1))
-        self.layer2 = nn.Sequential(Basic(6, 8, 2))
-        self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
-        self.fc = nn.Linear(8, CLASSES)
-
-    def forward(self, x):
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        return self.fc(torch.flatten(self.avgpool(self.layer2(self.layer1(x))), 1))
 
 
 class DenseLayer(nn.Module):
@@ -192,38 +162,6 @@ class ConvNeXt(nn.Module):
         return self.head(self.norm(self.stage(self.stem(x)).mean([-2, -1])))
 
 
-class EncoderBlock(nn.Module):
-    def __init__(self, width):
-        super().__init__()
-        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention = nn.MultiheadAttention(width, 2, dropout=0.1, batch_first=True)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, 16), nn.GELU(), nn.Dropout(0.1), nn.Linear(16, width)
-        )
-
-    def forward(self, x):
-        y = self.ln_1(x)
-        y, _ = self.attention(y, y, y, need_weights=False)
-        x = x + y
-        return x + self.mlp(self.ln_2(x))
-
-
-class ViT(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv_proj = nn.Conv2d(3, 8, 4, 4)
-        self.class_token = nn.Parameter(torch.randn(1, 1, 8))
-        self.positions = nn.Parameter(torch.randn(1, 17, 8))
-        self.encoder = nn.Sequential(EncoderBlock(8), EncoderBlock(8))
-        self.ln, self.head = nn.LayerNorm(8), nn.Linear(8, CLASSES)
-
-    def forward(self, x):
-        n = x.shape[0]
-        x = self.conv_proj(x).reshape(n, 8, -1).permute(0, 2, 1)
-        x = torch.cat([self.class_token.expand(n, -1, -1), x], dim=1)
-        return self.head(self.ln(self.encoder(x + self.positions))[:, 0])
-
-
 class ShiftedWindows(nn.Module):
     def __init__(self, width, window, shift):
         super().__init__()
@@ -286,31 +224,6 @@ class Swin(nn.Module):
         return self.head(x.permute(0, 3, 1, 2).mean((2, 3)))
 
 
-class StandardisedConv(nn.Conv2d):
-    def forward(self, x):
-        variance, mean = torch.var_mean(self.weight, (1, 2, 3), keepdim=True, correction=0)
-        weight = (self.weight - mean) / torch.sqrt(variance + 1e-10)
-        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
-
-
-class BiT(nn.Module):
-    """A 1x1 convolution on a pooled map as head, as timm's and Google's have it."""
-
-    def __init__(self):
-        super().__init__()
-        self.root = StandardisedConv(3, 8, 3, 2, 1, bias=False)
-        self.gn, self.relu = nn.GroupNorm(4, 8), nn.ReLU(inplace=True)
-        self.conv = StandardisedConv(8, 8, 3, 1, 1, bias=False)
-        self.head = nn.Sequential(
-            nn.GroupNorm(2, 8), nn.ReLU(True), nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, CLASSES, 1)
-        )
-
-    def forward(self, x):
-        x = F.pad(self.root(x), (1, 1, 1, 1))
-        x = x + self.conv(self.relu(self.gn(x)))
-        return self.head(x)[..., 0, 0]
-
-
 class Odd(nn.Module):
     """What else people write: what is shared, made on the way, held beside, or changed in place."""
 
@@ -342,33 +255,16 @@ class Odd(nn.Module):
 
 STYLES = {
     "vgg": VGG,
-    "resnet": ResNet,
+    "resnet": lambda: ImageNetResNet((2, 1), classes=CLASSES, base=6),
     "densenet": DenseNet,
     "mobilenet": Mobile,
     "efficientnet": lambda: Mobile(nn.SiLU, squeeze=True),
     "convnext": ConvNeXt,
-    "vit": ViT,
+    "vit": lambda: VisionTransformer(SIZE, 4, 2, 2, 8, 16, CLASSES),
     "swin": Swin,
-    "bit": BiT,
+    "bit": lambda: ResNetV2(CLASSES, (1,)),
     "odd": Odd,
 }
-
-
-def randomised(network, seed=0):
-    """The network with random weights and statistics, such that activations stay near 1."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, x in [*network.named_parameters(), *network.named_buffers()]:
-            if not x.is_floating_point():
-                continue
-            x.normal_(generator=generator)
-            if x.ndim > 1:
-                x /= math.sqrt(x[0].numel())
-            elif name.endswith(("weight", "var")):
-                x.abs_().add_(0.5)
-            else:
-                x *= 0.3
-    return network
 
 
 def make(style):
@@ -380,47 +276,6 @@ def make(style):
 def copied(network):
     """A copy; PyTorch itself copies no module under `nn.utils.weight_norm`."""
     return randomised(type(network)() if type(network) is Odd else copy.deepcopy(network))
-
-
-def passed(network, x, head, taps, replaced=None):
-    """One pass of PyTorch: (logits, what enters the head, tap -> value, tap -> offset added to it).
-
-    Args:
-        network: a network of one of the styles.
-        x: images, channels first.
-        head: path of the head.
-        taps: paths; `"conv#1"` is the second call, `"(features)"` what enters the head.
-        replaced: tap -> what stands in its place.
-    """
-    values, added, counts, handles = {}, {}, {}, []
-    paths = {tap: (head if tap == FEATURES else tap).partition("#")[0] for tap in taps}
-    modules = {tap: network.get_submodule(path.replace("/", ".")) for tap, path in paths.items()}
-
-    def shown(tap, out):
-        out = (replaced or {}).get(tap, out)
-        values[tap], added[tap] = out.detach(), torch.zeros_like(out).requires_grad_()
-        return out + added[tap]
-
-    def hook(module, args, out):
-        for tap in (tap for tap in taps if modules[tap] is module and tap != FEATURES):
-            if counts.get(tap, 0) == int(tap.partition("#")[2] or 0):
-                out = shown(tap, out)
-            counts[tap] = counts.get(tap, 0) + 1
-        return out
-
-    def enters(module, args):
-        entered = shown(FEATURES, args[0]) if FEATURES in taps else args[0]
-        features.append(entered.flatten(1))
-        return (entered,)
-
-    features = []
-    handles = [module.register_forward_hook(hook) for module in set(modules.values())]
-    last = network.get_submodule(head.replace("/", "."))
-    handles.append(last.register_forward_pre_hook(enters))
-    logits = network.eval()(torch.as_tensor(x))
-    for handle in handles:
-        handle.remove()
-    return logits, features[0], values, added
 
 
 def integrated(network, x, head, tap, target, steps):
@@ -436,14 +291,6 @@ def integrated(network, x, head, tap, target, steps):
         replaced = {tap: values[tap] + STEP * ascent.sign()}
         total = total + gradient
     return last(network, tap, total)
-
-
-def last(network, tap, x):
-    """What is at a tap, with its channels as the last axis."""
-    path = tap.partition("#")[0].replace("/", ".")
-    if tap == FEATURES:
-        return x.flatten(1)
-    return x.movedim(1, -1) if x.ndim == 4 and channels_first(network.get_submodule(path)) else x
 
 
 def over_positions(x):
@@ -470,8 +317,3 @@ def channel_average(network, x, head, taps, outer, chosen, steps):
     inner = [average(tap, lambda _, z: z * torch.tensor(chosen)) for tap in taps]
     end = average(outer, lambda y, _: torch.log_softmax(y, 1)).abs().mean(1)
     return -(torch.cat(inner, 1) ** 2).mean(1).numpy() / end.numpy()
-
-
-def channels_first(module):
-    last = isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.Linear)
-    return isinstance(module, LayerNorm2d) or not last

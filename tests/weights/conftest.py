@@ -1,6 +1,7 @@
-"""The tests here share helpers that lie beside them."""
+"""The tests here share modules that lie beside them, and networks with those of the frameworks."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.with_name("networks"))]

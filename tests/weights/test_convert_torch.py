@@ -25,8 +25,9 @@ from torch_networks import (  # noqa: E402
     ResNetV2,
     VisionTransformer,
     images_clear_of_zero,
+    last,
+    passed,
     randomised,
-    reference,
 )
 
 from benchmarks.torch_networks import CifarResNet, Wrn  # noqa: E402
@@ -85,12 +86,8 @@ RENAMED = {  # Flax path -> PyTorch's, written apart from the converter's table
     WideResNet: {r"block(\d)_(\d+)/": r"block\1.layer.\2."},
     BiT: {r"block(\d)_(unit\d+)/": r"body.block\1.\2.", "before_head/gn": "before_head.gn"},
 }
+HEADS = {CifarResNet: "linear", Wrn: "fc", ResNetV2: "head.conv", ImageNetResNet: "fc"}
 RENAMED_BY_TORCHVISION = {**RENAMED[ResNet], r"shortcut_bn": "downsample.1"}
-
-
-def channels_last(gradient, shape):
-    """NCHW -> NHWC, or (N, C) where the tap has no positions."""
-    return np.moveaxis(gradient, 1, -1).reshape(len(gradient), *shape)
 
 
 @pytest.fixture(autouse=True)
@@ -100,7 +97,7 @@ def extra_architectures():
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_logits_and_gradients_at_every_tap(name, tmp_path):
-    network = randomised(NETWORKS[name](), seed=1)
+    network = randomised(NETWORKS[name](), seed=1).eval()
     size = 8 if isinstance(network, CifarResNet | Wrn) else 32
     torch.save({"state_dict": network.state_dict()}, tmp_path / "network.pth")
     model = si_jax.convert_torch(name, tmp_path / "network.pth", input_size=(size, size))
@@ -116,7 +113,10 @@ def test_logits_and_gradients_at_every_tap(name, tmp_path):
         for pattern, replacement in renamed.items():
             modules[path] = re.sub(pattern, replacement, modules[path])
     images = images_clear_of_zero(network, size)
-    logits, expected = reference(network, images, modules.values())
+    logits, _, _, added = passed(network, images, HEADS[type(network)], modules.values())
+    gradients = torch.autograd.grad(logits.max(1).values.sum(), added.values())
+    expected = {k: last(network, k, x).numpy() for k, x in zip(added, gradients, strict=True)}
+    logits = logits.detach().numpy()
     ours = images.numpy().transpose(0, 2, 3, 1)
 
     scale = np.abs(logits).max()
@@ -132,7 +132,7 @@ def test_logits_and_gradients_at_every_tap(name, tmp_path):
     assert set(gradients) == set(paths)
     for path in paths:
         value = np.asarray(gradients[path])
-        grad = channels_last(expected[modules[path]], value.shape[1:])
+        grad = expected[modules[path]].reshape(value.shape)
         assert np.abs(grad).max() > 0
         np.testing.assert_array_equal(value != 0, grad != 0, err_msg=path)
         tolerance = 1e-4 * np.abs(grad).max()
@@ -167,13 +167,9 @@ def test_an_imagenet_resnet_is_no_cifar_resnet():
 
 
 def test_a_vision_transformer_of_torchvision():
-    network = VisionTransformer(32, 8, 2, 2, 128, 64, classes=7).eval()
-    with torch.no_grad():
-        generator = torch.Generator().manual_seed(0)
-        for weight in network.parameters():
-            weight.add_(torch.randn(weight.shape, generator=generator) * 0.1)
-        images = torch.randn(2, 3, 32, 32, generator=generator)
-        logits = network(images).numpy()
+    network = randomised(VisionTransformer(32, 8, 2, 2, 128, 64, classes=7)).eval()
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    logits = network(images).detach().numpy()
     model = si_jax.convert_torch("vit_tiny", network.state_dict(), input_size=(32, 32))
     assert "assumed: 2 heads of 64 channels" in model.card["notes"]
     assert model.num_parameters == sum(p.numel() for p in network.parameters())

@@ -2,12 +2,15 @@
 
 The networks follow the papers and carry the names of the published checkpoints. ImageNet's are
 written out, since torchvision's package fits one build of PyTorch only; their names and shapes are
-compared with torchvision's own (`STATES` in `test_convert_torch.py`).
+compared with torchvision's own (`STATES` in `tests/weights/test_convert_torch.py`).
 """
 
+import math
 from collections import OrderedDict
 
 import pytest
+
+from si_jax.splitting import FEATURES
 
 torch = pytest.importorskip("torch", reason="the networks to compare with are PyTorch's")
 from torch import nn  # noqa: E402
@@ -86,7 +89,7 @@ class Block(nn.Module):
         for index, size in enumerate(sizes, 1):
             setattr(self, f"conv{index}", conv(*size))
             setattr(self, f"bn{index}", nn.BatchNorm2d(size[1]))
-        self.relu = nn.ReLU()
+        self.relu = nn.ReLU(inplace=True)
         self.downsample = None
         if stride != 1 or inputs != outputs:
             self.downsample = nn.Sequential(
@@ -99,14 +102,16 @@ class Block(nn.Module):
             out = getattr(self, f"bn{index}")(getattr(self, f"conv{index}")(out))
             if index < self.count:
                 out = self.relu(out)
-        return self.relu(out + (x if self.downsample is None else self.downsample(x)))
+        out += x if self.downsample is None else self.downsample(x)
+        return self.relu(out)
 
 
 class ImageNetResNet(nn.Module):
     def __init__(self, blocks, bottleneck=False, classes=1000, base=64):
         super().__init__()
         self.conv1, self.bn1 = conv(3, base, 7, 2), nn.BatchNorm2d(base)
-        self.relu, self.maxpool = nn.ReLU(), nn.MaxPool2d(3, 2, 1)
+        self.relu, self.maxpool = nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)
+        self.stages = range(1, 1 + len(blocks))
         inputs = base
         for stage, count in enumerate(blocks):
             width, layers = base * 2**stage, []
@@ -119,7 +124,8 @@ class ImageNetResNet(nn.Module):
 
     def forward(self, x):
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        for stage in self.stages:
+            x = getattr(self, f"layer{stage}")(x)
         return self.fc(x.mean((2, 3)))
 
 
@@ -167,28 +173,21 @@ class VisionTransformer(nn.Module):
         return self.heads(self.encoder(torch.cat([token, tokens], 1))[:, 0])
 
 
-def randomised(network, seed):
-    """`network` in evaluation mode with all its weights and statistics random."""
+def randomised(network, seed=0):
+    """The network with random weights and statistics, such that activations stay near 1."""
     generator = torch.Generator().manual_seed(seed)
-
-    def normal(tensor, mean, std):
-        tensor.copy_(torch.randn(tensor.shape, generator=generator) * std + mean)
-
     with torch.no_grad():
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                normal(module.running_mean, 0, 0.2)
-                module.running_var.uniform_(0.5, 1.5, generator=generator)
-                module.num_batches_tracked.fill_(17)
-            if isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
-                module.weight.uniform_(0.5, 1.5, generator=generator)
-                normal(module.bias, 0, 0.2)
-            elif isinstance(module, nn.Conv2d | nn.Linear):
-                fan_in = module.weight[0].numel()
-                normal(module.weight, 0.1 / fan_in, (2 / fan_in) ** 0.5)
-                if module.bias is not None:
-                    normal(module.bias, 0, 0.1)
-    return network.eval()
+        for name, x in [*network.named_parameters(), *network.named_buffers()]:
+            if not x.is_floating_point():
+                continue
+            x.normal_(generator=generator)
+            if x.ndim > 1:
+                x /= math.sqrt(x[0].numel())
+            elif name.endswith(("weight", "var")):
+                x.abs_().add_(0.5)
+            else:
+                x *= 0.3
+    return network
 
 
 def images_clear_of_zero(network, size):
@@ -217,18 +216,54 @@ def images_clear_of_zero(network, size):
     return images
 
 
-def reference(network, images, modules):
-    """Logits, and the gradient of each image's largest logit at the outputs of `modules`."""
-    outputs, hooks = {}, []
-    for name in modules:
+def passed(network, x, head, taps, replaced=None):
+    """One pass of PyTorch: (logits, what enters the head, tap -> value, tap -> offset added to it).
 
-        def keep(module, args, out, name=name):
-            out.retain_grad()
-            outputs[name] = out
+    Args:
+        network: a network of one of the styles.
+        x: images, channels first.
+        head: path of the head.
+        taps: paths; `"conv#1"` is the second call, `"(features)"` what enters the head.
+        replaced: tap -> what stands in its place.
+    """
+    values, added, counts, handles = {}, {}, {}, []
+    paths = {tap: (head if tap == FEATURES else tap).partition("#")[0] for tap in taps}
+    modules = {tap: network.get_submodule(path.replace("/", ".")) for tap, path in paths.items()}
 
-        hooks.append(network.get_submodule(name).register_forward_hook(keep))
-    logits = network(images)
-    logits.max(1).values.sum().backward()
-    for hook in hooks:
-        hook.remove()
-    return logits.detach().numpy(), {name: out.grad.numpy() for name, out in outputs.items()}
+    def shown(tap, out):
+        out = (replaced or {}).get(tap, out)
+        values[tap], added[tap] = out.detach(), torch.zeros_like(out).requires_grad_()
+        return out + added[tap]
+
+    def hook(module, args, out):
+        for tap in (tap for tap in taps if modules[tap] is module and tap != FEATURES):
+            if counts.get(tap, 0) == int(tap.partition("#")[2] or 0):
+                out = shown(tap, out)
+            counts[tap] = counts.get(tap, 0) + 1
+        return out
+
+    def enters(module, args):
+        entered = shown(FEATURES, args[0]) if FEATURES in taps else args[0]
+        features.append(entered.flatten(1))
+        return (entered,)
+
+    features = []
+    handles = [module.register_forward_hook(hook) for module in set(modules.values())]
+    last = network.get_submodule(head.replace("/", "."))
+    handles.append(last.register_forward_pre_hook(enters))
+    logits = network.eval()(torch.as_tensor(x))
+    for handle in handles:
+        handle.remove()
+    return logits, features[0], values, added
+
+
+def last(network, tap, x):
+    """What is at a tap, with its channels as the last axis."""
+    path = tap.partition("#")[0].replace("/", ".")
+    if tap == FEATURES:
+        return x.flatten(1)
+    return x.movedim(1, -1) if x.ndim == 4 and channels_first(network.get_submodule(path)) else x
+
+
+def channels_first(module):
+    return type(module) not in (nn.LayerNorm, nn.RMSNorm, nn.Linear)
