@@ -18,8 +18,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000"
 _NAMES = "JPEG, PNG, WebP, BMP, GIF, TIFF, PPM, JPEG 2000, AVIF or ICO"
 MOST_PIXELS = 50_000_000  # of an image; eight decoded at once then take 4 GiB at most
 
-_DAMAGE = (*READ_ERRORS, Image.DecompressionBombError, Image.DecompressionBombWarning)
-
 Image.init()  # so that every thread knows all formats
 EXTENSIONS = tuple(
     sorted(end for end, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO"))
@@ -34,7 +32,7 @@ def holds_image(file: BinaryIO) -> bool:
         Image.open(file, formats=[kind for kind in FORMATS if kind != "ICO"]).close()
     except Image.DecompressionBombError:  # which says so where it is decoded
         return True
-    except _DAMAGE:
+    except READ_ERRORS:
         return False
     return True
 
@@ -62,7 +60,7 @@ def decode(data: bytes, name: str, *, upright: bool = False) -> UInt8[np.ndarray
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return _rgb(image, upright)
-    except _DAMAGE as error:
+    except READ_ERRORS as error:
         raise UnreadableImage(
             f"{name} cannot be decoded ({_reason(error, data)}): replace the file or skip"
             " unreadable images"
@@ -74,7 +72,7 @@ def to_rgb(image: Image.Image, name: str = "a Pillow image") -> UInt8[np.ndarray
     try:
         with _PICTURES:
             return _rgb(image, upright=True)
-    except _DAMAGE as error:
+    except READ_ERRORS as error:
         raise UnreadableImage(f"{name} cannot be read ({_reason(error, b'?')})") from error
 
 
@@ -91,7 +89,8 @@ def _rgb(image: Image.Image, upright: bool) -> np.ndarray:
         kind = "floating-point" if image.mode == "F" else "32-bit"
         raise ValueError(f"its values are {kind} numbers in a scale not known")
     if image.mode.startswith("I"):  # "I;16", "I;16B" and, of 16 bits in some formats, "I"
-        pixels = _high_byte(np.asarray(image))
+        grey = (np.clip(np.asarray(image, np.int64), 0, 0xFFFF) >> 8).astype(np.uint8)
+        pixels = np.repeat(grey[..., None], 3, axis=-1)
     else:
         pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
     turned = _UPRIGHT.get(_orientation(image)) if upright else None
@@ -102,13 +101,8 @@ def _orientation(image: Image.Image) -> int:
     """EXIF's orientation; 1, upright, where the tags cannot be read."""
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except _DAMAGE:
+    except READ_ERRORS:
         return 1
-
-
-def _high_byte(values: np.ndarray) -> np.ndarray:
-    grey = (np.clip(values.astype(np.int64), 0, 0xFFFF) >> 8).astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=-1)
 
 
 def _reason(error: Exception, data: bytes) -> str:

@@ -7,17 +7,12 @@ import contextlib
 import errno
 import hashlib
 import json
-import lzma
 import math
 import os
 import secrets
 import shutil
 import stat
-import struct
-import tarfile
-import tokenize
 import zipfile
-import zlib
 from collections.abc import Collection, Iterator
 from io import BufferedReader
 from pathlib import Path
@@ -30,25 +25,8 @@ try:
 except ImportError:  # not on Windows, where nothing is swept
     fcntl = None  # type: ignore[assignment]  # the name of a module
 
-READ_ERRORS = (
-    OSError,
-    ValueError,
-    EOFError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    RuntimeError,  # NotImplementedError and RecursionError among them
-    SyntaxError,
-    MemoryError,
-    struct.error,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    tarfile.TarError,
-    zlib.error,
-    lzma.LZMAError,
-)
-"""What reading an archive raises that is damaged or of another kind: the one list of it."""
+READ_ERRORS = (Exception,)
+"""What reading a file raises that is damaged or of another kind: parsers fail in every way."""
 
 LEAST_UNPACKED = 2**30  # bytes that any archive may unpack to
 UNPACKED_SHARE = 20  # a larger one may unpack to this many times its own size

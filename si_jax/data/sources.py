@@ -243,7 +243,7 @@ def from_svhn_mat(path: str | os.PathLike, *, name: str | None = None) -> ImageS
         arrays = np.load(io.BytesIO(done.stdout), allow_pickle=False)
         images = arrays["X"].transpose(3, 0, 1, 2)
         labels = arrays["y"].ravel().astype(np.int64) % 10
-    except (*files.READ_ERRORS, subprocess.SubprocessError) as error:
+    except files.READ_ERRORS as error:
         raise ValueError(
             f"{path} is not one of SVHN's .mat files of 32x32 crops ({error}): download it again"
             " from http://ufldl.stanford.edu/housenumbers"

@@ -9,7 +9,7 @@ from pictures import RNG, idents, labels, replicate, write
 from scipy.io import savemat
 
 from si_jax.data import files, sources
-from si_jax.data.files import READ_ERRORS, read_arrays
+from si_jax.data.files import read_arrays
 from si_jax.data.image_set import MissingSet, subset, take
 from si_jax.data.sources import from_cifar_binary, from_corruptions
 
@@ -123,7 +123,7 @@ def test_a_damaged_list_of_members_loses_none_in_silence(tmp_path):
         path.write_bytes(damaged)
         try:
             arrays = read_arrays(path)
-        except READ_ERRORS:
+        except ValueError:
             refused += 1
             continue
         assert arrays.keys() == ARRAYS.keys(), place - start
