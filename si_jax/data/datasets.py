@@ -29,7 +29,6 @@ class Download:
         holds: what is in it, in words.
         images: number of images in it, 0 where that is not known.
         md5: its sum, '' where none is known; the first download's is then recorded.
-        counted: the folder in which the images are counted, below `folder`.
         terms: a note on its terms of use.
     """
 
@@ -38,7 +37,6 @@ class Download:
     holds: str
     images: int = 0
     md5: str = ""
-    counted: str = "."
     terms: str = "none given"
 
     @property
@@ -244,7 +242,6 @@ _ROWS = (
             "5640 photographs, 600 MB",
             5640,
             "fff73e5086ae6bdbea199a49dfb8a4c1",
-            counted="images",
             terms="research only",
         ),
         _drive("1OSz1m3hHfVWbRdmMwKbUzoU8Hg9UKcam", "images_classic/texture", images=5640),

@@ -124,7 +124,7 @@ def download_set(download: Download, root: Path) -> Path:
     if not single:
         unpack(archive, root, download.folder)
     if download.images:
-        count = len(sources.from_path(target / download.counted))
+        count = len(sources.from_path(target))
         if count != download.images:
             target.unlink() if single else shutil.rmtree(target)
             raise ValueError(

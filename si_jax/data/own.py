@@ -32,23 +32,25 @@ def resolve_own(
     folder = None if root is None else Path(root).expanduser()
     if folder is not None and not folder.is_dir():
         raise MissingSet(f"{folder} is not a folder: give one with val and ood in it")
-    if test is None and folder is not None:
-        test = next((folder / n for n in HELD_OUT if (folder / n).is_dir()), None)
+    below = {path.name: path for path in folder.iterdir() if path.is_dir()} if folder else {}
+    if test is None:
+        test = next((below[part] for part in HELD_OUT if part in below), None)
     if test is None:
         raise MissingSet(
             f"{folder or 'the data set'} has no folder val or test with in-distribution images;"
             " make one with a folder a class, or say where they are"
         )
-    if train is None and folder is not None and (folder / "train").is_dir():
-        train = folder / "train"
-    if not name and folder is None and isinstance(test, (str, os.PathLike)):
-        name = Path(test).expanduser().resolve().stem
-    name = name or (folder.resolve().name if folder is not None else "in-distribution")
+    train = below.get("train") if train is None else train
+    if folder:
+        name = name or folder.resolve().name
+    elif isinstance(test, (str, os.PathLike)):
+        name = name or Path(test).expanduser().resolve().stem
+    name = name or "in-distribution"
     matching = {"classes": tuple(classes)} if classes else {"num_classes": num_classes}
     tested = as_image_set(test, name, **matching)
     given = dict(ood or {})
-    if folder is not None and (folder / "ood").is_dir():
-        paths = sorted(p for p in (folder / "ood").iterdir() if not p.name.startswith("."))
+    if "ood" in below:
+        paths = sorted(p for p in below["ood"].iterdir() if not p.name.startswith("."))
         given = {p.stem if p.is_file() else p.name: p for p in paths} | given
     sets = [OodSet(key, "ood", as_image_set(data, key)) for key, data in given.items()]
     if not sets:

@@ -16,7 +16,6 @@ from si_jax.data.own import HELD_OUT
 from si_jax.data.pipeline import batches, shown
 
 HELD_OUT_SHARE = 0.1  # of a folder that has no split of its own
-GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +37,11 @@ def find(
     fetch: bool = False,
     seed: int = 0,
 ) -> TrainingSets:
-    """A data set's training and held-out images: those of a benchmark, or of a folder.
+    """A benchmark's training and held-out images, or those in `train` and `val` of a folder.
 
-    The folder has one folder of images per class; or `train` and `val` (or `test`) that each have
-    such folders. Without these, a tenth of the images is held out, drawn by `seed`.
+    Of a folder with class folders alone, a tenth of the images is held out, drawn by `seed`.
     """
-    if dataset in BENCHMARKS:
-        table = BENCHMARKS[dataset]
+    if table := BENCHMARKS.get(dataset):
         paths = SearchPaths(data_dir, fetch=fetch)
         try:
             train = find_set(table.train, paths, table.num_classes).images
@@ -92,7 +89,7 @@ def load(
     max_gib: float = 8.0,
 ) -> tuple[UInt8[np.ndarray, "n height width 3"], Int[np.ndarray, " n"]]:
     """Decode all images of a set into memory: uint8 of shape (n, *shape), and labels."""
-    size = len(image_set) * int(np.prod(shape)) / GIB
+    size = len(image_set) * int(np.prod(shape)) / 2**30
     if size > max_gib:
         raise ValueError(
             f"{image_set.name}'s {len(image_set)} images would take {size:.1f} GiB, more than"
