@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 
 import si_jax
-from si_jax import splitting, taps
+from si_jax import activation, splitting, taps
 from si_jax.models import architecture
 from si_jax.weights.checkpoint import abstract_variables
 
@@ -92,18 +92,24 @@ EXPECTED = {  # the table of method, role by role: network -> role -> number of 
         "gaia-z": (36, "bn1", "layer4_2/bn2"),
         "inner": (20, "layer3_0/bn1", "layer4_2/bn2"),
         "outer": (1, "layer4_2", "layer4_2"),
+        "si-c": (36, "conv1", "layer4_2/bn2"),
+        "si-c-inner": (20, "layer3_0/bn1", "layer4_2/bn2"),
     },
     "wrn_40_2": {
         "si-z": (38, "block1_0/bn1", "pool"),
         "gaia-z": (37, "block1_0/bn1", "bn1"),
         "inner": (37, "block1_0/bn1", "bn1"),
         "outer": (1, "pool", "pool"),
+        "si-c": (37, "block1_0/bn1", "bn1"),
+        "si-c-inner": (25, "block2_0/bn1", "bn1"),
     },
     "bit_r101x1": {
         "si-z": (10, "block4_unit01/gn1", "before_head"),
         "gaia-z": (10, "block4_unit01/gn1", "before_head"),
         "inner": (9, "block4_unit01/gn1", "block4_unit03/gn3"),
         "outer": (1, "before_head", "before_head"),
+        "si-c": (10, "block4_unit01/gn1", "before_head/gn"),
+        "si-c-inner": (9, "block4_unit01/gn1", "block4_unit03/gn3"),
     },
     "imagenet_resnet50": {  # no tap in front of the max-pool
         "si-z": (52, "layer1_0/bn1", "layer4_2/bn3"),
@@ -126,6 +132,8 @@ def test_the_published_taps(name):
     for role, (count, first, last) in EXPECTED[name].items():
         found = taps.default_taps(model, role)
         assert (len(found), found[0], found[-1]) == (count, first, last), role
+        if role == "si-c":
+            assert not activation.without_activation(model, found)  # no gradient is needed
     if name == "resnet34":
         s = taps.default_taps(model, "si-z")
         assert s[7:10] == ("layer2_0/bn1", "layer2_0/bn2", "layer2_0/shortcut_bn")
