@@ -122,45 +122,43 @@ def tune(
     if not ood:
         raise ValueError("ood is empty: give at least one validation set")
     detectors: dict[str, Detector] = {}
-    tried: list[dict[str, Any]] = []
+    tried: dict[str, dict[str, Any]] = {}
     skipped: dict[str, str] = {}
     for options in candidates(name, grid):
+        label = describe(name, options)
         try:
             detector = make_detector(name, model, batch_size=batch_size, **options)
             if detector.needs_fit:
                 detector.fit(*fit)
         except ValueError as error:
-            skipped[describe(name, options)] = str(error)
+            skipped[label] = str(error)
             continue
-        detectors[str(len(tried))] = detector
-        tried.append(options)
+        detectors[label], tried[label] = detector, options
     if not tried:
         raise ValueError(f"no options of {name!r} can be tried: {next(iter(skipped.values()))}")
     scorer = Scorer(detectors)
-    id_scores = scorer(validation)
-    ood_scores = {set_name: scorer(images) for set_name, images in ood.items()}
-    trials = [
-        Trial(
-            options,
-            {
-                set_name: metrics.evaluate(id_scores[key]["score"], scores[key]["score"])["auroc"]
-                for set_name, scores in ood_scores.items()
-            },
-        )
-        for key, options in zip(detectors, tried, strict=True)
-    ]
+    known, others = scorer(validation), {key: scorer(images) for key, images in ood.items()}
+    auroc = {
+        label: {
+            key: metrics.auroc(known[label]["score"], scores[label]["score"])
+            for key, scores in others.items()
+        }
+        for label in tried
+    }
+    trials = [Trial(options, auroc[label]) for label, options in tried.items()]
     return sorted(trials, key=lambda trial: -trial.mean), skipped
 
 
-def refuse_test_images(images: ImageSet, tests: Iterable[ImageSet]) -> None:
+def refuse_test_images(validation: Sequence[ImageSet], tests: Iterable[ImageSet]) -> None:
     """Raise an error if a validation set shares an image with a test set, pixel by pixel."""
-    known = {_content(images, i): i for i in range(len(images))}
+    known = {_content(images, i): (images, i) for images in validation for i in range(len(images))}
     known.pop(None, None)  # what cannot be read is like nothing
     for test in tests:
         for i in tqdm(range(len(test)), desc=f"{test.name}: comparing", unit="img", leave=False):
-            if (same := known.get(_content(test, i))) is not None:
+            if same := known.get(_content(test, i)):
+                images, index = same
                 raise ValueError(
-                    f"{images.name}: {images.ident(same)} is also in the test set {test.name}"
+                    f"{images.name}: {images.ident(index)} is also in the test set {test.name}"
                     f" ({test.ident(i)}): what is chosen by test images cannot be tested on them;"
                     " give other images"
                 )
@@ -189,7 +187,6 @@ def validation_ood(
     rng = np.random.default_rng(seed)
     pixels = images.reshape(-1, channels)
     noise = pixels[rng.integers(len(pixels), size=(n, height, width))]
-
     return {"noise": noise, "shuffled": np.stack([shuffled(image, rng) for image in images])}
 
 
@@ -278,13 +275,14 @@ def tune_on_benchmark(
     count = min(limit, len(train) // 2)
     validation, _ = _load(take(train, np.sort(order[:count])), transform)
     fit = _load(take(train, np.sort(order[count : count + fit_limit])), transform)
-    ood_images = {}
-    tests = _test_sets(benchmark, data_dir, ood_root) if ood else []
-    for name, path in (ood or {}).items():
-        images = subset(sources.from_path(path, name=name), limit, seed)
-        refuse_test_images(images, tests)
-        ood_images[name], _ = _load(images, transform)
-    ood_images = ood_images or validation_ood(validation, seed)
+    given = [
+        subset(sources.from_path(path, name=name), limit, seed)
+        for name, path in (ood or {}).items()
+    ]
+    if given:
+        refuse_test_images(given, _test_sets(benchmark, data_dir, ood_root))
+    made = {images.name: _load(images, transform)[0] for images in given}
+    ood_images = made or validation_ood(validation, seed)
     trials, skipped = tune(
         detector, model, fit, validation, ood_images, grid=grid, batch_size=batch_size
     )
@@ -305,6 +303,5 @@ def _test_sets(benchmark: str, data_dir, ood_root) -> list[ImageSet]:
 
 def _load(image_set: ImageSet, transform) -> tuple[np.ndarray, np.ndarray]:
     """All images of a set and their labels, in memory."""
-    parts = [batch.readable for batch in pipeline.batches(image_set, transform, 64)]
-    images, labels = zip(*parts, strict=True)
-    return np.concatenate(images), np.concatenate(labels)
+    (batch,) = pipeline.batches(image_set, transform, len(image_set))
+    return batch.readable

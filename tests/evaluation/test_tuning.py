@@ -155,7 +155,7 @@ def test_script_takes_validation_sets_but_none_that_is_tested_on(monkeypatch, tm
     with pytest.raises(ValueError, match=r"mine: .*3.* is also in the test set digits"):
         script.main([*argv, own[2]])
     similar = sources.from_arrays("similar", mixed[:3])
-    tuning.refuse_test_images(similar, [sources.from_arrays("test", mixed[3:])])
+    tuning.refuse_test_images([similar], [sources.from_arrays("test", mixed[3:])])
 
 
 def test_unreadable_images_are_like_no_other():
@@ -163,4 +163,4 @@ def test_unreadable_images_are_like_no_other():
         raise UnreadableImage("broken")
 
     images = ImageSet("x", 2, "f", broken, str)
-    tuning.refuse_test_images(images, [images])
+    tuning.refuse_test_images([images], [images])
