@@ -263,27 +263,25 @@ def intervals(job: Job, arrays: Arrays, *, resamples: int = 200, seed: int = 0) 
     }
 
 
+def _right(predicted: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Whether the class is predicted correctly of each image that has a label."""
+    return (predicted["score"] == predicted["label"])[predicted["label"] >= 0]
+
+
 def _correct(predicted: Mapping[str, np.ndarray]) -> np.ndarray | None:
     """Which images are classified correctly; None where not all have a label."""
-    if not (predicted["label"] >= 0).all():
-        return None
-    return predicted["score"] == predicted["label"]
+    right = _right(predicted)
+    return right if len(right) == len(predicted["label"]) else None
 
 
 def _accuracy(predicted: Mapping[str, np.ndarray]) -> float | None:
-    correct, count = _correct_of(predicted)
-    return correct / count if count else None
-
-
-def _correct_of(predicted: Mapping[str, np.ndarray]) -> tuple[int, int]:
-    """How many images are classified correctly, of how many with a label."""
-    has_label = predicted["label"] >= 0
-    return int((predicted["score"] == predicted["label"])[has_label].sum()), int(has_label.sum())
+    right = _right(predicted)
+    return float(right.mean()) if len(right) else None
 
 
 def chance_warning(predicted: Mapping[str, np.ndarray], classes: int) -> str | None:
     """A warning where a classifier is not better than chance, by a binomial test at 0.1 %."""
-    correct, count = _correct_of(predicted)
+    correct, count = int(_right(predicted).sum()), len(_right(predicted))
     most = binom.ppf(0.999, count, 1 / classes) if count else 0  # of one that guesses
     if correct > most or most == count:  # or too few images to say
         return None

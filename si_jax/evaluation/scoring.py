@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from si_jax.batching import PREFETCH, Batched, Replicated, fitting_batch_size
 from si_jax.data.image_set import ImageSet, UnreadableImage, overlap, take
-from si_jax.data.pipeline import NO_INDEX, Batch, batches, shown, tell_unreadable
+from si_jax.data.pipeline import Batch, batches, shown, tell_unreadable
 from si_jax.detectors import Detector, Inputs, Plan
 from si_jax.detectors.base import State
 from si_jax.detectors.fitting import Batches
@@ -35,7 +35,6 @@ from si_jax.evaluation.store import (
     read_keyed,
     write_keyed,
 )
-from si_jax.model import Model
 from si_jax.weights.saved import weights_hash
 
 CHUNK = 512
@@ -96,17 +95,6 @@ def fit_job(
     return {"set": train.name, "images": len(train), "detectors": list(unfitted)}, notes
 
 
-def prediction(model: Model, batch_size: int) -> Detector:
-    """The classifier itself as one more forward-only score: the predicted class."""
-
-    def compute(inputs: Inputs, state: State):
-        return {"score": jnp.argmax(inputs.forward.logits, axis=-1).astype(jnp.float32)}
-
-    detector = Detector(PREDICTION, model, Plan(compute), batch_size)
-    detector.version = 1
-    return detector
-
-
 class Scorer:
     """Several detectors of one model; those that need a forward pass alone share one.
 
@@ -132,11 +120,8 @@ class Scorer:
     ) -> Callable[[], dict[str, dict[str, np.ndarray]]]:
         """Begin to score images; what is returned waits for the results and gives them.
 
-        Args:
-            images: at most a few batches of them.
-            wanted: detectors that are needed; None for all.
-            few: whether these are all images of a set, so that fewer than a batch may make a
-                smaller one.
+        `wanted` detectors are needed, None for all; `few` says that these are all images of a set,
+        so that fewer than a batch may make a smaller one.
         """
         started: list[Callable[[], dict[str, dict[str, np.ndarray]]]] = []
         for group, run in zip(self._groups, self._run, strict=True):
@@ -153,10 +138,7 @@ class Scorer:
             for get in started:
                 for name, arrays in get().items():
                     parts.setdefault(name, []).append(arrays)
-            return {
-                name: jax.tree.map(lambda *arrays: np.concatenate(arrays), *rows)
-                for name, rows in parts.items()
-            }
+            return {name: _joined(rows) for name, rows in parts.items()}
 
         return fetch
 
@@ -199,9 +181,15 @@ class Scored:
 
 
 def scorer_of(job: Job) -> Scorer:
-    """The detectors, and the classifier's prediction beside them."""
+    """The detectors, and beside them the classifier's prediction as one more of them."""
+
+    def compute(inputs: Inputs, state: State):
+        return {"score": jnp.argmax(inputs.forward.logits, axis=-1).astype(jnp.float32)}
+
     size = max(d.batch_size for d in job.detectors.values())
-    return Scorer({**job.detectors, PREDICTION: prediction(job.model, size)})
+    prediction = Detector(PREDICTION, job.model, Plan(compute), size)
+    prediction.version = 1
+    return Scorer({**job.detectors, PREDICTION: prediction})
 
 
 def score_job(job: Job, directory: Path, *, skip_unreadable: bool = False) -> dict[str, Scored]:
@@ -330,56 +318,45 @@ def _scored(
     """Detector -> arrays of each chunk, of which indices and wanted detectors are given."""
     positions = np.concatenate([np.asarray(span) for span, _ in chunks])
     remaining = image_set if len(positions) == len(image_set) else take(image_set, positions)
-    shape = next(iter(scorer.detectors.values())).model.image_shape
-    counts = [-(-len(span) // batch_size) for span, _ in chunks]
-    wanted = itertools.chain.from_iterable(
-        [names] * count for (_, names), count in zip(chunks, counts, strict=True)
-    )
-    made = batches(remaining, transform, batch_size, image_shape=shape, **options)
-    small = len(image_set) < batch_size  # also where a part is lacking: bits are the same
-    rows = _rows(scorer, image_set, positions, zip(made, wanted, strict=True), small)
-    with tqdm(total=total, initial=total - len(positions), desc=image_set.name, unit="img") as bar:
-        for (_, names), count in zip(chunks, counts, strict=True):
-            parts = []
-            for images, part in itertools.islice(rows, count):
-                parts.append(part)
-                bar.update(images)
-            found = {name: [part[name] for part in parts if name in part] for name in names}
-            yield {
-                name: jax.tree.map(lambda *a: np.concatenate(a), *several) if several else EMPTY
-                for name, several in found.items()
-            }
-
-
-def _rows(
-    scorer: Scorer,
-    image_set: ImageSet,
-    positions: np.ndarray,
-    made: Iterable[tuple[Batch, list[str]]],
-    small: bool,
-) -> Iterator[tuple[int, dict[str, dict[str, np.ndarray]]]]:
-    """Size, and detector -> arrays, of each batch; more are decoded while the devices work."""
-    pending: deque[tuple[Batch, Callable[[], dict]]] = deque()
-
-    def finish() -> tuple[int, dict[str, dict[str, np.ndarray]]]:
-        batch, fetch = pending.popleft()
-        more = {"label": batch.labels[batch.mask], "index": positions[batch.indices[batch.mask]]}
-        results = fetch()
-        for name, arrays in results.items():
-            if not (finite := np.isfinite(arrays["score"])).all():
-                bad = image_set.ident(int(more["index"][~finite][0]))
-                raise ValueError(f"detector {name!r} gave a score that is not finite for {bad}")
-        count = int((batch.indices != NO_INDEX).sum())
-        return count, {name: {**arrays, **more} for name, arrays in results.items()}
-
     model = next(iter(scorer.detectors.values())).model
-    for batch, names in made:
-        readable = model.prepare_images(batch.readable[0])
-        pending.append((batch, scorer.start(readable, names, few=small) if len(readable) else dict))
-        if len(pending) > PREFETCH:
-            yield finish()
-    while pending:
-        yield finish()
+    wanted = [names for span, names in chunks for _ in range(0, len(span), batch_size)]
+    small = len(image_set) < batch_size  # also where a part is lacking: bits are the same
+    made = batches(remaining, transform, batch_size, image_shape=model.image_shape, **options)
+
+    def started() -> Iterator[tuple[Batch, Callable[[], dict]]]:
+        for batch, names in zip(made, wanted, strict=True):
+            images = model.prepare_images(batch.readable[0])
+            yield batch, scorer.start(images, names, few=small) if len(images) else dict
+
+    running = _ahead(started())
+    with tqdm(total=total, initial=total - len(positions), desc=image_set.name, unit="img") as bar:
+        for span, names in chunks:
+            parts: dict[str, list[dict[str, np.ndarray]]] = {}
+            for batch, fetch in itertools.islice(running, -(-len(span) // batch_size)):
+                index = positions[batch.indices[batch.mask]]
+                for name, arrays in fetch().items():
+                    if not (finite := np.isfinite(arrays["score"])).all():
+                        bad = image_set.ident(int(index[~finite][0]))
+                        raise ValueError(
+                            f"detector {name!r} gave a score that is not finite for {bad}"
+                        )
+                    rows = {**arrays, "label": batch.labels[batch.mask], "index": index}
+                    parts.setdefault(name, []).append(rows)
+                bar.update(batch.size)
+            yield {name: _joined(parts[name]) if name in parts else EMPTY for name in names}
+
+
+def _ahead(items: Iterator[tuple[Batch, Callable]]) -> Iterator[tuple[Batch, Callable]]:
+    """The same, `PREFETCH` behind: more are decoded and begun while the devices work."""
+    pending = deque(itertools.islice(items, PREFETCH))
+    for item in items:
+        pending.append(item)
+        yield pending.popleft()
+    yield from pending
+
+
+def _joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
 
 EMPTY = {"score": np.zeros(0, np.float32)} | dict.fromkeys(("label", "index"), np.zeros(0, int))
