@@ -100,34 +100,23 @@ def server(monkeypatch):
     server.server_close()
 
 
-def test_a_connection_that_is_cut_off_is_taken_up_again(server, tmp_path):
-    server.files["/a.bin"] = (CONTENT, [BLOCK + 9, 2 * BLOCK])
+def test_what_came_is_kept_and_taken_up_by_the_same_call_and_the_next(server, tmp_path):
+    server.files["/a.bin"] = (CONTENT, [BLOCK + 9, 2 * BLOCK + 9, 9, 9, 9])
+    with pytest.raises(FailedDownload, match="what has come is kept, so run the same command"):
+        fetch(f"{server.url}/a.bin", tmp_path / "new/a.bin", MD5)
+    (part,) = (tmp_path / "new").iterdir()
+    assert CONTENT.startswith(part.read_bytes()) and part.stat().st_size == 3 * BLOCK
+    assert [start for _, start in server.asked] == [0, BLOCK, *[3 * BLOCK] * 3]
     assert fetch(f"{server.url}/a.bin", tmp_path / "new/a.bin", MD5) == MD5
     assert (tmp_path / "new/a.bin").read_bytes() == CONTENT
-    assert [start for _, start in server.asked] == [0, BLOCK, 3 * BLOCK]
+    assert server.asked[-1] == ("/a.bin", 3 * BLOCK)
     assert left_behind(tmp_path / "new") == ["a.bin"]
 
 
-def test_what_came_of_a_file_is_kept_and_resumed(server, tmp_path):
-    server.files["/a.bin"] = (CONTENT, [BLOCK + 9, 2 * BLOCK + 9, 9, 9, 9])
-    with pytest.raises(FailedDownload, match="what has come is kept, so run the same command"):
-        fetch(f"{server.url}/a.bin", tmp_path / "a.bin", MD5)
-    (part,) = tmp_path.iterdir()
-    assert CONTENT.startswith(part.read_bytes()) and part.stat().st_size == 3 * BLOCK
-    server.asked.clear()
-    fetch(f"{server.url}/a.bin", tmp_path / "a.bin", MD5)
-    assert (tmp_path / "a.bin").read_bytes() == CONTENT
-    assert server.asked[-1] == ("/a.bin", 3 * BLOCK)
-    assert left_behind(tmp_path) == ["a.bin"]
-
-
-def test_a_wrong_sum_leaves_nothing(server, tmp_path):
+def test_wrong_sums_answers_that_are_no_file_nobody_and_no_gdown(server, tmp_path, monkeypatch):
     with pytest.raises(FailedDownload, match=rf"MD5 sum {MD5} where 0000 is known"):
         fetch(f"{server.url}/a.bin", tmp_path / "a.bin", "0000")
     assert left_behind(tmp_path) == []
-
-
-def test_answers_that_are_no_file_nobody_and_no_gdown(server, tmp_path, monkeypatch):
     for answer in (404, 503):
         server.files["/a.bin"] = answer
         with pytest.raises(FailedDownload, match=f"cannot be downloaded .*{answer}"):
@@ -277,14 +266,11 @@ def file_of(name):
     return next(spec.download for group in groups for spec in group if spec.name == name)
 
 
-def test_a_set_of_another_number_of_images_is_deleted(public):
+def test_a_set_of_another_number_of_images_is_deleted_and_recorded_sums_count(public, server):
     file = dataclasses.replace(file_of("lsun"), images=4)
     with pytest.raises(ValueError, match="holds 3 images where 4 are known"):
         downloads.download_set(file, public)
     assert not (public / "LSUN").exists()
-
-
-def test_a_recorded_sum_is_held_to(public, server):
     downloads.download_set(file_of("isun"), public)
     (public / "iSUN").rename(public / "moved")
     server.files["/iSUN"] = make_tar(public.parent / "other", [("iSUN/9.png", png(9))]).read_bytes()

@@ -13,23 +13,6 @@ from si_jax.data import image_set, sources
 from si_jax.data.folders import class_folders, from_folder
 from si_jax.data.image_set import MissingSet, UnreadableImage, overlap, take
 
-
-def test_flat_folder(tmp_path):
-    for name in ("b.PNG", "a.jpg", "c.JpEg", "d.webp", "e.BMP"):
-        write(tmp_path / name)
-    for name in (".DS_Store", "._a.jpg", ".hidden/x.png"):
-        write(tmp_path / name)
-    (tmp_path / "readme.txt").write_text("PNG files by name")
-    found = from_folder(tmp_path)
-    assert found.name == tmp_path.name
-    assert idents(found) == ["a.jpg", "b.PNG", "c.JpEg", "d.webp", "e.BMP"]
-    assert labels(found) == [-1] * 5
-    assert found.load(0)[0].shape == (6, 9, 3)
-    assert found.notes == (
-        "1 file is left out, being no image in a format that is read (readme.txt)",
-    )
-
-
 KINDS = {".jfif": "JPEG", ".gif": "GIF", ".tif": "TIFF", ".TIFF": "TIFF", ".ppm": "PPM",
          ".pgm": "PPM", ".jp2": "JPEG2000", ".ico": "ICO", ".webp": "WEBP"}  # fmt: skip
 
@@ -48,25 +31,41 @@ def test_every_format_is_read_by_its_ending_or_its_content(tmp_path):
         image, _ = found.load(index)
         if not name.endswith((".ico", "gif", ".jfif", "jfif")):
             np.testing.assert_array_equal(image.shape, RGB.shape, name)
-
-
-def test_an_enormous_image_is_one_whatever_its_name_and_refused(tmp_path):
-    content = bytearray(encode(RGB))
+    content = bytearray(encode(RGB))  # an enormous image is one, whatever its name, and refused
     content[16:24] = struct.pack(">II", 20_000, 20_000)
     content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
     (tmp_path / "enormous").write_bytes(content)
+    found = from_folder(tmp_path)
     with pytest.raises(UnreadableImage, match="enormous cannot be decoded"):
-        from_folder(tmp_path).load(0)
+        found.load(idents(found).index("enormous"))
 
 
-def test_folder_by_class_at_any_depth(tmp_path):
-    for name in ("cat/deep/er/2.png", "cat/1.png", "ant/3.png", "stray.png"):
+def test_flat_folders_and_folders_by_class_at_any_depth(tmp_path):
+    with pytest.raises(MissingSet, match="absent is not a folder"):
+        sources.from_path(tmp_path / "absent")
+    (tmp_path / "empty" / "classless").mkdir(parents=True)
+    (tmp_path / "empty" / ".DS_Store").write_bytes(b"x")
+    with pytest.raises(MissingSet, match="empty holds no images"):
+        sources.from_path(tmp_path / "empty")
+    for name in ("b.PNG", "a.jpg", "c.JpEg", "d.webp", "e.BMP"):
+        write(tmp_path / name)
+    for name in (".DS_Store", "._a.jpg", ".hidden/x.png"):
+        write(tmp_path / name)
+    (tmp_path / "readme.txt").write_text("PNG files by name")
+    found = from_folder(tmp_path)
+    assert idents(found) == ["a.jpg", "b.PNG", "c.JpEg", "d.webp", "e.BMP"]
+    assert (found.name, labels(found)) == (tmp_path.name, [-1] * 5)
+    assert found.load(0)[0].shape == (6, 9, 3)
+    assert found.notes == (
+        "1 file is left out, being no image in a format that is read (readme.txt)",
+    )
+    for name in ("cat/deep/er/2.png", "cat/1.png", "ant/3.png"):
         write(tmp_path / name)
     (tmp_path / "aardvark").mkdir()  # no images, so no class
     found = from_folder(tmp_path, name="pets", num_classes=2)
     assert found.name == "pets"
-    assert idents(found) == ["ant/3.png", "cat/1.png", "cat/deep/er/2.png", "stray.png"]
-    assert labels(found) == [0, 1, 1, -1]
+    assert idents(found)[1:6] == ["ant/3.png", "b.PNG", "c.JpEg", "cat/1.png", "cat/deep/er/2.png"]
+    assert labels(found) == [-1, 0, -1, -1, 1, 1, -1, -1]
 
 
 def test_class_folders_go_by_name_however_accents_are_written(tmp_path):
@@ -97,15 +96,6 @@ def test_folder_labels_from_json(tmp_path):
         table.write_text(content)
         with pytest.raises(ValueError, match=message):
             sources.from_path(root)
-
-
-def test_missing_and_empty_folders(tmp_path):
-    with pytest.raises(MissingSet, match="absent is not a folder"):
-        sources.from_path(tmp_path / "absent")
-    (tmp_path / "empty" / "classless").mkdir(parents=True)
-    (tmp_path / "empty" / ".DS_Store").write_bytes(b"x")
-    with pytest.raises(MissingSet, match="empty holds no images"):
-        sources.from_path(tmp_path / "empty")
 
 
 def test_links_are_followed_and_each_folder_is_read_once(tmp_path):
