@@ -17,7 +17,7 @@ from si_jax.data.files import write_atomically, write_text
 from si_jax.evaluation.store import PREDICTION
 from si_jax.reporting import comparison, figures, report
 from si_jax.reporting.report import PAGES, Cell, Table
-from si_jax.reporting.runs import ENDS, Pick, Run
+from si_jax.reporting.runs import Run, extremes
 
 CAPTIONS = {
     "overview": "AUROC of each detector on each set: 50 is chance, 100 is perfect. The bars are"
@@ -126,7 +126,7 @@ def _pictures(run: Run) -> Iterator[Section]:
         if tapped := [d for d in run.detectors if figures.tap_kind(run, d)]:
             shown = of_each(figures.tap_densities, tapped, "Layers")
             yield Section("layers", "Layers", [CAPTIONS["taps"]], figures=shown)
-    galleries = [_gallery(run, name) for name in dict.fromkeys(name for name, _, _ in run.picks)]
+    galleries = [_gallery(run, name) for name in run.thumbnails]
     note = CAPTIONS["gallery"] if galleries else "No images were kept with this run."
     yield Section("images", "Images", [note], galleries)
 
@@ -135,27 +135,27 @@ def _gallery(run: Run, image_set: str) -> Table:
     """The images of a set that look most and least in-distribution, a row for each detector."""
     rows = []
     for detector in run.detectors:
-        ends = [(end, run.picks.get((image_set, detector, end), ())) for end in ENDS]
-        cells = [_thumbnail(run, image_set, detector, pick) for _, picks in ends for pick in picks]
-        rows.append((Cell(detector), *cells))
+        picked = extremes(run.arrays[image_set][detector])
+        rows.append((Cell(detector), *(_image(run, image_set, detector, *one) for one in picked)))
+    numbers = range(1, len(picked) // 2 + 1)
+    header = ("detector", *(f"{end} {number}" for end in ("most", "least") for number in numbers))
     title = f"Most and least in-distribution-looking images of {image_set}"
-    header = [f"{end} {i}" for end, picks in ends for i in range(1, len(picks) + 1)]
-    return Table(title, ("detector", *header), tuple(rows))
+    return Table(title, header, tuple(rows))
 
 
-def _thumbnail(run: Run, image_set: str, detector: str, pick: Pick) -> Cell:
+def _image(run: Run, image_set: str, detector: str, index: int, score: float) -> Cell:
     """An image with its score, the decision, its predicted class and, where known, its true one."""
-    said = ["accepted" if pick.score >= run.threshold(detector) else "rejected"]
+    said = ["accepted" if score >= run.threshold(detector) else "rejected"]
     if predicted := run.arrays[image_set].get(PREDICTION):
-        row = int(np.searchsorted(predicted["index"], pick.index))
+        row = int(np.searchsorted(predicted["index"], index))
         said.append(f"class {int(predicted['score'][row])}")
         if image_set == run.id_set and (label := int(predicted["label"][row])) >= 0:
             said.append(f"true {label}")
-    file = io.BytesIO()
+    image, file = run.thumbnails[image_set][index], io.BytesIO()
     # a PNG of a small image is the smaller file, of a large one a JPEG
-    form = "jpeg" if pick.image.shape[0] > 48 else "png"
-    Image.fromarray(pick.image).save(file, form, quality=90, subsampling=0)
-    return Cell(f"{pick.score:.4g}", "\n".join(said), picture=_data(file.getvalue(), form))
+    form = "jpeg" if image.shape[0] > 48 else "png"
+    Image.fromarray(image).save(file, form, quality=90, subsampling=0)
+    return Cell(f"{score:.4g}", "\n".join(said), picture=_data(file.getvalue(), form))
 
 
 def _data(content: bytes, form: str = "png") -> str:

@@ -28,24 +28,12 @@ from si_jax.reporting.report import html_table
 
 RESULTS = "results.json"
 THUMBNAILS = "thumbnails.npz"
-COUNT = 6  # images at either end
+COUNT = 6  # images at either end of the scores
 SIDE = 96  # pixels, the longer side of a thumbnail
-ENDS = ("most", "least")
-PICKED = ("set", "detector", "end", "row", "index", "score")  # columns of the thumbnails' table
 
 
-@dataclass(frozen=True)
-class Pick:
-    """One image at one end of a set's scores."""
-
-    image: UInt8[np.ndarray, "h w 3"]
-    ident: str
-    index: int
-    score: float
-
-
-Extremes = Mapping[tuple[str, str, str], Sequence[Pick]]
-"""(set, detector, `"most"` or `"least"`) -> the images, the most extreme one first."""
+Thumbnails = Mapping[str, Mapping[int, UInt8[np.ndarray, "height width 3"]]]
+"""Set -> index of an image -> its small copy."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +44,14 @@ class Run:
         name: what a comparison calls it.
         results: the content of `results.json`, a `si_jax.evaluation.results.Results`.
         arrays: set -> detector -> name -> array with a row for each image; empty if not loaded.
-        picks: the images that look most and least in-distribution; empty if there are none.
+        thumbnails: set -> index of an image -> its small copy; empty if none were kept.
         saved: the files that were written of it, `results.json` first; empty if none were.
     """
 
     name: str
     results: Results
     arrays: Arrays = field(default_factory=dict, repr=False)
-    picks: Extremes = field(default_factory=dict, repr=False)
+    thumbnails: Thumbnails = field(default_factory=dict, repr=False)
     saved: tuple[Path, ...] = field(default=(), repr=False)
 
     def __str__(self) -> str:
@@ -159,9 +147,15 @@ def load(directory: str | Path, *, scores: bool = True) -> Run:
     if not scores:
         return Run(name, results)
     arrays = _arrays(results, directory / "scores")
-    picks = load_thumbnails(directory)
-    _check_picks(picks, arrays, directory)
-    return Run(name, results, arrays, picks)
+    run = Run(name, results, arrays, load_thumbnails(directory))
+    for image_set, kept in run.thumbnails.items():
+        picked = {index for d in run.detectors for index, _ in extremes(arrays[image_set][d])}
+        if not picked <= kept.keys():
+            raise ValueError(
+                f"{directory / THUMBNAILS} is of another computation than the scores: delete it"
+                " for a report without images, or evaluate again"
+            )
+    return run
 
 
 def load_several(directories: Sequence[str | Path]) -> list[Run]:
@@ -207,17 +201,10 @@ def _arrays(results: Results, directory: Path) -> Arrays:
     return arrays
 
 
-def _check_picks(picks: Extremes, arrays: Arrays, directory: Path) -> None:
-    """Refuse images of which the score files have other scores."""
-    for (name, detector, _), chosen in picks.items():
-        file = arrays.get(name, {}).get(detector)
-        pairs = zip(file["index"].tolist(), file["score"].tolist(), strict=True) if file else ()
-        scores = dict(pairs)
-        if any(scores.get(pick.index) != pick.score for pick in chosen):
-            raise ValueError(
-                f"{directory / THUMBNAILS} is of another computation than the scores: delete it"
-                " for a report without images, or evaluate again"
-            )
+def extremes(scored: Mapping[str, np.ndarray]) -> list[tuple[int, float]]:
+    """Index and score of the images that look most in-distribution, then of those that least do."""
+    order = [np.argsort(by, kind="stable")[:COUNT] for by in (-scored["score"], scored["score"])]
+    return [(int(scored["index"][i]), float(scored["score"][i])) for i in np.concatenate(order)]
 
 
 def save_thumbnails(
@@ -227,75 +214,47 @@ def save_thumbnails(
     transform: Callable[[np.ndarray], np.ndarray],
     detectors: Sequence[str],
 ) -> Path:
-    """Write the thumbnails of every set's most and least in-distribution-looking images.
-
-    An image that several detectors pick is decoded and kept once.
-    """
-    images: list[np.ndarray] = []
-    names: list[str] = []
-    picks: list[tuple[str, str, str, int, int, float]] = []
-    for image_set in image_sets:
-        chosen = {
-            (detector, end): order
-            for detector in detectors
-            for end, order in _ends(arrays[image_set.name][detector]["score"]).items()
-        }
-        rows: dict[int, int] = {}  # the image's place in the set -> in `images`
-        for (detector, end), order in chosen.items():
-            scored = arrays[image_set.name][detector]
-            for place in order:
-                index = int(scored["index"][place])
-                if index not in rows:
-                    rows[index] = len(images)
-                    image = Image.fromarray(transform(_picture(image_set.load(index)[0])))
-                    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-                    images.append(np.asarray(image))
-                    names.append(image_set.ident(index))
-                score = float(scored["score"][place])
-                picks.append((image_set.name, detector, end, rows[index], index, score))
-    columns = zip(PICKED, zip(*picks, strict=True), strict=True)
-    table: dict[str, Any] = {f"pick_{name}": np.array(values) for name, values in columns}
+    """Write small copies of the extreme images of every set by every detector, each image once."""
+    rows: list[tuple[str, int]] = []
+    for images in image_sets:
+        found = [index for d in detectors for index, _ in extremes(arrays[images.name][d])]
+        rows += [(images.name, index) for index in dict.fromkeys(found)]
+    by_name = {images.name: images for images in image_sets}
+    content: dict[str, Any] = {
+        "image": np.stack([_thumbnail(by_name[name].load(i)[0], transform) for name, i in rows]),
+        "pick_set": np.array([name for name, _ in rows]),
+        "pick_index": np.array([index for _, index in rows]),
+        "pick_row": np.arange(len(rows)),
+    }
     path = Path(directory) / THUMBNAILS
-    write_atomically(
-        path,
-        lambda file: np.savez_compressed(
-            file, image=np.stack(images), ident=np.array(names), **table
-        ),
-    )
+    write_atomically(path, lambda file: np.savez_compressed(file, **content))
     return path
 
 
-def _picture(image: np.ndarray) -> np.ndarray:
-    """An image as RGB; numbers that are not uint8 by their range."""
+def _thumbnail(image: np.ndarray, transform: Callable) -> np.ndarray:
+    """An image as the network gets it, as RGB and small; numbers but uint8 by their range."""
     if image.dtype != np.uint8:
         low, high = float(image.min()), float(image.max())
         image = (255 * (image.astype(np.float64) - low) / max(high - low, 1e-30)).astype(np.uint8)
-    return image if image.shape[-1] == 3 else np.repeat(image[..., :1], 3, axis=-1)
+    image = image if image.shape[-1] == 3 else np.repeat(image[..., :1], 3, axis=-1)
+    small = Image.fromarray(transform(image))
+    small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    return np.asarray(small)
 
 
-def load_thumbnails(directory: Path) -> Extremes:
+def load_thumbnails(directory: Path) -> Thumbnails:
     """What `save_thumbnails` wrote; empty where there is no such file."""
     path = Path(directory) / THUMBNAILS
     if not path.is_file():
         return {}
-    picks: dict[tuple[str, str, str], list[Pick]] = {}
+    kept: dict[str, dict[int, np.ndarray]] = {}
     try:
         arrays = read_arrays(path)
-        images, names = arrays["image"], arrays["ident"]
-        columns = (arrays[f"pick_{name}"] for name in PICKED)
-        for image_set, detector, end, row, index, score in zip(*columns, strict=True):
-            pick = Pick(images[row], str(names[row]), int(index), float(score))
-            picks.setdefault((str(image_set), str(detector), str(end)), []).append(pick)
+        columns = (arrays[f"pick_{name}"].tolist() for name in ("set", "index", "row"))
+        for image_set, index, row in zip(*columns, strict=True):
+            kept.setdefault(image_set, {})[index] = arrays["image"][row]
     except READ_ERRORS as error:
         raise ValueError(
             f"{path} is broken ({error}): delete it for a report without images, or evaluate again"
         ) from None
-    return picks
-
-
-def _ends(scores: np.ndarray) -> dict[str, np.ndarray]:
-    """Places of the highest and of the lowest scores, ties in the set's order."""
-    return {
-        "most": np.argsort(-scores, kind="stable")[:COUNT],
-        "least": np.argsort(scores, kind="stable")[:COUNT],
-    }
+    return kept

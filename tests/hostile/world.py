@@ -164,7 +164,7 @@ class Readers:
         """Read a finished run whole."""
         run = runs.load(root / "run")
         scores = [a["score"] for sets in run.arrays.values() for a in sets.values()]
-        picks = [p.image for picks in run.picks.values() for p in picks]
+        picks = [image for kept in run.thumbnails.values() for image in kept.values()]
         return digest(*scores, *picks) + json.dumps(run.results.to_json(), sort_keys=True)
 
     def checkpoint(self, root: Path) -> str:

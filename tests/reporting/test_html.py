@@ -62,7 +62,7 @@ def test_gallery_says_class_and_decision(run, tmp_path):
         labels = np.arange(size) % 7 if name == "known" else np.full(size, -1)
         predicted = {"score": np.full(size, 3), "label": labels, "index": np.arange(size)}
         arrays[name] = {**run.arrays[name], "prediction": predicted}
-    shown = runs.Run("x", run.results, arrays, run.picks)
+    shown = runs.Run("x", run.results, arrays, run.thumbnails)
     known, other = (html._gallery(shown, name) for name in ("known", "svhn"))
     said = [cell.detail for row in known.rows for cell in row[1:]]
     assert all(re.fullmatch(r"(accepted|rejected)\nclass 3\ntrue \d", one) for one in said)
