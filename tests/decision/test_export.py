@@ -12,17 +12,21 @@ import pytest
 import si_jax
 from si_jax import testing
 from si_jax.decision.export import LOADER, ONNX_LOADER, export_jax, export_onnx
-from si_jax.detectors import DETECTORS, default_options
-from si_jax.evaluation.scoring import Scorer
+from si_jax.detectors import DETECTORS, Inputs, default_options
+from si_jax.detectors.fitting import Batches
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 FITTED = np.random.default_rng(3).integers(0, 256, (60, 8, 8, 3), np.uint8)
 IMAGES = np.random.default_rng(4).integers(0, 256, (5, 8, 8, 3), np.uint8)
 
 
+@pytest.fixture(scope="module")
+def model():
+    return testing.small_model()
+
+
 def calibrated(name, model, **options):
-    detector = si_jax.make_detector(name, model, **options)
-    return detector.fit(FITTED, np.arange(60) % 5).calibrate(FITTED)
+    return si_jax.make_detector(name, model, **options).fit(FITTED).calibrate(FITTED)
 
 
 def agrees(results, detector, images, rtol=1e-5):
@@ -34,22 +38,30 @@ def agrees(results, detector, images, rtol=1e-5):
 
 
 @pytest.mark.slow
-def test_every_detector_is_equal_once_exported(tmp_path):
+def test_every_detector_is_equal_once_exported(model, tmp_path):
     """All of them in one program, as compiling each alone takes a minute."""
-    model = testing.small_model("plain")
+    images = FITTED, np.arange(60) % model.num_classes
+    batches = Batches(lambda: [images], model, keep=True)
     detectors, programs = {}, {}
     for name in DETECTORS:
         options = {"knn": {"k": 3}, "lts": {"percentile": 60}}.get(name, {})
         options |= {"steps": 2} if "steps" in default_options(name) else {}
         detector = si_jax.make_detector(name, model, **options)
-        detectors[name] = detector.fit(FITTED, np.arange(60) % model.num_classes)
+        detectors[name] = detector.fit_batches(batches)
         path = export_jax(detectors[name], tmp_path / name, platforms=["cpu"])
         programs[name] = jax.export.deserialize(bytearray(path.read_bytes()))
+
+    @jax.jit
+    def unexported(variables, states, images):
+        inputs = Inputs(model, variables, images)
+        found = {k: d.compute(inputs, states[k], exact=True) for k, d in detectors.items()}
+        return {name: arrays["score"] for name, arrays in found.items()}
+
+    states = {name: detector.state for name, detector in detectors.items()}
     run = jax.jit(lambda images: {name: p.call(images)["score"] for name, p in programs.items()})
-    results, expected = run(IMAGES), Scorer(detectors)(IMAGES)
-    assert len(results) == len(DETECTORS)
-    for name, found in expected.items():
-        scores = found["score"]
+    results, expected = run(IMAGES), unexported(model.variables, states, IMAGES)
+    assert results.keys() == expected.keys() == DETECTORS.keys()
+    for name, scores in expected.items():
         rounding = 1e-5 * np.abs(scores).max() + 2e-7  # of the terms of near-zero divergences
         np.testing.assert_allclose(results[name], scores, 0, rounding, err_msg=name)
 
@@ -60,15 +72,15 @@ def loaded(loader, path):
     return space["load"](path)
 
 
-def test_a_decision_is_equal_once_exported(tiny, tmp_path):
-    detector = calibrated("knn", tiny, k=3)
+def test_a_decision_is_equal_once_exported(model, tmp_path):
+    detector = calibrated("knn", model, k=3)
     run = loaded(LOADER, export_jax(detector, tmp_path / "d.jaxexport"))
     for count in (1, 5):
         agrees(run(IMAGES[:count]), detector, IMAGES[:count])
 
 
-def test_the_loader_needs_jax_and_numpy_alone(tiny, tmp_path):
-    detector = si_jax.make_detector("energy", tiny)
+def test_the_loader_needs_jax_and_numpy_alone(model, tmp_path):
+    detector = si_jax.make_detector("energy", model)
     path = export_jax(detector, tmp_path / "d.jaxexport", platforms=["cpu"])
     np.save(tmp_path / "images.npy", IMAGES)
     script = LOADER + textwrap.dedent(f"""
@@ -81,7 +93,7 @@ def test_the_loader_needs_jax_and_numpy_alone(tiny, tmp_path):
     subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path, timeout=300)
     np.testing.assert_allclose(np.load(tmp_path / "score.npy"), detector.score(IMAGES), rtol=1e-5)
     with pytest.raises(ValueError, match="must be fitted first"):
-        export_jax(si_jax.make_detector("knn", tiny), tmp_path / "e")
+        export_jax(si_jax.make_detector("knn", model), tmp_path / "e")
 
 
 @pytest.fixture
@@ -91,26 +103,26 @@ def jax2onnx():
     return pytest.importorskip("jax2onnx", reason="ONNX needs jax2onnx")
 
 
-def test_a_detector_in_onnx(tiny, tmp_path, jax2onnx):
-    detector = calibrated("si-c-forward", tiny)
+def test_a_detector_in_onnx(model, tmp_path, jax2onnx):
+    detector = calibrated("si-c-forward", model)
     run = loaded(ONNX_LOADER, export_onnx(detector, tmp_path / "d.onnx"))
     for count in (1, 5):
         agrees(run(IMAGES[:count]), detector, IMAGES[:count])
 
 
-def test_what_onnx_lacks_is_reported(tiny, tmp_path, monkeypatch, jax2onnx):
+def test_what_onnx_lacks_is_reported(model, tmp_path, monkeypatch, jax2onnx):
     with pytest.raises(ValueError, match=r"'odin' cannot be written as ONNX.*\(scatter pattern"):
-        export_onnx(si_jax.make_detector("odin", tiny), tmp_path / "d.onnx")
-    detector = si_jax.make_detector("msp", tiny)
+        export_onnx(si_jax.make_detector("odin", model), tmp_path / "d.onnx")
+    detector = si_jax.make_detector("msp", model)
     monkeypatch.setattr(detector, "score", lambda images: np.full(len(images), 0.5, np.float32))
     with pytest.raises(ValueError, match="gives other scores once written as ONNX, up to 0"):
         export_onnx(detector, tmp_path / "d.onnx")
     assert not (tmp_path / "d.onnx").exists()
 
 
-def test_onnx_needs_a_package_that_knows_this_jax(tiny, tmp_path, monkeypatch):
+def test_onnx_needs_a_package_that_knows_this_jax(model, tmp_path, monkeypatch):
     jax2onnx = pytest.importorskip("jax2onnx", reason="ONNX needs jax2onnx")
-    detector = si_jax.make_detector("msp", tiny)
+    detector = si_jax.make_detector("msp", model)
 
     def fails(*args, **kwargs):
         raise AttributeError("module 'jax._src.core' has no attribute 'ClosedJaxpr'")
