@@ -82,22 +82,11 @@ class Model(Network):
         output: str | int | None = None,
         scale: str | None = None,
     ):
-        """Take over a network.
+        """Take over a network; the arguments are the attributes.
 
-        Args:
-            module: the network.
-            variables: its variables, as `module.init` of a Linen module returns them; None where
-                the network holds them itself.
-            input_size: height and width of the images, or one number for both, in pixels.
-            mean: mean of each channel, or one number for grey images, in [0, 1] units.
-            std: likewise the standard deviation.
-            head: path of the last linear layer; None where there is no doubt which it is.
-            name: architecture's name, for reports.
-            call_kwargs: further keywords of the network's call.
-            precision: matrix precision.
-            card: what is known of the checkpoint.
-            output: key or index of the logits, where the network returns several things.
-            scale: what the numbers in images mean that are no uint8 arrays, see the attribute.
+        `variables` are as `module.init` of a Linen module returns them, None where the network
+        holds them itself. One number is both parts of `input_size`, or the `mean` or `std` of grey
+        images. `head` is the last linear layer, None where there is no doubt which it is.
 
         Raises:
             ValueError: if the network cannot be run, or an argument does not fit it.

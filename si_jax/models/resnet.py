@@ -15,47 +15,18 @@ from si_jax.models.family import MAX_BLOCKS, MAX_WIDTH, Family, IfPresent, Layou
 STEMS = ("cifar", "imagenet")
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut: identity, 1x1 convolution, or zero padding.
+class Block(nn.Module):
+    """Two 3x3 convolutions beside a shortcut, or a bottleneck of 1x1, 3x3 and 1x1.
 
-    The shortcut changes shape by `"conv"`, a 1x1 convolution and BatchNorm, or by `"pad"`,
-    subsampling and zero channels, half of them on each side.
+    A bottleneck makes four times its width, and has its stride in the 3x3 convolution. The shortcut
+    changes shape by `"conv"`, a 1x1 convolution and BatchNorm, or by `"pad"`, subsampling and zero
+    channels, half of them on each side.
     """
 
     width: int
     stride: int = 1
     shortcut: str = "conv"
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch height width channels"], train: bool = False
-    ) -> Float[Array, "batch new_height new_width new_channels"]:
-        """Apply the block."""
-        conv = partial(nn.Conv, features=self.width, use_bias=False, dtype=self.dtype)
-        norm = partial(batch_norm, train=train, dtype=self.dtype)
-        out = conv(kernel_size=(3, 3), strides=self.stride, padding=1, name="conv1")(x)
-        out = nn.relu(norm(name="bn1")(out))
-        out = conv(kernel_size=(3, 3), padding=1, name="conv2")(out)
-        out = norm(name="bn2")(out)
-        if self.stride != 1 or x.shape[-1] != self.width:
-            if self.shortcut == "conv":
-                x = conv(kernel_size=(1, 1), strides=self.stride, padding=0, name="shortcut_conv")(
-                    x
-                )
-                x = norm(name="shortcut_bn")(x)
-            else:
-                extra = self.width - x.shape[-1]
-                x = x[:, :: self.stride, :: self.stride]
-                x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2)))
-        return nn.relu(out + x)
-
-
-class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolution beside a shortcut; the stride is in the 3x3 one."""
-
-    width: int
-    stride: int = 1
+    bottleneck: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -65,15 +36,23 @@ class Bottleneck(nn.Module):
         """Apply the block."""
         conv = partial(nn.Conv, use_bias=False, dtype=self.dtype)
         norm = partial(batch_norm, train=train, dtype=self.dtype)
-        out = nn.relu(norm(name="bn1")(conv(self.width, (1, 1), name="conv1")(x)))
-        out = conv(self.width, (3, 3), strides=self.stride, padding=1, name="conv2")(out)
-        out = nn.relu(norm(name="bn2")(out))
-        out = norm(name="bn3")(conv(4 * self.width, (1, 1), name="conv3")(out))
-        if self.stride != 1 or x.shape[-1] != 4 * self.width:
-            x = conv(4 * self.width, (1, 1), strides=self.stride, padding=0, name="shortcut_conv")(
-                x
-            )
-            x = norm(name="shortcut_bn")(x)
+        width, stride = self.width, self.stride
+        sizes = [(3, width, stride), (3, width, 1)]
+        if self.bottleneck:
+            sizes = [(1, width, 1), (3, width, stride), (1, 4 * width, 1)]
+        out = x
+        for i, (size, channels, step) in enumerate(sizes, 1):
+            layer = conv(channels, (size, size), step, padding=size // 2, name=f"conv{i}")
+            out = norm(name=f"bn{i}")(layer(out))
+            out = nn.relu(out) if i < len(sizes) else out
+        extra = out.shape[-1] - x.shape[-1]
+        if stride != 1 or extra:
+            if self.shortcut == "conv":
+                layer = conv(out.shape[-1], (1, 1), stride, padding=0, name="shortcut_conv")
+                x = norm(name="shortcut_bn")(layer(x))
+            else:
+                x = x[:, ::stride, ::stride]
+                x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (extra // 2, extra - extra // 2)))
         return nn.relu(out + x)
 
 
@@ -85,10 +64,10 @@ class ResNet(nn.Module):
         blocks: blocks in each stage; every stage after the first halves the resolution.
         widths: channels of each stage; the stem has the first stage's, and a bottleneck's output
             four times as many.
-        shortcut: `"conv"` or `"pad"`, see `BasicBlock`.
+        shortcut: `"conv"` or `"pad"`, see `Block`.
         stem: `"cifar"`, a 3x3 convolution, or `"imagenet"`, a 7x7 convolution and a max-pool, both
             with stride 2.
-        bottleneck: whether the blocks are `Bottleneck`s in place of `BasicBlock`s.
+        bottleneck: whether the blocks are bottlenecks.
         dtype: dtype of the computation; the weights stay float32.
     """
 
@@ -120,13 +99,14 @@ class ResNet(nn.Module):
         x = nn.relu(batch_norm(train=train, dtype=self.dtype, name="bn1")(x))
         if large:  # padded with minus infinity
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-        block = Bottleneck if self.bottleneck else partial(BasicBlock, shortcut=self.shortcut)
         for stage, (blocks, width) in enumerate(zip(self.blocks, self.widths, strict=True), 1):
             for index in range(blocks):
-                x = block(
+                x = Block(
                     width,
-                    stride=2 if index == 0 and stage > 1 else 1,
-                    dtype=self.dtype,
+                    2 if index == 0 and stage > 1 else 1,
+                    self.shortcut,
+                    self.bottleneck,
+                    self.dtype,
                     name=f"layer{stage}_{index}",
                 )(x, train)
         x = jnp.mean(x, axis=(1, 2))

@@ -122,6 +122,33 @@ def inner_jaxprs(eqn: Any) -> Iterator[Any]:
                 yield called
 
 
+def spread(jaxpr: Any, facts: dict[Any, Any], others: set[Any], rule: Callable[..., Any]) -> None:
+    """Find what is known of the variables that depend on those in `facts` or in `others`.
+
+    `rule(equation, output, facts, whether each operand depends on them)` is the fact of an output,
+    None where it has none: then it is one of the `others`.
+    """
+    for eqn in jaxpr.eqns:
+        depends = [not is_literal(v) and (v in facts or v in others) for v in eqn.invars]
+        if not any(depends):
+            continue
+        if called := inner(eqn):
+            pairs = zip(called.jaxpr.invars, eqn.invars, depends, strict=True)
+            entering = [(a, v) for a, v, does in pairs if does]
+            own = {a: facts[v] for a, v in entering if v in facts}
+            rest = {a for a, _ in entering} - own.keys()
+            spread(called.jaxpr, own, rest, rule)
+            made = zip(eqn.outvars, called.jaxpr.outvars, strict=True)
+            found = {v: own.get(a) for v, a in made if not is_literal(a) and a in own.keys() | rest}
+        else:
+            found = {v: rule(eqn, v, facts, depends) for v in eqn.outvars}
+        for v, fact in found.items():
+            if fact is None and v not in facts:
+                others.add(v)
+            elif v not in facts:
+                facts[v] = fact
+
+
 class Equations:
     """The equations of a closed jaxpr, looked at from one variable on."""
 

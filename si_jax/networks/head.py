@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from si_jax.networks.equations import PRODUCTS, inner, is_literal
+from si_jax.networks.equations import PRODUCTS, inner, is_literal, spread
 from si_jax.networks.network import HIDDEN, Network, Outline
 
 SHOWN = 12
@@ -128,40 +128,20 @@ def _maps(look: Outline, x: Any, y: Any = None, product: bool = True) -> bool:
     y = look.logit_values if y is None else y
     if x is None or is_literal(x) or is_literal(y):
         return False
-    linear, moved = {x: False}, {look.closed.jaxpr.invars[-1]} - {x}
-    _spread(look.closed.jaxpr, linear, moved)
+    linear = {x: False}
+    spread(look.closed.jaxpr, linear, {look.closed.jaxpr.invars[-1]} - {x}, _product)
     return y in linear and linear[y] >= product
 
 
-def _spread(jaxpr: Any, linear: dict[Any, bool], moved: set[Any]) -> None:
-    """Follow what depends on the variables in `linear` by linear operations alone, and by others.
-
-    `linear` says of each variable whether weights were multiplied on the way.
-    """
-    for eqn in jaxpr.eqns:
-        carried = [not is_literal(v) and v in linear for v in eqn.invars]
-        others = any(not is_literal(v) and v in moved for v in eqn.invars)
-        if not others and not any(carried):
-            continue
-        outs = [v for v in eqn.outvars if v not in linear]
-        name = eqn.primitive.name
-        if called := inner(eqn):
-            pairs = list(zip(called.jaxpr.invars, eqn.invars, strict=True))
-            own = {a: linear[v] for (a, v), is_in in zip(pairs, carried, strict=True) if is_in}
-            rest = {a for a, v in pairs if not is_literal(v) and v in moved}
-            _spread(called.jaxpr, own, rest)
-            for v, a in zip(eqn.outvars, called.jaxpr.outvars, strict=True):
-                if v in outs and not is_literal(a) and a in own:
-                    linear[v] = own[a]
-                elif v in outs and not is_literal(a) and a in rest:
-                    moved.add(v)
-        elif any(carried) and not others and _is_linear(eqn, carried):
-            product = name in PRODUCTS or any(
-                linear[v] for v, is_in in zip(eqn.invars, carried, strict=True) if is_in
-            )
-            linear.update(dict.fromkeys(outs, product))
-        else:
-            moved.update(outs)
+def _product(
+    eqn: Any, out: Any, linear: Mapping[Any, bool], depends: Sequence[bool]
+) -> bool | None:
+    """Whether weights were multiplied on the linear way to an output; None if it is not linear."""
+    carried = [not is_literal(v) and v in linear for v in eqn.invars]
+    if carried != depends or not _is_linear(eqn, carried):
+        return None
+    before = any(linear[v] for v, is_in in zip(eqn.invars, carried, strict=True) if is_in)
+    return eqn.primitive.name in PRODUCTS or before
 
 
 def _is_linear(eqn: Any, carried: Sequence[bool]) -> bool:

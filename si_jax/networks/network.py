@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from si_jax.networks.equations import inner, inner_jaxprs, is_literal
+from si_jax.networks.equations import inner_jaxprs, is_literal, spread
 from si_jax.networks.framework import Framework, StochasticNetworkError, Visit, framework_of
 
 HIDDEN = (
@@ -334,35 +334,13 @@ def channel_axes(jaxpr: Any) -> dict[Any, int]:
     """
     images = jaxpr.invars[-1]
     found: dict[Any, Axes] = {images: (images.aval.ndim - 1, images.aval.ndim)}
-    _follow(jaxpr, found, {images})
+    spread(jaxpr, found, set(), _axes)
     return {v: first for v, (first, stop) in found.items() if stop - first == 1}
-
-
-def _follow(jaxpr: Any, found: dict[Any, Axes], moved: set[Any]) -> None:
-    for eqn in jaxpr.eqns:
-        depends = [not is_literal(v) and v in moved for v in eqn.invars]
-        if not any(depends):
-            continue
-        if called := inner(eqn):
-            pairs = list(zip(called.jaxpr.invars, eqn.invars, strict=True))
-            own = {a: found[v] for a, v in pairs if not is_literal(v) and v in found}
-            rest = {a for (a, _), does in zip(pairs, depends, strict=True) if does}
-            _follow(called.jaxpr, own, rest)
-            for v, a in zip(eqn.outvars, called.jaxpr.outvars, strict=True):
-                if not is_literal(a) and a in rest:
-                    moved.add(v)
-                    found.update({v: own[a]} if a in own else {})
-            continue
-        moved.update(eqn.outvars)
-        for v in eqn.outvars:
-            axes = _axes(eqn, v.aval, found, depends)
-            if axes is not None:
-                found[v] = axes
 
 
 def _axes(eqn: Any, out: Any, found: Mapping[Any, Axes], depends: Sequence[bool]) -> Axes | None:
     """The channels' axes of what an equation makes."""
-    name, params = eqn.primitive.name, eqn.params
+    name, params, out = eqn.primitive.name, eqn.params, out.aval
     ndim = len(getattr(out, "shape", ()))
     if name == "conv_general_dilated":
         axis = params["dimension_numbers"].out_spec[1]
