@@ -13,7 +13,7 @@ import si_jax
 from predict_ray import PartWorker, plan, predict_with_ray
 
 parquet = pytest.importorskip("pyarrow.parquet")
-COUNT = 1000
+COUNT = 250
 
 
 @pytest.fixture(scope="module")
@@ -29,20 +29,20 @@ def folder(tmp_path_factory):
     images = np.random.default_rng(1).integers(0, 256, (COUNT, 8, 8, 3), np.uint8)
     for index, image in enumerate(images):
         Image.fromarray(image).save(root / f"{index:04}.png")
-    (root / "0500.png").write_text("no image")
+    (root / "0125.png").write_text("no image")
     return root
 
 
 def test_parts_resume_and_refuse_another_plan(saved, folder, tmp_path):
-    parts = plan([folder], saved, tmp_path, part_size=300)
-    assert [len(part["files"]) for part in parts] == [300, 300, 300, 100]
-    assert PartWorker(str(saved)).finish(parts[1]) == {"rows": 300, "unreadable": 1}
+    parts = plan([folder], saved, tmp_path, part_size=75)
+    assert [len(part["files"]) for part in parts] == [75, 75, 75, 25]
+    assert PartWorker(str(saved)).finish(parts[1]) == {"rows": 75, "unreadable": 1}
     rows = parquet.read_table(tmp_path / "part-000001.parquet").to_pandas()
-    assert rows["is_ood"][200] and "0500.png" in rows["error"][200]
-    rest = plan([folder], saved, tmp_path, part_size=300)
+    assert rows["is_ood"][50] and "0125.png" in rows["error"][50]
+    rest = plan([folder], saved, tmp_path, part_size=75)
     assert [part["out"] for part in rest] == [parts[i]["out"] for i in (0, 2, 3)]
     with pytest.raises(ValueError, match="holds predictions of other images"):
-        plan([folder], saved, tmp_path, part_size=301)
+        plan([folder], saved, tmp_path, part_size=76)
 
 
 def test_parquet_with_image_bytes(saved, folder, tmp_path):
@@ -91,7 +91,7 @@ def test_two_workers_one_of_which_is_killed_are_equal_to_one_process(saved, fold
     )
     try:
         out = tmp_path / "out"
-        options = {"workers": 2, "part_size": 200, "worker": Killed}
+        options = {"workers": 2, "part_size": 50, "worker": Killed}
         first = predict_with_ray([folder], saved, out, **options)
         assert (out / "_killed").exists()
         assert first == {"rows": COUNT, "unreadable": 1, "parts": 5, "skipped": 0}

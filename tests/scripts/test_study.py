@@ -7,7 +7,6 @@ import pytest
 import study_calibrated
 from si_jax.data import benchmarks
 from si_jax.detectors import DETECTORS
-from si_jax.detectors.si_c import FORWARD
 from si_jax.detectors.si_c.readings import reader
 from si_jax.evaluation import metrics
 from si_jax.reporting import runs
@@ -24,7 +23,7 @@ another off: readings and scores are of two programs."""
 def out(tmp_path_factory):
     directory = tmp_path_factory.mktemp("study") / "results"
     counts = [f"--{name}={value}" for name, value in DRAWS.items()]
-    names = ["--detectors", "si-c", "si-c-forward", "energy", "lts"]
+    names = ["--detectors", "si-c", "energy", "lts"]
     options = ["--network", "digits=digits", "--protocols", "published", "--resamples=20"]
     study_calibrated.main([*options, *names, *counts, "--limit=40", "--out", str(directory)])
     return directory
@@ -50,7 +49,7 @@ def readings(case):
 
 def test_one_run(out, found):
     results = found["results"]
-    forms = {f"{name}-{form}" for name in ("si-c", "si-c-forward") for form in comparison.FORMS}
+    forms = {f"si-c-{form}" for form in comparison.FORMS}
     assert set(results["results"]) == {*forms, "energy", "lts", "lts-85", "msp"}
     assert results["settings"]["lts-85"]["percentile"] == 85 and not found["failures"]
     calibration = {"set": "digits_train", "images": 100, "draws": 2, "disjoint_draws": 2}
@@ -77,12 +76,11 @@ def test_one_run(out, found):
 
 def test_an_ablation_is_the_detector(case, out, readings):
     arrays = runs.load(out / case.name / "evaluation").arrays
-    for name, components in (("si-c", ALL), ("si-c-forward", FORWARD)):
-        _, by_form = ablations.scores(readings, Fit(components), comparison.FORMS)
-        for form, sets in by_form.items():
-            for image_set, scores in sets.items():
-                expected = arrays[image_set][f"{name}-{form}"]["score"]
-                np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-3)
+    _, by_form = ablations.scores(readings, Fit(ALL), comparison.FORMS)
+    for form, sets in by_form.items():
+        for image_set, scores in sets.items():
+            expected = arrays[image_set][f"si-c-{form}"]["score"]
+            np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-3)
 
 
 def test_fewer_channels_are_those_of_the_detector(case, readings):
