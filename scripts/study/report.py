@@ -55,21 +55,17 @@ def summary(cases: Sequence[Mapping[str, Any]]) -> str:
     """AUROC / FPR95 of far and near for each detector and case."""
     columns = [(c, group) for c in cases for group, _ in _shown(c)[:: len(MEASURED)]]
     detectors = dict.fromkeys(d for c in cases for d in (*c["results"].results, *c["failures"]))
-    means = [
-        [case["results"].averages.get(name, {}).get(group) for case, group in columns]
-        for name in detectors
-    ]
-    rows = [
-        [
-            Cell(f"{percent(mean['auroc'])} / {percent(mean['fpr95'])}" if mean else "failed")
-            for mean in row
-        ]
-        for row in means
-    ]
-    marked = mark_best(rows, [[mean and mean["auroc"] for mean in row] for row in means], "auroc")
+    rows = []
+    for name in detectors:
+        means = [case["results"].averages.get(name, {}).get(group) for case, group in columns]
+        cells = [_both(mean) if mean else Cell("failed") for mean in means]
+        rows.append([Cell(name), *cells])
     titles = (f"{case['network']}, {case['results'].protocol}: {group}" for case, group in columns)
-    cells = tuple((Cell(name), *row) for name, row in zip(detectors, marked, strict=True))
-    return plain(Table("", ("detector", *titles), cells))
+    return plain(Table("", ("detector", *titles), tuple(mark_best(rows, "auroc"))))
+
+
+def _both(mean: Mapping[str, float]) -> Cell:
+    return Cell(f"{percent(mean['auroc'])} / {percent(mean['fpr95'])}", value=mean["auroc"])
 
 
 def over_reference(case: Mapping[str, Any]) -> str:

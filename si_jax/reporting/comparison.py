@@ -73,13 +73,13 @@ def metric_tables(entries: Sequence[Entry]) -> list[Table]:
         if detector in entry.first.results
     ]
     header = ("detector", "run", *(column.title for column in columns))
-    stubs = [(detector, entry.name) for detector, entry in lines]
     shown = []
     for metric in report.titles():
-        drawn = [[_values(*line, column, metric) for column in columns] for line in lines]
-        means = [[float(np.mean(values)) if values else None for values in row] for row in drawn]
-        details = [[_deviation(values) for values in row] for row in drawn]
-        shown.append(report.metric_table(metric, header, stubs, means, details))
+        rows = [
+            (Cell(d), Cell(entry.name), *(_joined(d, entry, c, metric) for c in columns))
+            for d, entry in lines
+        ]
+        shown.append(report.metric_table(metric, header, rows, stubs=2))
     return shown
 
 
@@ -143,15 +143,17 @@ def _seedless(value: Any) -> Any:
     return value
 
 
-def _values(detector: str, entry: Entry, column: report.Column, metric: str) -> list[float]:
+def _joined(detector: str, entry: Entry, column: report.Column, metric: str) -> Cell:
+    """The mean over an entry's runs and their standard deviation; nothing if one has no value."""
     if column not in report.columns(entry.first):
-        return []
+        return Cell(report.number(None))
     values = [report.cell(run.results, detector, column, metric) for run in entry.runs]
-    return [value for value in values if value is not None] if None not in values else []
-
-
-def _deviation(values: Sequence[float]) -> str:
-    return f"± {percent(float(np.std(values, ddof=1)))}" if len(values) > 1 else ""
+    known = [value for value in values if value is not None]
+    mean = float(np.mean(known)) if len(known) == len(values) else None
+    spread = (
+        f"± {percent(float(np.std(known, ddof=1)))}" if mean is not None and len(known) > 1 else ""
+    )
+    return Cell(report.number(mean), spread, value=mean)
 
 
 def _accuracy(values: Sequence[float | None]) -> str:

@@ -34,12 +34,14 @@ class Cell:
         detail: what follows in small print.
         best: whether it is the best of its column.
         picture: the address of a picture above the text.
+        value: the fraction that the text shows; None where it is no value of the table's metric.
     """
 
     text: str
     detail: str = ""
     best: bool = False
     picture: str = ""
+    value: float | int | None = None
 
 
 @dataclass(frozen=True)
@@ -244,8 +246,8 @@ def tables(run: Results) -> str:
         rows = [
             [detector]
             + [
-                f"{_number(cell(run, detector, column, 'auroc'))} /"
-                f" {_number(cell(run, detector, column, metric)):>6}"
+                f"{number(cell(run, detector, column, 'auroc'))} /"
+                f" {number(cell(run, detector, column, metric)):>6}"
                 for column in columns(run)
             ]
             for detector in run.results
@@ -261,14 +263,13 @@ def metric_tables(run: Results, metrics: Sequence[str] = ()) -> list[Table]:
     header = ("detector", *(column.title for column in shown_columns))
     shown = []
     for metric in titles():
-        if metrics and metric not in metrics:
-            continue
-        values = [[cell(run, d, c, metric) for c in shown_columns] for d in run.results]
-        if all(value is None for row in values for value in row):
-            continue  # a run of before the metric was there
-        details = [[_interval(run, d, c, metric) for c in shown_columns] for d in run.results]
-        stubs = [(detector,) for detector in run.results]
-        shown.append(metric_table(metric, header, stubs, values, details))
+        rows = [
+            (Cell(d), *(_measured(run, d, column, metric) for column in shown_columns))
+            for d in run.results
+        ]
+        known = any(cell.value is not None for row in rows for cell in row)  # not of an older run
+        if known and (not metrics or metric in metrics):
+            shown.append(metric_table(metric, header, rows))
     if full := full_spectrum(run):
         shown += [
             dataclasses.replace(table, title=f"Full spectrum: {table.title}")
@@ -321,14 +322,18 @@ def listed(value: Any) -> str:
     return "[" + ", ".join(map(str, value)) + "]" if isinstance(value, list | tuple) else str(value)
 
 
-def _number(fraction: float | int | None) -> str:
+def number(fraction: float | int | None) -> str:
+    """A value of a table, in per cent; a dash where there is none."""
     return "–" if fraction is None else percent(fraction)
 
 
-def _interval(run: Results, detector: str, column: Column, metric: str) -> str:
+def _measured(run: Results, detector: str, column: Column, metric: str) -> Cell:
+    """A value with its interval, where there are these."""
     kept = run.average_intervals if column.members else run.intervals
     ends: Sequence[float] = kept.get(detector, {}).get(column.key, {}).get(metric, ())
-    return f"({100 * ends[0]:.1f}–{100 * ends[1]:.1f})" if ends else ""
+    interval = f"({100 * ends[0]:.1f}–{100 * ends[1]:.1f})" if ends else ""
+    value = cell(run, detector, column, metric)
+    return Cell(number(value), interval, value=value)
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -353,23 +358,21 @@ def plain(table: Table) -> str:
     return text_table(table.header, rows)
 
 
-def mark_best(
-    rows: Sequence[Sequence[Cell]], values: Sequence[Sequence[float | None]], metric: str
-) -> list[tuple[Cell, ...]]:
+def mark_best(rows: Sequence[Sequence[Cell]], metric: str) -> list[tuple[Cell, ...]]:
     """The rows with each column's best value marked, and all that read so; none of one row."""
     if len(rows) < 2:
         return [tuple(row) for row in rows]
     choose = max if METRICS[metric].higher_is_better else min
     best = [
-        choose((percent(v) for v in column if v is not None), key=float, default=None)
-        for column in zip(*values, strict=True)
+        choose((percent(c.value) for c in column if c.value is not None), key=float, default=None)
+        for column in zip(*rows, strict=True)
     ]
     return [
         tuple(
-            Cell(c.text, c.detail, v is not None and percent(v) == b)
-            for c, v, b in zip(row, numbers, best, strict=True)
+            dataclasses.replace(c, best=c.value is not None and percent(c.value) == b)
+            for c, b in zip(row, best, strict=True)
         )
-        for row, numbers in zip(rows, values, strict=True)
+        for row in rows
     ]
 
 
@@ -379,21 +382,12 @@ def percent(fraction: float | int) -> str:
 
 
 def metric_table(
-    metric: str,
-    header: tuple[str, ...],
-    stubs: Sequence[tuple[str, ...]],
-    values: Sequence[Sequence[float | None]],
-    details: Sequence[Sequence[str]],
+    metric: str, header: tuple[str, ...], rows: Sequence[Sequence[Cell]], stubs: int = 1
 ) -> Table:
-    """A metric's table, in per cent, with what stands before and below the values of each row."""
-    rows = [
-        [Cell(_number(value), detail) for value, detail in zip(*row, strict=True)]
-        for row in zip(values, details, strict=True)
-    ]
-    marked = zip(stubs, mark_best(rows, values, metric), strict=True)
-    cells = tuple((*map(Cell, stub), *row) for stub, row in marked)
+    """A metric's table, in per cent."""
     better = "higher is better" if METRICS[metric].higher_is_better else "lower is better"
-    return Table(f"{titles()[metric]}, % ({better})", header, cells, stubs=len(stubs[0]))
+    title = f"{titles()[metric]}, % ({better})"
+    return Table(title, header, tuple(mark_best(rows, metric)), stubs)
 
 
 def html_table(table: Table) -> str:

@@ -36,13 +36,14 @@ def test_the_best_of_each_column_is_marked(run):
             assert shown == {f"{100 * values[choose(values)]:.2f}"}
 
 
-def test_equal_values_are_all_best_and_one_row_is_not(run):
-    rows = [[report.Cell("1")], [report.Cell("2")], [report.Cell("3")]]
-    marked = report.mark_best(rows, [[0.5], [0.500001], [0.4]], "auroc")
-    assert [row[0].best for row in marked] == [True, True, False]
-    assert not report.mark_best(rows[:1], [[0.5]], "auroc")[0][0].best
-    marked = report.mark_best(rows, [[None], [0.1], [0.2]], "fpr95")
-    assert [row[0].best for row in marked] == [False, True, False]
+def test_equal_values_are_all_best_and_one_row_is_not():
+    for metric, values, expected in (
+        ("auroc", [0.5, 0.500001, 0.4], [True, True, False]),
+        ("auroc", [0.5], [False]),
+        ("fpr95", [None, 0.1, 0.2], [False, True, False]),
+    ):
+        rows = [[report.Cell("", value=value)] for value in values]
+        assert [row[0].best for row in report.mark_best(rows, metric)] == expected
 
 
 def test_averages_have_their_own_intervals(run):
