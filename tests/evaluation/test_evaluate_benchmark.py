@@ -166,22 +166,3 @@ def test_the_default_directory_differs_with_what_decides_the_results(monkeypatch
     ]
     assert len({directory(), *others}) == len(others) + 1
     assert directory("--limit", "100").startswith("results/digits-published-limit100-")
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (["--ood", "q=A", "q=B"], "--ood: q is given twice: A and B"),
-        (["--ood", "q=A", "--ood", "q=B"], "--ood: q is given twice: A and B"),
-        (["--set", "msp.a=1", "--set", "msp.a=2"], "msp.a is given twice"),
-        (["--detectors", "msp", "--detectors", "msp"], "--detectors: msp is given twice"),
-        (["--detectors", "a=msp", "a=lts:percentile=8"], "a is given twice: msp and lts:perc"),
-        (["--detectors", "lts:percentile=8"], "lts:percentile=8: write it as NAME or LABEL=NAME:"),
-        (["--detectors", "a=lts:percentile"], "--detectors percentile: write it as NAME or LABEL="),
-        (["--detectors", "a=lts:percentile=8,percentile=9"], "percentile is given twice: 8 and 9"),
-        (["--ood", "a=/no/x", "--ood", "b=/no/y"], "/no/x is not a folder"),
-    ],
-)
-def test_nothing_given_twice_is_dropped(given, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
-        command.main([*given, "--limit", "4", "--out", str(tmp_path / "run")])

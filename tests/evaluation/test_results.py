@@ -49,6 +49,10 @@ def test_a_record_of_the_future_is_refused():
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
+        ("results", {}, "it holds no detector"),
+        ("results", {"msp": {"svhn": ROW}}, "the sets of detector 'msp' are not those of"),
+        ("results", {"msp": {"svhn": ROW | {"auroc": "x"}}}, "type for 'msp' on 'svhn' on 'auroc'"),
+        ("averages", {}, "the averages of detector 'msp' are not those of"),
         ("counts", 3, "'counts' is of the wrong type: it must be an object"),
         ("seed", True, "'seed' is of the wrong type: it must be a valid integer"),
         ("seed", 1.5, "'seed' is of the wrong type"),

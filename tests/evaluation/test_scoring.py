@@ -137,15 +137,6 @@ def test_decoding_and_computing_overlap(digits_model, tmp_path):
     assert min(ratios) < 1.25, ratios
 
 
-def test_an_unreadable_image_is_an_error_that_names_it(digits_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(scoring, "CHUNK", 8)
-    with pytest.raises(ValueError, match=r"made/18\.png cannot be decoded"):
-        score(digits_model, tmp_path, Images(unreadable={18}))
-    found, scorer = score(digits_model, tmp_path, Images(unreadable={18}), skip_unreadable=True)
-    assert scorer.computed["energy"] == [*range(8, 18), 19]  # the first chunk was kept
-    assert found.unreadable == ("made/18.png",)
-
-
 def test_skipped_images_are_counted_and_named_every_time(digits_model, tmp_path, capsys):
     gone = {1, 2, 13}
     rest = [k for k in range(20) if k not in gone]
