@@ -44,9 +44,7 @@ def main(
 ) -> None:
     """Fit, calibrate, save and print.
 
-    Args:
-        calibrate: sets the threshold.
-        network: makes a PyTorch network.
+    Options:
         checkpoint: bundled name or checkpoint directory, or the file for --torch.
         torch: a PyTorch network: MODULE:FUNCTION, timm:NAME or transformers:NAME.
         detector: one of those that si-jax evaluate --list-detectors prints.
@@ -58,7 +56,6 @@ def main(
         classes: names of the classes, in order; default: those on the checkpoint's card.
         seed: of the draws.
         out: directory to write.
-        command: the command line.
     """
     check_new(out)
     if torch is None and checkpoint is None:

@@ -65,11 +65,7 @@ def main(
 ) -> None:
     """Evaluate and print.
 
-    Args:
-        find: finds the sets.
-        run: evaluates.
-        load: loads the network.
-        si: has the options that are not of one detector alone.
+    Options:
         benchmark: digits, cifar10, cifar100 or imagenet; or a folder of custom data with val, train
             and ood/NAME in it; default: digits.
         detectors: names, see --list-detectors, or LABEL=NAME:OPTION=VALUE,OPTION=VALUE for one
@@ -94,7 +90,6 @@ def main(
             collects them, and scores what is lacking.
         ray: let so many of Ray's workers score; on a cluster, $RAY_ADDRESS says where it is.
         gpus: GPUs of each of them.
-        given: the options that are not at their defaults.
     """
     if list_detectors:
         print(*map(describe, DETECTORS), sep="\n")

@@ -55,20 +55,6 @@ class Job:
             for label, d in self.detectors.items()
         }
 
-    @property
-    def model_record(self) -> dict[str, Any]:
-        """What `Results.model` holds."""
-        return {
-            "name": self.model.name,
-            "classes": self.model.num_classes,
-            "parameters": self.model.num_parameters,
-            "input_size": list(self.model.input_size),
-            "mean": list(self.model.mean),
-            "std": list(self.model.std),
-            "precision": self.model.precision,
-            "weights_sha256": self.score_facts["weights"],
-        }
-
     @functools.cached_property
     def score_facts(self) -> dict[str, Any]:
         """What determines the scores beside detector and images, for the keys of stored files."""

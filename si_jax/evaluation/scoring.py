@@ -96,11 +96,7 @@ def fit_job(
 
 
 class Scorer:
-    """Several detectors of one model; those that need a forward pass alone share one.
-
-    Args:
-        detectors: name -> detector, all of the same model.
-    """
+    """Several detectors of one model; those that need a forward pass alone share one."""
 
     def __init__(self, detectors: Mapping[str, Detector]):
         self.detectors = dict(detectors)
@@ -164,14 +160,10 @@ def _batched(group: Mapping[str, Detector]) -> Batched:
 
 @dataclass(frozen=True)
 class Scored:
-    """One image set, scored.
+    """One image set, scored: by detector the arrays, and names of the images that were left out.
 
-    Attributes:
-        arrays: detector's name -> its arrays (`"score"`, `"label"`, `"index"` and more), with a
-            row for each image that can be read. Those three are in memory, the others in files.
-        unreadable: names of the images that cannot, and are left out.
-        computed: number of images gone through now, by the detector with the least stored.
-        seconds: what that took, compilation included; 0 where everything was stored.
+    `computed` images were gone through now, by the detector with the least stored, in `seconds`,
+    compilation included.
     """
 
     arrays: dict[str, Scores]
@@ -227,7 +219,7 @@ def score_set(
     The arguments and errors are those of `score_chunks`; not one readable image is an error too.
     """
     began = time.monotonic()
-    numbers = range(chunk_count(image_set, batch_size))
+    numbers = range(len(chunks_of(len(image_set), batch_size)))
     arrays, computed = score_chunks(
         scorer, image_set, transform, numbers, batch_size=batch_size, **options
     )
@@ -235,7 +227,18 @@ def score_set(
     for scores in arrays.values():  # what an earlier, larger set left
         for path in {*scores.paths[0].parent.glob("*.npz")} - {*scores.paths}:
             path.unlink(missing_ok=True)
-    unreadable = _unreadable(arrays, image_set)
+    first = next(iter(arrays.values()))
+    for name, scores in arrays.items():
+        if not np.array_equal(scores["index"], first["index"]):
+            raise ValueError(
+                f"{image_set.name}: the stored scores of {name!r} and others are of different"
+                " images, a file having changed meanwhile: evaluate into a new directory"
+            )
+        scores.held |= {"index": first["index"], "label": first["label"]}  # one copy
+    if not len(first["index"]):
+        raise UnreadableImage(f"{image_set.name}: not one image can be read")
+    left_out = np.setdiff1d(range(len(image_set)), first["index"])
+    unreadable = tuple(image_set.ident(int(i)) for i in left_out)
     if unreadable:
         tell_unreadable(image_set, unreadable)
     return Scored(arrays, unreadable, computed, seconds)
@@ -260,7 +263,7 @@ def score_chunks(
     `workers` threads, are those of the whole set, so that no score depends on what was stored. An
     image that cannot be read is an error unless they are skipped; so is a score that is not finite.
     """
-    spans = _spans(len(image_set), batch_size)
+    spans = chunks_of(len(image_set), batch_size)
     facts = {**facts, "set": image_set.fingerprint, "batch": batch_size, "chunk": CHUNK}
     stored: dict[str, dict[int, Chunk]] = {}
     files: dict[str, dict[int, Path]] = {}
@@ -295,12 +298,7 @@ def score_chunks(
     return arrays, sum(len(spans[i]) for i in lacking)
 
 
-def chunk_count(image_set: ImageSet, batch_size: int = 64) -> int:
-    """The number of a set's chunks."""
-    return len(_spans(len(image_set), batch_size))
-
-
-def _spans(size: int, batch_size: int) -> list[range]:
+def chunks_of(size: int, batch_size: int = 64) -> list[range]:
     """The indices of each chunk of a set, whole batches but for the last."""
     step = max(CHUNK // batch_size, 1) * batch_size
     return [range(first, min(first + step, size)) for first in range(0, size, step)]
@@ -378,19 +376,3 @@ def _usable(chunk: Chunk, span: range, image_set: ImageSet, skip_unreadable: boo
             continue
         return False
     return True
-
-
-def _unreadable(arrays: Mapping[str, Scores], image_set: ImageSet) -> tuple[str, ...]:
-    """Names of the images that were left out, by all detectors alike, which then share indices."""
-    (_, first), *others = arrays.items()
-    for name, scores in others:
-        if not np.array_equal(scores["index"], first["index"]):
-            raise ValueError(
-                f"{image_set.name}: the stored scores of {name!r} and others are of different"
-                " images, a file having changed meanwhile: evaluate into a new directory"
-            )
-        scores.held |= {"index": first["index"], "label": first["label"]}  # one copy
-    if not len(first["index"]):
-        raise UnreadableImage(f"{image_set.name}: not one image can be read")
-    left_out = np.setdiff1d(range(len(image_set)), first["index"])
-    return tuple(image_set.ident(int(i)) for i in left_out)

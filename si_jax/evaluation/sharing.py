@@ -12,7 +12,7 @@ from typing import Any
 from si_jax.checks import check_least
 from si_jax.data.benchmarks import Resolved
 from si_jax.evaluation.job import make_job
-from si_jax.evaluation.scoring import chunk_count, fit_job, score_chunks, scorer_of
+from si_jax.evaluation.scoring import chunks_of, fit_job, score_chunks, scorer_of
 from si_jax.model import Model
 
 RETRIES = 3
@@ -49,7 +49,7 @@ def score_share(
     fit_job(job, Path(out) / "fits", skip_unreadable=skip_unreadable)
     scorer, first = scorer_of(job), k - 1
     for image_set in job.sets:
-        count = chunk_count(image_set)
+        count = len(chunks_of(len(image_set)))
         score_chunks(
             scorer,
             image_set,

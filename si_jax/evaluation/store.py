@@ -44,9 +44,6 @@ Arrays = Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
 PREDICTION = "prediction"
 """In place of a detector: the predicted class."""
 
-RESERVED = ("total",)
-"""Names that results use for something else."""
-
 
 def check_names(names: Iterable[str], what: str = "set") -> None:
     """Refuse names of image sets or detectors that cannot be distinguished, written or shown."""
@@ -57,7 +54,7 @@ def check_names(names: Iterable[str], what: str = "set") -> None:
                 f"the {what}'s name {name!a} must be printable characters without spaces at its"
                 " ends: choose another name"
             )
-        if name in RESERVED:
+        if name == "total":  # of the seconds in results
             raise ValueError(f"the {what}'s name {name!r} is reserved: choose another name")
         if len(escaped(name)) > LONGEST:
             raise ValueError(
@@ -176,16 +173,7 @@ def read_chunk(path: Path, key: str) -> Chunk | None:
 class Scores(Mapping[str, np.ndarray]):
     """One detector's arrays for one set, from the files of its chunks, with a row for each image.
 
-    `HELD` is in memory; any other array is read each time it is asked for.
-
-    Args:
-        paths: the files.
-        key: the key of all of them.
-        chunks: what `read_chunk` gives of each.
-
-    Attributes:
-        paths: the files.
-        held: what is in memory.
+    `HELD` is in memory, as `held`; any other array is read each time it is asked for.
     """
 
     def __init__(self, paths: Sequence[Path], key: str, chunks: Sequence[Chunk]):

@@ -115,9 +115,7 @@ def tune(
 ) -> tuple[list[Trial], dict[str, str]]:
     """Try every combination of a detector's options, all of them on one forward pass if they can.
 
-    Returns the trials, the best mean AUROC first and of equals the earlier one in the grid (the
-    defaults are the first); and for each combination that the network or the number of fitting
-    images rules out, the reason.
+    Gives the trials, the best first and of equals the earlier one, and what cannot be tried: why.
     """
     if not ood:
         raise ValueError("ood is empty: give at least one validation set")
