@@ -1,4 +1,7 @@
-"""What the library takes for granted of a network is proven of it: head, channels, batch, taps."""
+"""What the library takes for granted of a network is proven of it: head, channels, batch, taps.
+
+So is that it returns logits, and nothing made of them.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +11,9 @@ from flax import linen as nn
 from flax import nnx
 
 import si_jax
+from si_jax.networks.head import output_activation
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 IMAGE = {"input_size": 8, "mean": (0.5,) * 3, "std": (0.25,) * 3}
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
@@ -86,7 +92,7 @@ class Cosine(nn.Module):
 def test_a_network_without_a_linear_head_has_what_reads_logits_and_densities():
     model = model_of(Cosine())
     assert model.head is None
-    for name in ("energy", "si-c-forward", "gaia-z"):
+    for name in ("si-c-forward", "gaia-z"):
         detector = si_jax.make_detector(name, model)
         if detector.needs_fit:
             fit = np.random.default_rng(2).integers(0, 256, (60, 8, 8, 3), np.uint8)
@@ -248,3 +254,57 @@ def test_the_model_owns_the_arrays_of_a_keras_network():
     network.fit(IMAGES / 255, np.zeros((5, 5)), verbose=0)
     network.predict(IMAGES / 255, verbose=0)
     np.testing.assert_array_equal(detector.score(IMAGES), before)
+
+
+def by_hand(x):
+    return jnp.exp(x) / jnp.exp(x).sum(axis=-1, keepdims=True)
+
+
+ENDS = {
+    "softmax": (jax.nn.softmax, "softmax"),
+    "log_softmax": (jax.nn.log_softmax, "log-softmax"),
+    "log of softmax": (lambda x: jnp.log(jax.nn.softmax(x)), "log-softmax"),
+    "under jit": (jax.jit(jax.nn.softmax), "softmax"),
+    "by hand": (by_hand, "softmax"),
+    "in half precision": (
+        lambda x: jax.nn.softmax(x.astype(jnp.bfloat16)).astype(jnp.float32),
+        "softmax",
+    ),
+    "sigmoid": (jax.nn.sigmoid, "sigmoid"),
+    "logits": (lambda x: x, None),
+    "scaled": (lambda x: 20 * x, None),
+    "centred": (lambda x: x - x.mean(axis=-1, keepdims=True), None),
+    "over a norm": (lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True), None),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_endings_are_told(name):
+    function, expected = ENDS[name]
+    closed = jax.make_jaxpr(lambda x: function(x @ jnp.ones((3, 4))))(jnp.ones((2, 3)))
+    assert output_activation(closed.jaxpr, closed.jaxpr.outvars[0]) == expected
+
+
+class Ending(nn.Module):
+    last: str
+    classes: int = 3
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(self.classes, name="head")(x.mean((1, 2)))
+        return getattr(nn, self.last)(x) if self.last else x
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (Ending("softmax"), r"returns probabilities \(a softmax\).* what enters the softmax"),
+        (Ending("log_softmax"), r"log-probabilities \(a log-softmax\)"),
+        (Ending("sigmoid"), r"probabilities \(a sigmoid\), not logits"),
+        (Ending("", classes=1), r"gives one logit.* returns \(0, logit\) instead"),
+    ],
+    ids=str,
+)
+def test_they_are_refused_with_the_model(module, message):
+    with pytest.raises(ValueError, match=message):
+        model_of(module)

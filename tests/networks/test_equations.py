@@ -12,6 +12,8 @@ from si_jax.detectors.si_c import readings
 from si_jax.networks.equations import Equations
 from si_jax.taps import default_taps
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 
 def erf_gelu(x):
     return x * 0.5 * (1 + jax.lax.erf(x / jnp.sqrt(2.0)))

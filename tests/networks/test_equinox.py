@@ -11,6 +11,7 @@ from si_jax.taps import select
 
 eqx = pytest.importorskip("equinox")
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), np.uint8)
 SIZE = {"input_size": 4, "mean": (0.5,) * 3, "std": (0.25,) * 3}
 

@@ -10,6 +10,8 @@ from flax import nnx
 import si_jax
 
 SIZE = {"input_size": 4, "mean": (0.5,) * 3, "std": (0.25,) * 3}
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), np.uint8)
 
 # What each network does: "none" has no linear layer, "twice" calls its head twice, "chance" draws

@@ -12,10 +12,10 @@ from scipy.special import logsumexp
 
 import si_jax
 import study_without_relu as without_relu
-from si_jax import activation
 from si_jax.data import digits
 from si_jax.networks import framework
-from si_jax.taps import default_taps
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 GREY = {"input_size": 28, "mean": 0.5, "std": 0.5, "call_kwargs": {"train": False}}
 """Grey images of 28x28 pixels."""
@@ -69,11 +69,6 @@ def head(model, change):
     return {**model.variables, "params": params}
 
 
-def thousand(kernel):
-    rest = np.random.default_rng(0).normal(0, 0.1, (16, 990)).astype(np.float32)
-    return np.concatenate([kernel, rest], axis=1)
-
-
 VARIANTS = {
     "plain": (Net(), lambda h: h, None),
     "a dict": (Net("dict"), lambda h: h, "logits"),
@@ -81,11 +76,6 @@ VARIANTS = {
     "pooled in the head": (Net("pooled"), lambda h: {"dense": h}, None),
     "no bias": (Net(bias=False), lambda h: {"kernel": h["kernel"]}, None),
     "two classes": (Net(classes=2), lambda h: {k: v[..., :2] for k, v in h.items()}, None),
-    "1000 classes": (
-        Net(classes=1000),
-        lambda h: {"kernel": thousand(h["kernel"]), "bias": np.resize(h["bias"], 1000)},
-        None,
-    ),
 }
 
 
@@ -100,8 +90,7 @@ def test_every_shape_of_network_is_served(name, plain, images):
     expected = plain.logits(images)[:, :2] if name == "two classes" else plain.logits(images)
     if name == "no bias":
         expected = expected - plain.head_bias(plain.variables)
-    classes = min(model.num_classes, 10)
-    np.testing.assert_allclose(out["logits"][:, :classes], expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(out["logits"], expected, rtol=1e-4, atol=1e-4)
     react = si_jax.make_detector("react", model, threshold=1e9).score(images)
     np.testing.assert_allclose(react, logsumexp(out["logits"], axis=-1), rtol=1e-4)
 
@@ -147,26 +136,6 @@ def test_two_paths_to_one_nnx_module():
         model.logits(pixels), net(model.normalise(jnp.asarray(pixels))), rtol=1e-5, atol=1e-6
     )
     assert si_jax.make_detector("si-z", model, taps="first*").score(pixels).shape == (5,)
-
-
-@pytest.mark.parametrize(
-    ("name", "densities"),
-    [
-        ("ViT, GELU", ("up0", "up1")),
-        ("ConvNeXt, GELU", ("up0", "up1")),
-        ("convolutions, SiLU", ("norm0", "norm1", "norm2")),
-    ],
-)
-def test_networks_without_relu(name, densities):
-    module = without_relu.NETWORKS[name]()
-    shape = (1, digits.SIZE, digits.SIZE, 3)
-    variables = module.init(jax.random.key(0), jnp.zeros(shape))
-    model = si_jax.Model(module, variables, digits.SIZE, (0.5,) * 3, (0.5,) * 3)
-    assert default_taps(model, "si-c") == densities
-    assert not activation.without_activation(model, densities)
-    for detector in ("si-z", "gaia-z"):
-        with pytest.raises(ValueError, match=rf"{detector} .* no ReLU .*norm.*: .* use si-c"):
-            si_jax.make_detector(detector, model)
 
 
 def test_the_table_of_networks_without_relu(monkeypatch):

@@ -12,6 +12,8 @@ from scipy.special import softmax
 
 import si_jax
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 
 class Encoder(nn.Module):
     @nn.compact

@@ -13,13 +13,11 @@ import numpy as np
 import pytest
 from checkpoint_states import (
     TEXT,
-    google,
     npz,
     resnet8,
     run,
     safetensors_bytes,
     tensors,
-    tiny_bit,
     torch_bytes,
 )
 
@@ -50,10 +48,6 @@ def old_tar():
     return buffer.getvalue()
 
 
-def poisoned():
-    return {**resnet8(), "bn1.weight": np.full(16, np.inf, np.float32)}
-
-
 def scaled():  # each by itself is credible
     scales = {"linear.weight": 1e20, "layer3.0.bn2.weight": 1e19}
     return {k: v * scales.get(k, 1) for k, v in resnet8().items()}
@@ -80,9 +74,6 @@ MISTAKES = {  # file's name, its bytes, what the message must say, further optio
     "objects": ("a.npz", lambda: npz(a=np.array([{}], object)), NO_NPZ),
     "cut npz": ("a.npz", lambda: npz(**resnet8())[:-100], NO_NPZ),
     "empty npz": ("a.npz", lambda: npz(), "holds no state dict"),
-    "nan npz": ("a.npz", lambda: npz(**poisoned()), r"bn1.weight holds NaN or infinite"),
-    "integers": ("a.npz", lambda: npz(**resnet8() | {"bn1.bias": np.zeros(16, np.int8)}), "int8"),
-    "other npz": ("a.npz", lambda: npz(**google(tiny_bit())), "not a resnet8"),
     "scaled": ("a.npz", lambda: npz(**scaled()), "NaN or infinite logits"),
     "huge": (
         "a.npz",
@@ -119,25 +110,8 @@ MISTAKES = {  # file's name, its bytes, what the message must say, further optio
         r"Python object \(argparse\.Namespace\)",
     ),
     "harmful": ("a.pth", lambda: torch_bytes(lambda torch: Harmful()), r"Python object \(.*mkdir"),
-    "nan pth": (
-        "a.pth",
-        lambda: torch_bytes(lambda torch: tensors(torch, **{"bn1.bias": torch.ones(16) / 0})),
-        r"bn1.bias holds NaN or infinite values \(16 of 16\)",
-    ),
-    "integer pth": (
-        "a.pth",
-        lambda: torch_bytes(lambda torch: tensors(torch, **{"bn1.bias": torch.ones(16).int()})),
-        r"bn1.bias is of type torch\.int32",
-    ),
     "unknown model": ("a.npz", lambda: npz(**resnet8()), "unknown model", "--model", "resnet9"),
-    "no size": ("a.npz", lambda: npz(**resnet8()), "at least 1 pixel", "--input-size", "0", "3"),
-    "no mean": (
-        "a.npz",
-        lambda: npz(**resnet8()),
-        "one of cifar10",
-        "--normalisation",
-        "x",
-    ),
+    "no mean": ("a.npz", lambda: npz(**resnet8()), "one of cifar10", "--normalisation", "x"),
 }
 
 
