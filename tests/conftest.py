@@ -12,6 +12,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     [
         "--xla_force_host_platform_device_count=2",
         "--xla_backend_optimization_level=0",
+        "--xla_cpu_parallel_codegen_split_count=1",
         "--xla_cpu_use_fusion_emitters=false" if jaxlib_version < (0, 11) else "",
         os.environ.get("XLA_FLAGS", ""),
     ]
@@ -45,6 +46,8 @@ from si_jax.detectors import DETECTORS  # noqa: E402
 from si_jax.evaluation.metrics import METRICS  # noqa: E402
 from si_jax.models import ARCHITECTURES  # noqa: E402
 from si_jax.networks.framework import REGISTERED  # noqa: E402
+
+gc.freeze()  # what is imported is no garbage, and is not searched for any
 
 TABLES = (ARCHITECTURES, BENCHMARKS, DETECTORS, METRICS, REGISTERED)
 GOLDEN = Path(__file__).parent / "golden"
