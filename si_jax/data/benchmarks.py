@@ -19,8 +19,6 @@ from si_jax.data.tfds_sets import find_prepared, from_tfds
 
 __all__ = ["BENCHMARKS", "Benchmark", "MissingDataset", "OodSet", "Resolved", "find", "resolve"]
 
-LIST_ROOTS = ("images_classic", "images_largescale", ".")  # of the paths in OpenOOD's lists
-
 
 @dataclasses.dataclass(frozen=True)
 class SearchPaths:
@@ -161,7 +159,7 @@ def _places(
     """Where a set lies, the preferred place first, whether as OpenOOD lists it; what opens it."""
     root, name = paths.root, spec.name
     if listing := next((root / p for p in spec.list_files if (root / p).exists()), None):
-        roots = [root / folder for folder in LIST_ROOTS]
+        roots = [root / folder for folder in ("images_classic", "images_largescale", ".")]
         read = partial(sources.from_list, listing, roots=roots, num_classes=num_classes, name=name)
         yield str(listing), True, read
     for source in spec.sources:

@@ -207,17 +207,21 @@ def written_whole(directory: Path) -> Iterator[Path]:
     What processes that were killed while they wrote left behind beside it is removed.
     """
     hidden = make_hidden(directory)
-    old = hidden.with_name(f"{hidden.name}.old")
-    try:
-        with _marked(hidden):
-            yield hidden
-            for name in (MARKER, f"{MARKER}.new"):
-                (hidden / name).unlink(missing_ok=True)
-            if directory.exists():
-                directory.rename(old)
-            hidden.rename(directory)
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
+    old, unlocked = hidden.with_name(f"{hidden.name}.old"), hidden / f"{MARKER}.new"
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, hidden, ignore_errors=True)
+        if fcntl is not None:
+            file = stack.enter_context(unlocked.open("wb"))
+            # where the file system has no locks, nothing is marked, and so nothing swept
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+                unlocked.rename(hidden / MARKER)  # whoever sees the marker sees it locked
+        yield hidden
+        for marker in (hidden / MARKER, unlocked):
+            marker.unlink(missing_ok=True)
+        if directory.exists():
+            directory.rename(old)
+        hidden.rename(directory)
     if old.exists():
         (old / MARKER).touch()
         shutil.rmtree(old, ignore_errors=True)
@@ -246,17 +250,3 @@ def check_new(directory: str | os.PathLike) -> None:
     """Raise a ValueError if something has the name of a directory that is to be written."""
     if os.path.lexists(directory):
         raise ValueError(f"{directory} exists already: choose another directory or remove it")
-
-
-@contextlib.contextmanager
-def _marked(directory: Path) -> Iterator[None]:
-    if fcntl is None:
-        yield
-        return
-    unlocked = directory / f"{MARKER}.new"
-    with unlocked.open("wb") as file:
-        # where the file system has no locks, nothing is marked, and so nothing swept
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-            unlocked.rename(directory / MARKER)  # whoever sees the marker sees it locked
-        yield
