@@ -5,23 +5,17 @@ imports this one. To add a sub-command, add a module and its line in `COMMANDS`;
 a parameter of its `main`, or of a function of the library that is named beside it.
 """
 
+import ast
 import importlib
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 from si_jax import __version__, cli
 
-COMMANDS = {
-    "predict": "flag out-of-distribution images, with the network's prediction of each",
-    "calibrate": "make a detector of a network: fit it, set its threshold, save it",
-    "export": "write a saved detector as one file that runs without this library",
-    "prepare-data": "download the public sets of a benchmark",
-    "evaluate": "evaluate out-of-distribution detectors on a benchmark",
-    "convert": "convert a published checkpoint of another framework",
-    "train": "train or fine-tune a classifier",
-    "report": "rebuild the report of a finished run, or compare several",
-    "tune": "choose a detector's options without test images",
-}
-"""Sub-command -> what it does; its module has its name, with `_` for `-`."""
+COMMANDS = ("predict", "calibrate", "export", "prepare-data", "evaluate", "convert", "train",
+            "report", "tune")  # fmt: skip
+"""The sub-commands; the module of each has its name, with `_` for `-`."""
 
 USAGE = """\
 usage: si-jax COMMAND ...
@@ -43,10 +37,18 @@ def dispatch(argv: list[str]) -> None:
     """Call the sub-command that `argv` begins with."""
     name, *rest = argv or ["--help"]
     if name in ("-h", "--help"):
-        print(USAGE.format("\n".join(f"  {name:12} {text}" for name, text in COMMANDS.items())))
+        print(USAGE.format("\n".join(summaries())))
     elif name == "--version":
         print(f"si-jax {__version__}")
     elif name in COMMANDS:
         importlib.import_module(f"{__name__}.{name.replace('-', '_')}").main(rest)
     else:
         raise ValueError(f"si-jax has no command {name!r}: choose one of {', '.join(COMMANDS)}")
+
+
+def summaries() -> Iterator[str]:
+    """A line of each sub-command: what its module says first, which is not imported."""
+    for name in COMMANDS:
+        source = Path(__file__).with_name(f"{name.replace('-', '_')}.py").read_text()
+        first, _, _ = (ast.get_docstring(ast.parse(source)) or "").partition("\n")
+        yield f"  {name:12} {first[:1].lower()}{first[1:].rstrip('.')}"

@@ -64,6 +64,7 @@ def finished(tmp_path_factory, arguments):
     """A directory into which two runs evaluated at once, and what they printed."""
     patched = pytest.MonkeyPatch()
     patched.setattr(job, "load_model", lambda name: small_model())
+    patched.setattr(html, "write", lambda run, directory: directory / "report.html")
     directory = tmp_path_factory.mktemp("finished") / "run"
     outputs = io.StringIO(), io.StringIO()
     redirected = contextlib.redirect_stdout(outputs[0]), contextlib.redirect_stderr(outputs[1])
