@@ -35,10 +35,17 @@ import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
+ROOT = Path(__file__).parents[1]
 os.environ["SI_JAX_DATA"] = os.path.join(tempfile.gettempdir(), "si_jax_has_no_data_here")
 os.environ["SI_JAX_CACHE"] = tempfile.mkdtemp(prefix="si_jax_cache_")
 
-hook = install_import_hook("si_jax", "beartype.beartype")
+# not what is called for each equation of a network: the tests would take a third longer
+SHAPED = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in (ROOT / "si_jax").rglob("[!_]*.py")
+    if "jaxtyping" in path.read_text() and path.stem not in ("activation", "support")
+]
+hook = install_import_hook([*SHAPED, "si_jax.detectors.si_c"], "beartype.beartype")
 
 import si_jax  # noqa: E402
 from si_jax.data.benchmarks import BENCHMARKS  # noqa: E402
