@@ -66,25 +66,27 @@ def variables():
     return jax.tree.map_with_path(draw, shapes)
 
 
+@functools.cache
+def weights():
+    """Path such as `block/bn/scale` -> array."""
+    leaves = jax.tree.leaves_with_path(variables())
+    return {"/".join(key.key for key in path[1:]): leaf for path, leaf in leaves}
+
+
+def transposed(leaf):
+    """A kernel with its output channels first, as Equinox and PyTorch have them."""
+    return leaf.transpose({4: (3, 2, 0, 1), 2: (1, 0)}.get(leaf.ndim, (0,)))
+
+
 def linen_model():
     return si_jax.Model(LinenNet(), variables(), **IMAGE)
 
 
 def nnx_model():
-    net = NNXNet(nnx.Rngs(0))
-    params, stats = variables()["params"], variables()["batch_stats"]
-
-    def norm(bn, p, s):
-        bn.scale[...], bn.bias[...] = p["scale"], p["bias"]
-        bn.mean[...], bn.var[...] = s["mean"], s["var"]
-
-    net.stem.kernel[...] = params["stem"]["kernel"]
-    norm(net.bn, params["bn"], stats["bn"])
-    net.block.conv.kernel[...] = params["block"]["conv"]["kernel"]
-    norm(net.block.bn, params["block"]["bn"], stats["block"]["bn"])
-    net.head.kernel[...] = params["head"]["kernel"]
-    net.head.bias[...] = params["head"]["bias"]
-    return si_jax.Model(net, **IMAGE)
+    graph, params, stats, rest = nnx.split(NNXNet(nnx.Rngs(0)), nnx.Param, nnx.BatchStat, ...)
+    nnx.replace_by_pure_dict(params, variables()["params"])
+    nnx.replace_by_pure_dict(stats, variables()["batch_stats"])
+    return si_jax.Model(nnx.merge(graph, params, stats, rest), **IMAGE)
 
 
 def keras_model():
@@ -104,17 +106,10 @@ def keras_model():
     x = keras.layers.ReLU()(keras.layers.BatchNormalization(epsilon=EPSILON, name="bn")(x))
     x = keras.layers.GlobalAveragePooling2D()(Block(name="block")(x))
     net = keras.Model(inputs, keras.layers.Dense(CLASSES, name="head")(x))
-    params, stats = variables()["params"], variables()["batch_stats"]
-
-    def norm(p, s):
-        return [p["scale"], p["bias"], s["mean"], s["var"]]
-
-    block = net.get_layer("block")
-    net.get_layer("stem").set_weights([params["stem"]["kernel"]])
-    net.get_layer("bn").set_weights(norm(params["bn"], stats["bn"]))
-    block.conv.set_weights([params["block"]["conv"]["kernel"]])
-    block.bn.set_weights(norm(params["block"]["bn"], stats["block"]["bn"]))
-    net.get_layer("head").set_weights([params["head"]["kernel"], params["head"]["bias"]])
+    names = {"gamma": "scale", "beta": "bias", "moving_mean": "mean", "moving_variance": "var"}
+    for variable in net.variables:
+        place, _, name = variable.path.rpartition("/")
+        variable.assign(weights()[f"{place}/{names.get(name, name)}"])
     return si_jax.Model(net, **IMAGE)
 
 
@@ -153,21 +148,18 @@ def equinox_model():
             return self.head(self.dropout(x.mean((1, 2)), key=key)), state
 
     net, state = eqx.nn.make_with_state(Net)(jax.random.key(0))
-    params, stats = variables()["params"], variables()["batch_stats"]
-    weights = {
-        lambda n: n.stem.weight: params["stem"]["kernel"].transpose(3, 2, 0, 1),
-        lambda n: n.bn.weight: params["bn"]["scale"],
-        lambda n: n.bn.bias: params["bn"]["bias"],
-        lambda n: n.block.conv.weight: params["block"]["conv"]["kernel"].transpose(3, 2, 0, 1),
-        lambda n: n.block.bn.weight: params["block"]["bn"]["scale"],
-        lambda n: n.block.bn.bias: params["block"]["bn"]["bias"],
-        lambda n: n.head.weight: params["head"]["kernel"].T,
-        lambda n: n.head.bias: params["head"]["bias"],
-    }
-    for where, value in weights.items():
-        net = eqx.tree_at(where, net, jnp.asarray(value))
-    for bn, s in ((net.bn, stats["bn"]), (net.block.bn, stats["block"]["bn"])):
-        state = state.set(bn.ema_state_index, (s["mean"], s["var"]))
+
+    def put(path, leaf):
+        *place, name = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        if name == "weight":
+            name = "scale" if leaf.ndim == 1 else "kernel"
+        found = weights().get("/".join([*place, name]))
+        return leaf if found is None else jnp.asarray(transposed(found))
+
+    net = jax.tree.map_with_path(put, net)
+    for bn, path in ((net.bn, "bn"), (net.block.bn, "block/bn")):
+        statistics = weights()[f"{path}/mean"], weights()[f"{path}/var"]
+        state = state.set(bn.ema_state_index, statistics)
     return si_jax.Model(net, state, **IMAGE)
 
 
@@ -198,10 +190,9 @@ def torch_model():
 
     names = {"scale": "weight", "kernel": "weight", "mean": "running_mean", "var": "running_var"}
     state = {}
-    for (_, *path, name), leaf in jax.tree.leaves_with_path(variables()):
-        axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(leaf.ndim, (0,))
-        place = ".".join([*(key.key for key in path), names.get(name.key, name.key)])
-        state[place] = torch.from_numpy(np.array(leaf.transpose(axes)))
+    for path, leaf in weights().items():
+        *place, name = path.split("/")
+        state[".".join([*place, names.get(name, name)])] = torch.tensor(transposed(leaf))
     net = Net()
     net.load_state_dict(state, strict=False)
     return si_jax.Model(net, **IMAGE)
