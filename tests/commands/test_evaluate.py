@@ -8,7 +8,6 @@ import io
 import itertools
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -150,17 +149,6 @@ def script(monkeypatch):
     monkeypatch.setattr(scoring, "batches", spy_batches)
     monkeypatch.setattr(scoring.Scorer, "start", spy)
     return script
-
-
-def test_a_rerun_computes_nothing(script, finished, tmp_path, arguments):
-    directory = tmp_path / "run"
-    shutil.copytree(finished[0], directory)
-    before = json.loads((directory / "results.json").read_text())
-    found, computed = script(*arguments(directory))
-    assert computed == {} and found["computed"] == dict.fromkeys(SETS, 0)
-    assert found["results"] == before["results"]
-    assert {found["seconds"][name] for name in SETS} == {0.0}
-    assert_equal_scores(directory, finished[0])
 
 
 def test_a_change_recomputes_what_it_must(script, tmp_path, arguments):

@@ -46,7 +46,7 @@ class Images:
             raise self.error
         if index in self.unreadable:
             raise UnreadableImage(f"{self.set.ident(index)} cannot be decoded")
-        return np.full((32, 32, 3), index, np.uint8), index % 5
+        return np.full((8, 8, 3), index, np.uint8), index % 5
 
 
 def score(model, directory, images, *, scorer=None, facts=None, **options):

@@ -1,8 +1,7 @@
-import jax
-import jax.numpy as jnp
+"""A detector's options are chosen without test images."""
+
 import numpy as np
 import pytest
-from flax import linen as nn
 
 import si_jax
 from si_jax.commands import tune as script
@@ -11,19 +10,6 @@ from si_jax.data import digits, sources
 from si_jax.data.image_set import ImageSet, UnreadableImage
 from si_jax.detectors import default_options
 from si_jax.evaluation import tuning
-
-
-class Tiny(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        x = nn.relu(nn.Conv(16, (3, 3), strides=2, name="conv")(x))
-        return nn.Dense(4, name="head")(jnp.mean(x, axis=(1, 2)))
-
-
-@pytest.fixture(scope="module")
-def model():
-    variables = jax.jit(Tiny().init)(jax.random.key(0), jnp.ones((1, 8, 8, 3)))
-    return si_jax.Model(Tiny(), variables, (8, 8), (0.5,) * 3, (0.25,) * 3, head="head")
 
 
 @pytest.fixture(scope="module")
@@ -40,40 +26,40 @@ def test_grids_are_options_of_their_detectors():
         assert len({str(options) for options in found}) == len(found)
 
 
-def test_tune_tries_all_and_sorts(model, images):
+def test_tune_tries_all_and_sorts(small, images):
     ood = tuning.validation_ood(images[30:])
-    trials, skipped = tuning.tune("ash-s", model, (images[:30], None), images[30:], ood)
+    trials, skipped = tuning.tune("energy", small, (images[:30], None), images[30:], ood)
     assert not skipped
-    assert sorted(t.options["percentile"] for t in trials) == [65, 70, 75, 80, 85, 90, 95]
+    assert sorted(t.options["temperature"] for t in trials) == [1, 10, 100, 1000]
     means = [trial.mean for trial in trials]
     assert means == sorted(means, reverse=True)
-    best = si_jax.make_detector("ash-s", model, **trials[0].options)
+    best = si_jax.make_detector("energy", small, **trials[0].options)
     known = best.score(images[30:])
     for name, others in ood.items():
         expected = si_jax.metrics.evaluate(known, best.score(others))["auroc"]
         assert trials[0].auroc[name] == pytest.approx(expected, abs=1e-6)
 
 
-def test_of_equals_the_default_is_chosen(model, images):
+def test_of_equals_the_default_is_chosen(small, images):
     """With 4 classes, every `top` of at least 4 is the same detector."""
     ood = {"noise": tuning.validation_ood(images)["noise"]}
     grid = {"top": [50, 10, 100]}
-    trials, _ = tuning.tune("gen", model, (images, None), images, ood, grid=grid)
+    trials, _ = tuning.tune("gen", small, (images, None), images, ood, grid=grid)
     assert [t.options["top"] for t in trials] == [100, 50, 10]
     assert len({t.mean for t in trials}) == 1
 
 
-def test_what_cannot_be_tried_is_left_out_and_said(model, images):
+def test_what_cannot_be_tried_is_left_out_and_said(small, images):
     ood = tuning.validation_ood(images[40:])
     fit = (images[:40], None)
-    trials, skipped = tuning.tune("knn", model, fit, images[40:], ood, grid={"k": [1, 5, 41]})
+    trials, skipped = tuning.tune("knn", small, fit, images[40:], ood, grid={"k": [1, 5, 41]})
     assert sorted(t.options["k"] for t in trials) == [1, 5]
     assert set(skipped) == {"knn.k=50", "knn.k=41"}
     assert "fitting images, 40" in skipped["knn.k=41"]
     with pytest.raises(ValueError, match="no options of 'knn' can be tried"):
-        tuning.tune("knn", model, fit, images[40:], ood, grid={"k": [100]})
+        tuning.tune("knn", small, fit, images[40:], ood, grid={"k": [100]})
     with pytest.raises(ValueError, match="ood is empty"):
-        tuning.tune("ash-s", model, fit, images, {})
+        tuning.tune("ash-s", small, fit, images, {})
 
 
 def test_validation_ood(images):
