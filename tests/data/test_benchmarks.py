@@ -28,8 +28,7 @@ def ood_root(tmp_path, monkeypatch):
     root = tmp_path / "root"
     for label in range(10):
         put(root, f"cifar10/test/{label}", 1)
-    for label in range(100):
-        put(root, f"cifar100/test/{label:02d}", 1)
+    put(root, "cifar100/test/00", 1)
     for name in ("svhn", "LSUN", "tiny_imagenet", "places365/test_subset", "dtd/images/banded"):
         put(root, name)
     return root
@@ -64,7 +63,7 @@ def test_digits_needs_nothing():
 
 def test_published_cifar10_in_one_folder(ood_root, monkeypatch):
     monkeypatch.setenv("SI_JAX_DATA", str(ood_root))
-    for places in ({}, {"data_dir": ood_root}, {"ood_root": ood_root, "extra": {}}):
+    for places in ({}, {"data_dir": ood_root}, {"ood_root": ood_root}):
         found = resolve("cifar10", **places)
         assert names(found, "far") == ["svhn", "lsun", "tiny_imagenet", "places365", "textures"]
         assert (names(found, "near"), names(found, "extra")) == (["cifar100"], [])
@@ -76,6 +75,8 @@ def test_published_cifar10_in_one_folder(ood_root, monkeypatch):
 def test_optional_sets_are_used_where_they_are_and_openood_has_other_sets(ood_root):
     for name in ("LSUN_resize", "iSUN", "mnist"):
         put(ood_root, name)
+    for label in range(100):
+        put(ood_root, f"cifar100/test/{label:02d}", 1)
     put(ood_root, "Imagenet/test", 3)  # the crops, which openood does not take
     found = resolve("cifar100", "published", ood_root=ood_root)
     assert names(found, "extra") == ["lsun_resize", "isun"]  # and the third is not missed
