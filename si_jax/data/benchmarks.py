@@ -179,11 +179,6 @@ def _places(
             yield "prepared by TFDS", False, read
 
 
-def custom_shifted(name: str) -> DatasetSpec:
-    """A covariate-shifted set of the user's, whose folders need not be the classifier's classes."""
-    return DatasetSpec(name, class_folders=False)
-
-
 def resolve(
     benchmark: str,
     protocol: str = "published",
@@ -208,7 +203,7 @@ def resolve(
     given = {name: data for name, data in (shifted or {}).items() if data is not None}
     paths = SearchPaths(data_dir, ood_root, {**(extra or {}), **given}, fetch)
     specs = table.specs(protocol)
-    specs += [("shifted", own.get(n, custom_shifted(n))) for n in shifted or ()]
+    specs += [("shifted", own.get(n, DatasetSpec(n, class_folders=False))) for n in shifted or ()]
     sets = collections.defaultdict[str, list[OodSet]](list)
     absent: list[MissingDataset] = []
     unlisted: list[str] = []

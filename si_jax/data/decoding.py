@@ -2,13 +2,13 @@
 
 import io
 import threading
-from typing import BinaryIO
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image
 
-from si_jax.data.files import READ_ERRORS
+from si_jax.data.files import READ_ERRORS, open_regular
 from si_jax.data.image_set import UnreadableImage
 
 # What a file may hold, whatever its name says: ImageNet has a PNG that is called .JPEG. Formats
@@ -25,11 +25,13 @@ EXTENSIONS = tuple(
 """Endings of image files, in lower case."""
 
 
-def holds_image(file: BinaryIO) -> bool:
-    """Say whether a file begins as an image does, whatever its name."""
+def holds_image(path: Path) -> bool:
+    """Say whether a file is an image by its ending or by its first bytes."""
+    if path.suffix.lower() in EXTENSIONS:
+        return True
     try:
-        # icons begin as other kinds of file do
-        Image.open(file, formats=[kind for kind in FORMATS if kind != "ICO"]).close()
+        with open_regular(path) as file:  # icons begin as other kinds of file do
+            Image.open(file, formats=[kind for kind in FORMATS if kind != "ICO"]).close()
     except Image.DecompressionBombError:  # which says so where it is decoded
         return True
     except READ_ERRORS:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from si_jax.data import files
-from si_jax.data.decoding import EXTENSIONS, decode, holds_image
+from si_jax.data.decoding import decode, holds_image
 from si_jax.data.image_set import (
     NO_LABEL,
     ImageSet,
@@ -119,7 +119,7 @@ def walk(root: Path) -> Iterator[tuple[str, bool]]:
                             links.append(full)
                 for full in [Path(folder, name) for name in sorted(names)]:
                     if not full.name.startswith("."):
-                        yield full.relative_to(root).as_posix(), _is_image(full)
+                        yield full.relative_to(root).as_posix(), holds_image(full)
         waiting = sorted(links)
 
 
@@ -130,16 +130,6 @@ def _scan(root: Path) -> tuple[list[str], list[str]]:
     for name, is_image in walk(root):
         (images if is_image else others).append(name)
     return sorted(images), sorted(others)
-
-
-def _is_image(path: Path) -> bool:
-    if path.suffix.lower() in EXTENSIONS:
-        return True
-    try:
-        with files.open_regular(path) as file:
-            return holds_image(file)
-    except OSError:
-        return False
 
 
 def left_out_note(left_out: Sequence[str]) -> tuple[str, ...]:

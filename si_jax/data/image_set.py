@@ -170,12 +170,6 @@ def with_label(loaded: tuple[np.ndarray, int], label: int) -> tuple[np.ndarray, 
     return Prepared(image, label) if isinstance(loaded, Prepared) else (image, label)
 
 
-def check_any(count: int, name: str) -> None:
-    """Raise a MissingSet if there are no images."""
-    if not count:
-        raise MissingSet(f"{name} is empty: it holds no images; give at least one")
-
-
 def overlap(images: ImageSet, others: ImageSet) -> int:
     """Count the images whose content is, byte for byte, that of one of the others."""
     known = {row.tobytes() for row in others.digests[:, :16]}
@@ -237,6 +231,8 @@ def numbered(
     name: str, size: int, load: Callable[[int], tuple[np.ndarray, int]], *structure: object
 ) -> ImageSet:
     """A set whose images have no names but their numbers, hashed by their pixels."""
+    if not size:
+        raise MissingSet(f"{name} is empty: it holds no images; give at least one")
 
     def read(index: int) -> tuple[bytes, tuple[int, ...], int]:
         image, label = load(index)

@@ -18,7 +18,6 @@ from si_jax.data.image_set import (
     ImageSet,
     ImageStream,
     UnreadableImage,
-    check_any,
     numbered,
     prepared,
     relabelled,
@@ -124,8 +123,8 @@ def open_image(
 
 def _set_of(items: Any, name: str, channels: int = 3, entry: Callable[[Any], Entry] = tuple):
     """A set of a sequence of what `entry` makes entries of."""
-    check_any(len(items), name)
-    if entry is tuple and all(isinstance(x, str | os.PathLike) and str(x) for x, _ in items):
+    is_named = entry is tuple and all(isinstance(x, str | os.PathLike) and str(x) for x, _ in items)
+    if is_named and items:
         names = [os.path.expanduser(os.fspath(image)) for image, _ in items]
         labels = [NO_LABEL if label is None else label for _, label in items]
         return from_files(Path(), names, class_indices(labels, len(items), name), name=name)

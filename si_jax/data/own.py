@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from si_jax.data import synthetic
-from si_jax.data.benchmarks import OodSet, Resolved, SearchPaths, custom_shifted, find
+from si_jax.data.benchmarks import OodSet, Resolved, SearchPaths, find
+from si_jax.data.datasets import DatasetSpec
 from si_jax.data.image_set import MissingSet
 from si_jax.data.opening import as_image_set
 from si_jax.data.preprocessing import Preprocessing
@@ -56,6 +57,7 @@ def resolve_own(
     if not sets:
         made = synthetic.sets_of(tested, preprocessing, seed)
         sets = [OodSet(key, "made", images) for key, images in made.items()]
+    moved = [DatasetSpec(called, class_folders=False) for called in shifted or ()]
     look = SearchPaths(given=shifted or {})
     return Resolved(
         benchmark=name,
@@ -67,5 +69,5 @@ def resolve_own(
         ood=tuple(sets),
         train_absent="give a folder train beside val, with a folder a class, or say where training"
         " images are",
-        shifted=tuple(find(custom_shifted(n), look, num_classes).images for n in look.given),
+        shifted=tuple(find(spec, look, num_classes).images for spec in moved),
     )

@@ -26,7 +26,6 @@ from si_jax.data.image_set import (
     ImageSet,
     MissingSet,
     Prepared,
-    check_any,
     numbered,
     prepared,
     subset,
@@ -178,7 +177,6 @@ def from_arrays(
             f" {images.dtype} of shape {images.shape}"
         )
     count = len(images)
-    check_any(count, name)
     indices = np.full(count, NO_LABEL) if labels is None else class_indices(labels, count, name)
 
     def load(index: int) -> Prepared:
