@@ -91,14 +91,14 @@ def main(
         for row in predict_files(loaded, itertools.chain([first], files)):
             counts["unreadable" if row.error else "ood" if row.is_ood else "trusted"] += 1
             if row.error:
-                bar.write(printable(f"unreadable: {row.error}"), file=sys.stderr)
+                bar.write(f"unreadable: {row.error}", file=sys.stderr)
             if json or not row.error:
                 bar.write(json_text.dumps(row.as_dict()) if json else line(loaded, row))
             if explain and not row.error:
                 write_explanation(loaded, row.file, Path(explain))
             bar.update()
     for note in left_out_note(left_out):
-        print(printable(note), file=sys.stderr)
+        print(note, file=sys.stderr)
     print(
         f"{counts.total()} images: {counts['trusted']} in-distribution, {counts['ood']}"
         f" out-of-distribution, {counts['unreadable']} unreadable",
@@ -122,7 +122,7 @@ def line(detector: Detector, row: FilePrediction) -> str:
     name = row.label if row.label is None or row.label >= len(classes) else classes[row.label]
     return (
         f"{verdict:7}  {row.p_value:7.4f}  {row.score:9.4g}  {name!s:5}  {row.probability:11.1%}"
-        f"  {printable(row.file)}"
+        f"  {row.file}"
     )
 
 
@@ -132,13 +132,8 @@ def write_explanation(detector: Detector, file: str, directory: Path) -> None:
     name = re.sub(r"[^\w.-]+", "_", path.decode(errors="replace")).strip("_.")
     name = name.encode()[-150:].decode(errors="ignore").lstrip("_.")
     digest = hashlib.blake2b(path, digest_size=5).hexdigest()
-    title = printable(Path(file).name)
+    title = Path(file).name.encode(errors="backslashreplace").decode()
     detector.explain(file, title=title).savefig(directory / f"{digest}_{name}.png")
-
-
-def printable(text: str) -> str:
-    """Text in which what is no UTF-8, as in names of files, is written as an escape."""
-    return text.encode(errors="backslashreplace").decode()
 
 
 def listed(paths: tuple[str, ...], left_out: list[str]) -> Iterator[str]:

@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -129,18 +128,12 @@ def _kind(run: Results) -> str:
     names = ("benchmark", "protocol", "preprocessing", "in_distribution", "groups", "limit")
     facts = {name: getattr(run, name) for name in (*names, "counts", "absent")}
     checkpoint = SEED.sub(r"\1*", run.checkpoint)
-    settings, detectors = _seedless(run.settings), sorted(run.results)
-    return json.dumps([facts, model, checkpoint, settings, detectors], sort_keys=True)
+    settings = re.sub(r'"seed": \d+', "", json.dumps(run.settings, sort_keys=True))
+    return json.dumps([facts, model, checkpoint, settings, sorted(run.results)], sort_keys=True)
 
 
 def _seed(run: Results) -> tuple:
     return run.seed, *(number for _, number in SEED.findall(run.checkpoint))
-
-
-def _seedless(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _seedless(v) for k, v in value.items() if k != "seed"}
-    return value
 
 
 def _joined(detector: str, entry: Entry, column: report.Column, metric: str) -> Cell:

@@ -55,10 +55,11 @@ def overview(run: Run) -> Figure:
     longest = max(len(short(name, LONGEST)) for name in order)
     count, left = len(run.ood_sets), 0.3 + 0.075 * longest  # inches
     columns = 3 if count % 4 or longest > 20 else 4
-    figure, panels = grid(count, columns=columns, height=0.85 + 0.2 * len(order), left=left)
+    size = {"columns": columns, "height": 0.85 + 0.2 * len(order), "left": left}
+    figure, panels = _panels(run, "AUROC, %", "", longest=34 - 3 * columns, **size)
     lowest = 45.0
     places = np.arange(len(order))
-    for axes, name in zip(panels, run.ood_sets, strict=True):
+    for name, axes in panels.items():
         auroc = np.array([100 * rows[d][name]["auroc"] for d in order])
         ends = [intervals.get(d, {}).get(name, {}).get("auroc") for d in order]
         low, high = (
@@ -74,10 +75,7 @@ def overview(run: Run) -> Figure:
         axes.set_yticks(places, [short(d, LONGEST) if first else "" for d in order])
         axes.grid(axis="y", color="#eeeeee")
         axes.set_axisbelow(True)
-        axes.set_title(_title(run, name, 34 - 3 * columns), fontsize=9)
-        tidy(axes)
-        axes.set_xlabel("AUROC, %", fontsize=8)
-    for axes in panels:
+    for axes in panels.values():
         axes.set_xlim(lowest, 100)
     return figure
 
@@ -100,11 +98,11 @@ def coincidences(run: Run) -> list[str]:
 
 def histograms(run: Run, detector: str) -> Figure:
     """A detector's scores, in-distribution against each out-of-distribution set."""
-    figure, panels = grid(len(run.ood_sets), height=2.3)
     label_of_axis, shown = AXES.get(detector, ("score", lambda scores: scores.astype(np.float64)))
+    figure, panels = _panels(run, label_of_axis, "share of images", height=2.3)
     id_scores = shown(run.scores(run.id_set, detector))
     (threshold,) = shown(np.array([run.threshold(detector)]))
-    for axes, name in zip(panels, run.ood_sets, strict=True):
+    for name, axes in panels.items():
         ood_scores = shown(run.scores(name, detector))
         edges = _edges(id_scores, ood_scores)
         for scores, colour, label in (
@@ -115,35 +113,28 @@ def histograms(run: Run, detector: str) -> Figure:
             axes.stairs(share, edges, fill=True, color=colour, alpha=0.3)
             axes.stairs(share, edges, color=colour, linewidth=1.2, label=short(label))
         axes.axvline(threshold, color="#444444", linestyle="--", linewidth=0.9)
-        row = run.results.results[detector][name]
-        axes.set_title(
-            f"{_title(run, name)}   AUROC {100 * row['auroc']:.2f}",
-            fontsize=9,
-        )
+        auroc = 100 * run.results.results[detector][name]["auroc"]
+        axes.set_title(f"{axes.get_title()}   AUROC {auroc:.2f}", fontsize=9)
         axes.legend(fontsize=7.5, frameon=False)
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(5))
-        tidy(axes)
-    labels(panels, label_of_axis, "share of images")
     return figure
 
 
 def roc_curves(run: Run) -> Figure:
     """ROC curves, one panel for each out-of-distribution set and one line for each detector."""
     head = 0.13 + 0.22 * math.ceil(len(run.detectors) / 6)
-    figure, panels = grid(len(run.ood_sets), height=3.75, head=head)
-    for axes, name in zip(panels, run.ood_sets, strict=True):
+    across, up = "share of OOD images taken for in-distribution", "share of ID images kept"
+    figure, panels = _panels(run, across, up, height=3.75, head=head)
+    for name, axes in panels.items():
         axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.8)
         for number, detector in enumerate(run.detectors):
             fpr, tpr = _roc(run.scores(run.id_set, detector), run.scores(name, detector))
             axes.plot(fpr, tpr, linewidth=1.5, label=detector, **style(number))
         axes.axhline(0.95, color="#999999", linestyle=":", linewidth=0.9)
         axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
-        axes.set_title(_title(run, name), fontsize=9)
-        tidy(axes)
-    handles = panels[0].get_legend_handles_labels() if panels else ([], [])
+    handles = panels[run.ood_sets[0]].get_legend_handles_labels()
     figure.legend(*handles, loc="upper left", ncols=6, fontsize=9, frameon=False)
-    labels(panels, "share of OOD images taken for in-distribution", "share of ID images kept")
     return figure
 
 
@@ -169,17 +160,17 @@ def tap_densities(run: Run, detector: str) -> Figure:
     sets = run.ood_sets
     names = 0.3 + 0.057 * max(len(tap) + 3 for tap in taps)  # inches
     foot = names + 0.35 * len(sets) + 0.3
-    figure, panels = grid(len(sets), height=2.5, foot=foot)
+    figure, panels = _panels(run, "layer", TAP_ARRAYS[kind], height=2.5, foot=foot)
     _, total = figure.get_size_inches()
     place = (1.5 / WIDTH, names / total, 1 - 2.1 / WIDTH, 0.35 * len(sets) / total)
     id_scores = _tap_values(run, run.id_set, detector, kind)
     places, thin = np.arange(len(taps)), {"linewidth": 1.1, "markersize": 4}
     auroc = np.zeros((len(sets), len(taps)))
-    for number, (axes, name) in enumerate(zip(panels, sets, strict=True)):
+    for number, (name, axes) in enumerate(panels.items()):
         ood_scores = _tap_values(run, name, detector, kind)
         pairs = zip(id_scores.T, ood_scores.T, strict=True)
         auroc[number] = [1 - metrics.auroc(*pair) for pair in pairs]  # of OOD above ID
-        axes.sharey(panels[0])
+        axes.sharey(panels[sets[0]])
         if kind == "tap_average":
             axes.set_yscale("log", nonpositive="clip")
         for values, colour, label in (
@@ -190,18 +181,23 @@ def tap_densities(run: Run, detector: str) -> Figure:
             axes.fill_between(places, low, high, color=colour, alpha=0.22, linewidth=0)
             mean = values.mean(axis=0)
             axes.plot(places, mean, ".-", color=colour, label=short(label), **thin)
-        axes.set_title(_title(run, name), fontsize=9)
         axes.legend(fontsize=7.5, frameon=False)
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-        tidy(axes)
-    labels(panels, "layer", TAP_ARRAYS[kind])
     title = "AUROC of each layer alone, % (50: no separation)"
     tap_map(figure, place, auroc, sets, taps, title=title, colours="PuOr")
     return figure
 
 
-def _title(run: Run, image_set: str, length: int = 28) -> str:
-    return f"{short(image_set, length)} ({run.results.groups[image_set]})"
+def _panels(
+    run: Run, horizontal: str, vertical: str, *, longest: int = 28, **size: Any
+) -> tuple[Figure, dict[str, Any]]:
+    """A figure with a panel for each out-of-distribution set, by its name."""
+    figure, panels = grid(len(run.ood_sets), **size)
+    labels(panels, horizontal, vertical)
+    for name, axes in zip(run.ood_sets, panels, strict=True):
+        axes.set_title(f"{short(name, longest)} ({run.results.groups[name]})", fontsize=9)
+        tidy(axes)
+    return figure, dict(zip(run.ood_sets, panels, strict=True))
 
 
 def _edges(id_scores: np.ndarray, ood_scores: np.ndarray) -> np.ndarray:
