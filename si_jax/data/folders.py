@@ -151,7 +151,15 @@ def _labels(
     other: tuple[int, ...] = ()
     if classes or beside.is_file():
         where = "the classifier's classes" if classes else f"the names of {beside}"
-        given = {name: index for index, name in enumerate(classes)} or _read_table(beside)
+        try:
+            given = {name: k for k, name in enumerate(classes)} or files.read_json(beside)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{beside} cannot be read as JSON ({error}); give a file that maps folder names to"
+                " labels"
+            ) from error
+        if not isinstance(given, dict) or not all(type(label) is int for label in given.values()):
+            raise ValueError(f"{beside} must map folder names to integer labels, as {{'n01': 0}}")
         table = {_class_name(name): label for name, label in given.items()}
         if unknown := [top for top in folders if top not in table]:
             raise ValueError(
@@ -192,15 +200,3 @@ def in_order(folders: Collection[str]) -> list[str]:
     if all(folder.isdecimal() and folder.isascii() for folder in folders):
         return sorted(folders, key=lambda folder: (int(folder), folder))
     return sorted(folders)
-
-
-def _read_table(path: Path) -> dict[str, int]:
-    try:
-        table = files.read_json(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path} cannot be read as JSON ({error}); give a file that maps folder names to labels"
-        ) from error
-    if not isinstance(table, dict) or not all(type(label) is int for label in table.values()):
-        raise ValueError(f"{path} must map folder names to integer labels, as {{'n01440764': 0}}")
-    return table

@@ -83,7 +83,25 @@ def batches(
     """
     check_least(1, batch_size=batch_size, workers=workers)
     check_least(0, prefetch=prefetch)
-    load = _loader(images.load_fn, transform, image_shape, skip_unreadable)
+    crop, grey = getattr(transform, "crop", None), bool(image_shape and image_shape[-1] == 1)
+
+    def load(entry: Any) -> tuple[np.ndarray, int, bool] | UnreadableImage:
+        """The image, its label and whether it was transformed; or why it cannot be read."""
+        try:
+            loaded = images.load_fn(entry)
+        except UnreadableImage as error:
+            if skip_unreadable:
+                return error
+            raise
+        image, label = loaded
+        given = isinstance(loaded, Prepared)
+        if given and (image.dtype != np.uint8 or image.shape[-1] != 3):
+            return image, label, False
+        transformed = not (given and image.shape[:2] == crop)
+        if transformed:
+            image = transform(image)
+        return to_grey(image) if grey else image, label, transformed
+
     return _generate(images, load, batch_size, workers, prefetch, image_shape)
 
 
@@ -105,33 +123,14 @@ def tell_unreadable(image_set: ImageSet, names: Sequence[str]) -> None:
     )
 
 
-def _loader(load_fn, transform, shape, skip_unreadable):
-    """A function of some entries: (image, label, whether it was transformed), or the error."""
-    crop, grey = getattr(transform, "crop", None), shape is not None and shape[-1] == 1
-
-    def load(entry: Any) -> tuple[np.ndarray, int, bool] | UnreadableImage:
-        try:
-            loaded = load_fn(entry)
-        except UnreadableImage as error:
-            if skip_unreadable:
-                return error
-            raise
-        image, label = loaded
-        given = isinstance(loaded, Prepared)
-        if given and (image.dtype != np.uint8 or image.shape[-1] != 3):
-            return image, label, False
-        transformed = not (given and image.shape[:2] == crop)
-        if transformed:
-            image = transform(image)
-        return to_grey(image) if grey else image, label, transformed
-
-    return lambda entries: [load(entry) for entry in entries]
-
-
 def _generate(images, load, batch_size, workers, prefetch, shape):
     is_set = isinstance(images, ImageSet)
     entries = iter(range(len(images)) if is_set else images.entries())
     piece = max(1, batch_size // PIECES)
+
+    def load_all(part: list) -> list:
+        return [load(entry) for entry in part]
+
     pending: collections.deque[tuple[list, list[Future]]] = collections.deque()
     executor = ThreadPoolExecutor(workers, thread_name_prefix="si_jax-decode")
     try:
@@ -141,7 +140,7 @@ def _generate(images, load, batch_size, workers, prefetch, shape):
                 part := list(itertools.islice(entries, batch_size))
             ):
                 pieces = (part[k : k + piece] for k in range(0, len(part), piece))
-                pending.append((part, [executor.submit(load, some) for some in pieces]))
+                pending.append((part, [executor.submit(load_all, some) for some in pieces]))
             if not pending:
                 return
             part, futures = pending.popleft()
