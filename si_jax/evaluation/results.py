@@ -234,8 +234,7 @@ def _rows(job: Job, arrays: Arrays, id_names: Sequence[str]) -> dict[str, Rows]:
 
 def intervals(job: Job, arrays: Arrays, *, resamples: int = 200, seed: int = 0) -> dict[str, Any]:
     """Fields of `Results`: bootstrap confidence intervals of what `measure` gives."""
-    known = arrays[job.id_set.name]
-    correct = _correct(known[PREDICTION])
+    correct = _correct(arrays[job.id_set.name][PREDICTION])
     chosen = [
         name
         for name, metric in METRICS.items()
@@ -244,16 +243,12 @@ def intervals(job: Job, arrays: Arrays, *, resamples: int = 200, seed: int = 0) 
     options: dict[str, Any] = {"metrics": chosen, "resamples": resamples, "seed": seed}
     by_set, by_group = {}, {}
     for detector in job.detectors:
-        # one seed for all sets, so that the same in-distribution images are drawn for each of them
-        drawn = {
-            name: metrics.draws(
-                known[detector]["score"],
-                arrays[name][detector]["score"],
-                correct=correct,
-                **options,
-            )
-            for name in job.ood_sets
+        scores = {
+            name: arrays[name][detector]["score"] for name in (job.id_set.name, *job.ood_sets)
         }
+        known = scores.pop(job.id_set.name)
+        # one seed for all sets, so that the same in-distribution images are drawn for each of them
+        drawn = {k: metrics.draws(known, x, correct=correct, **options) for k, x in scores.items()}
         by_set[detector] = metrics.intervals(drawn)
         by_group[detector] = metrics.intervals(metrics.averages(drawn, job.groups))
     return {

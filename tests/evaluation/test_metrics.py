@@ -56,22 +56,25 @@ def test_areas_and_errors_are_scikit_learns(seed, tied):
     assert found["detection_error"] == pytest.approx(wrong.min() / len(scores), abs=1e-12)
 
 
-def test_ties_at_the_threshold():
-    # all alike: none lies strictly above, and all lie at it
-    same = np.zeros(20), np.zeros(10)
-    assert metrics.fpr95(*same) == 0
-    assert metrics.tied_at_threshold(*same) == 10
-    assert metrics.fpr95_ood_positive(*same) == 1
-    known = np.arange(100.0)  # the threshold is 5
-    assert metrics.tied_at_threshold(known, np.array([5.0, 5.0, 4.0, 6.0])) == 2
-
-
-def test_the_least_threshold_that_catches_95_percent_of_ood():
+FPR95 = {
+    "all alike: none lies strictly above, all lie at it": (np.zeros(20), np.zeros(10), 0, 1, 10),
+    "the threshold is 5": (np.arange(100.0), np.array([5.0, 5.0, 4.0, 6.0]), 1 / 4, 7 / 100, 2),
+    "round(2.5) is 2": (np.arange(50.0), np.array([2.0, 2.5, 3.0]), 2 / 3, 4 / 50, 1),
+    # ten outliers lie above the threshold; to catch 95 % of OOD, every ID image is rejected
+    "outliers": (np.arange(100.0), np.r_[np.full(90, -1.0), np.full(10, 1000.0)], 0.1, 1, 0),
     # at 1, 95 of 100 OOD images are caught and 20 of 40 ID images rejected; the point lies in line
     # with its neighbours, and is a threshold all the same
-    known = np.repeat([0.0, 1.0, 2.0], [0, 20, 20])
-    novel = np.repeat([0.0, 1.0, 2.0], [90, 5, 5])
-    assert metrics.fpr95_ood_positive(known, novel) == 0.5
+    "in line": (np.repeat([1.0, 2.0], 20), np.repeat([0.0, 1.0, 2.0], [90, 5, 5]), 0.05, 0.5, 5),
+}
+"""Case -> ID and OOD scores, FPR95 by both conventions, and ties at the published threshold."""
+
+
+@pytest.mark.parametrize("case", FPR95)
+def test_fpr95_by_hand(case):
+    known, novel, published, openood, ties = FPR95[case]
+    assert metrics.fpr95(known, novel) == pytest.approx(published)
+    assert metrics.fpr95_ood_positive(known, novel) == pytest.approx(openood)
+    assert metrics.tied_at_threshold(known, novel) == ties
 
 
 def test_a_metric_that_needs_to_know_which_are_correct(monkeypatch):
@@ -89,20 +92,6 @@ def test_a_metric_that_needs_to_know_which_are_correct(monkeypatch):
     assert 0 <= low < 0.75 <= high <= 1
     with pytest.raises(ValueError, match="'accuracy' needs `correct`"):
         metrics.draws(known, novel, **options)
-
-
-def test_the_two_conventions_of_fpr95_differ():
-    known = np.arange(100.0)
-    novel = np.r_[np.full(90, -1.0), np.full(10, 1000.0)]
-    # the threshold at 95 % of ID is 5: the ten outliers lie above it
-    assert metrics.fpr95(known, novel) == pytest.approx(0.10)
-    # catching 95 % of OOD takes a threshold of 1000: every ID image is rejected
-    assert metrics.fpr95_ood_positive(known, novel) == 1.0
-
-
-def test_threshold_rounds_as_python_does():
-    known = np.arange(50.0)  # round(2.5) is 2
-    assert metrics.fpr95(known, np.array([2.0, 2.5, 3.0])) == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize(
