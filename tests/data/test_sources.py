@@ -152,15 +152,13 @@ def test_subset_is_seeded_and_in_order():
     part = subset(whole, 10, seed=1)
     names = idents(part)
     positions = [int(name[2:-1]) for name in names]
-    assert positions == sorted(set(positions))
-    assert len(part) == 10
+    assert positions == sorted(set(positions)) and len(part) == 10
     np.testing.assert_array_equal(part.load(4)[0], whole.load(positions[4])[0])
     again, other = subset(whole, 10, seed=1), subset(whole, 10, seed=2)
     assert (idents(again), again.fingerprint) == (names, part.fingerprint)
     assert idents(other) != names
     assert len({whole.fingerprint, part.fingerprint, other.fingerprint}) == 3
-    assert subset(whole, None) is whole
-    assert subset(whole, 50) is whole
+    assert subset(whole, None) is whole and subset(whole, 50) is whole
     with pytest.raises(ValueError, match=r"limit \(=0\)"):
         subset(whole, 0)
     with pytest.raises(ValueError, match="between 0 and 49"):
@@ -188,9 +186,6 @@ def test_the_binary_version(tmp_path):
     found = from_cifar_binary([hundred])
     assert (found.name, found.load(0)[1]) == ("train", 99)
     np.testing.assert_array_equal(found.load(6)[0], IMAGES[6])
-
-
-def test_files_that_are_something_else(tmp_path):
     cut = tmp_path / "cut.bin"
     cut.write_bytes(write_binary(tmp_path / "a.bin", IMAGES, [1] * 7).read_bytes()[:-1])
     (tmp_path / "empty.bin").touch()
@@ -235,19 +230,18 @@ def test_corrupted_copies(corrupted):
 
 
 def test_corrupted_copies_that_are_damaged(corrupted):
-    np.save(corrupted / "fog.npy", IMAGES[:3])
-    with pytest.raises(ValueError, match=r"fog.npy must hold uint8 of shape \(7, 32, 32, 3\)"):
-        from_corruptions(corrupted)
-    np.save(corrupted / "fog.npy", np.array([{"a": 1}], object), allow_pickle=True)
-    with pytest.raises(ValueError, match=r"fog.npy cannot be read .*unpack it again"):
-        from_corruptions(corrupted)
+    def refused(message, file, content):
+        np.save(corrupted / file, content, allow_pickle=True)
+        with pytest.raises(ValueError, match=message):
+            from_corruptions(corrupted)
+
+    refused(r"fog.npy must hold uint8 of shape \(7, 32, 32, 3\)", "fog.npy", IMAGES[:3])
+    refused("fog.npy cannot be read .*unpack it again", "fog.npy", np.array([{"a": 1}], object))
     whole = (corrupted / "brightness.npy").read_bytes()
     (corrupted / "brightness.npy").write_bytes(whole[:5000])
     with pytest.raises(ValueError, match=r"brightness.npy cannot be read"):
         from_corruptions(corrupted)
-    np.save(corrupted / "labels.npy", np.zeros((2, 2)))
-    with pytest.raises(ValueError, match="must hold integers"):
-        from_corruptions(corrupted)
+    refused("must hold integers", "labels.npy", np.zeros((2, 2)))
     (corrupted / "labels.npy").unlink()
     with pytest.raises(MissingSet, match=r"labels.npy is not a file"):
         from_corruptions(corrupted)
