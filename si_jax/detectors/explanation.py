@@ -234,11 +234,7 @@ def _heading(figure, detector, shown, title, is_ood) -> None:
 
 
 def _picture(axes, image: np.ndarray, title: str) -> None:
-    grey = image.shape[-1] == 1
-    axes.imshow(
-        image[..., 0] if grey else image, cmap="gray" if grey else None, vmin=0, vmax=255,
-        interpolation="nearest",
-    )  # fmt: skip
+    axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     _frame(axes, title)
 
 

@@ -15,7 +15,7 @@ from si_jax.decision.export import LOADER, ONNX_LOADER, export_jax, export_onnx
 from si_jax.detectors import DETECTORS, Inputs, default_options
 from si_jax.detectors.fitting import Batches
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
+pytestmark = pytest.mark.usefixtures("quick_to_compile", "one_device")
 FITTED = np.random.default_rng(3).integers(0, 256, (60, 8, 8, 3), np.uint8)
 IMAGES = np.random.default_rng(4).integers(0, 256, (5, 8, 8, 3), np.uint8)
 

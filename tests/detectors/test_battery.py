@@ -38,8 +38,11 @@ def build(name, model, **options):
 
 @pytest.mark.parametrize("name", DETECTORS)
 @pytest.mark.usefixtures("unchecked", "debug_nans", "strict_promotion")
-def test_battery(name, models):
+def test_battery(name, models, request):
+    """Those that share a pass are put on two devices, and in other batches, all at once below."""
     alone = not build(name, models["plain"]).shared_forward
+    if not alone:
+        request.getfixturevalue("one_device")
     testing.check_detector(
         lambda model, **options: build(name, model, **options),
         models["plain"],

@@ -9,6 +9,7 @@ import si_jax
 from si_jax.data import digits
 from si_jax.testing import small_model
 
+pytestmark = pytest.mark.usefixtures("one_device")
 LATE = ["layer3_0/bn?", "layer3_0/shortcut_bn"]
 
 

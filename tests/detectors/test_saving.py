@@ -45,7 +45,7 @@ def test_a_round_trip(saved, many_images):
     assert not any(name.endswith((".pkl", ".pickle", "commit_success.txt")) for name in files)
 
 
-@pytest.mark.parametrize("name", ["dice", "vim", "si-c-forward"])
+@pytest.mark.parametrize("name", ["dice", "vim"])
 def test_fits_of_every_kind_come_back_to_the_bit(name, tiny, many_images, tmp_path):
     labels = np.arange(60) % 5
     detector = si_jax.make_detector(name, tiny).fit(many_images, labels)

@@ -23,7 +23,7 @@ another off: readings and scores are of two programs."""
 def out(tmp_path_factory):
     directory = tmp_path_factory.mktemp("study") / "results"
     counts = [f"--{name}={value}" for name, value in DRAWS.items()]
-    names = ["--detectors", "si-c", "energy", "lts"]
+    names = ["--detectors", "si-c", "lts"]
     options = ["--network", "digits=digits", "--protocols", "published", "--resamples=20"]
     study_calibrated.main([*options, *names, *counts, "--limit=40", "--out", str(directory)])
     return directory
@@ -50,7 +50,7 @@ def readings(case):
 def test_one_run(out, found):
     results = found["results"]
     forms = {f"si-c-{form}" for form in comparison.FORMS}
-    assert set(results["results"]) == {*forms, "energy", "lts", "lts-85", "msp"}
+    assert set(results["results"]) == {*forms, "lts", "lts-85", "msp"}
     assert results["settings"]["lts-85"]["percentile"] == 85 and not found["failures"]
     calibration = {"set": "digits_train", "images": 100, "draws": 2, "disjoint_draws": 2}
     assert found["calibration"] == calibration | {"note": ""}

@@ -14,6 +14,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from peer_networks import CLASSES, SMALLER, Tiny, build
 
 
+@pytest.fixture(autouse=True)
+def on_one_device(one_device):
+    """Programs for one device compile faster; the battery runs all on two."""
+
+
 @pytest.fixture(scope="session")
 def model():
     return build(Tiny())

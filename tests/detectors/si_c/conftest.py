@@ -13,6 +13,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from si_c_networks import NAMES, SIZE, Net, build, smooth
 
 
+@pytest.fixture(autouse=True)
+def on_one_device(one_device):
+    """Programs for one device compile faster; the battery runs all on two."""
+
+
 @pytest.fixture(scope="session")
 def model():
     return build(Net())
