@@ -94,14 +94,6 @@ def strict_promotion():
 
 
 @pytest.fixture
-def little_garbage():
-    """What is there already is no garbage, which JAX collects after every trace that it checks."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
-@pytest.fixture
 def one_device(monkeypatch):
     """Batches go to one device and are not split."""
     devices = jax.local_devices()[:1]

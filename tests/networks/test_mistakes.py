@@ -168,7 +168,6 @@ def test_a_network_without_a_linear_head(framework):
     with pytest.raises(ValueError, match=r"the network has no head: .*norm"):
         model.features(IMAGES)
     model = si_jax.Model(*network, **SIZE, head="norm")
-    assert np.isfinite(si_jax.make_detector("energy", model).score(IMAGES)).all()
     with pytest.raises(ValueError, match=r"head \(='norm'\) is not linear: the network's logits"):
         si_jax.make_detector("react", model, threshold=1.0)
 

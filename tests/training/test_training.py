@@ -126,7 +126,6 @@ STRICT = {
 }
 
 
-@pytest.mark.usefixtures("little_garbage")
 @pytest.mark.parametrize("modes", STRICT.values(), ids=STRICT)
 def test_it_trains_under_jaxs_strict_modes(modes, small, coloured):
     recipe = dataclasses.replace(RECIPE, epochs=1, batch_size=4, ema=0.5, label_smoothing=0.1)
