@@ -118,10 +118,6 @@ def _taps(module: VisionTransformer) -> Mapping[str, Sequence[str]]:
     }
 
 
-def _stages(module: VisionTransformer) -> tuple[str, ...]:
-    return ()
-
-
 def _infer(shapes: Shapes) -> dict[str, Any]:
     """Patch, layers and widths; the number of heads is assumed to be one for 64 channels."""
     layers = {
@@ -152,7 +148,7 @@ FAMILY = Family(
     build=VisionTransformer,
     head="head",
     taps=_taps,
-    stages=_stages,
+    stages=lambda module: (),
     layouts=(
         Layout(
             block=r"encoder\.layers\.encoder_layer_\d+\.",

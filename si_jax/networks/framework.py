@@ -129,6 +129,14 @@ def is_a(classes: type | tuple[type, ...]) -> Callable[[Any], bool]:
     return lambda module: isinstance(module, classes)
 
 
+def check_left_out(variables: Any, network: str, advice: str = "") -> None:
+    """Refuse variables beside a network that holds its own, but for those that `prepare` gave."""
+    if not isinstance(variables, Mapping) or "params" not in variables:
+        raise ValueError(
+            f"variables must be left out for a {network}, which holds its weights itself{advice}"
+        )
+
+
 def first_positional(
     call: Callable[..., Any], args: tuple[Any, ...], kwargs: Named
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:

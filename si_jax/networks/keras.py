@@ -1,6 +1,5 @@
 """Keras 3 on the JAX backend: `stateless_call`, with the calls of layers intercepted."""
 
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -11,6 +10,7 @@ from si_jax.networks.framework import (
     Named,
     StochasticNetworkError,
     Visit,
+    check_left_out,
     first_positional,
     intercepted,
     is_a,
@@ -22,7 +22,6 @@ NORMS = (
     keras.layers.LayerNormalization,
     keras.layers.RMSNormalization,
 )
-
 
 PREACTIVATION = "preactivation"
 """Under a layer that applies its activation itself: the tap of what enters that."""
@@ -44,8 +43,7 @@ def prepare(network: keras.Model, variables: Any) -> tuple[keras.Model, Named]:
             kind: {path: variable.value for path, variable in owned.items()}
             for kind, owned in _owned(network).items()
         }
-    if not isinstance(variables, Mapping) or "params" not in variables:
-        raise ValueError("variables must be left out for a Keras model, which holds them itself")
+    check_left_out(variables, "Keras model")
     return network, variables
 
 
@@ -117,9 +115,4 @@ def _with_activation(layer: keras.Layer, shown: Any) -> keras.Layer:
     return twin
 
 
-FRAMEWORK = Framework(
-    name="Keras",
-    prepare=prepare,
-    run=run,
-    is_norm=is_a(NORMS),
-)
+FRAMEWORK = Framework(name="Keras", prepare=prepare, run=run, is_norm=is_a(NORMS))

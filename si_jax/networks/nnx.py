@@ -1,6 +1,6 @@
 """Flax NNX: a copy in evaluation mode is merged anew in each run, and its calls are intercepted."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -12,13 +12,13 @@ from si_jax.networks.framework import (
     Named,
     StochasticNetworkError,
     Visit,
+    check_left_out,
     first_positional,
     intercepted,
     is_a,
 )
 
 NORMS = (nnx.BatchNorm, nnx.GroupNorm, nnx.InstanceNorm, nnx.LayerNorm, nnx.RMSNorm)
-
 
 PATH = "_si_jax_path"
 """A module's attribute that holds its path: copies that `nnx.jit` makes of it have it too."""
@@ -32,10 +32,7 @@ def prepare(network: nnx.Module, variables: Any) -> tuple[nnx.Module, Named]:
         parts: Any = nnx.split(network, nnx.Param, nnx.RngState, ...)
         _, params, _, state = parts
         variables = {"params": nnx.to_pure_dict(params), "state": nnx.to_pure_dict(state)}
-    if not isinstance(variables, Mapping) or "params" not in variables:
-        raise ValueError(
-            "variables must be left out for a Flax NNX module, which holds its weights itself"
-        )
+    check_left_out(variables, "Flax NNX module")
     return network, variables
 
 
@@ -89,9 +86,4 @@ def _counts(module: nnx.Module) -> list[Any]:
     return jax.tree.leaves(nnx.to_pure_dict(nnx.state(module, nnx.RngCount)))
 
 
-FRAMEWORK = Framework(
-    name="Flax NNX",
-    prepare=prepare,
-    run=run,
-    is_norm=is_a(NORMS),
-)
+FRAMEWORK = Framework(name="Flax NNX", prepare=prepare, run=run, is_norm=is_a(NORMS))

@@ -21,6 +21,7 @@ from si_jax.networks.framework import (
     Named,
     StochasticNetworkError,
     Visit,
+    check_left_out,
     first_positional,
     intercepted,
 )
@@ -39,11 +40,8 @@ def prepare(network: torch.nn.Module, variables: Any) -> tuple[torch.nn.Module, 
         for name, tensor in tensors.items():
             _check_tensor(name, tensor)
             variables[_kind(tensor)][name] = _array(tensor)
-    elif not isinstance(variables, Mapping) or "params" not in variables:
-        raise ValueError(
-            "variables must be left out for a PyTorch module, which holds its weights itself: load"
-            " a state dict by network.load_state_dict"
-        )
+    advice = ": load a state dict by network.load_state_dict"
+    check_left_out(variables, "PyTorch module", advice)
     bare = {}
     for tensor in tensors.values():
         shape = torch.empty_like(tensor, device="meta", requires_grad=False)
