@@ -32,21 +32,13 @@ FILLED = ("command", "given")
 
 
 def command(name: str, *functions: Callable, **names: str) -> Callable:
-    """A decorator that makes a command, as `si-jax evaluate` is, of a function.
+    """A decorator that makes a command, whose `name` is as `si-jax evaluate`, of a function.
 
     Its keyword-only parameters are options, the others positional; a name may end in `_`. So are
-    the optional parameters of `functions` that a command line can hold. It is called with these
-    functions first, each bound to the options that the user gave. Defaults and help come from
-    signatures and docstrings, the text above the options from the module's.
-
-    Args:
-        name: what one types before the arguments.
-        functions: of the library.
-        names: parameter of theirs -> its option, other than by `NAMES`; '' for none.
-
-    Returns:
-        A function of the arguments, those of this process by default. It raises a ValueError for a
-        mistake in them.
+    the optional parameters of `functions` of the library that a command line can hold; `names`
+    gives an option's name other than by `NAMES`, '' for none. It is called with these functions
+    first, each bound to the options that the user gave. Defaults and help come from signatures and
+    docstrings, the text above the options from the module's. A mistake is a ValueError.
     """
 
     def decorate(main: Callable) -> Callable[..., None]:

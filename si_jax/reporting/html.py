@@ -126,7 +126,7 @@ def _pictures(run: Run) -> Iterator[Section]:
         if tapped := [d for d in run.detectors if figures.tap_kind(run, d)]:
             shown = of_each(figures.tap_densities, tapped, "Layers")
             yield Section("layers", "Layers", [CAPTIONS["taps"]], figures=shown)
-    galleries = [_gallery(run, name) for name in run.thumbnails]
+    galleries = [_gallery(run, x) for x in (run.id_set, *run.ood_sets) if x in run.thumbnails]
     note = CAPTIONS["gallery"] if galleries else "No images were kept with this run."
     yield Section("images", "Images", [note], galleries)
 
@@ -135,17 +135,18 @@ def _gallery(run: Run, image_set: str) -> Table:
     """The images of a set that look most and least in-distribution, a row for each detector."""
     rows = []
     for detector in run.detectors:
-        picked = extremes(run.arrays[image_set][detector])
-        rows.append((Cell(detector), *(_image(run, image_set, detector, *one) for one in picked)))
+        picked, threshold = extremes(run.arrays[image_set][detector]), run.threshold(detector)
+        cells = [_image(run, image_set, *one, bool(one[1] >= threshold)) for one in picked]
+        rows.append((Cell(detector), *cells))
     numbers = range(1, len(picked) // 2 + 1)
     header = ("detector", *(f"{end} {number}" for end in ("most", "least") for number in numbers))
     title = f"Most and least in-distribution-looking images of {image_set}"
     return Table(title, header, tuple(rows))
 
 
-def _image(run: Run, image_set: str, detector: str, index: int, score: float) -> Cell:
+def _image(run: Run, image_set: str, index: int, score: float, accepted: bool) -> Cell:
     """An image with its score, the decision, its predicted class and, where known, its true one."""
-    said = ["accepted" if score >= run.threshold(detector) else "rejected"]
+    said = ["accepted" if accepted else "rejected"]
     if predicted := run.arrays[image_set].get(PREDICTION):
         row = int(np.searchsorted(predicted["index"], index))
         said.append(f"class {int(predicted['score'][row])}")

@@ -143,14 +143,14 @@ def load(directory: str | Path, *, scores: bool = True) -> Run:
         results = Results.from_json(content)
     except ValueError as error:
         raise ValueError(f"{path} is no result of si-jax evaluate: {error}") from None
-    name = directory.resolve().name
+    called = directory.resolve().name
     if not scores:
-        return Run(name, results)
+        return Run(called, results)
     arrays = _arrays(results, directory / "scores")
-    run = Run(name, results, arrays, load_thumbnails(directory))
-    for image_set, kept in run.thumbnails.items():
-        picked = {index for d in run.detectors for index, _ in extremes(arrays[image_set][d])}
-        if not picked <= kept.keys():
+    run = Run(called, results, arrays, load_thumbnails(directory))
+    for name, found in arrays.items() if run.thumbnails else ():
+        picked = {index for detector in run.detectors for index, _ in extremes(found[detector])}
+        if not picked <= run.thumbnails.get(name, {}).keys():
             raise ValueError(
                 f"{directory / THUMBNAILS} is of another computation than the scores: delete it"
                 " for a report without images, or evaluate again"

@@ -46,8 +46,3 @@ def test_all_fits_share_one_pass_and_are_kept(fit, small, tiny_images, tmp_path,
     np.testing.assert_allclose(scores["knn"], direct, rtol=1e-4, atol=1e-4)
     fit("openood")
     assert len(passes) == 3
-
-
-def test_an_unfitted_detector_says_so(small, tiny_images):
-    with pytest.raises(ValueError, match="'knn' must be fitted first"):
-        si_jax.make_detector("knn", small).score(tiny_images)

@@ -125,12 +125,14 @@ def test_wrong_run_is_told_in_one_sentence(case, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_thumbnails_of_other_scores_are_refused(tmp_path):
+def test_thumbnails_of_other_scores_or_sets_are_refused(tmp_path):
     make_run(tmp_path / "a", seed=0)
-    make_run(tmp_path / "b", seed=1)
-    (tmp_path / "a" / runs.THUMBNAILS).write_bytes((tmp_path / "b" / runs.THUMBNAILS).read_bytes())
-    with pytest.raises(ValueError, match=r"thumbnails\.npz is of another computation"):
-        runs.load(tmp_path / "a")
+    with np.load(make_run(tmp_path / "b", seed=1) / runs.THUMBNAILS) as file:
+        content = dict(file)
+    for names in (content["pick_set"], np.char.add(content["pick_set"], "x")):
+        np.savez(tmp_path / "a" / runs.THUMBNAILS, **content | {"pick_set": names})
+        with pytest.raises(ValueError, match=r"thumbnails\.npz is of another computation"):
+            runs.load(tmp_path / "a")
 
 
 def test_a_file_of_a_run_stands_for_it(directory, run, tmp_path):
