@@ -41,12 +41,6 @@ def test_si_z_with_add_is_gaia_z_by_every_engine(digits_model, images):
         np.testing.assert_allclose(found["tap_density"], gaia["tap_density"], atol=1e-6)
 
 
-def test_multiply_is_another_score(digits_model, images):
-    add = si_jax.make_detector("si-z", digits_model, taps=LATE).score(images)
-    path = {"combine": "multiply", "step_size": 0.3, "taps": LATE}
-    assert np.all(si_jax.make_detector("si-z", digits_model, **path).score(images) > add)
-
-
 def test_si_a_with_one_step_and_all_features_is_gaia_a(digits_model, images):
     gaia = si_jax.make_detector("gaia-a", digits_model).score(images)
     for engine in ("auto", "general"):

@@ -56,7 +56,7 @@ def numpy_kept(h, percentile):
     return kept, count
 
 
-@pytest.mark.parametrize("percentile", [20.0, 65.0])
+@pytest.mark.parametrize("percentile", [0.0, 20.0, 65.0])
 def test_ash_and_scale(score, h, head, percentile):
     weights, bias = head
     kept, count = numpy_kept(h, percentile)
@@ -72,17 +72,6 @@ def test_ash_and_scale(score, h, head, percentile):
     for name, features in shaped.items():
         expected = logsumexp(features @ weights + bias, axis=1)
         close(score(name, percentile=percentile), expected, rtol=1e-4)
-
-
-def test_shaping_at_percentile_0(score, h, head):
-    """Nothing is pruned: ASH-P is energy; ASH-S and SCALE keep their factor, exp(1)."""
-    weights, bias = head
-    close(score("ash-p", percentile=0), score("energy"))
-    stretched = logsumexp(np.e * h @ weights + bias, axis=1)
-    close(score("ash-s", percentile=0), stretched, rtol=1e-4)
-    close(score("scale", percentile=0), stretched, rtol=1e-4)
-    even = np.broadcast_to(h.mean(axis=1, keepdims=True), h.shape)
-    close(score("ash-b", percentile=0), logsumexp(even @ weights + bias, axis=1))
 
 
 def test_shaping_an_image_without_any_activation_is_finite():
