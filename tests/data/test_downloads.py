@@ -365,7 +365,7 @@ def test_damaged_archives_leave_nothing(tmp_path, make):
             unpack(tmp_path / "archive", tmp_path / "root", "set")
     rng = np.random.default_rng(0)
     whole = make(tmp_path / "whole", [(f"{k}.png", rng.bytes(500)) for k in range(5)]).read_bytes()
-    for round_ in range(40):
+    for round_ in range(24):
         data = bytearray(whole[: len(whole) if round_ % 2 else rng.integers(len(whole))])
         for position in rng.integers(len(data), size=3) if data else ():
             data[position] = rng.integers(256)

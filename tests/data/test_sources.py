@@ -140,8 +140,6 @@ def test_svhn_mat(tmp_path, monkeypatch):
     assert labels(found) == [0, 1, 9]
     np.testing.assert_array_equal(found.load(1)[0], images[1])
     (tmp_path / "bad.mat").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match="is not one of SVHN's"):
-        sources.from_path(tmp_path / "bad.mat")
     monkeypatch.setattr(sources, "_READ_MAT", "import os; os.abort()")
     with pytest.raises(ValueError, match=r"bad\.mat is not one of SVHN's"):
         sources.from_path(tmp_path / "bad.mat")
