@@ -221,11 +221,7 @@ def _layers(model: Model, taps: Taps) -> tuple[str, ...]:
 def _read(
     model: Model, batches: Batches, function: Callable[[Inputs], Any]
 ) -> Iterator[tuple[Any, np.ndarray]]:
-    """(what a function of a batch gives, labels) of the fitting images.
-
-    Raises:
-        ValueError: if a number in it is not finite.
-    """
+    """(what a function of a batch gives, all of it finite, labels) of the fitting images."""
     run = Batched(lambda variables, x: function(Inputs(model, variables, x)), model.replicated)
     for out, labels in batches.each(run):
         if not all(np.isfinite(x).all() for x in jax.tree.leaves(out)):

@@ -117,22 +117,12 @@ def si_a(
     root of the mean over the channels of the same for the sum of the log-softmax, at the tap at
     the network's end.
 
-    Args:
-        model: the network.
-        preset: a key of `si_jax.integration.PRESETS`.
-        steps: number of gradients that are integrated.
-        step_size: length of the adversarial step, in the units of the activation.
-        combine: `"add"` or `"multiply"`.
-        objective: what the adversarial step ascends, `"ce"` or `"max"`.
+    Options, beside those that `si_z` has too:
         select: share of the features that enter the sum, those with the largest column sums of
             the head's weights; 1.0 takes all, as the earlier revision of the published code does.
         engine: `"general"`, `"gradient"` (one step only) or `"auto"`.
         taps: inner taps; None for the network's own.
         outer: path of the outer tap; None for the network's own.
-        tap_chunk: taps perturbed at the same time by the general engine; bounds its memory.
-
-    Raises:
-        ValueError: if an option is unknown, or the engine cannot serve the others.
     """
     path = _path(preset, steps, step_size, combine, objective)
     return _channel_average(model, path, select, engine, taps, outer, tap_chunk)
