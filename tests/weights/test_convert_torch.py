@@ -143,7 +143,7 @@ def state_of(name):
     """Names of a network's weights, and arrays of their shapes."""
     with torch.device("meta"):
         state = IMAGENET[name]().state_dict()
-    return {key: np.ones(value.shape, np.float32) for key, value in state.items()}
+    return {key: np.broadcast_to(np.float32(1), x.shape) for key, x in state.items()}
 
 
 def test_imagenets_networks_have_torchvisions_names_and_shapes():
@@ -152,7 +152,7 @@ def test_imagenets_networks_have_torchvisions_names_and_shapes():
         assert hashlib.sha256(lines.encode()).hexdigest()[:16] == expected, name
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "vit_b16"])
+@pytest.mark.parametrize("name", ["resnet50", "vit_b16"])
 def test_torchvisions_weights_all_land(name):
     model = si_jax.convert_torch(f"imagenet_{name}", state_of(name.replace("b16", "b_16")))
     assert (model.input_size, model.mean[0]) == ((224, 224), 0.485)
