@@ -58,7 +58,7 @@ def class_wise(model: si_jax.Model) -> Plan:
     reading = reader(model, components=("zero-deflation",))
 
     def read(inputs: Inputs) -> dict[str, Any]:
-        found = reading.read(inputs.variables, inputs.images)
+        found = reading.read(inputs)
         return found | {"class": jnp.argmax(inputs.forward.logits, axis=-1)}
 
     def fit(batches: Batches) -> State:

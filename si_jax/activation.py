@@ -75,7 +75,7 @@ def active(
 
 def without_activation(model: Model, taps: Sequence[str]) -> tuple[str, ...]:
     """Those taps that no ReLU, GELU, SiLU or their like follows, or makes."""
-    gates = _gates(_abstract(model, taps), taps)
+    gates = _gates(splitting.outline(model, taps), taps)
     return tuple(tap for tap, gate in gates.items() if gate is None)
 
 
@@ -84,21 +84,16 @@ def taps_with_activation(model: Network, taps: Sequence[str]) -> tuple[str, ...]
 
     Of those with the same activations, the first.
     """
-    gates = _gates(_abstract(model, taps), taps)
+    gates = _gates(splitting.outline(model, taps), taps)
     first = {gate.inputs: tap for tap, gate in reversed(gates.items()) if gate}
     return tuple(tap for tap, gate in gates.items() if gate and first[gate.inputs] == tap)
 
 
 def taps_without_relu(model: Model, taps: Sequence[str]) -> tuple[str, ...]:
     """Those taps whose gradient no image switches off, see `without_relu`."""
-    traced = _abstract(model, taps)
+    traced = splitting.outline(model, taps)
     equations = Equations(traced.closed)
     return tuple(tap for tap in taps if without_relu(equations, traced.taps[tap]))
-
-
-def _abstract(model: Network, taps: Sequence[str]) -> Traced:
-    image = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
-    return splitting.trace(model, model.variables, image, taps)
 
 
 def listed(taps: Sequence[str]) -> str:

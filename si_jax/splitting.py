@@ -7,9 +7,10 @@ itself knows nothing of taps: `si_jax.networks` reaches them in every framework.
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +64,10 @@ def forward(
             x = done(FEATURES, args[0] if shape == args[0].shape else args[0].reshape(shape))
             features.append(x.astype(jnp.float32))
             args = (x if shape == args[0].shape else x.reshape(args[0].shape), *args[1:])
-        return done(path, call(*args))
+        out = call(*args)
+        if path in record and any(out is x for x in args):
+            out = jnp.copy(out)  # what else reads the input of an identity does not read its output
+        return done(path, out)
 
     def done(path, out):
         if path in edit:
@@ -169,6 +173,23 @@ def trace(
     return Traced(
         closed, (variables, images), logits, features, dict(zip(taps, tapped, strict=True))
     )
+
+
+def outline(model: Network, taps: Sequence[str]) -> Traced:
+    """One forward pass of one image, to be looked at; a network is traced once for all its taps."""
+    if model not in OUTLINES:
+        image = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
+        hidden = model.outline.hidden
+        paths = [call.path for call in model.calls if call.shape and call.path not in hidden]
+        OUTLINES[model] = trace(model, model.variables, image, paths)
+    whole = OUTLINES[model]
+    tapped = {tap: whole.taps[tap] for tap in taps}
+    outvars = [whole.logits, whole.features, *tapped.values()]
+    jaxpr = whole.closed.jaxpr.replace(outvars=outvars)
+    return replace(whole, closed=whole.closed.replace(jaxpr=jaxpr), taps=tapped)
+
+
+OUTLINES: WeakKeyDictionary[Network, Traced] = WeakKeyDictionary()
 
 
 def linearise(

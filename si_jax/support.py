@@ -23,7 +23,7 @@ step; see `after_step`.
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any, NamedTuple
 
@@ -320,17 +320,16 @@ class Look(NamedTuple):
 
 def look(model: Model, taps: Sequence[str]) -> dict[str, Look]:
     """Tap -> what is known of it, read off the equations, without running the network."""
-    found = {}
+    traced, found = splitting.outline(model, taps), {}
 
     def pass_(variables, images):
-        traced = splitting.trace(model, variables, images, taps)
-        values = dict(zip(traced.variables, traced.run(), strict=True))
+        pass_of_them = replace(traced, arguments=(variables, images))
+        values = dict(zip(traced.variables, pass_of_them.run(), strict=True))
         tape = record(traced, values, model.variables, taps)
         found.update({tap: Look(tape.blocked(tap), tape.steps_by(tap)) for tap in taps})
         return ()
 
-    image = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
-    jax.eval_shape(pass_, model.variables, image)
+    jax.eval_shape(pass_, *traced.arguments)
     return found
 
 

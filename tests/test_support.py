@@ -202,3 +202,37 @@ def test_a_dense_layer_that_no_activation_follows():
         Scaled(), variables, input_size=(4, 4), mean=(0.5,) * 3, std=(0.25,) * 3, head="head"
     )
     assert activation.without_activation(model, ("stem", "features")) == ("features",)
+
+
+class Identity(nn.Module):
+    """Its input, as dropout is at inference, or a shortcut without a projection."""
+
+    @nn.compact
+    def __call__(self, x):
+        return x
+
+
+class Branched(nn.Module):
+    """A value that is read by another way too, beside that by an identity."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(4, (1, 1), name="stem")(x)
+        x = nn.relu(Identity(name="same")(x)) + nn.relu(-0.2 - x)
+        return nn.Dense(3, name="head")(x.mean((1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("name", "engines"), [("gaia-z", ("auto", "general")), ("si-z", ("auto",))]
+)
+def test_an_identitys_output_is_not_its_input(name, engines, images):
+    variables = Branched().init(jax.random.key(0), jnp.zeros((1, 4, 4, 3)))
+    model = si_jax.Model(Branched(), variables, input_size=4, mean=(0.5,) * 3, std=(0.25,) * 3)
+    x = model.normalise(jnp.asarray(images))
+    z = splitting.forward(model, variables, x, record=["stem"]).outputs["stem"]
+    expected = {"same": z > 0, "stem": (z > 0) | (z < -0.2)}
+    for engine in engines:
+        for tap, on in expected.items():
+            detector = si_jax.make_detector(name, model, taps=tap, engine=engine)
+            found = detector.details(images)["tap_density"][:, 0]
+            np.testing.assert_allclose(found, on.mean((1, 2, 3)), atol=1e-6)

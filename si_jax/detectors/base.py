@@ -31,6 +31,10 @@ class Inputs:
         """Logits and features."""
         return splitting.forward(self.model, self.variables, self.images)
 
+    def ran(self, out: splitting.Forward) -> None:
+        """Take the pass that a method has run by itself as `forward`, lest it is run twice."""
+        self.__dict__.setdefault("forward", out)
+
 
 State = Mapping[str, Any]
 """What a detector has learnt from in-distribution images: name -> array. Empty if nothing."""

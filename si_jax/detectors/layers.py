@@ -179,6 +179,7 @@ def nac(
 
     def states(inputs: Inputs):
         linear = splitting.linearise(model, inputs.variables, inputs.images, taps)
+        inputs.ran(linear.out)
         gradient = linear.gradient(lambda out: -jnp.mean(jax.nn.log_softmax(out.logits), axis=-1))
         found = []
         for tap in taps:

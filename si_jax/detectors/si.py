@@ -189,10 +189,13 @@ def _zero_deflation(model, path, role, engine, taps, variant, tap_chunk) -> Plan
         settled = [jnp.all(x, axis=tuple(range(1, x.ndim))) for x in certain]
         return found, jnp.all(jnp.stack(settled), axis=0) if settled else None
 
-    def densities(args, engine):
+    def densities(inputs, engine):
         """The density of each channel, by tap, and whether it is certain, if that may be open."""
+        args = (inputs.model, inputs.variables, inputs.images)
         if engine == "gradient" and path.steps == 1:
-            first = splitting.linearise(*args, taps).gradient(max_logit)
+            linear = splitting.linearise(*args, taps)
+            inputs.ran(linear.out)
+            first = linear.gradient(max_logit)
             return {tap: density(g != 0) for tap, g in first.items()}, None
         fast = () if engine == "general" else (*bounded, *stepped)
         others = [tap for tap in taps if tap not in fast]
@@ -205,6 +208,7 @@ def _zero_deflation(model, path, role, engine, taps, variant, tap_chunk) -> Plan
             differentiated = [tap for tap in taps if tap not in watched]
             linear = splitting.linearise(*args, differentiated, watch=watched)
             traced, values = linear.traced, linear.values
+        inputs.ran(traced.outputs(values))
         found, settled = {}, None
         if fast:
             on, settled = masks(linear, traced, values, bounded, stepped)
@@ -216,8 +220,7 @@ def _zero_deflation(model, path, role, engine, taps, variant, tap_chunk) -> Plan
 
     def computed_by(engine):
         def compute(inputs: Inputs, state: State):
-            args = (inputs.model, inputs.variables, inputs.images)
-            found, settled = densities(args, engine)
+            found, settled = densities(inputs, engine)
             channels = jnp.concatenate([found[tap] for tap in taps], axis=-1)
             results = {
                 "score": -jnp.mean(channels**2, axis=-1),
@@ -286,6 +289,7 @@ def _channel_average(model, path, share, engine, taps, outer, tap_chunk) -> Plan
             return jnp.sum(out.features * selected[None], axis=-1)
 
         linear = splitting.linearise(*args, (*taps, outer_tap))
+        inputs.ran(linear.out)
         options = {"path": path, "tap_chunk": tap_chunk, "reduce": over_positions}
         inner = integrate(linear, taps, target=feature_sum, **options)
         end = integrate(linear, [outer_tap], target=log_softmax_sum, **options)

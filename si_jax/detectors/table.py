@@ -32,9 +32,9 @@ def _row(build: Callable[..., Plan], *needs: str, version: int = 1, batch_size: 
 DETECTORS: dict[str, Method] = {
     "si-c": _row(si_c.si_c, "fit", "gradient", "linear head", batch_size=32),
     "si-c-forward": _row(si_c.si_c_forward, "fit"),
-    "si-z": _row(si.si_z, "gradient", version=2, batch_size=32),
+    "si-z": _row(si.si_z, "gradient", version=3, batch_size=32),
     "si-a": _row(si.si_a, "gradient", "linear head", batch_size=16),
-    "gaia-z": _row(si.gaia_z, "gradient", version=2),
+    "gaia-z": _row(si.gaia_z, "gradient", version=3),
     "gaia-a": _row(si.gaia_a, "gradient", "linear head"),
     "msp": _row(logits.msp),
     "temperature-scaling": _row(logits.temperature_scaling, "fit", "labels"),

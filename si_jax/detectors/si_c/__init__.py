@@ -134,7 +134,7 @@ def _plan(model, options, form, shrinkage, max_channels, max_calibration, seed) 
         )
 
     def compute(inputs: Inputs, state: State):
-        return apply(state, reading.read(inputs.variables, inputs.images), **score_options)
+        return apply(state, reading.read(inputs), **score_options)
 
     settings: dict[str, Any] = {"components": list(reading.components)}
     if reading.channels:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from si_jax import activation, splitting
 from si_jax.batching import Batched
+from si_jax.detectors.base import Inputs
 from si_jax.detectors.head import num_features
 from si_jax.detectors.si import over_positions
 from si_jax.detectors.si_c.score import COMPONENTS, LEAST
@@ -95,17 +96,16 @@ def reader(
         if outer != splitting.FEATURES:
             positions = math.prod(_shapes(model, [outer])[outer][:-1])
 
-    def read(variables, images):
+    def read(inputs):
         tapped = channels.taps if channels else ()
-        logits, gradients, active = _passes(
-            model, variables, images, tapped, by_gradient, inner_paths
-        )
+        gradients, active = _passes(inputs, tapped, by_gradient, inner_paths)
+        logits = inputs.forward.logits
         energy = jax.nn.logsumexp(logits, axis=-1)
         readings = {"confidence": log_odds(logits), "energy": energy}
         if inner_paths:
             v2 = [over_positions(gradients[k]) ** 2 for k in inner_paths]
             v2 = jnp.mean(jnp.concatenate(v2, axis=-1), axis=-1)
-            outer2 = outer_squared(logits, model.head_weights(variables), positions)
+            outer2 = outer_squared(logits, model.head_weights(inputs.variables), positions)
             readings["channel_average"] = _log(outer2) - _log(v2)
         if channels:
             density = [over_positions(active[k].astype(jnp.float32)) for k in tapped]
@@ -186,24 +186,29 @@ def outer_squared(
 
 def batched(reading: Reader, model: Model) -> Batched:
     """`readings` batch by batch."""
-    return Batched(lambda v, x: reading.read(v, model.normalise(x)), model.replicated)
+    return Batched(lambda v, x: reading.read(Inputs(model, v, x)), model.replicated)
 
 
-def _passes(model, variables, images, taps, by_gradient, inner):
-    """Logits; gradient of the features' sum at each inner tap; where each tap is active.
+def _passes(inputs, taps, by_gradient, inner):
+    """The gradient of the features' sum at each inner tap; where each tap is active.
 
     One forward pass, whose linearisation serves every gradient.
     """
     by_activation = [k for k in taps if k not in by_gradient]
     linear = splitting.linearise(
-        model, variables, images, (*inner, *by_gradient), watch=by_activation
+        inputs.model,
+        inputs.variables,
+        inputs.images,
+        (*inner, *by_gradient),
+        watch=by_activation,
     )
+    inputs.ran(linear.out)
     gradients = linear.gradient(lambda out: jnp.sum(out.features, axis=-1)) if inner else {}
     active = activation.active(linear.traced, linear.values, by_activation)
     if by_gradient:
         by_logit = linear.gradient(max_logit)
         active |= {k: by_logit[k] != 0 for k in by_gradient}
-    return linear.out.logits, gradients, active
+    return gradients, active
 
 
 def _by_gradient(model: Model, taps: Sequence[str]) -> tuple[str, ...]:
