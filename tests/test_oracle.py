@@ -95,6 +95,8 @@ class Draw:
 
     def branch(self, kind):
         outer, self.steps, before = self.steps, [], self.shape
+        if self.chance(0.3):  # the shortcut reads its input
+            self.mark()
         if self.chance(0.5):  # as networks with norms first have it
             self.norm()
             self.activation()

@@ -351,7 +351,7 @@ def _axes(eqn: Any, out: Any, found: Mapping[Any, Axes], depends: Sequence[bool]
             v.aval.ndim - len(contracted) - len(batch)
             for v, contracted in zip(eqn.invars, (left, right), strict=True)
         ]
-        if all(depends):
+        if all(depends) or not free[depends[0]]:  # a product with a vector leaves no channels
             return None
         return (ndim - free[1], ndim) if depends[0] else (len(batch), len(batch) + free[0])
     known = [v for v in eqn.invars if not is_literal(v) and v in found]

@@ -6,7 +6,6 @@ The readings are described in `si_jax.detectors.si_c.score`.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,12 +41,12 @@ class Channels:
 class Reader:
     """What is read of an image, and where.
 
-    `read` maps (variables, normalised images) to readings, see `si_jax.detectors.si_c.score`.
+    `read` maps a batch to readings, see `si_jax.detectors.si_c.score`.
     Densities come from the `engine` `"activation"`, `"gradient"`, or `"mixed"`, some taps' from the
     one and some from the other; without them, it and `channels` are None.
     """
 
-    read: Callable[[Mapping[str, Any], Array], dict[str, Array]]
+    read: Callable[[Inputs], dict[str, Array]]
     components: tuple[str, ...]
     channels: Channels | None
     inner: tuple[str, ...]
