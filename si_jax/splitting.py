@@ -5,6 +5,7 @@ A **tap** is the output of one sub-module's call, named by the module's path, su
 itself knows nothing of taps: `si_jax.networks` reaches them in every framework.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -47,14 +48,13 @@ def forward(
     *,
     record: Iterable[str] = (),
     edit: Mapping[str, Callable[[Array], Array]] | None = None,
-    add: Mapping[str, Array] | None = None,
 ) -> Forward:
     """Run a network, recording or editing outputs of sub-modules on the way.
 
     `record` holds paths (or `FEATURES`) whose outputs, after editing, are returned; `edit` gives
-    functions of outputs (or of the head's input), `add` what is added to them after that.
+    functions of outputs (or of the head's input).
     """
-    record, edit, add = frozenset(record), edit or {}, add or {}
+    record, edit = frozenset(record), edit or {}
     outputs: dict[str, Any] = {}
     features: list[Array] = []
 
@@ -64,18 +64,14 @@ def forward(
             x = done(FEATURES, args[0] if shape == args[0].shape else args[0].reshape(shape))
             features.append(x.astype(jnp.float32))
             args = (x if shape == args[0].shape else x.reshape(args[0].shape), *args[1:])
-        out = call(*args)
-        if path in record and any(out is x for x in args):
-            out = jnp.copy(out)  # what else reads the input of an identity does not read its output
-        return done(path, out)
+        return done(path, call(*args))
 
     def done(path, out):
         if path in edit:
             out = edit[path](out)
-        if path in add:
-            out = out + add[path]
         if path in record:
-            outputs[path] = out
+            # a value of its own: an identity's input, say, is read by others too
+            outputs[path] = out = jax.tree.map(jnp.copy, out)
         return out
 
     logits = run(model, variables, images, visit)
@@ -94,7 +90,7 @@ Gradients = Callable[[Target], dict[str, Array]]
 class Traced:
     """One forward pass as a list of equations (a jaxpr), of which every value can be had.
 
-    Their inputs are the leaves of (variables, images, offsets); `logits`, `features` and `taps` are
+    Their inputs are the leaves of (variables, images); `logits`, `features` and `taps` are
     variables of theirs.
     """
 
@@ -112,9 +108,30 @@ class Traced:
         return tuple(dict.fromkeys(v for v in needed if not is_literal(v)))
 
     def run(self, offsets: Mapping[str, Array] | None = None) -> list[Any]:
-        """The values of `variables`, with `offsets` added at the paths that were traced so."""
-        leaves = jax.tree.leaves((*self.arguments, dict(offsets or {})))
-        return evaluate(self.closed.jaxpr, self.variables, leaves, self.closed.consts)
+        """The values of `variables`, with `offsets` added to the outputs at their paths."""
+        jaxpr, added = self.closed.jaxpr, {}
+        for path, offset in (offsets or {}).items():
+            added.setdefault(self.taps[path], []).append(offset)
+        values: dict[Any, Any] = {}
+        needed = frozenset(self.variables)
+
+        def put(variables, arrays):
+            for v, x in zip(variables, arrays, strict=True):
+                values[v] = functools.reduce(jnp.add, added.get(v, ()), x)
+
+        put(jaxpr.invars, jax.tree.leaves(self.arguments))
+        put(jaxpr.constvars, self.closed.consts)
+        equations: list[Any] = []
+        for eqn in jaxpr.eqns:
+            equations.append(eqn)
+            if eqn is jaxpr.eqns[-1] or not added.keys().isdisjoint(eqn.outvars):
+                read = [v for e in equations for v in e.invars if not is_literal(v)]
+                given = [v for v in dict.fromkeys(read) if v in values]
+                made = [v for e in equations for v in e.outvars if v in needed]
+                part = jaxpr.replace(constvars=[], invars=given, eqns=equations)
+                put(made, evaluate(part, made, [values[v] for v in given], []))
+                equations = []
+        return [values[v] for v in self.variables]
 
     def outputs(self, values: Mapping[Any, Any]) -> Forward:
         """What a forward pass with these values gives, with all taps as outputs."""
@@ -156,19 +173,15 @@ def trace(
     variables: Mapping[str, Any],
     images: Float[Array | jax.ShapeDtypeStruct, "batch height width channels"],
     taps: Iterable[str],
-    offsets: Mapping[str, Array] | None = None,
 ) -> Traced:
-    """Trace one forward pass, without computing it; of the images the shape is enough.
-
-    `offsets` are added to sub-modules' outputs, and become inputs of the equations.
-    """
+    """Trace one forward pass, without computing it; of the images the shape is enough."""
     taps = tuple(dict.fromkeys(taps))
 
-    def run(variables, images, offsets):
-        out = forward(model, variables, images, record=taps, add=offsets)
+    def run(variables, images):
+        out = forward(model, variables, images, record=taps)
         return [out.logits, out.features, *(out.outputs[k] for k in taps)]
 
-    closed = jax.make_jaxpr(run)(variables, images, dict(offsets or {}))
+    closed = jax.make_jaxpr(run)(variables, images)
     logits, features, *tapped = closed.jaxpr.outvars
     return Traced(
         closed, (variables, images), logits, features, dict(zip(taps, tapped, strict=True))
@@ -205,11 +218,9 @@ def linearise(
     The outputs at `watch` are recorded too.
     """
     taps = tuple(dict.fromkeys(taps))
-    shapes = jax.eval_shape(
-        lambda v, x: forward(model, v, x, record=taps).outputs, variables, images
-    )
+    traced = trace(model, variables, images, (*taps, *watch))
+    shapes = {k: traced.taps[k].aval for k in taps}
     offsets = {k: jnp.zeros(shapes[k].shape, shapes[k].dtype) for k in taps}
-    traced = trace(model, variables, images, (*taps, *watch), offsets)
 
     def run(offsets):
         values = dict(zip(traced.variables, traced.run(offsets), strict=True))
