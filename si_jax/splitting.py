@@ -109,7 +109,8 @@ class Traced:
 
     def run(self, offsets: Mapping[str, Array] | None = None) -> list[Any]:
         """The values of `variables`, with `offsets` added to the outputs at their paths."""
-        jaxpr, added = self.closed.jaxpr, {}
+        jaxpr = self.closed.jaxpr
+        added: dict[Any, list[Array]] = {}
         for path, offset in (offsets or {}).items():
             added.setdefault(self.taps[path], []).append(offset)
         values: dict[Any, Any] = {}

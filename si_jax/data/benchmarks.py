@@ -230,10 +230,13 @@ def resolve(
             if allow_missing
             else "Or pass allow_missing=True to leave them out"
         )
+        commands = (
+            f"Download what is public: si-jax prepare-data --dataset {table.name} --protocol"
+            f" {protocol}\nOr say where a set is: ood={{NAME: PATH}}, --ood NAME=PATH, --id PATH"
+        )
         raise MissingSet(
-            f"{table.name} ({protocol}) lacks {len(absent)} of its sets\n{lines}\nDownload what is"
-            f" public: si-jax prepare-data --dataset {table.name} --protocol {protocol}\nOr say"
-            f" where a set is: ood={{NAME: PATH}}, --ood NAME=PATH, --id PATH\n{advice}"
+            f"{table.name} ({protocol}) lacks {len(absent)} of its sets\n{lines}\n{commands}\n"
+            f"{advice}"
         )
     groups = table.ood[protocol]
     known = {spec.name for _, spec in specs}
