@@ -26,6 +26,7 @@ DASHES = ("-", "--", ":", "-.")
 WIDTH = 11.0  # inches
 TAPS_NAMED = 30  # more taps than these are not all named
 BINS = 60  # of a histogram
+POINTS = 400  # of a ROC curve
 LONGEST = 40  # letters of a detector's name
 
 
@@ -213,10 +214,12 @@ def _edges(id_scores: np.ndarray, ood_scores: np.ndarray) -> np.ndarray:
 def _roc(
     id_scores: Float[np.ndarray, "n"], ood_scores: Float[np.ndarray, "m"]
 ) -> tuple[Float[np.ndarray, "points"], Float[np.ndarray, "points"]]:
-    """False and true positive rate at every threshold, the highest one first."""
+    """False and true positive rate at so few thresholds that the curve is quickly drawn."""
     counts = metrics.count(id_scores, ood_scores)
     fpr, tpr = (np.append(0, np.cumsum(x[::-1]) / x.sum()) for x in (counts.ood, counts.id))
-    return fpr, tpr
+    along = fpr + tpr  # how far one has come on the curve, up and across
+    chosen = np.unique(np.searchsorted(along, np.linspace(0, along[-1], POINTS)))
+    return fpr[chosen], tpr[chosen]
 
 
 def _tap_values(
