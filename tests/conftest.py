@@ -63,6 +63,15 @@ sys.path.insert(0, str(GOLDEN))
 sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 
 
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # files start in the order of their tests
+
+
+def pytest_collection_modifyitems(items):
+    """What takes long begins first, so that no process ends long after the others."""
+    items.sort(key=lambda item: "slow" not in item.keywords)
+
+
 @pytest.fixture
 def unchecked():
     """Without the shape checks, which come before a function's own and are not there for users."""

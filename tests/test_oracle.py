@@ -25,7 +25,7 @@ FORMS = ("function", "linen")
 
 SETTINGS = ((1, "add"), (2, "add"), (3, "add"), (2, "multiply"), (3, "multiply"))
 COMBINE = {"add": jnp.add, "multiply": jnp.multiply}
-SEEDS = (0, 2, 5, 12, 18)
+SEEDS = (0, 5, 12, 18)
 ENGINES = ("auto", "activation", "gradient", "closed")
 TAKEN: Counter = Counter()
 """(steps, combine, engine) -> on how many networks `auto` took that engine."""

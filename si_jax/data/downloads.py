@@ -176,6 +176,8 @@ def unpack(archive: Path, root: Path, folder: str) -> Path:
     Archives differ in how much of `folder` their paths repeat: with 'a/b' as the folder, a member
     called 'a/b/c.png', 'b/c.png' or 'c.png' becomes `root`/a/b/c.png.
     """
+    if not hasattr(tarfile, "data_filter"):  # which refuses what would land elsewhere
+        raise OSError(f"{archive} is unpacked by Python 3.11.4 or newer: upgrade Python")
     target, parts = root / folder, PurePosixPath(folder).parts
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise OSError(f"{target} exists already: move it away to unpack {archive.name} again")

@@ -81,6 +81,7 @@ def test_logits_features_and_gradients_at_the_default_taps_are_pytorchs(style):
         close(found[tap], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", styles.STYLES)
 @pytest.mark.parametrize("steps", [1, 2])
 def test_scores_are_those_of_gradients_that_pytorch_takes(style, steps):
