@@ -44,7 +44,7 @@ def main(
 ) -> None:
     """Fit, calibrate, save and print.
 
-    Options:
+    Args:
         checkpoint: bundled name or checkpoint directory, or the file for --torch.
         torch: a PyTorch network: MODULE:FUNCTION, timm:NAME or transformers:NAME.
         detector: one of those that si-jax evaluate --list-detectors prints.

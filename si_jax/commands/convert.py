@@ -13,7 +13,7 @@ from si_jax.weights.convert import convert_checkpoint, convert_torch
 def main(convert: partial, file: str, /, *, model: str, out: str) -> None:
     """Convert, save, reload and compare.
 
-    Options:
+    Args:
         file: a .pth, .pt, .th, .tar, .safetensors or .npz file.
         model: its architecture, such as resnet34 or imagenet_resnet50; a wrong one lists all.
         out: checkpoint directory to write.

@@ -65,7 +65,7 @@ def main(
 ) -> None:
     """Evaluate and print.
 
-    Options:
+    Args:
         benchmark: digits, cifar10, cifar100 or imagenet; or a folder of custom data with val, train
             and ood/NAME in it; default: digits.
         detectors: names, see --list-detectors, or LABEL=NAME:OPTION=VALUE,OPTION=VALUE for one

@@ -22,7 +22,7 @@ Platform = Literal["cpu", "cuda", "tpu"]
 def main(detector: str, /, *, out: str, platforms: list[Platform] | None = None) -> None:
     """Export and print how to run it.
 
-    Options:
+    Args:
         detector: a saved detector's directory, or a bundled one: digits.
         out: file to write.
         platforms: of a program for JAX; default: all.

@@ -126,7 +126,7 @@ def _texts(*functions: Callable) -> dict[str, str]:
     """Parameter -> its description in the first docstring that has it."""
     texts: dict[str, str] = {}
     for function in reversed(functions):
-        docstring = (inspect.getdoc(function) or "").replace("Options:\n", "Args:\n")
+        docstring = inspect.getdoc(function) or ""
         parsed = docstring_parser.parse(docstring, docstring_parser.Style.GOOGLE)
         texts |= {p.arg_name: " ".join((p.description or "").split()) for p in parsed.params}
     return texts

@@ -53,7 +53,7 @@ def main(
 ) -> None:
     """Predict and print.
 
-    Options:
+    Args:
         detector: a saved detector's directory, or a bundled one: digits.
         paths: images, folders or globs; - for a list on standard input.
         json: print one line of JSON for each image.

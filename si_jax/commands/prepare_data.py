@@ -20,7 +20,7 @@ from si_jax.data.datasets import DATASETS, LISTS
 def main(prepare: partial, *, dataset: str | None = None, list_: bool = False) -> None:
     """Download and report.
 
-    Options:
+    Args:
         dataset: benchmark whose sets to download: cifar10, cifar100 or imagenet.
         list_: print every set with source and terms, and leave.
     """

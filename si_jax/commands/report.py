@@ -19,7 +19,7 @@ from si_jax.reporting.report import plain
 def main(run: str, /, *further: str, out: str | None = None) -> None:
     """Write `report.html`.
 
-    Options:
+    Args:
         run: directory of a finished run.
         further: more of them, to compare.
         out: where to write; default: the run's own directory, results/comparison for several.

@@ -36,7 +36,7 @@ def main(
 ) -> None:
     """Train, evaluate and save.
 
-    Options:
+    Args:
         dataset: digits, cifar10, cifar100 or a folder of images.
         out: checkpoint directory to write.
         epochs: passes over the training images; default: as above.

@@ -22,7 +22,7 @@ from si_jax.evaluation.tuning import tune_on_benchmark
 def main(tune: partial, load: partial, detector: str, /, *, benchmark: str = "digits") -> None:
     """Search and print.
 
-    Options:
+    Args:
         detector: one with a grid of its own (a wrong one lists them), or with --grid any that has
             options.
         benchmark: digits, cifar10, cifar100 or imagenet.

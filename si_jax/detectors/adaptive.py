@@ -41,7 +41,7 @@ def adascale_a(
     code's; there they are searched on validation sets (pairs from 60 to 99). At least one feature
     is taken where `k1` or `k2` per cent are less.
 
-    Options:
+    Args:
         low: percentile of the image that is most like the fitting images.
         high: that of the one that is least like them.
         k1: per cent of the features whose new value counts.

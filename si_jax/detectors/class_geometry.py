@@ -66,7 +66,7 @@ def nci(model: Model, *, alpha: Step = 0.0001) -> Plan:
     the fitting images and `w` the weights of the predicted class, the score is
     `w . (h - mu) / ||h - mu|| + alpha ||h||_1`.
 
-    Options:
+    Args:
         alpha: weight of the norm; the published search is over 0.0001, 0.001, 0.01 and 0.1.
     """
     num_features(model)
@@ -113,7 +113,7 @@ def mcm(model: Model, *, temperature: Positive = 1.0) -> Plan:
     MCM: `max softmax(cos(h, w_c) / temperature)`. On a network of `si_jax.zero_shot` the weights
     are the embeddings of the class names, as in the paper.
 
-    Options:
+    Args:
         temperature: the paper's tau, 1.
     """
     num_features(model)
@@ -142,7 +142,7 @@ def openmax(model: Model, *, tail: Count = 20, alpha: Count = 10) -> Plan:
     distance to a class that no image of the batch is predicted as for 0, so that its scores depend
     on the batch.
 
-    Options:
+    Args:
         tail: how many distances of each class are fitted.
         alpha: how many logits are revised.
     """
@@ -214,7 +214,7 @@ def grood(model: Model, *, max_images: Count = 50_000) -> Plan:
     class means stands in for it here, one of the published choices. The published search for the
     nearest is approximate.
 
-    Options:
+    Args:
         max_images: fitting images whose gradients are kept.
     """
     feature_size(model)  # refuses what is no vector

@@ -92,7 +92,7 @@ def react(
 ) -> Plan:
     """Energy of the features cut off at a threshold (Sun et al., NeurIPS 2021, section 3).
 
-    Options:
+    Args:
         percentile: the threshold is this percentile of all features of the fitting images.
         threshold: the threshold itself; then nothing is fitted.
         max_images: fitting images whose features are kept to find the percentile.
@@ -119,7 +119,7 @@ def vra(
     OpenOOD and pytorch-ood raise the small ones to the percentile instead, which is not the paper's
     formula.
 
-    Options:
+    Args:
         low: percentile below which features become 0.
         high: percentile at which they are cut off.
         max_images: fitting images whose features are kept to find the percentiles.
@@ -169,7 +169,7 @@ def rankfeat(model: Model, *, stages: Count = 2, taps: Taps = None) -> Plan:
     3"), each on its own, and averages the logits. The component is found by a power iteration that
     goes on until it is that of the singular value decomposition, see `without_rank_one`.
 
-    Options:
+    Args:
         stages: number of stages of a ResNet, WRN or BiT, from the last one, whose output is
             reduced; fewer where the network has fewer.
         taps: paths of the maps instead; see `si_jax.taps.select`. For a network of another

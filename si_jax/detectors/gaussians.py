@@ -25,7 +25,7 @@ def mahalanobis(model: Model, *, normalise: bool = False) -> Plan:
     2022). The covariance is common to the classes; features that never vary are left out of it, as
     its pseudo-inverse does in the published codes.
 
-    Options:
+    Args:
         normalise: whether the features are divided by their norm first, which makes it
             Mahalanobis++ (Mueller & Hein, ICML 2025).
     """
@@ -58,7 +58,7 @@ def gmm(model: Model, *, reg: Positive = 1e-6) -> Plan:
     nothing is drawn. The fit keeps `classes * features^2` numbers: 4 bytes each in the state, 8
     while it runs.
 
-    Options:
+    Args:
         reg: added to the variances; a class with fewer images than features depends on it.
     """
     feature_size(model)  # refuses what is no vector
@@ -105,7 +105,7 @@ def vim(model: Model, *, dim: Count | None = None) -> Plan:
     images. These are run through the network once; their logits and features are kept for the
     while, 4 bytes a number.
 
-    Options:
+    Args:
         dim: dimension of the principal subspace; None for the published rule, 1000 for at least
             2048 features, 512 for at least 768, half of them otherwise.
     """

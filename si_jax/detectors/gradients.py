@@ -22,7 +22,7 @@ def odin(model: Model, *, temperature: Positive = 1000.0, step: Step = 0.0014) -
     softmax(f(x') / T)`. As published, the sign of 0 is +1, the step is in units of [0, 1] images
     (hence the division by each channel's deviation), and nothing is clipped.
 
-    Options:
+    Args:
         temperature: T.
         step: length of the step; 0 for none.
     """
@@ -57,7 +57,7 @@ def gradnorm(
     leaves out the factor `1/C`, which changes no order. With `parameters="all"` the norm is over
     all of the network's weights (table 4 of the paper), one backward pass for each image.
 
-    Options:
+    Args:
         temperature: T.
         parameters: `head` or `all`.
     """
@@ -83,7 +83,7 @@ def grad_uncertainty(model: Model, *, parameters: Literal["head", "all"] = "head
     image. The paper trains a classifier of all layers' norms on out-of-distribution images, here
     they are added; pytorch-ood's default is `all`.
 
-    Options:
+    Args:
         parameters: `head` or `all`.
     """
 

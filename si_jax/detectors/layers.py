@@ -36,7 +36,7 @@ def multi_mahalanobis(model: Model, *, taps: Taps = None) -> Plan:
     step from out-of-distribution images. (pytorch-ood does not divide the scatter by the number of
     images, which changes no order.)
 
-    Options:
+    Args:
         taps: the layers.
     """
     taps = _layers(model, taps)
@@ -76,7 +76,7 @@ def gram(model: Model, *, orders: Count = 10, taps: Taps = None) -> Plan:
     probability too, the paper does not. pytorch-ood takes the ranges of the labels, and up to as
     many orders as there are taps.
 
-    Options:
+    Args:
         orders: the largest power.
         taps: the layers; the paper takes every convolution and block.
     """
@@ -167,7 +167,7 @@ def nac(
     value serves all taps here: those of its CIFAR-10 network's last layer, as in pytorch-ood, which
     averages `z g` over the positions instead, in bins that are narrow at 0 and at 1.
 
-    Options:
+    Args:
         alpha: steepness of the sigmoid.
         bins: the published number, two more than the bins that can hold something.
         least: images that a bin must hold to be covered.

@@ -61,7 +61,7 @@ def gen(model: Model, *, gamma: Positive = 0.1, top: Count = 100) -> Plan:
     `-sum_j p_j^gamma (1 - p_j)^gamma` over the `top` largest softmax probabilities `p_j` (all of
     them where there are fewer classes).
 
-    Options:
+    Args:
         gamma: exponent; the paper's 0.1.
         top: number of probabilities, the paper's `M` = 100.
     """
@@ -85,7 +85,7 @@ def temperature_scaling(model: Model, *, max_images: Count = 50_000) -> Plan:
     20). The score is a probability; how well it is calibrated, the metric `calibration_error`
     measures.
 
-    Options:
+    Args:
         max_images: fitting images whose logits are kept, drawn at random where there are more.
     """
 

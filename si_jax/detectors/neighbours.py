@@ -34,7 +34,7 @@ def knn(model: Model, *, k: Count = 50, max_images: Count = 50_000) -> Plan:
     (deeplearning-wisc/knn-ood) gives the squared distance, which changes no order. The fitting
     images' features are compared in chunks.
 
-    Options:
+    Args:
         k: which neighbour; the published 50.
         max_images: fitting images whose features are kept.
     """
@@ -57,7 +57,7 @@ def nnguide(model: Model, *, k: Count = 10, max_images: Count = 50_000) -> Plan:
     `k` largest `E(z) u(z) . u(x)` over the fitting images z. The published `k` is 10; the paper
     keeps 1 % of ImageNet's training images, and all of them for the smaller sets.
 
-    Options:
+    Args:
         k: number of neighbours.
         max_images: fitting images whose features are kept.
     """
@@ -88,7 +88,7 @@ def relation(
     Relations of at most `least` are dropped, the others are raised to `power` and summed over the
     fitting images.
 
-    Options:
+    Args:
         power: exponent; the published 1, searched up to 8.
         least: relations up to it count nothing.
         max_images: fitting images whose features and softmax are kept.

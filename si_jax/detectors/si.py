@@ -73,7 +73,7 @@ def si_z(
     which the integrated gradient of the largest logit is not zero (`preset`
     gives what `steps`, `step_size`, `combine` and `objective` do not).
 
-    Options:
+    Args:
         preset: a key of `si_jax.integration.PRESETS`.
         steps: number of gradients that are integrated.
         step_size: length of the adversarial step, in the units of the activation.
@@ -117,7 +117,9 @@ def si_a(
     root of the mean over the channels of the same for the sum of the log-softmax, at the tap at
     the network's end.
 
-    Options, beside those that `si_z` has too:
+    The options that `si_z` has too are the same.
+
+    Args:
         select: share of the features that enter the sum, those with the largest column sums of
             the head's weights; 1.0 takes all, as the earlier revision of the published code does.
         engine: `"general"`, `"gradient"` (one step only) or `"auto"`.

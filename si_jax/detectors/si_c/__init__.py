@@ -73,7 +73,7 @@ def si_c(
     there are other taps too; one backward pass more). Where all gradients vanish, the logarithm is
     that of 1e-30.
 
-    Options:
+    Args:
         components: any of `energy`, `channel-average`, `zero-deflation`, as a sequence or one
             string with commas.
         form: `hinge` (default) or `sum`; see `si_jax.detectors.si_c.score.FORMS`.
