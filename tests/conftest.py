@@ -31,7 +31,6 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # programs are shared by all 
 
 import jax
 import jaxtyping
-import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
@@ -57,10 +56,11 @@ from si_jax.networks.framework import REGISTERED  # noqa: E402
 gc.freeze()  # what is imported is no garbage, and is not searched for any
 
 TABLES = (ARCHITECTURES, BENCHMARKS, DETECTORS, METRICS, REGISTERED)
-GOLDEN = Path(__file__).parent / "golden"
-SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
-sys.path.insert(0, str(GOLDEN))
-sys.path.append(str(Path(__file__).parents[1] / "scripts"))
+TESTS = ROOT / "tests"
+sys.path[:0] = [str(TESTS / name) for name in ("", "golden", "networks", "weights")]
+sys.path.append(str(ROOT / "scripts"))
+
+from pictures import noise  # noqa: E402
 
 
 def pytest_configure(config):
@@ -147,4 +147,12 @@ def tiny():
 @pytest.fixture(scope="session")
 def tiny_images():
     """Thirteen uint8 images for `tiny`."""
-    return np.random.default_rng(0).integers(0, 256, (13, 8, 8, 3), np.uint8)
+    return noise(13)
+
+
+@pytest.fixture(scope="session")
+def energy(tiny, tmp_path_factory):
+    """Folder of a saved detector for `tiny`, calibrated on sixty images of noise."""
+    detector = si_jax.make_detector("energy", tiny, batch_size=8)
+    detector.calibrate(noise(60, seed=3), keep_images=5)
+    return detector.save(tmp_path_factory.mktemp("saved") / "energy")

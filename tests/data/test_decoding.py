@@ -8,66 +8,35 @@ from PIL import Image
 from si_jax.data.decoding import decode
 from si_jax.data.image_set import UnreadableImage
 
-
-def palette(**options):
-    return encode(Image.fromarray(RGB).quantize(16), **options)
-
-
-MODES = {
-    "rgb": (encode(RGB), RGB),
-    "bmp": (encode(RGB, "BMP"), RGB),
-    "webp": (encode(RGB, "WEBP", lossless=True), RGB),
-    "grey": (encode(GREY), replicate(GREY)),
-    "black and white": (
-        encode(Image.fromarray(GREY > 99)),
-        replicate(np.where(GREY > 99, 255, 0).astype(np.uint8)),
-    ),
-    "palette": (palette(), np.asarray(Image.fromarray(RGB).quantize(16).convert("RGB"))),
-    "palette with transparency": (
-        palette(transparency=3),
-        np.asarray(Image.fromarray(RGB).quantize(16).convert("RGB")),
-    ),
-    "grey with alpha": (
-        encode(np.stack([GREY, GREY[::-1]], axis=-1)),
-        replicate(GREY),
-    ),
-    "rgb with alpha": (encode(np.concatenate([RGB, GREY[..., None]], axis=-1)), RGB),
-    "16-bit grey": (encode(GREY.astype(np.uint16) * 256 + 77), replicate(GREY)),
-    "16-bit grey with a large value": (
-        encode(np.full((2, 2), 65535, np.uint16)),
-        np.full((2, 2, 3), 255, np.uint8),
-    ),
+PALETTE = Image.fromarray(RGB).quantize(16)
+CYAN = np.zeros((16, 16, 4), np.uint8)
+CYAN[..., 0] = 255  # alone: red is gone, green and blue stay
+FLAT = np.full((16, 16, 3), 90, np.uint8)
+PAIR = {"save_all": True, "append_images": [Image.fromarray(RGB)]}
+MODES = {  # file -> its bytes, what becomes of them, and how far off a lossy one may be
+    "rgb": (encode(RGB), RGB, 0),
+    "bmp": (encode(RGB, "BMP"), RGB, 0),
+    "webp": (encode(RGB, "WEBP", lossless=True), RGB, 0),
+    "really a png.JPEG": (encode(RGB), RGB, 0),
+    "grey": (encode(GREY), replicate(GREY), 0),
+    "black and white": (encode(Image.fromarray(GREY > 99)), replicate((GREY > 99) * 255), 0),
+    "palette": (encode(PALETTE), PALETTE.convert("RGB"), 0),
+    "palette with transparency": (encode(PALETTE, transparency=3), PALETTE.convert("RGB"), 0),
+    "grey with alpha": (encode(np.stack([GREY, GREY[::-1]], axis=-1)), replicate(GREY), 0),
+    "rgb with alpha": (encode(np.concatenate([RGB, GREY[..., None]], axis=-1)), RGB, 0),
+    "16-bit grey": (encode(GREY.astype(np.uint16) * 256 + 77), replicate(GREY), 0),
+    "large 16-bit grey": (encode(np.full((2, 2), 65535, np.uint16)), np.full((2, 2, 3), 255), 0),
+    "cmyk.jpg": (encode(Image.fromarray(CYAN, "CMYK"), "JPEG"), FLAT * 0 + [0, 255, 255], 6),
+    "a phone's pair, of which the first counts": (encode(FLAT, "MPO", **PAIR), FLAT, 2),
 }
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_every_mode_becomes_rgb(mode):
-    data, expected = MODES[mode]
-    image = decode(data, mode)
-    assert image.dtype == np.uint8
-    np.testing.assert_array_equal(image, expected)
-
-
-def test_cmyk_jpeg_becomes_rgb():
-    inks = np.zeros((16, 16, 4), np.uint8)
-    inks[..., 0] = 255  # cyan alone: red is gone, green and blue stay
-    image = decode(encode(Image.fromarray(inks, "CMYK"), "JPEG"), "cmyk.jpg")
-    assert image.shape == (16, 16, 3)
-    np.testing.assert_allclose(image[8, 8], (0, 255, 255), atol=6)
-
-
-def test_a_phones_picture_pair_gives_the_first():
-    pair = encode(
-        Image.fromarray(np.full((16, 16, 3), 90, np.uint8)),
-        "MPO",
-        save_all=True,
-        append_images=[Image.fromarray(RGB)],
-    )
-    np.testing.assert_allclose(decode(pair, "pair.jpg"), np.full((16, 16, 3), 90), atol=2)
-
-
-def test_contents_count_and_not_the_ending():
-    np.testing.assert_array_equal(decode(encode(RGB), "really_a_png.JPEG"), RGB)
+@pytest.mark.parametrize("name", MODES)
+def test_every_mode_becomes_rgb(name):
+    data, expected, error = MODES[name]
+    image = decode(data, name)
+    assert image.dtype == np.uint8 and image.shape == np.shape(expected)
+    np.testing.assert_allclose(image, np.asarray(expected, float), rtol=0, atol=error)
 
 
 FLIPPED = bytearray(encode(RGB))

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from flax import linen as nn
-from pictures import Dataset, encode, labels
+from pictures import Dataset, encode, labels, noise, put
 from PIL import Image
 
 import si_jax
@@ -19,7 +19,7 @@ from si_jax.detectors.detector import training_images
 from si_jax.evaluation import results
 
 COUNT, SIZE = 8, 8
-PIXELS = np.random.default_rng(0).integers(0, 256, (COUNT, SIZE, SIZE, 3), np.uint8)
+PIXELS = noise(COUNT)
 LABELS = np.arange(COUNT) % 5
 PICTURES = [Image.fromarray(image) for image in PIXELS]
 ROWS = [{"image": image, "label": k} for image, k in zip(PIXELS, LABELS, strict=True)]
@@ -157,9 +157,7 @@ FORMS = ALONE | LABELLED
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("forms")
-    (root / "flat").mkdir()
-    for k, picture in enumerate(PICTURES):
-        picture.save(root / "flat" / f"{k}.png")
+    put(root / "flat", PICTURES)
     np.savez(root / "set.npz", images=PIXELS, labels=LABELS)
     (root / "list.txt").write_text("".join(f"flat/{k}.png {k % 5}\n" for k in range(COUNT)))
     return root
@@ -168,9 +166,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def detector(network):
     """One that learns from images, and is calibrated."""
-    calibration = np.random.default_rng(1).integers(0, 256, (40, SIZE, SIZE, 3), np.uint8)
     knn = si_jax.make_detector("knn", network, batch_size=4, k=2)
-    return knn.fit(PIXELS).calibrate(calibration)
+    return knn.fit(PIXELS).calibrate(noise(40, seed=1))
 
 
 @pytest.fixture(scope="module")
@@ -224,20 +221,16 @@ def test_an_evaluation_takes_them_too(folder, network, detector, scores, monkeyp
         )
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
+def test_labels_come_with_the_images_or_beside_them(network):
+    for images, known in (
         (PIXELS, LABELS),
         (PIXELS, np.eye(5, dtype=np.float32)[LABELS]),
         (iter(PIXELS), LABELS.tolist()),
         ((PIXELS, LABELS), None),
         (zip(PIXELS, LABELS, strict=True), None),
-    ],
-    ids=["beside", "one-hot", "beside a stream", "with", "stream"],
-)
-def test_labels_come_with_the_images_or_beside_them(given, network):
-    found = as_image_set(training_images(network, *given), "train")
-    assert labels(found) == LABELS.tolist()
+    ):
+        found = as_image_set(training_images(network, images, known), "train")
+        assert labels(found) == LABELS.tolist()
 
 
 @pytest.mark.parametrize("scale", ["unit", "uint8", "normalised"])
@@ -261,25 +254,11 @@ def test_floats_are_taken_by_all_with_their_scale(scale, detector, scores, netwo
 
 
 def test_arrays_of_another_size_are_brought_to_it_as_files_are(detector, tmp_path):
-    large = np.random.default_rng(3).integers(0, 256, (2, 12, 10, 3), np.uint8)
-    files = [tmp_path / f"{k}.png" for k in range(2)]
-    for file, image in zip(files, large, strict=True):
-        Image.fromarray(image).save(file)
-    np.testing.assert_allclose(detector.score(large), detector.score(files), rtol=1e-6)
+    large = noise(2, 12, 10, 3)
+    np.testing.assert_allclose(
+        detector.score(large), detector.score(put(tmp_path, large)), rtol=1e-6
+    )
     assert detector.predict(large).preprocessing and not detector.predict(PIXELS).preprocessing
-
-
-def test_a_generator_is_not_collected(detector):
-    asked = []
-
-    def endless():
-        while True:
-            asked.append(1)
-            yield PIXELS[:2]
-
-    made = si_jax.monitor(detector, endless(), batch_size=4)
-    assert [next(made).index for _ in range(8)] == list(range(8))
-    assert len(asked) == 4
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -21,7 +21,7 @@ from scipy.io import loadmat, savemat
 from si_jax.commands import prepare_data as command
 from si_jax.data import downloads, sources, tfds_sets, training_sets
 from si_jax.data.benchmarks import resolve
-from si_jax.data.datasets import BENCHMARKS, DATASETS, LISTS, Tfds
+from si_jax.data.datasets import DATASETS, LISTS, Tfds
 from si_jax.data.downloads import FailedDownload, UnsafeArchive, fetch, unpack
 
 BLOCK = 2**19  # gdown writes so much at a time
@@ -165,7 +165,7 @@ def binary_version(name):
 
 @pytest.fixture
 def public(server, tmp_path, monkeypatch):
-    """A small world: every set of both CIFARs, published, on the server; an empty folder here."""
+    """A small world: every set, of three images, on the server; an empty folder here."""
     monkeypatch.setattr(tfds_sets.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
 
@@ -179,8 +179,6 @@ def public(server, tmp_path, monkeypatch):
 
     def served(file):
         """The same file, small and on the server."""
-        if file is None:
-            return None
         if file.folder.endswith(".mat"):
             content = io.BytesIO()
             images = np.zeros((32, 32, 3, 3), np.uint8)
@@ -200,21 +198,11 @@ def public(server, tmp_path, monkeypatch):
             md5=hashlib.md5(data).hexdigest() if file.md5 else "",
         )
 
-    files = {file: served(file) for file in (None, *all_files())}
-
-    def moved(spec):
-        both = {"download": files[spec.download], "openood": files[spec.openood]}
-        return dataclasses.replace(spec, **both)
-
-    for name in ("cifar10", "cifar100"):
-        table = BENCHMARKS[name]
-        ood = {
-            protocol: {group: tuple(map(moved, specs)) for group, specs in groups.items()}
-            for protocol, groups in table.ood.items()
-        }
-        BENCHMARKS[name] = dataclasses.replace(
-            table, test=moved(table.test), train=moved(table.train), ood=ood
-        )
+    files = {file: served(file) for file in all_files()}
+    download_set = downloads.download_set
+    monkeypatch.setattr(
+        downloads, "download_set", lambda file, root: download_set(files[file], root)
+    )
     return tmp_path / "data"
 
 
@@ -261,21 +249,16 @@ def test_one_command_brings_a_benchmark(public, server, capsys):
     assert len(server.asked) == asked and "fetched" not in capsys.readouterr().out
 
 
-def file_of(name):
-    groups = BENCHMARKS["cifar10"].ood["published"].values()
-    return next(spec.download for group in groups for spec in group if spec.name == name)
-
-
 def test_a_set_of_another_number_of_images_is_deleted_and_recorded_sums_count(public, server):
-    file = dataclasses.replace(file_of("lsun"), images=4)
-    with pytest.raises(ValueError, match="holds 3 images where 4 are known"):
-        downloads.download_set(file, public)
-    assert not (public / "LSUN").exists()
-    downloads.download_set(file_of("isun"), public)
-    (public / "iSUN").rename(public / "moved")
-    server.files["/iSUN"] = make_tar(public.parent / "other", [("iSUN/9.png", png(9))]).read_bytes()
+    isun, good = DATASETS["isun"].download, server.files["/iSUN"]
+    server.files["/iSUN"] = make_tar(public.parent / "made", [("iSUN/9.png", png(9))]).read_bytes()
+    with pytest.raises(ValueError, match="holds 1 images where 3 are known"):
+        downloads.download_set(isun, public)
+    assert not (public / "iSUN").exists()
+    (public / "downloads/iSUN").unlink()
+    server.files["/iSUN"] = good
     with pytest.raises(FailedDownload, match="MD5 sum"):
-        downloads.download_set(file_of("isun"), public)
+        downloads.download_set(isun, public)
 
 
 def test_what_has_to_be_downloaded_manually_is_said(tmp_path, monkeypatch, capsys):

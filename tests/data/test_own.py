@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from pictures import idents, labels, write
+from pictures import idents, labels, noise, put
 
 from si_jax.data.folders import from_folder
 from si_jax.data.image_set import MissingSet, subset
@@ -11,21 +11,15 @@ from si_jax.data.preprocessing import Preprocessing
 from si_jax.data.sources import from_arrays
 from si_jax.data.synthetic import sets_of
 
-RNG = np.random.default_rng(0)
 SMALL = Preprocessing(resize=8, crop=(8, 8))
-IMAGES = RNG.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
-
-
-def put(folder, count=2):
-    for k in range(count):
-        write(folder / f"{k}.png", RNG.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+IMAGES = noise(6)
 
 
 @pytest.fixture
 def root(tmp_path):
     for split in ("train", "val"):
         for name in ("ant", "bee", "cat"):
-            put(tmp_path / "pets" / split / name)
+            put(tmp_path / "pets" / split / name, noise(2, 12, 16, 3))
     return tmp_path / "pets"
 
 
@@ -34,7 +28,7 @@ def find(root, **options):
 
 
 def test_a_folder(root):
-    put(root / "ood/cars", 3)
+    put(root / "ood/cars", noise(3, 12, 16, 3))
     np.savez(root / "ood/noise.npz", images=IMAGES)
     found = find(root)
     assert (found.test.name, found.protocol, found.preprocessing) == ("pets", "own", SMALL)
@@ -84,7 +78,7 @@ def test_sets_given_one_by_one(root, tmp_path):
 
 def test_numbers_are_taken_in_their_order_and_the_other_is_known(tmp_path):
     for name in ("0", "1", "2", "10"):
-        put(tmp_path / "set" / name, 1)
+        put(tmp_path / "set" / name, IMAGES[:1])
     found = from_folder(tmp_path / "set", num_classes=4)
     assert idents(found) == ["0/0.png", "1/0.png", "10/0.png", "2/0.png"]
     assert labels(found) == [0, 1, 3, 2] and found.other_labels == (0, 1, 3, 2)

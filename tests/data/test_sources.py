@@ -29,6 +29,11 @@ def test_arrays():
     for grey in (ARRAY[..., 0], ARRAY[..., :1]):
         image, _ = sources.from_arrays("grey", grey).load(1)
         np.testing.assert_array_equal(image, replicate(ARRAY[1, ..., 0]))
+    again = sources.from_arrays("b", ARRAY.copy(), np.array([3, 1, 2, 0]))
+    assert again.fingerprint == found.fingerprint
+    others = [(ARRAY, np.zeros(4, int)), (ARRAY[::-1], None), (ARRAY, None)]
+    prints = {sources.from_arrays("a", *other).fingerprint for other in others}
+    assert len(prints | {found.fingerprint}) == 4
 
 
 @pytest.mark.parametrize(
@@ -44,60 +49,6 @@ def test_arrays():
 def test_wrong_arrays(images, labels, message):
     with pytest.raises(ValueError, match=message):
         sources.from_arrays("x", images, labels)
-
-
-def test_array_fingerprint_is_of_the_content():
-    first = sources.from_arrays("a", ARRAY).fingerprint
-    assert first == sources.from_arrays("b", ARRAY.copy()).fingerprint
-    assert first != sources.from_arrays("a", ARRAY, np.zeros(4, int)).fingerprint
-    assert first != sources.from_arrays("a", ARRAY[::-1]).fingerprint
-
-
-def test_npz(tmp_path):
-    path = tmp_path / "set.npz"
-    np.savez_compressed(path, images=ARRAY, labels=np.arange(4))
-    found = sources.from_path(path)
-    assert found.name == "set" and labels(found) == [0, 1, 2, 3]
-    np.testing.assert_array_equal(found.load(3)[0], ARRAY[3])
-    whole = path.read_bytes()
-    for content in (b"", b"not a zip", whole[: len(whole) // 2]):
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"set\.npz cannot be read"):
-            sources.from_path(path)
-    np.savez(path, images=np.array([{}], object))
-    with pytest.raises(ValueError, match=r"set\.npz cannot be read"):
-        sources.from_path(path)
-    np.savez(path, pictures=ARRAY)
-    with pytest.raises(ValueError, match="no array called 'images'"):
-        sources.from_path(path)
-    with pytest.raises(MissingSet, match=r"absent\.npz is not a file"):
-        sources.from_path(tmp_path / "absent.npz")
-
-
-def npz_member(shape, content=b""):
-    """A `.npy` that claims a shape, whatever it holds."""
-    file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        file, {"descr": "|u1", "fortran_order": False, "shape": shape}
-    )
-    return file.getvalue() + content
-
-
-@pytest.mark.parametrize(
-    ("member", "reason"),
-    [
-        (npz_member((10**12, 32, 32, 3), bytes(100)), ""),
-        (npz_member((-2, -50), bytes(100)), ""),
-        (npz_member((5, 10), bytes(100)), "images is longer than its header says"),
-        (b"\x93NUMPY\x09\x00" + bytes(100), "version"),
-        (b"\x93NUMPY\x01\x00\x10\x00{'descr': (((((( ", ""),
-    ],
-)
-def test_npz_with_an_altered_header(tmp_path, member, reason):
-    with zipfile.ZipFile(tmp_path / "set.npz", "w") as archive:
-        archive.writestr("images.npy", member)
-    with pytest.raises(ValueError, match=rf"set\.npz cannot be read.*{reason}.*write it anew"):
-        sources.from_npz(tmp_path / "set.npz")
 
 
 def test_npz_that_unpacks_beyond_its_size_is_refused_before_memory_is_taken(tmp_path, monkeypatch):
@@ -193,6 +144,8 @@ def test_the_binary_version(tmp_path):
             from_cifar_binary([path])
     with pytest.raises(MissingSet, match="is not a file"):
         from_cifar_binary([tmp_path / "absent.bin"])
+    with pytest.raises(MissingSet, match="holds no corrupted images"):
+        from_corruptions(tmp_path / "nowhere")
 
 
 @pytest.fixture
@@ -227,24 +180,65 @@ def test_corrupted_copies(corrupted):
     assert from_corruptions(corrupted, drawn=5).fingerprint != before[0]
 
 
-def test_corrupted_copies_that_are_damaged(corrupted):
-    def refused(message, file, content):
-        np.save(corrupted / file, content, allow_pickle=True)
-        with pytest.raises(ValueError, match=message):
-            from_corruptions(corrupted)
+def npz(**members):
+    """A `.npz` of bytes."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(f"{name}.npy", content)
+    return file.getvalue()
 
-    refused(r"fog.npy must hold uint8 of shape \(7, 32, 32, 3\)", "fog.npy", IMAGES[:3])
-    refused("fog.npy cannot be read .*unpack it again", "fog.npy", np.array([{"a": 1}], object))
-    whole = (corrupted / "brightness.npy").read_bytes()
-    (corrupted / "brightness.npy").write_bytes(whole[:5000])
-    with pytest.raises(ValueError, match=r"brightness.npy cannot be read"):
-        from_corruptions(corrupted)
-    refused("must hold integers", "labels.npy", np.zeros((2, 2)))
-    (corrupted / "labels.npy").unlink()
-    with pytest.raises(MissingSet, match=r"labels.npy is not a file"):
-        from_corruptions(corrupted)
-    with pytest.raises(MissingSet, match="holds no corrupted images"):
-        from_corruptions(corrupted / "nowhere")
+
+def npy(array, shape=None):
+    """A `.npy` of an array, which may claim another shape."""
+    file = io.BytesIO()
+    np.save(file, array)
+    claimed = repr(shape or array.shape).ljust(len(repr(array.shape)))
+    return file.getvalue().replace(repr(array.shape).encode(), claimed.encode())
+
+
+CORRUPTED = {"c/labels.npy": npy(np.arange(7)), "c/fog.npy": npy(IMAGES)}
+WNIDS_JSON = "n.wnid_to_index.json"
+BYTES = np.zeros(100_000, np.uint8)
+REFUSED = [  # what is opened, what lies there, and what is said
+    ("absent", {}, "absent is not a folder"),
+    ("absent.npz", {}, r"absent\.npz is not a file"),
+    ("absent.txt", {}, r"absent\.txt is not a file"),
+    ("empty", {"empty/classless/.DS_Store": b"x"}, "empty holds no images"),
+    ("a.txt", {"a.txt": b"\xff\xfe\x00"}, "cannot be read as a list"),
+    ("a.npz", {"a.npz": npz(pictures=npy(ARRAY))}, "no array called 'images'"),
+    *(
+        ("a.npz", {"a.npz": data}, rf"a\.npz cannot be read.*{reason}.*write it anew")
+        for data, reason in (
+            (b"", ""),
+            (b"not a zip", ""),
+            (npz(images=npy(ARRAY))[:300], ""),
+            (npz(images=npy(np.array([{}], object))), ""),
+            (npz(images=npy(BYTES, (10**12,))), ""),
+            (npz(images=npy(BYTES, (-2, -5))), ""),
+            (npz(images=npy(BYTES, (5, 10))), "images is longer than its header says"),
+            (npz(images=b"\x93NUMPY\x09\x00" + bytes(100)), "version"),
+            (npz(images=b"\x93NUMPY\x01\x00\x10\x00{'descr': (((((( "), ""),
+        )
+    ),
+    ("c", {"c/fog.npy": npy(IMAGES[:3])}, r"fog.npy must hold uint8 of shape \(7, 32, 32, 3\)"),
+    ("c", {"c/fog.npy": npy(np.array([{}], object))}, "fog.npy cannot be read .*unpack it again"),
+    ("c", {"c/fog.npy": npy(IMAGES)[:5000]}, "fog.npy cannot be read"),
+    ("c", {"c/labels.npy": npy(np.zeros((2, 2)))}, "must hold integers"),
+    ("n", {WNIDS_JSON: b'{"n01": 7}'}, r"class folder 'n02' \(1 such\)"),
+    ("n", {WNIDS_JSON: b'["n01"]'}, "must map folder names to integer labels"),
+    ("n", {WNIDS_JSON: b"{"}, "cannot be read as JSON"),
+]
+
+
+@pytest.mark.parametrize(("path", "content", "message"), REFUSED)
+def test_what_is_no_set_is_told(path, content, message, tmp_path):
+    others = CORRUPTED if path == "c" else {"n/n01/1.png": b"", "n/n02/1.png": b""}
+    for name, data in (others | content).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=message):
+        sources.from_path(tmp_path / path)
 
 
 NAMES = [f"ILSVRC2012_val_{k:08d}.JPEG" for k in range(1, 5)]
@@ -296,8 +290,3 @@ def test_lists_with_numbers_wnids_or_neither(folder):
 def test_lists_of_something_else(folder, lines, message):
     with pytest.raises(ValueError, match=message):
         opened(folder, lines, num_classes=3)
-    with pytest.raises(MissingSet, match=r"absent\.txt is not a file"):
-        sources.from_path(folder / "absent.txt")
-    (folder / "val.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="cannot be read as a list"):
-        sources.from_path(folder / "val.txt")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import recipe
 
+import si_jax
 from si_jax import cli
 from si_jax.commands import convert as script
 from si_jax.models import Architecture, bit
@@ -61,9 +62,13 @@ def google(state):
     return found
 
 
-def assert_same(model, expected):
-    assert jax.tree.structure(dict(model.variables)) == jax.tree.structure(dict(expected.variables))
-    jax.tree.map(np.testing.assert_array_equal, dict(model.variables), dict(expected.variables))
+def assert_same(*two):
+    """Two models' variables, or two trees of arrays, are equal to the bit."""
+    first, second = (dict(x.variables) if isinstance(x, si_jax.Model) else x for x in two)
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        assert np.asarray(a).dtype == np.asarray(b).dtype
+        np.testing.assert_array_equal(a, b)
 
 
 def run(capsys, *arguments):

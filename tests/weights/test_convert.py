@@ -156,6 +156,7 @@ OTHERS = {  # the mapping, `part`, and what the card's further note says
         None,
         "rotation (2 weights) plays no part",
     ),
+    "beside the prefix": (beside_the_prefix, None, "criterion (1 weights) plays no part"),
 }
 
 
@@ -168,13 +169,9 @@ def test_the_same_network_as_others_save_it(case, expected):
     assert note in "".join(notes) and bool(notes) == bool(note)
 
 
-def test_what_lies_beside_the_prefix_and_a_head_without_bias_are_noted(expected):
-    model = si_jax.convert_torch("resnet8", beside_the_prefix())
-    assert_same(model, expected)
-    assert any("criterion (1 weights) plays no part" in note for note in model.card["notes"])
-    model = si_jax.convert_torch(
-        "resnet8", {k: v for k, v in resnet8().items() if k != "linear.bias"}
-    )
+def test_a_head_without_bias_is_noted():
+    state = {k: v for k, v in resnet8().items() if k != "linear.bias"}
+    model = si_jax.convert_torch("resnet8", state)
     assert not model.variables["params"]["linear"]["bias"].any()
     assert any("no bias (linear.bias): zeros" in note for note in model.card["notes"])
 
@@ -231,14 +228,23 @@ REFUSED = [
     ("resnet8", kernel(np.full(SHAPE, None)), "object; weights must be floating-point"),
     ("resnet8", kernel([[1.0], [2.0, 3.0]]), "of type list; weights must be arrays"),
     ("resnet8", kernel(None), "of type NoneType; weights must be arrays"),
+    ("resnet8", resnet8, r"normalisation \(='mnist'\).*imagenet", {"normalisation": "mnist"}),
+    ("resnet8", resnet8, "give both or neither", {"mean": (0.1, 0.2, 0.3)}),
+    ("resnet8", resnet8, "a height and a width of at least 1 pixel", {"input_size": (0, 8)}),
+    (
+        "resnet8",
+        lambda: {"state_dict": other(), "state_dict_ema": resnet8()},
+        r"part \(='nothing'\) is no key",
+        {"part": "nothing"},
+    ),
 ]
 
 
-@pytest.mark.parametrize(("name", "state", "message"), REFUSED)
-def test_a_checkpoint_that_does_not_fit_is_one_sentence(name, state, message):
-    with pytest.raises(ValueError, match=message) as info:
-        si_jax.convert_torch(name, state())
-    assert len(str(info.value).splitlines()) == 1
+def test_a_checkpoint_that_does_not_fit_is_one_sentence():
+    for name, state, message, *options in REFUSED:
+        with pytest.raises(ValueError, match=message) as info:
+            si_jax.convert_torch(name, state(), **(options[0] if options else {}))
+        assert len(str(info.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", ["layer2.0.gate.weight", "linear.scale", "scale"])
@@ -255,18 +261,6 @@ def test_tensors_of_an_unexpected_kind():
     for message, value in zip(messages, kinds, strict=True):
         with pytest.raises(ValueError, match=rf"^conv1\.weight .*{message}.*weights must be"):
             si_jax.convert_torch("resnet8", kernel(value)())
-
-
-def test_options_that_make_no_sense():
-    nested = {"state_dict": other(), "state_dict_ema": resnet8()}
-    for state, options, message in (
-        (resnet8(), {"normalisation": "mnist"}, r"normalisation \(='mnist'\).*imagenet"),
-        (resnet8(), {"mean": (0.1, 0.2, 0.3)}, "give both or neither"),
-        (resnet8(), {"input_size": (0, 8)}, "height and a width of at least 1 pixel"),
-        (nested, {"part": "nothing"}, r"part \(='nothing'\) is no key"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            si_jax.convert_torch("resnet8", state, **options)
 
 
 # --- the script -----------------------------------------------------------------------------------

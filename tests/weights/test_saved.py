@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from checkpoint_states import assert_same
 
 from si_jax.data import files
 from si_jax.data.files import MARKER, written_whole
@@ -20,24 +21,19 @@ TREE = (
 )
 
 
-def same(first, second):
-    assert jax.tree.structure(first) == jax.tree.structure(second)
-    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(a, b)
-
-
 def test_a_tree_of_any_kind_comes_back_equal(tmp_path):
     digest = save_variables(tmp_path / "v", TREE)
-    same(load_variables(tmp_path / "v", TREE, sha256=digest), TREE)
+    assert_same(load_variables(tmp_path / "v", TREE, sha256=digest), TREE)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), TREE)
-    same(load_variables(tmp_path / "v", shapes), TREE)
-    same(load_variables(tmp_path / "v" / "weights", TREE), TREE)  # as older versions wrote it
+    assert_same(load_variables(tmp_path / "v", shapes), TREE)
+    assert_same(
+        load_variables(tmp_path / "v" / "weights", TREE), TREE
+    )  # as older versions wrote it
 
     async def notebook():  # an event loop runs already
         return load_variables(tmp_path / "v", TREE)
 
-    same(asyncio.run(notebook()), TREE)
+    assert_same(asyncio.run(notebook()), TREE)
     with pytest.raises(ValueError, match="exists already"):
         save_variables(tmp_path / "v", TREE)
     with pytest.raises(ValueError, match="do not have the hash"):

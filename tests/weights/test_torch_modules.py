@@ -6,7 +6,7 @@ import types
 
 import numpy as np
 import pytest
-from PIL import Image
+from pictures import noise, put
 
 import si_jax
 from si_jax import commands
@@ -31,7 +31,7 @@ def wider():
 """
 SIZE = {"input_size": 32, "mean": (0.5,) * 3, "std": (0.25,) * 3}
 OPTIONS = ["--input-size", "32", "--mean", *["0.5"] * 3, "--std", *["0.25"] * 3]
-IMAGES = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3), np.uint8)
+IMAGES = noise(24, 32, 32, 3)
 
 
 @pytest.fixture
@@ -45,9 +45,7 @@ def folder(tmp_path, monkeypatch):
     network = space["make"]()
     state = {f"module.{key}": value for key, value in network.state_dict().items()}
     torch.save({"state_dict": state}, tmp_path / "net.pth")
-    (tmp_path / "images").mkdir()
-    for i, image in enumerate(IMAGES):
-        Image.fromarray(image).save(tmp_path / "images" / f"{i}.png")
+    put(tmp_path / "images", IMAGES)
     return name, network.eval()
 
 

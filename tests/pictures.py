@@ -1,4 +1,4 @@
-"""Small images and files that the tests of reading share."""
+"""Small images, in memory and as files."""
 
 import io
 
@@ -18,10 +18,22 @@ def encode(image, kind="PNG", **options):
     return file.getvalue()
 
 
+def noise(count, *shape, seed=0):
+    """Random uint8 images, of 8x8 pixels."""
+    return np.random.default_rng(seed).integers(0, 256, (count, *(shape or (8, 8, 3))), np.uint8)
+
+
 def write(path, image=RGB):
+    """Write an image in the format that its name says, PNG else."""
     path.parent.mkdir(parents=True, exist_ok=True)
     kind = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
     path.write_bytes(encode(image, kind.get(path.suffix.lower(), "PNG")))
+    return path
+
+
+def put(folder, images):
+    """Write images as 0.png, 1.png, ...; their paths."""
+    return [write(folder / f"{k}.png", image) for k, image in enumerate(images)]
 
 
 def idents(image_set):
