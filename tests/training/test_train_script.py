@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from PIL import Image
+from pictures import noise, put, write
 
 import si_jax
 from si_jax import cli
@@ -18,13 +18,11 @@ SMALL = ["--epochs", "2", "--batch-size", "8", "--input-size", "16", "--learning
 
 
 def write_images(root, classes=("apple", "bell", "cat"), count=8, seed=0):
-    rng = np.random.default_rng(seed)
+    """A folder for each class, whose channel is the brightest."""
     for index, name in enumerate(classes):
-        (root / name).mkdir(parents=True)
-        for i in range(count):
-            image = rng.integers(0, 100, (20, 24, 3), np.uint8)
-            image[..., index] += 120
-            Image.fromarray(image).save(root / name / f"{i}.png")
+        images = noise(count, 20, 24, 3, seed=(seed, index)) // 3
+        images[..., index] += 120
+        put(root / name, images)
     return root
 
 
@@ -57,31 +55,6 @@ def test_the_splits_of_the_digits_and_of_a_folder(split_folder, tmp_path):
     assert images.shape == (3, 16, 16, 3) and images.dtype == np.uint8
     for image, label in zip(images, labels, strict=True):
         assert image.mean(axis=(0, 1)).argmax() == label
-
-
-def test_mistakes_in_the_data(tmp_path, split_folder):
-    (tmp_path / "flat").mkdir()
-    write_images(tmp_path / "lone" / "train")
-    write_images(tmp_path / "other" / "train")
-    write_images(tmp_path / "other" / "test", classes=("apple", "bell", "dog"))
-    for dataset, message in (
-        (tmp_path / "nowhere", "neither a folder nor one of digits"),
-        ("cifar10", "cifar10 has no training split here: run si-jax prepare-data"),
-        (tmp_path / "flat", "0 class folders"),
-        (tmp_path / "lone", "none called val or test"),
-        (tmp_path / "other", "different class folders"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            training_sets.find(str(dataset), tmp_path)
-    image_set = training_sets.find(str(split_folder)).train
-    with pytest.raises(ValueError, match=r"more than max_gib \(=1e-06\)"):
-        training_sets.load(image_set, Preprocessing((16, 16), 16), (16, 16, 3), max_gib=1e-6)
-    mixed = write_images(tmp_path / "mixed")
-    Image.new("RGB", (20, 20)).save(mixed / "stray.png")
-    sets = training_sets.find(str(mixed))
-    with pytest.raises(ValueError, match=r"stray.png of .* has no label"):
-        for image_set in (sets.train, sets.held_out):
-            training_sets.load(image_set, Preprocessing((16, 16), 16), (16, 16, 3))
 
 
 @pytest.mark.slow
@@ -130,22 +103,32 @@ def test_a_new_head_leaves_the_rest_alone(tiny, tiny_images, tiny_checkpoint):
     np.testing.assert_array_equal(model.features(tiny_images), tiny.features(tiny_images))
 
 
-def test_mistakes_on_the_command_line(split_folder, tiny_checkpoint, tmp_path):
-    for message, *options in (
-        ("needs --model NAME or --init", "--dataset", str(split_folder)),
-        ("unknown model 'vgg'", "--model", "vgg"),
-        (
-            "--model and --init exclude each other",
-            "--model",
-            "resnet8",
-            "--init",
-            str(tiny_checkpoint),
-        ),
-        ("unknown checkpoint 'nowhere'", "--init", "nowhere"),
-        ("has 5 classes, but digits has 10: .*--new-head", "--init", str(tiny_checkpoint)),
-        (r"epochs \(=0\) must be at least 1", "--epochs", "0"),
-    ):
+MISTAKES = [
+    ("--dataset {things}", "needs --model NAME or --init"),
+    ("--model vgg", "unknown model 'vgg'"),
+    ("--model resnet8 --init {tiny}", "--model and --init exclude each other"),
+    ("--init nowhere", "unknown checkpoint 'nowhere'"),
+    ("--init {tiny}", "has 5 classes, but digits has 10: .*--new-head"),
+    ("--epochs 0", r"epochs \(=0\) must be at least 1"),
+    ("--dataset {tmp}/nowhere", "neither a folder nor one of digits"),
+    ("--dataset cifar10 --data-dir {tmp}", "has no training split here: run si-jax prepare-data"),
+    ("--dataset {tmp}/flat", "0 class folders"),
+    ("--dataset {tmp}/lone", "none called val or test"),
+    ("--dataset {tmp}/other", "different class folders"),
+    ("--max-gib 1e-6", r"more than --max-gib \(=1e-06\)"),
+    ("--dataset {tmp}/mixed --model resnet8", "stray.png of .* has no label"),
+]
+
+
+def test_mistakes(split_folder, tiny_checkpoint, tmp_path):
+    (tmp_path / "flat").mkdir()
+    for name in ("lone/train", "other/train", "mixed"):
+        write_images(tmp_path / name, count=1)
+    write_images(tmp_path / "other/test", classes=("apple", "bell", "dog"), count=1)
+    write(tmp_path / "mixed/stray.png")
+    places = {"things": split_folder, "tiny": tiny_checkpoint, "tmp": tmp_path}
+    for line, message in MISTAKES:
         with pytest.raises(ValueError) as info:
-            script.main(["--out", str(tmp_path / "new"), *options])
-        assert re.search(message, cli.in_flags(str(info.value)))
+            script.main(["--out", str(tmp_path / "new"), *line.format(**places).split()])
+        assert re.search(message, cli.in_flags(str(info.value))), line
         assert not (tmp_path / "new").exists()

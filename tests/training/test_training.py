@@ -1,6 +1,5 @@
 """Training: it learns, it resumes to the bit, its options do what they say, mistakes are named."""
 
-import contextlib
 import csv
 import dataclasses
 import functools
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from checkpoint_states import assert_same
 from flax import linen as nn
 
 import si_jax
@@ -20,6 +20,7 @@ from si_jax.weights.checkpoint import abstract_variables, make_module
 
 RECIPE = training.Recipe(epochs=4, batch_size=16, learning_rate=0.05, crop_padding=1)
 
+assert_close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 
@@ -47,11 +48,6 @@ def coloured():
     images = rng.integers(0, 120, (64, 8, 8, 3))
     images[np.arange(64), :, :, labels] += 100
     return images.astype(np.uint8), labels
-
-
-def assert_same(a, b):
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_array_equal(x, y)
 
 
 def interrupt(monkeypatch, after):
@@ -85,7 +81,7 @@ def test_an_interrupted_run_resumes_to_the_bit(small, coloured, tmp_path, monkey
             training.train(small, *coloured, recipe, held_out=held_out, directory=directory)
     assert len((directory / "log.csv").read_text().splitlines()) == 3
     resumed = training.train(small, *coloured, recipe, held_out=held_out, directory=directory)
-    assert_same(whole.variables, resumed.variables)
+    assert_same(whole, resumed)
     with (directory / "log.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
@@ -96,7 +92,7 @@ def test_an_interrupted_run_resumes_to_the_bit(small, coloured, tmp_path, monkey
     assert float(rows[-1]["held_out_loss"]) == pytest.approx(loss, rel=1e-4)
     # and once it is finished, there is nothing left to do
     again = training.train(small, *coloured, recipe, held_out=held_out, directory=directory)
-    assert_same(resumed.variables, again.variables)
+    assert_same(resumed, again)
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_epoch(
@@ -115,24 +111,12 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_epoch(
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
 
 
-STRICT = {
-    "promotion and NaN": (
-        lambda: jax.numpy_rank_promotion("raise"),
-        lambda: jax.numpy_dtype_promotion("strict"),
-        lambda: jax.debug_nans(True),
-    ),
-    "tracer leaks": (jax.checking_leaks,),
-    "no jit": (jax.disable_jit,),
-}
-
-
-@pytest.mark.parametrize("modes", STRICT.values(), ids=STRICT)
-def test_it_trains_under_jaxs_strict_modes(modes, small, coloured):
+@pytest.mark.parametrize("mode", [jax.checking_leaks, jax.disable_jit])
+@pytest.mark.usefixtures("strict_promotion", "debug_nans")
+def test_it_trains_under_jaxs_strict_modes(mode, small, coloured):
     recipe = dataclasses.replace(RECIPE, epochs=1, batch_size=4, ema=0.5, label_smoothing=0.1)
     images, labels = coloured[0][:4], coloured[1][:4]
-    with contextlib.ExitStack() as stack:
-        for mode in modes:
-            stack.enter_context(mode())
+    with mode():
         trained = training.train(small, images, labels, recipe, held_out=(images, labels))
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(trained.variables))
 
@@ -143,10 +127,7 @@ def test_devices_share_a_batch(small, coloured, one_device, monkeypatch):
     monkeypatch.undo()
     assert len(jax.local_devices()) == 2
     together = training.train(small, *coloured, recipe)
-    for a, b in zip(
-        jax.tree.leaves(alone.variables), jax.tree.leaves(together.variables), strict=True
-    ):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    jax.tree.map(assert_close, alone.variables, together.variables)
     _, split = training._placements(15)  # as many devices as divide the batch
     assert split.mesh.size == 1
 
@@ -184,19 +165,13 @@ def test_a_step_s_loss_and_average(small, coloured):
     targets = 0.8 * np.eye(3)[labels[:16]] + 0.2 / 3
     assert float(totals[0]) == pytest.approx(-np.mean(np.sum(targets * log_p, -1)), rel=1e-5)
     assert float(totals[1]) == np.sum(np.argmax(log_p, -1) == labels[:16])
-    for old, new, average in zip(
-        jax.tree.leaves(before["variables"]),
-        jax.tree.leaves(after["variables"]),
-        jax.tree.leaves(after["average"]),
-        strict=True,
-    ):
-        decay = min(0.75, 8 / 17)
-        np.testing.assert_allclose(average, decay * old + (1 - decay) * new, rtol=1e-5, atol=1e-7)
-    assert_close = np.testing.assert_allclose
-    assert_close(
-        after["variables"]["batch_stats"]["bn"]["mean"], updates["batch_stats"]["bn"]["mean"],
-        rtol=1e-4, atol=1e-6,
-    )  # fmt: skip
+    decay = min(0.75, 8 / 17)
+    mean = jax.tree.map(
+        lambda old, new: decay * old + (1 - decay) * new, before["variables"], after["variables"]
+    )
+    jax.tree.map(assert_close, after["average"], mean)
+    found, expected = after["variables"]["batch_stats"], updates["batch_stats"]
+    assert_close(found["bn"]["mean"], expected["bn"]["mean"])
 
 
 def test_a_step_in_bfloat16_keeps_float32_weights(small, coloured):
@@ -221,14 +196,12 @@ def test_every_network_computes_in_bfloat16(name, options):
     module = make_module(name, 10, options)
     variables = abstract_variables(module, (32, 32))
     image = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
-
-    def logits(dtype, variables, x):
-        network = module.clone(dtype=dtype)
-        return network.apply(variables, x, train=True, mutable=["batch_stats"])[0]
-
     for dtype in (jnp.float32, jnp.bfloat16):
-        found = jax.eval_shape(functools.partial(logits, dtype), variables, image)
-        assert found.dtype == dtype
+        apply = functools.partial(module.clone(dtype=dtype).apply, train=True)
+        logits, _ = jax.eval_shape(
+            functools.partial(apply, mutable=["batch_stats"]), variables, image
+        )
+        assert logits.dtype == dtype
 
 
 def test_augmentation_crops_and_mirrors():
