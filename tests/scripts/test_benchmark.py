@@ -1,5 +1,4 @@
 import json
-import re
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +9,6 @@ import benchmark
 from benchmarks import rounding, speed
 from si_jax import splitting
 from si_jax.detectors import Inputs, make_detector
-from si_jax.testing import small_model
 
 
 def test_data(tmp_path, capsys):
@@ -76,11 +74,6 @@ def test_rounding():
     assert all(0 <= row[way] <= 1e-5 for way in (*ways, "spread"))
 
 
-def test_every_detector_is_timed():
-    assert {name for name, _ in speed.TIMED.values()} == set(speed.DETECTORS)
-    assert set(speed.QUICK) <= set(speed.TIMED)
-
-
 def flops(model, function):
     shapes = jax.ShapeDtypeStruct((4, *model.image_shape), np.float32)
     return speed._flops(jax.jit(function).lower(model.variables, shapes).compile())
@@ -125,37 +118,6 @@ def test_memory_is_bounded_by_the_number_of_taps_at_a_time():
         scores[chunk] = program(model.variables, images)
     assert memory[1] < 0.7 * memory[3]
     np.testing.assert_allclose(scores[1], scores[3], rtol=1e-6)
-
-
-def asks_the_host(text):
-    """What a lowered program calls that is Python's, or sends to the host."""
-    calls = re.findall(r"custom_call @([^(\s]+)", text)
-    return [c for c in calls if "callback" in c] + re.findall(
-        r"stablehlo\.(?:send|recv|infeed|outfeed)", text
-    )
-
-
-@pytest.mark.parametrize("name", speed.DETECTORS)
-def test_scoring_is_one_computation_without_the_host(name):
-    """What an accelerator runs of each detector never asks the host in between."""
-    model = small_model()
-    images = np.random.default_rng(0).integers(0, 256, (60, *model.image_shape), np.uint8)
-    options = {"knn": {"k": 5}, "lts": {"percentile": 60}}.get(name, {})
-    detector = make_detector(name, model, batch_size=8, **options).fit(images, np.arange(60) % 4)
-    traced = jax.jit(lambda v, s, x: detector.compute(Inputs(model, v, x), s)).trace(
-        model.variables, detector.state, images[:2]
-    )
-    assert not traced.jaxpr.effects
-    text = traced.lower().as_text()
-    assert text.count("func.func public") == 1 and "stablehlo.convolution" in text
-    assert not asks_the_host(text)
-
-
-def test_a_callback_is_found_in_the_lowered_program():
-    def doubled(x):
-        return jax.pure_callback(lambda x: np.asarray(x) * 2, jax.ShapeDtypeStruct((3,), "f4"), x)
-
-    assert asks_the_host(jax.jit(doubled).lower(np.zeros(3, "f4")).as_text())
 
 
 @pytest.mark.slow
