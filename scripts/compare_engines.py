@@ -57,7 +57,7 @@ def main(
         ood_root: folder that holds folders of images; default: that of all data.
         seed: of the subset and of fresh weights.
     """
-    model, _ = load(benchmark, seed=seed)
+    model, _ = load(benchmark, seed=seed)()
     resolved = si_jax.find_sets(
         benchmark,
         protocol=protocol,

@@ -11,7 +11,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,7 @@ from si_jax.data.opening import IMAGE_KEYS
 from si_jax.data.own import resolve_own
 from si_jax.data.preprocessing import preprocessing_for
 from si_jax.evaluation import results as record
-from si_jax.evaluation.job import (
-    Detectors,
-    Job,
-    benchmark_model,
-    benchmark_table,
-    labelled,
-    make_job,
-    resolve_checkpoint,
-)
+from si_jax.evaluation.job import Detectors, benchmark_model, benchmark_table, labelled, make_job
 from si_jax.evaluation.results import Results
 from si_jax.evaluation.scoring import fit_job, score_job
 from si_jax.evaluation.store import PREDICTION, check_names
@@ -99,9 +91,9 @@ def find_sets(
             raise ValueError("custom data is brought to a network's size: give the model")
         if shifted is True:
             raise ValueError("shifted=True is for benchmarks: give custom sets by name")
-        name, is_named = "", isinstance(id_set, Mapping) and len(id_set) == 1
-        if is_named and not {*IMAGE_KEYS} & id_set.keys():  # else columns
-            ((name, id_set),) = id_set.items()
+        name = ""
+        if isinstance(id_set, Mapping) and len(id_set) == 1 and not {*IMAGE_KEYS} & id_set.keys():
+            ((name, id_set),) = id_set.items()  # else columns
         return resolve_own(
             benchmark,
             num_classes=model.num_classes,
@@ -198,11 +190,12 @@ def evaluate(
     )
     label = label or f"{model.name}, given as a model"
     about: dict[str, Any] = {"limit": limit, "seed": seed, "checkpoint": label, **job.facts}
+    about |= {"groups": dict(job.groups), "settings": job.settings}
     with contextlib.ExitStack() as stack:
         where = directory or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         where.mkdir(parents=True, exist_ok=True)
         if directory:
-            _report_other_run(where, job, about)
+            _report_other_run(where, about)
         fit, notes = fit_job(job, where / "fits", skip_unreadable=skip_unreadable)
         scored = score_job(job, where / "scores", skip_unreadable=skip_unreadable)
         arrays = {name: one.arrays for name, one in scored.items()}
@@ -212,7 +205,6 @@ def evaluate(
             **record.measure(job, arrays),
             **record.intervals(job, arrays),
             **about,
-            groups=dict(job.groups),
             counts={name: len(one[PREDICTION]["score"]) for name, one in arrays.items()},
             model={
                 "name": model.name,
@@ -224,7 +216,6 @@ def evaluate(
                 "precision": model.precision,
                 "weights_sha256": job.score_facts["weights"],
             },
-            settings=job.settings,
             in_distribution=job.id_set.name,
             fit=fit,
             absent=[missing.name for missing in sets.absent],
@@ -242,10 +233,7 @@ def evaluate(
         runs.save_thumbnails(where, arrays, image_sets, job.transform, list(job.detectors))
         run = Run(where.resolve().name, results, arrays, runs.load_thumbnails(where))
         if not directory:  # the files are about to go
-            whole = {
-                name: {detector: dict(scores) for detector, scores in found.items()}
-                for name, found in arrays.items()
-            }
+            whole = {k: {d: dict(x) for d, x in found.items()} for k, found in arrays.items()}
             return dataclasses.replace(run, name=sets.benchmark, arrays=whole)
         from si_jax.reporting import html  # here, as matplotlib takes a while to import
 
@@ -276,23 +264,21 @@ def evaluate_benchmark(
     labelled(rest.get("detectors") or ())  # refuses before anything is looked for
     if isinstance(model, Model):
         return evaluate(model, find_sets(benchmark, model=model, **search), **rest)
-    sets, model, label = find_and_load(benchmark, search, {"checkpoint": model})
+    sets, model, label = find_and_load(benchmark, search, benchmark_model(benchmark, model))
     return evaluate(model, sets, **{"label": label, **rest})
 
 
 def find_and_load(
-    benchmark: str | os.PathLike | None, search: Mapping[str, Any], load: Mapping[str, Any]
+    benchmark: str | os.PathLike | None, search: Mapping[str, Any], load: Callable
 ) -> tuple[Resolved, Model, str]:
     """The sets, the network and what reports call it; of a benchmark, weights are loaded last.
 
-    The options are those of `find_sets` and of `si_jax.evaluation.job.benchmark_model`.
+    `search` are options of `find_sets`; `load` comes from `si_jax.evaluation.job.benchmark_model`.
     """
-    if "torch" not in load:
-        resolve_checkpoint(benchmark, load.get("checkpoint"), load.get("architecture"))
-    if benchmark_table(benchmark) is None:
-        model, label = benchmark_model(benchmark, **load)
-        return find_sets(benchmark, model=model, **search), model, label
-    return (find_sets(benchmark, **search), *benchmark_model(benchmark, **load))
+    if benchmark_table(benchmark) is not None:
+        return (find_sets(benchmark, **search), *load())
+    model, label = load()
+    return find_sets(benchmark, model=model, **search), model, label
 
 
 def checked_directory(out: str | os.PathLike) -> Path:
@@ -305,7 +291,7 @@ def checked_directory(out: str | os.PathLike) -> Path:
     return path
 
 
-def _report_other_run(directory: Path, job: Job, about: Mapping[str, Any]) -> None:
+def _report_other_run(directory: Path, about: Mapping[str, Any]) -> None:
     """Say on stderr that another run's results will be replaced, and in what it differs."""
     if not (directory / RESULTS).is_file():
         return
@@ -314,8 +300,7 @@ def _report_other_run(directory: Path, job: Job, about: Mapping[str, Any]) -> No
     except ValueError:
         print(f"{directory / RESULTS} cannot be read and will be replaced", file=sys.stderr)
         return
-    new = {**about, "groups": dict(job.groups), "settings": job.settings}
-    new = json.loads(json.dumps(new))  # as the file has it
+    new = json.loads(json.dumps(about))  # as the file has it
     if different := [key for key in IDENTITY if getattr(old, key) != new[key]]:
         print(
             f"{directory} holds the results of a run that differs in {', '.join(different)}; they"

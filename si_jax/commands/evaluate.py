@@ -31,10 +31,8 @@ from si_jax.evaluation.job import (
 from si_jax.evaluation.sharing import score_share, score_with_ray
 from si_jax.evaluation.store import escaped
 
-ASIDE = (
-    *("benchmark", "protocol", "out", "data_dir", "ood_root", "download", "batch_size"),
-    *("share", "ray", "gpus"),
-)
+ASIDE = ("benchmark", "protocol", "out", "data_dir", "ood_root", "download", "batch_size", "share",
+         "ray", "gpus")  # fmt: skip
 """Options on which no result depends, or which the directory's name says."""
 
 
@@ -92,36 +90,32 @@ def main(
         gpus: GPUs of each of them.
     """
     if list_detectors:
-        print(*map(describe, DETECTORS), sep="\n")
-        return
+        return print(*map(describe, DETECTORS), sep="\n")
     if ray is not None:  # this process leaves the GPUs' memory to the workers
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     dataset = "digits" if benchmark is None and id_set is None else benchmark
-    directory = checked_directory(out or default_directory(dataset, id_set, given))
-    if given.get("checkpoint") == "random" and "architecture" not in given:
-        raise ValueError("--checkpoint random needs --model NAME")
+    images = in_distribution(dataset, id_set)
+    directory = checked_directory(out or default_directory(dataset, images, given))
     part = None if share is None else shares(share)
     detectors = run.keywords.get("detectors")
     labelled(detectors or ())
     common = {name: plain_value(text) for name, text in si.keywords.items()}
     options = {EVERY: common, **run.keywords.get("options", {})}
     if list_taps:
-        model, _ = load(dataset)
+        model, _ = load(dataset)()
         names = detectors or applicable(model, options)
-        print_taps(make_detectors(names, model, options=options))
-        return
-    search = {**find.keywords, "id_set": in_distribution(dataset, id_set)}
+        return print_taps(make_detectors(names, model, options=options))
+    search = {**find.keywords, "id_set": images}
     if full_spectrum:
         own = BENCHMARKS[dataset].shifted if dataset in BENCHMARKS else ()
         both = {**{spec.name: None for spec in own}, **search.get("shifted", {})}
         search["shifted"] = both if own else True
-    sets, model, label = find_and_load(dataset, search, load.keywords)
+    sets, model, label = find_and_load(dataset, search, load(dataset))
     run = partial(run, model, sets, options=options, out=directory)
     scoring = {k: v for k, v in run.keywords.items() if k != "command"}
     if part:
         score_share(model, sets, share=part, **scoring)
-        print(f"saved share {share} below {directory / 'scores'}")
-        return
+        return print(f"saved share {share} below {directory / 'scores'}")
     if ray is not None:
         score_with_ray(model, sets, workers=ray, gpus=gpus, **scoring)
     done = run(label=label)
@@ -151,15 +145,12 @@ def in_distribution(dataset: str | None, text: str | None) -> str | dict[str, st
     return path
 
 
-def default_directory(dataset: str | None, id_set: str | None, given: Mapping[str, Any]) -> Path:
+def default_directory(dataset: str | None, images: Any, given: Mapping[str, Any]) -> Path:
     """Where results go by default: another directory for other options, the same for the same."""
     name = f"{dataset}-{given.get('protocol', 'published')}"
     if benchmark_table(dataset) is None:
-        images = in_distribution(dataset, id_set)
-        if isinstance(images, dict):
-            (called,) = images
-        else:
-            called = Path(dataset or images or ".").resolve().name
+        named = isinstance(images, dict)
+        called = next(iter(images)) if named else Path(dataset or images or ".").resolve().name
         name = f"{escaped(called)[:40]}-own"
     changed = {k: v for k, v in given.items() if k not in ASIDE}
     if not changed:

@@ -47,7 +47,8 @@ def command(name: str, *functions: Callable, **names: str) -> Callable:
         options: dict[str, inspect.Parameter] = {}
         for found in (own, *theirs):
             options |= {k: p for k, p in found.items() if k not in (*options, *FILLED)}
-        flags = {key: _flag(names.get(key) or NAMES.get(key, key)) for key in options}
+        called_so = {key: names.get(key) or NAMES.get(key, key).strip("_") for key in options}
+        flags = {key: f"--{name.replace('_', '-')}" for key, name in called_so.items()}
 
         @functools.wraps(main)
         def run(argv: list[str] | None = None) -> None:
@@ -102,10 +103,6 @@ def _optional(function: Callable, own: Iterable[str], names: dict[str, str]) -> 
         if optional and kind and names.get(key, key) and (key not in own or key == "command"):
             found[key] = p.replace(kind=p.KEYWORD_ONLY, annotation=kind)
     return found
-
-
-def _flag(key: str) -> str:
-    return f"--{key.strip('_').replace('_', '-')}"
 
 
 def _shown(parameter: inspect.Parameter, flags: dict[str, str], text: str) -> inspect.Parameter:

@@ -32,6 +32,7 @@ def main(tune: partial, load: partial, detector: str, /, *, benchmark: str = "di
         seed: of the subsets, the validation sets and fresh weights.
     """
     next(tuning.candidates(detector, tune.keywords.get("grid")))  # refuses before all is loaded
-    tuned = tune(detector, benchmark, load(benchmark)[0])
+    model, _ = load(benchmark)()
+    tuned = tune(detector, benchmark, model)
     print(tuned)
     print(f"\nchosen: --set {tuning.describe(detector, tuned.best)}")

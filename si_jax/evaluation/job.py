@@ -203,34 +203,6 @@ def benchmark_table(benchmark: str | os.PathLike | None) -> Benchmark | None:
     return None
 
 
-def resolve_checkpoint(
-    benchmark: str | os.PathLike | None,
-    checkpoint: str | os.PathLike | None = None,
-    architecture: str | None = None,
-) -> str | os.PathLike:
-    """The checkpoint to load, which is there; arguments and errors as for `benchmark_model`."""
-    table = benchmark_table(benchmark)
-    checkpoint = checkpoint or (None if table is None else CHECKPOINTS.get(table.name))
-    if checkpoint is None:
-        raise ValueError(
-            f"no checkpoint for {benchmark or 'custom data'} comes with the package: give the"
-            " directory of a checkpoint, a PyTorch file together with its architecture, or train"
-            " one with si-jax train"
-        )
-    if checkpoint == "random":
-        if not architecture:
-            raise ValueError("checkpoint (='random') needs an architecture")
-        if table is None:
-            raise ValueError("checkpoint (='random') is for benchmarks, which say how many classes")
-    elif not Path(checkpoint).is_file():
-        find_checkpoint(checkpoint)
-    elif not architecture:
-        raise ValueError(
-            f"checkpoint (={str(checkpoint)!r}) is a file, so it needs an architecture"
-        )
-    return checkpoint
-
-
 def benchmark_model(
     benchmark: str | os.PathLike | None,
     checkpoint: str | os.PathLike | None = None,
@@ -244,8 +216,10 @@ def benchmark_model(
     part: str | None = None,
     seed: int = 0,
     precision: str = "highest",
-) -> tuple[Model, str]:
-    """A network for a benchmark, and what a report calls its checkpoint.
+) -> Callable[[], tuple[Model, str]]:
+    """What loads a network for a benchmark, and says what a report calls its checkpoint.
+
+    It is not loaded at once, so that a mistake in a name is told before sets are looked for.
 
     Args:
         benchmark: a key of `si_jax.data.benchmarks.BENCHMARKS`; or a folder of custom data, or
@@ -270,30 +244,47 @@ def benchmark_model(
             another than the checkpoint's, or the network has not as many classes as the benchmark.
     """
     table = benchmark_table(benchmark)
+    checkpoint = checkpoint or (None if torch or table is None else CHECKPOINTS.get(table.name))
+    name, is_file = str(checkpoint or torch), checkpoint is not None and Path(checkpoint).is_file()
     options: dict[str, Any] = {"mean": mean, "std": std, "part": part}
+    of_file = {**options, "normalisation": normalisation}
+    given = [key for key, value in of_file.items() if value is not None and not is_file]
+    make: Callable[[], Model]
     if torch is not None:
-        model = torch_model(torch, checkpoint, input_size=input_size, **options)
-        return changed(model, precision=precision), str(checkpoint or torch)
-    checkpoint = resolve_checkpoint(benchmark, checkpoint, architecture)
-    name, is_file = str(checkpoint), Path(checkpoint).is_file()
-    options["normalisation"] = normalisation
-    if given := [key for key, value in options.items() if value is not None and not is_file]:
+        make = functools.partial(torch_model, torch, checkpoint, input_size=input_size, **options)
+    elif checkpoint is None:
+        raise ValueError(
+            f"no checkpoint for {benchmark or 'custom data'} comes with the package: give the"
+            " directory of a checkpoint, a PyTorch file together with its architecture, or train"
+            " one with si-jax train"
+        )
+    elif given:
         raise ValueError(
             f"{', '.join(given)}: only a file of another framework needs that; {name} says itself"
             " how it was trained"
         )
-    if name == "random" and architecture and table is not None:
-        model = build_model(architecture, table.num_classes, seed=seed)
+    elif not architecture and (is_file or name == "random"):
+        why = " is a file, so it" if is_file else ""
+        raise ValueError(f"checkpoint (={name!r}){why} needs an architecture")
+    elif is_file:
+        make = functools.partial(convert_torch, str(architecture), Path(checkpoint), **of_file)
+    elif name == "random":
+        if table is None:
+            raise ValueError("checkpoint (='random') is for benchmarks, which say how many classes")
+        make = functools.partial(build_model, str(architecture), table.num_classes, seed=seed)
         name = f"random weights of seed {seed}"
-    elif is_file and architecture:
-        model = convert_torch(architecture, Path(checkpoint), **options)
     else:
-        model = load_model(checkpoint)
-        if architecture not in (None, model.name):
+        make = functools.partial(load_model, find_checkpoint(checkpoint))
+
+    def load() -> tuple[Model, str]:
+        model = make()
+        if torch is None and architecture not in (None, model.name):
             raise ValueError(f"checkpoint {name} is a {model.name}, not a {architecture}")
-    if table is not None and model.num_classes != table.num_classes:
-        raise ValueError(
-            f"checkpoint {name} has {model.num_classes} classes, but {table.name} has"
-            f" {table.num_classes}: choose a checkpoint that was trained on {table.name}"
-        )
-    return changed(model, precision=precision), name
+        if torch is None and table is not None and model.num_classes != table.num_classes:
+            raise ValueError(
+                f"checkpoint {name} has {model.num_classes} classes, but {table.name} has"
+                f" {table.num_classes}: choose a checkpoint that was trained on {table.name}"
+            )
+        return changed(model, precision=precision), name
+
+    return load

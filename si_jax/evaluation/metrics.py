@@ -27,43 +27,29 @@ BINS = 15
 
 @dataclass(frozen=True)
 class Counts:
-    """How many images have each value of a score, the values in ascending order.
-
-    Attributes:
-        id: (values,) in-distribution images; at least one in all.
-        ood: (values,) out-of-distribution images; at least one in all.
-        correct: (values,) in-distribution images whose class is predicted correctly; None where
-            that is not known.
-    """
+    """How many images have each value of a score, in ascending order; some of either kind."""
 
     id: Int[np.ndarray, "values"]
     ood: Int[np.ndarray, "values"]
-    correct: Int[np.ndarray, "values"] | None = None
+    correct: Int[np.ndarray, "values"] | None = None  # ID of a correctly predicted class, if known
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric of how well scores separate two sets.
+    """A metric of how well scores separate two sets; `of` gives a fraction."""
 
-    Attributes:
-        title: in figures and lists.
-        of: the metric, a fraction.
-        higher_is_better: whether it is.
-        report: title of its table in reports; '' for none, and then it has no interval either.
-        needs_correct: whether `Counts.correct` must be known; left out where it is not.
-    """
-
-    title: str
+    title: str  # in figures and lists
     of: Callable[[Counts], float]
     higher_is_better: bool
-    report: str = ""
-    needs_correct: bool = False
+    report: str = ""  # title of its table in reports; without one, it has no interval either
+    needs_correct: bool = False  # it is left out where `Counts.correct` is not known
 
 
-def _auroc(counts: Counts) -> float:
+def _auroc(counts: Counts, won: np.ndarray | None = None) -> float:
+    """Share of pairs that the ID image wins, of those that can at all where these are given."""
     below = np.cumsum(counts.ood) - counts.ood
-    won = counts.id @ (2 * below + counts.ood)
-    return float(won / (2 * counts.id.sum() * counts.ood.sum()))
+    pairs = (counts.id if won is None else won) @ (2 * below + counts.ood)
+    return float(pairs / (2 * counts.id.sum() * counts.ood.sum()))
 
 
 def _fpr95(counts: Counts) -> float:
@@ -75,8 +61,8 @@ def _fpr95_ood_positive(counts: Counts) -> float:
     return float(rejected[np.argmax(caught / caught[-1] >= 0.95)] / rejected[-1])
 
 
-def _average_precision(positive: np.ndarray, negative: np.ndarray) -> float:
-    """As scikit-learn sums it; values in the order in which images are taken as positive."""
+def _aupr(positive: np.ndarray, negative: np.ndarray) -> float:
+    """Average precision as scikit-learn sums it; values in the order of being taken as positive."""
     tp, fp = np.cumsum(positive), np.cumsum(negative)
     precision = (tp / (tp + fp))[::-1]
     recall = np.append((tp / tp[-1])[::-1], 0.0)
@@ -95,12 +81,6 @@ def _precision_area(positive: np.ndarray, negative: np.ndarray) -> float:
     return float(np.trapezoid(precision, np.append(0.0, tp / tp[-1])))
 
 
-def _oscr(counts: Counts) -> float:
-    below = np.cumsum(counts.ood) - counts.ood
-    won = counts.correct @ (2 * below + counts.ood)
-    return float(won / (2 * counts.id.sum() * counts.ood.sum()))
-
-
 METRICS: dict[str, Metric] = {
     "auroc": Metric("AUROC", _auroc, True, "AUROC"),
     "fpr95": Metric(
@@ -116,23 +96,17 @@ METRICS: dict[str, Metric] = {
         "FPR95, OpenOOD convention (out-of-distribution positive)",
     ),
     "aupr_in": Metric(
-        "AUPR-in",
-        lambda c: _average_precision(c.id[::-1], c.ood[::-1]),
-        True,
-        "AUPR, in-distribution positive",
+        "AUPR-in", lambda c: _aupr(c.id[::-1], c.ood[::-1]), True, "AUPR, in-distribution positive"
     ),
     "aupr_out": Metric(
-        "AUPR-out",
-        lambda c: _average_precision(c.ood, c.id),
-        True,
-        "AUPR, out-of-distribution positive",
+        "AUPR-out", lambda c: _aupr(c.ood, c.id), True, "AUPR, out-of-distribution positive"
     ),
     "detection_error": Metric("detection error", _detection_error, False, "Detection error"),
     "auin": Metric("AUIN", lambda c: _precision_area(c.id[::-1], c.ood[::-1]), True),
     "auout": Metric("AUOUT", lambda c: _precision_area(c.ood, c.id), True),
     "oscr": Metric(
         "OSCR",
-        _oscr,
+        lambda c: _auroc(c, c.correct),
         True,
         "OSCR, share accepted and classified correctly against OOD accepted",
         needs_correct=True,
@@ -164,11 +138,12 @@ def evaluate(
         ValueError: if a set is empty, not one-dimensional, or holds NaN or infinite values.
     """
     counts = count(id_scores, ood_scores, correct)
-    return {
-        name: metric.of(counts)
-        for name, metric in METRICS.items()
-        if correct is not None or not metric.needs_correct
-    }
+    return {name: METRICS[name].of(counts) for name in measurable(correct)}
+
+
+def measurable(correct: Correct | None) -> list[str]:
+    """The metrics that need no more than is known."""
+    return [name for name, m in METRICS.items() if correct is not None or not m.needs_correct]
 
 
 def auroc(id_scores: IdScores, ood_scores: OodScores) -> float:
@@ -241,8 +216,7 @@ def calibration_error(
 
 def count(id_scores: IdScores, ood_scores: OodScores, correct: Correct | None = None) -> Counts:
     """How many images have each score; arguments and errors as for `evaluate`."""
-    id_places, ood_places, values = _places(id_scores, ood_scores)
-    return _counts_at(id_places, ood_places, correct, values)
+    return _counts_at(*_places(id_scores, ood_scores), correct)
 
 
 def _places(id_scores: IdScores, ood_scores: OodScores) -> tuple[np.ndarray, np.ndarray, int]:
@@ -253,13 +227,10 @@ def _places(id_scores: IdScores, ood_scores: OodScores) -> tuple[np.ndarray, np.
     return where[: len(id_scores)], where[len(id_scores) :], len(values)
 
 
-def _counts_at(
-    id_places: np.ndarray, ood_places: np.ndarray, correct: Correct | None, values: int
-) -> Counts:
+def _counts_at(known, other, values: int, correct: Correct | None) -> Counts:
     """Counts of images whose scores are the values at these places; without values of none."""
-    by_value = [np.bincount(x, minlength=values) for x in (id_places, ood_places)]
-    if correct is not None:
-        by_value.append(np.bincount(id_places[correct], minlength=values))
+    places = [known, other] if correct is None else [known, other, known[correct]]
+    by_value = [np.bincount(x, minlength=values) for x in places]
     some = (by_value[0] + by_value[1]) > 0
     return Counts(*(one[some] for one in by_value))
 
@@ -310,7 +281,7 @@ def draws(
     In-distribution and out-of-distribution images are drawn each from their own set. The draws
     depend on the seed and the sets' sizes alone, so detectors are compared on the same draws.
     """
-    id_places, ood_places, values = _places(id_scores, ood_scores)
+    known, other, values = _places(id_scores, ood_scores)
     if unknown := [name for name in metrics if name not in METRICS]:
         raise ValueError(f"metrics: {unknown[0]!r} is not one of {', '.join(METRICS)}")
     if correct is None and (lacking := [name for name in metrics if METRICS[name].needs_correct]):
@@ -319,12 +290,10 @@ def draws(
     rngs = [np.random.default_rng([seed, which]) for which in (0, 1)]
     drawn = {name: np.empty(resamples) for name in metrics}
     for draw in range(resamples):
-        chosen, others = (
-            rng.integers(len(place), size=len(place))
-            for place, rng in zip((id_places, ood_places), rngs, strict=True)
-        )
+        chosen = rngs[0].integers(len(known), size=len(known))
+        others = rngs[1].integers(len(other), size=len(other))
         right = None if correct is None else correct[chosen]
-        counts = _counts_at(id_places[chosen], ood_places[others], right, values)
+        counts = _counts_at(known[chosen], other[others], values, right)
         for name in metrics:
             drawn[name][draw] = METRICS[name].of(counts)
     return drawn

@@ -1,7 +1,7 @@
 """What an evaluation measured, as `results.json` holds it: one typed record with a version."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -194,12 +194,9 @@ def measure(job: Job, arrays: Arrays) -> dict[str, Any]:
     known = arrays[job.id_set.name]
     correct = _correct(known[PREDICTION])
     ties: dict[str, dict[str, int]] = {}
-    for detector in job.detectors:
-        for name in job.ood_sets:
-            scores = arrays[name][detector]["score"]
-            tied = metrics.tied_at_threshold(known[detector]["score"], scores)
-            if tied > REPORTED_TIES * len(scores):
-                ties.setdefault(detector, {})[name] = tied
+    for detector, name, *pair in _pairs(job, arrays, [job.id_set.name]):
+        if (tied := metrics.tied_at_threshold(*pair)) > REPORTED_TIES * len(pair[1]):
+            ties.setdefault(detector, {})[name] = tied
     fields: dict[str, Any] = {
         **_rows(job, arrays, [job.id_set.name]),
         "ties": ties,
@@ -216,18 +213,21 @@ def measure(job: Job, arrays: Arrays) -> dict[str, Any]:
     return fields
 
 
-def _rows(job: Job, arrays: Arrays, id_names: Sequence[str]) -> dict[str, Rows]:
-    """Metrics by set and by group, with these sets as in-distribution."""
-    by_set = [_correct(arrays[name][PREDICTION]) for name in id_names]
-    labelled = [one for one in by_set if one is not None]
-    correct = np.concatenate(labelled) if len(labelled) == len(by_set) else None
-    results = {}
+def _pairs(job: Job, arrays: Arrays, id_names: Sequence[str]) -> Iterator[tuple]:
+    """Detector, OOD set, the scores of these in-distribution sets, and those of the OOD set."""
     for detector in job.detectors:
         known = np.concatenate([arrays[name][detector]["score"] for name in id_names])
-        results[detector] = {
-            name: metrics.evaluate(known, arrays[name][detector]["score"], correct)
-            for name in job.ood_sets
-        }
+        for name in job.ood_sets:
+            yield detector, name, known, arrays[name][detector]["score"]
+
+
+def _rows(job: Job, arrays: Arrays, id_names: Sequence[str]) -> dict[str, Rows]:
+    """Metrics by set and by group, with these sets as in-distribution."""
+    predicted = [arrays[name][PREDICTION] for name in id_names]
+    correct = _correct({k: np.concatenate([p[k] for p in predicted]) for k in ("score", "label")})
+    results: Rows = {detector: {} for detector in job.detectors}
+    for detector, name, *pair in _pairs(job, arrays, id_names):
+        results[detector][name] = metrics.evaluate(*pair, correct)
     averages = {d: metrics.averages(rows, job.groups) for d, rows in results.items()}
     return {"results": results, "averages": averages}
 
@@ -235,25 +235,16 @@ def _rows(job: Job, arrays: Arrays, id_names: Sequence[str]) -> dict[str, Rows]:
 def intervals(job: Job, arrays: Arrays, *, resamples: int = 200, seed: int = 0) -> dict[str, Any]:
     """Fields of `Results`: bootstrap confidence intervals of what `measure` gives."""
     correct = _correct(arrays[job.id_set.name][PREDICTION])
-    chosen = [
-        name
-        for name, metric in METRICS.items()
-        if metric.report and (correct is not None or not metric.needs_correct)
-    ]
+    chosen = [name for name in metrics.measurable(correct) if METRICS[name].report]
     options: dict[str, Any] = {"metrics": chosen, "resamples": resamples, "seed": seed}
-    by_set, by_group = {}, {}
-    for detector in job.detectors:
-        scores = {
-            name: arrays[name][detector]["score"] for name in (job.id_set.name, *job.ood_sets)
-        }
-        known = scores.pop(job.id_set.name)
-        # one seed for all sets, so that the same in-distribution images are drawn for each of them
-        drawn = {k: metrics.draws(known, x, correct=correct, **options) for k, x in scores.items()}
-        by_set[detector] = metrics.intervals(drawn)
-        by_group[detector] = metrics.intervals(metrics.averages(drawn, job.groups))
+    drawn: dict[str, dict] = {detector: {} for detector in job.detectors}
+    # one seed for all sets, so that the same in-distribution images are drawn for each of them
+    for detector, name, *pair in _pairs(job, arrays, [job.id_set.name]):
+        drawn[detector][name] = metrics.draws(*pair, correct=correct, **options)
+    means = {detector: metrics.averages(rows, job.groups) for detector, rows in drawn.items()}
     return {
-        "intervals": by_set,
-        "average_intervals": by_group,
+        "intervals": {d: metrics.intervals(rows) for d, rows in drawn.items()},
+        "average_intervals": {d: metrics.intervals(rows) for d, rows in means.items()},
         "bootstrap": {"resamples": resamples, "seed": seed, "level": 0.95},
     }
 
@@ -276,7 +267,8 @@ def _accuracy(predicted: Mapping[str, np.ndarray]) -> float | None:
 
 def chance_warning(predicted: Mapping[str, np.ndarray], classes: int) -> str | None:
     """A warning where a classifier is not better than chance, by a binomial test at 0.1 %."""
-    correct, count = int(_right(predicted).sum()), len(_right(predicted))
+    right = _right(predicted)
+    correct, count = int(right.sum()), len(right)
     most = binom.ppf(0.999, count, 1 / classes) if count else 0  # of one that guesses
     if correct > most or most == count:  # or too few images to say
         return None

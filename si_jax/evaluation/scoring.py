@@ -6,7 +6,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +20,18 @@ from si_jax.data.pipeline import Batch, batches, shown, tell_unreadable
 from si_jax.detectors import Detector, Inputs, Plan
 from si_jax.detectors.base import State
 from si_jax.detectors.fitting import Batches
+from si_jax.evaluation import store
 from si_jax.evaluation.job import Job
-from si_jax.evaluation.store import (
-    PREDICTION,
-    Chunk,
-    Scores,
-    chunk_path,
-    detector_facts,
-    escaped,
-    held,
-    key_of,
-    read_chunk,
-    read_keyed,
-    write_keyed,
-)
+from si_jax.evaluation.store import PREDICTION, Chunk, Scores, detector_facts
 from si_jax.weights.saved import weights_hash
 
 CHUNK = 512
 """Images of a score file, less what does not fill a batch."""
+
+Transform = Callable[[np.ndarray], np.ndarray]
+
+Found = dict[str, dict[str, np.ndarray]]
+"""Detector's name -> name -> array with a row for each image."""
 
 
 def fit_job(
@@ -53,26 +46,23 @@ def fit_job(
     train = job.train
     if train is None or not unfitted:
         return {}, []
-    facts = {**job.score_facts, "fit": train.fingerprint, "skip_unreadable": skip_unreadable}
-    keys = {name: key_of({**facts, **detector_facts(d)}) for name, d in unfitted.items()}
-    paths = {name: directory / f"{escaped(name)}.npz" for name in unfitted}
+    skip = {"skip_unreadable": skip_unreadable}
+    facts = {**job.score_facts, "fit": train.fingerprint, **skip}
+    files = {
+        name: (directory / f"{store.escaped(name)}.npz", store.key_of(facts | detector_facts(d)))
+        for name, d in unfitted.items()
+    }
 
     def load(name: str) -> bool:
-        if (state := read_keyed(paths[name], keys[name])) is not None:
+        if (state := store.read_keyed(*files[name])) is not None:
             unfitted[name].load_state(state)
         return state is not None
 
     unreadable: dict[str, None] = {}  # in order, each once
+    options: dict[str, Any] = {"image_shape": job.model.image_shape, **skip}
 
     def stream():
-        made = batches(
-            train,
-            job.transform,
-            64,
-            image_shape=job.model.image_shape,
-            skip_unreadable=skip_unreadable,
-        )
-        for batch in shown(made, train, "fitting"):
+        for batch in shown(batches(train, job.transform, 64, **options), train, "fitting"):
             unreadable.update(dict.fromkeys(batch.unreadable))
             yield batch.readable
 
@@ -82,15 +72,14 @@ def fit_job(
         unfitted[name].fit_batches(read)
         fitted = unfitted[name].check_fitted()
         if not load(name):  # what another share has stored meanwhile is that of all
-            write_keyed(paths[name], keys[name], fitted)
+            store.write_keyed(*files[name], fitted)
     if unreadable:
         tell_unreadable(train, tuple(unreadable))
-    counts = {images.name: (overlap(images, train), len(images)) for images in job.sets}
     notes = [
-        f"{name}: {count} of its {size} images are, byte for byte, among the {len(train)}"
-        " training images that detectors are fitted on"
-        for name, (count, size) in counts.items()
-        if count
+        f"{images.name}: {count} of its {len(images)} images are, byte for byte, among the"
+        f" {len(train)} training images that detectors are fitted on"
+        for images in job.sets
+        if (count := overlap(images, train))
     ]
     return {"set": train.name, "images": len(train), "detectors": list(unfitted)}, notes
 
@@ -102,45 +91,37 @@ class Scorer:
         self.detectors = dict(detectors)
         shared = {k: d for k, d in detectors.items() if d.shared_forward}
         groups = [{k: d} for k, d in detectors.items() if not d.shared_forward]
-        self._groups = [shared, *groups] if shared else groups
-        self._run = [_batched(group) for group in self._groups]
+        self._groups = [(group, _batched(group)) for group in (shared, *groups) if group]
 
-    def __call__(
-        self, images: np.ndarray, wanted: Sequence[str] | None = None
-    ) -> dict[str, dict[str, np.ndarray]]:
+    def __call__(self, images: np.ndarray) -> Found:
         """Detector's name -> its arrays for these images; see `Detector.details`."""
-        return self.start(images, wanted)()
+        return self.start(images, list(self.detectors))()
 
     def start(
-        self, images: np.ndarray, wanted: Sequence[str] | None = None, *, few: bool = False
-    ) -> Callable[[], dict[str, dict[str, np.ndarray]]]:
+        self, images: np.ndarray, wanted: Sequence[str], *, few: bool = False
+    ) -> Callable[[], Found]:
         """Begin to score images; what is returned waits for the results and gives them.
 
-        `wanted` detectors are needed, None for all; `few` says that these are all images of a set,
-        so that fewer than a batch may make a smaller one.
+        `wanted` detectors are needed; `few` says that these are all images of a set, so that fewer
+        than a batch may make a smaller one.
         """
-        started: list[Callable[[], dict[str, dict[str, np.ndarray]]]] = []
-        for group, run in zip(self._groups, self._run, strict=True):
-            if wanted is None or set(group) & set(wanted):
+        started: list[tuple[Mapping[str, Detector], Callable[[], dict]]] = []
+        for group, run in self._groups:
+            if set(group) & set(wanted):
                 size = max(d.batch_size for d in group.values())
                 size = fitting_batch_size(len(images), size) if few else size
-                parts = [images[i : i + size] for i in range(0, len(images), size)]
-                started += [
-                    partial(_named, group, run.start(part, batch_size=size)) for part in parts
-                ]
+                for i in range(0, len(images), size):
+                    started.append((group, run.start(images[i : i + size], batch_size=size)))
 
         def fetch():
             parts: dict[str, list[dict[str, np.ndarray]]] = {}
-            for get in started:
-                for name, arrays in get().items():
+            for group, get in started:
+                found = get() if len(group) > 1 else dict.fromkeys(group, get())
+                for name, arrays in found.items():
                     parts.setdefault(name, []).append(arrays)
             return {name: _joined(rows) for name, rows in parts.items()}
 
         return fetch
-
-
-def _named(group, fetch):
-    return dict(zip(group, [fetch()], strict=True)) if len(group) == 1 else fetch()
 
 
 def _batched(group: Mapping[str, Detector]) -> Batched:
@@ -184,18 +165,12 @@ def scorer_of(job: Job) -> Scorer:
     return Scorer({**job.detectors, PREDICTION: prediction})
 
 
-def score_job(job: Job, directory: Path, *, skip_unreadable: bool = False) -> dict[str, Scored]:
+def score_job(job: Job, directory: Path, **options: bool) -> dict[str, Scored]:
     """Score all sets, as `score_set`; a label that is no class of the network's is an error."""
-    scorer, scored = scorer_of(job), {}
+    scorer, scored, where = scorer_of(job), {}, {"facts": job.score_facts, "directory": directory}
     for image_set in job.sets:
-        found = scored[image_set.name] = score_set(
-            scorer,
-            image_set,
-            job.transform,
-            facts=job.score_facts,
-            directory=directory,
-            skip_unreadable=skip_unreadable,
-        )
+        found = score_set(scorer, image_set, job.transform, **where, **options)
+        scored[image_set.name] = found
         if image_set is job.id_set or image_set.name in job.shifted_sets:
             most = int(found.arrays[PREDICTION]["label"].max(initial=-1))
             if most >= job.model.num_classes:
@@ -206,23 +181,13 @@ def score_job(job: Job, directory: Path, *, skip_unreadable: bool = False) -> di
     return scored
 
 
-def score_set(
-    scorer: Scorer,
-    image_set: ImageSet,
-    transform: Callable[[np.ndarray], np.ndarray],
-    *,
-    batch_size: int = 64,
-    **options: Any,
-) -> Scored:
+def score_set(scorer: Scorer, image_set: ImageSet, transform: Transform, **options: Any) -> Scored:
     """Score one image set with every detector, beginning at the first chunk that is not stored.
 
     The arguments and errors are those of `score_chunks`; not one readable image is an error too.
     """
     began = time.monotonic()
-    numbers = range(len(chunks_of(len(image_set), batch_size)))
-    arrays, computed = score_chunks(
-        scorer, image_set, transform, numbers, batch_size=batch_size, **options
-    )
+    arrays, computed = score_chunks(scorer, image_set, transform, **options)
     seconds = time.monotonic() - began if computed else 0.0
     for scores in arrays.values():  # what an earlier, larger set left
         for path in {*scores.paths[0].parent.glob("*.npz")} - {*scores.paths}:
@@ -247,8 +212,8 @@ def score_set(
 def score_chunks(
     scorer: Scorer,
     image_set: ImageSet,
-    transform: Callable[[np.ndarray], np.ndarray],
-    numbers: Sequence[int],
+    transform: Transform,
+    numbers: Sequence[int] | None = None,
     *,
     facts: Mapping[str, Any],
     directory: Path,
@@ -264,23 +229,23 @@ def score_chunks(
     image that cannot be read is an error unless they are skipped; so is a score that is not finite.
     """
     spans = chunks_of(len(image_set), batch_size)
+    numbers = range(len(spans)) if numbers is None else numbers
     facts = {**facts, "set": image_set.fingerprint, "batch": batch_size, "chunk": CHUNK}
     stored: dict[str, dict[int, Chunk]] = {}
     files: dict[str, dict[int, Path]] = {}
     keys = {}
     for name, detector in scorer.detectors.items():
         fit = weights_hash(detector.state) if detector.state else ""
-        keys[name] = key_of({**facts, **detector_facts(detector), "fit": fit})
-        files[name] = {i: chunk_path(directory, name, image_set.name, i) for i in numbers}
-        found = {i: read_chunk(path, keys[name]) for i, path in files[name].items()}
+        keys[name] = store.key_of({**facts, **detector_facts(detector), "fit": fit})
+        files[name] = {i: store.chunk_path(directory, name, image_set.name, i) for i in numbers}
+        found = {i: store.read_chunk(path, keys[name]) for i, path in files[name].items()}
         stored[name] = {
             i: chunk
             for i, chunk in found.items()
             if chunk and _usable(chunk, spans[i], image_set, skip_unreadable)
         }
-    lacking = {
-        i: names for i in numbers if (names := [name for name in stored if i not in stored[name]])
-    }
+    lacking = {i: [name for name in stored if i not in stored[name]] for i in numbers}
+    lacking = {i: names for i, names in lacking.items() if names}
     if lacking:
         total = sum(len(spans[i]) for i in numbers)
         options = {"workers": workers, "skip_unreadable": skip_unreadable}
@@ -289,8 +254,8 @@ def score_chunks(
         with contextlib.closing(made):
             for (i, names), results in zip(lacking.items(), made, strict=True):
                 for name in names:
-                    write_keyed(files[name][i], keys[name], results[name])
-                    stored[name][i] = held(results[name])
+                    store.write_keyed(files[name][i], keys[name], results[name])
+                    stored[name][i] = store.held(results[name])
     arrays = {}
     for name, key in keys.items():
         chunks = [stored[name].pop(i) for i in numbers]
@@ -307,12 +272,12 @@ def chunks_of(size: int, batch_size: int = 64) -> list[range]:
 def _scored(
     scorer: Scorer,
     image_set: ImageSet,
-    transform: Callable[[np.ndarray], np.ndarray],
+    transform: Transform,
     chunks: Sequence[tuple[range, list[str]]],
     batch_size: int,
     total: int,
     **options: Any,
-) -> Generator[dict[str, dict[str, np.ndarray]], None, None]:
+) -> Generator[Found, None, None]:
     """Detector -> arrays of each chunk, of which indices and wanted detectors are given."""
     positions = np.concatenate([np.asarray(span) for span, _ in chunks])
     remaining = image_set if len(positions) == len(image_set) else take(image_set, positions)
@@ -363,16 +328,11 @@ EMPTY = {"score": np.zeros(0, np.float32)} | dict.fromkeys(("label", "index"), n
 
 def _usable(chunk: Chunk, span: range, image_set: ImageSet, skip_unreadable: bool) -> bool:
     """Whether a stored chunk lacks no image but those that cannot be read even now."""
-    index = chunk["index"]
-    if not np.isin(index, span).all():
-        return False
-    left_out = np.setdiff1d(span, index)
-    if len(left_out) and not skip_unreadable:
+    left_out = np.setdiff1d(span, chunk["index"])
+    if not np.isin(chunk["index"], span).all() or (len(left_out) and not skip_unreadable):
         return False
     for position in left_out:
-        try:
+        with contextlib.suppress(UnreadableImage):
             image_set.load(int(position))
-        except UnreadableImage:
-            continue
-        return False
+            return False
     return True

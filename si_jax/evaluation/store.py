@@ -10,6 +10,7 @@ A file is written beside its final name and renamed, so what has that name is al
 else writes at the time.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import itertools
@@ -163,11 +164,9 @@ def read_chunk(path: Path, key: str) -> Chunk | None:
     kinds = score.dtype.kind == "f", index.dtype.kind == "i", label.dtype.kind in "iu"
     if not all(kinds) or not score.ndim == index.ndim == label.ndim == 1:
         return None
-    if any(array.shape[:1] != index.shape for array in arrays.values()):
-        return None
-    if (index < 0).any() or (index[1:] <= index[:-1]).any():
-        return None
-    return held(arrays)
+    rows = all(array.shape[:1] == index.shape for array in arrays.values())
+    ascending = (np.diff(index, prepend=-1) > 0).all()
+    return held(arrays) if rows and ascending else None
 
 
 class Scores(Mapping[str, np.ndarray]):
@@ -215,12 +214,10 @@ def load_scores(directory: Path, detector: str, image_set: str) -> Scores:
     paths = sorted(folder.glob("*.npz"))
     if not paths:
         raise ValueError(f"{folder} holds no scores: evaluate again into the same directory")
-    key, end, chunks = "", -1, []
+    key, end, chunks = "none", -1, []
+    with contextlib.suppress(OSError, BrokenArchive, KeyError):
+        key = str(read_arrays(paths[0], ["key"])["key"])
     for path in paths:
-        try:
-            key = key or str(read_arrays(path, ["key"])["key"])
-        except (OSError, BrokenArchive, KeyError):
-            key = "none"
         chunk = read_chunk(path, key)
         if chunk is None or (len(chunk["index"]) and chunk["index"][0] <= end):
             raise ValueError(

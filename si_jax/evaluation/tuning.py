@@ -6,6 +6,7 @@ on, and the out-of-distribution ones are made of them.
 
 import hashlib
 import itertools
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -136,14 +137,11 @@ def tune(
         raise ValueError(f"no options of {name!r} can be tried: {next(iter(skipped.values()))}")
     scorer = Scorer(detectors)
     known, others = scorer(validation), {key: scorer(images) for key, images in ood.items()}
-    auroc = {
-        label: {
-            key: metrics.auroc(known[label]["score"], scores[label]["score"])
-            for key, scores in others.items()
-        }
-        for label in tried
-    }
-    trials = [Trial(options, auroc[label]) for label, options in tried.items()]
+    trials = []
+    for label, options in tried.items():
+        score = known[label]["score"]
+        auroc = {key: metrics.auroc(score, found[label]["score"]) for key, found in others.items()}
+        trials.append(Trial(options, auroc))
     return sorted(trials, key=lambda trial: -trial.mean), skipped
 
 
@@ -190,10 +188,9 @@ def validation_ood(
 
 def describe(name: str, options: Mapping[str, Any]) -> str:
     """Options as `si-jax evaluate` takes them behind `--set`."""
-    values = {True: "true", False: "false", None: "null"}
     return " ".join(
-        f"{name}.{option}={values[v] if v is None or isinstance(v, bool) else v}"
-        for option, v in options.items()
+        f"{name}.{option}={value if isinstance(value, str) else json.dumps(value, default=str)}"
+        for option, value in options.items()
     )
 
 
@@ -265,7 +262,7 @@ def tune_on_benchmark(
         raise ValueError(f"benchmark (={benchmark}) must be one of {', '.join(BENCHMARKS)}")
     check_choice(preprocessing.PROTOCOLS, protocol=protocol)
     if not isinstance(model, Model):
-        model, _ = benchmark_model(benchmark, model)
+        model, _ = benchmark_model(benchmark, model)()
     transform = preprocessing.PREPROCESSING[protocol, table.size]
     train = benchmarks.find(table.train, benchmarks.SearchPaths(data_dir, ood_root)).images
 

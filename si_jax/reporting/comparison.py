@@ -88,12 +88,14 @@ def overview(entries: Sequence[Entry]) -> Table:
     rows = []
     for entry in entries:
         counts = sorted(entry.first.counts.values())
+        mean, spread = _mean([run.results.accuracy for run in entry.runs])
+        accuracy = "unknown" if mean is None else f"{mean:.2%}" + f" ± {spread}%" * bool(spread)
         cells = (
             entry.name,
             ", ".join(str(run.results.seed) for run in entry.runs),
             entry.first.model["name"],
             ", ".join(dict.fromkeys(run.results.checkpoint for run in entry.runs)),
-            _accuracy([run.results.accuracy for run in entry.runs]),
+            accuracy,
             " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1]))),
             ", ".join(run.name for run in entry.runs),
         )
@@ -136,25 +138,21 @@ def _seed(run: Results) -> tuple:
     return run.seed, *(number for _, number in SEED.findall(run.checkpoint))
 
 
-def _joined(detector: str, entry: Entry, column: report.Column, metric: str) -> Cell:
+def _joined(detector: str, entry: Entry, column: report.Column, m: str) -> Cell:
     """The mean over an entry's runs and their standard deviation; nothing if one has no value."""
     if column not in report.columns(entry.first):
-        return Cell(report.number(None))
-    values = [report.cell(run.results, detector, column, metric) for run in entry.runs]
-    known = [value for value in values if value is not None]
-    mean = float(np.mean(known)) if len(known) == len(values) else None
-    spread = (
-        f"± {percent(float(np.std(known, ddof=1)))}" if mean is not None and len(known) > 1 else ""
-    )
-    return Cell(report.number(mean), spread, value=mean)
+        return Cell(percent(None))
+    mean, spread = _mean([report.cell(run.results, detector, column, m) for run in entry.runs])
+    return Cell(percent(mean), f"± {spread}" if spread else "", value=mean)
 
 
-def _accuracy(values: Sequence[float | None]) -> str:
+def _mean(values: Sequence[float | None]) -> tuple[float | None, str]:
+    """The mean, None if a value is; and the standard deviation in per cent, '' of one value."""
     known = [value for value in values if value is not None]
     if len(known) < len(values):
-        return "unknown"
-    spread = f" ± {np.std(known, ddof=1):.2%}" if len(known) > 1 else ""
-    return f"{np.mean(known):.2%}{spread}"
+        return None, ""
+    spread = percent(float(np.std(known, ddof=1))) if len(known) > 1 else ""
+    return float(np.mean(known)), spread
 
 
 def _flat(run: Results) -> dict[str, str]:

@@ -106,10 +106,8 @@ def histograms(run: Run, detector: str) -> Figure:
     for name, axes in panels.items():
         ood_scores = shown(run.scores(name, detector))
         edges = _edges(id_scores, ood_scores)
-        for scores, colour, label in (
-            (id_scores, ID_COLOUR, run.id_set),
-            (ood_scores, OOD_COLOUR, name),
-        ):
+        both = ((id_scores, ID_COLOUR, run.id_set), (ood_scores, OOD_COLOUR, name))
+        for scores, colour, label in both:
             share = np.histogram(np.clip(scores, edges[0], edges[-1]), edges)[0] / len(scores)
             axes.stairs(share, edges, fill=True, color=colour, alpha=0.3)
             axes.stairs(share, edges, color=colour, linewidth=1.2, label=short(label))
@@ -174,10 +172,8 @@ def tap_densities(run: Run, detector: str) -> Figure:
         axes.sharey(panels[sets[0]])
         if kind == "tap_average":
             axes.set_yscale("log", nonpositive="clip")
-        for values, colour, label in (
-            (id_scores, ID_COLOUR, run.id_set),
-            (ood_scores, OOD_COLOUR, name),
-        ):
+        both = ((id_scores, ID_COLOUR, run.id_set), (ood_scores, OOD_COLOUR, name))
+        for values, colour, label in both:
             low, high = np.percentile(values, (10, 90), axis=0)
             axes.fill_between(places, low, high, color=colour, alpha=0.22, linewidth=0)
             mean = values.mean(axis=0)
@@ -321,16 +317,9 @@ def tap_map(
     if len(taps) <= TAPS_NAMED:
         for (row, column), value in np.ndenumerate(100 * values):
             red, green, blue, _ = picture.cmap(value / 100)
-            dark = 0.3 * red + 0.6 * green + 0.1 * blue < 0.5
-            axes.text(
-                column,
-                row,
-                f"{value:.0f}",
-                ha="center",
-                va="center",
-                fontsize=7.5,
-                color="white" if dark else "black",
-            )
+            colour = "white" if 0.3 * red + 0.6 * green + 0.1 * blue < 0.5 else "black"
+            middle = {"ha": "center", "va": "center", "fontsize": 7.5, "color": colour}
+            axes.text(column, row, f"{value:.0f}", middle)
     left, bottom, width, height = place
     bar = figure.colorbar(picture, figure.add_axes((left + width + 0.01, bottom, 0.012, height)))
     bar.ax.tick_params(labelsize=7.5)

@@ -109,11 +109,10 @@ def _facts(rows: Sequence[tuple[str, str]]) -> Table:
 
 
 def _pictures(run: Run) -> Iterator[Section]:
-    def of_each(draw: Callable, detectors: Sequence[str], what: str) -> list[tuple[str, Picture]]:
-        return [
-            (d, Picture(_data(figures.encode(draw(run, d))), f"{what} of {d}: {names}"))
-            for d in detectors
-        ]
+    def of_each(title: str, note: str, draw: Callable, detectors: Sequence[str]) -> Section:
+        drawn = {d: _data(figures.encode(draw(run, d))) for d in detectors}
+        shown = [(d, Picture(data, f"{title} of {d}: {names}")) for d, data in drawn.items()]
+        return Section(title.lower(), title, [CAPTIONS[note]], figures=shown)
 
     names = ", ".join(run.ood_sets)
     if run.ood_sets:
@@ -121,11 +120,9 @@ def _pictures(run: Run) -> Iterator[Section]:
         caption = " ".join([CAPTIONS["roc"], *figures.coincidences(run)])
         shown = [("", Picture(curves, f"ROC curves: {names}", caption))]
         yield Section("roc", "ROC curves", figures=shown)
-        shown = of_each(figures.histograms, run.detectors, "Scores")
-        yield Section("scores", "Scores", [CAPTIONS["histograms"]], figures=shown)
+        yield of_each("Scores", "histograms", figures.histograms, run.detectors)
         if tapped := [d for d in run.detectors if figures.tap_kind(run, d)]:
-            shown = of_each(figures.tap_densities, tapped, "Layers")
-            yield Section("layers", "Layers", [CAPTIONS["taps"]], figures=shown)
+            yield of_each("Layers", "taps", figures.tap_densities, tapped)
     galleries = [_gallery(run, x) for x in (run.id_set, *run.ood_sets) if x in run.thumbnails]
     note = CAPTIONS["gallery"] if galleries else "No images were kept with this run."
     yield Section("images", "Images", [note], galleries)

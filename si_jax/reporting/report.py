@@ -1,6 +1,7 @@
 """What is said of a run: its metadata, its tables, and sentences about them."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -27,40 +28,24 @@ CONVENTIONS = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell of a `Table`.
-
-    Attributes:
-        text: what it says.
-        detail: what follows in small print.
-        best: whether it is the best of its column.
-        picture: the address of a picture above the text.
-        value: the fraction that the text shows; None where it is no value of the table's metric.
-    """
+    """One cell of a `Table`."""
 
     text: str
-    detail: str = ""
-    best: bool = False
-    picture: str = ""
-    value: float | int | None = None
+    detail: str = ""  # in small print
+    best: bool = False  # of its column
+    picture: str = ""  # the address of one above the text
+    value: float | int | None = None  # the fraction that the text shows, of the table's metric
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table.
-
-    Attributes:
-        title: what it shows.
-        header: (columns,) titles; () for none.
-        rows: (rows,) of (columns,) cells.
-        stubs: how many columns, from the first one on, name the rows.
-        text: whether the other columns are words, not numbers.
-    """
+    """A table with a header, or with () for none."""
 
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
-    stubs: int = 1
-    text: bool = False
+    stubs: int = 1  # how many columns, from the first one on, name the rows
+    text: bool = False  # whether the other columns are words, not numbers
 
 
 class Column(NamedTuple):
@@ -159,8 +144,7 @@ def warnings(run: Results) -> list[str]:
 def headline(run: Results) -> str:
     """The result in a sentence or two: which detector is best on which group of sets."""
     best: dict[str, list[str]] = {}
-    for group in dict.fromkeys(run.groups.values()):
-        members = [name for name, its in run.groups.items() if its == group]
+    for group, members in members_of(run).items():
         first = max(run.averages, key=lambda d: run.averages[d][group]["auroc"])
         row = run.averages[first][group]
         sets = f"the {len(members)} {group} sets" if len(members) > 1 else f"{members[0]} ({group})"
@@ -222,10 +206,8 @@ def full_spectrum(run: Results) -> Results | None:
     if not run.full_spectrum:
         return None
     changed: dict[str, Any] = {"intervals": {}, "average_intervals": {}, "full_spectrum": {}}
-    changed |= run.full_spectrum | {
-        "in_distribution": ", ".join([run.in_distribution, *run.shifted])
-    }
-    return dataclasses.replace(run, **changed)
+    known = ", ".join([run.in_distribution, *run.shifted])
+    return dataclasses.replace(run, **changed, **run.full_spectrum, in_distribution=known)
 
 
 def text(run: Results) -> str:
@@ -243,15 +225,10 @@ def tables(run: Results) -> str:
     """The tables that a run prints: AUROC / FPR95 in per cent, one table per convention."""
     shown = []
     for convention, metric in CONVENTIONS.items():
-        rows = [
-            [detector]
-            + [
-                f"{number(cell(run, detector, column, 'auroc'))} /"
-                f" {number(cell(run, detector, column, metric)):>6}"
-                for column in columns(run)
-            ]
-            for detector in run.results
-        ]
+        rows = [[detector] for detector in run.results]
+        for row, column in itertools.product(rows, columns(run)):
+            auroc, fpr95 = (percent(cell(run, row[0], column, m)) for m in ("auroc", metric))
+            row.append(f"{auroc} / {fpr95:>6}")
         header = ["AUROC / FPR95, %", *(column.name for column in columns(run))]
         shown.append(f"{convention}\n{text_table(header, rows)}")
     return "\n\n".join(shown)
@@ -262,13 +239,12 @@ def metric_tables(run: Results, metrics: Sequence[str] = ()) -> list[Table]:
     shown_columns = columns(run)
     header = ("detector", *(column.title for column in shown_columns))
     shown = []
-    for metric in titles():
+    for metric in [name for name in titles() if not metrics or name in metrics]:
         rows = [
             (Cell(d), *(_measured(run, d, column, metric) for column in shown_columns))
             for d in run.results
         ]
-        known = any(cell.value is not None for row in rows for cell in row)  # not of an older run
-        if known and (not metrics or metric in metrics):
+        if any(cell.value is not None for row in rows for cell in row):  # not of an older run
             shown.append(metric_table(metric, header, rows))
     if full := full_spectrum(run):
         shown += [
@@ -295,6 +271,14 @@ def csv_rows(run: Results) -> list[list[Any]]:
     return rows
 
 
+def members_of(run: Results) -> dict[str, list[str]]:
+    """Group -> its sets."""
+    groups: dict[str, list[str]] = {}
+    for name, group in run.groups.items():
+        groups.setdefault(group, []).append(name)
+    return groups
+
+
 def columns(run: Results) -> list[Column]:
     """The columns of a table.
 
@@ -302,8 +286,7 @@ def columns(run: Results) -> list[Column]:
     that the user added, in the group `extra`, are averaged nowhere.
     """
     headed: list[Column] = []
-    for group in dict.fromkeys(run.groups.values()):
-        members = [name for name in run.groups if run.groups[name] == group]
+    for group, members in members_of(run).items():
         headed += [Column(name, name, group) for name in members]
         if group != "extra" and len(members) > 1:
             partial = group in run.incomplete
@@ -322,28 +305,22 @@ def listed(value: Any) -> str:
     return "[" + ", ".join(map(str, value)) + "]" if isinstance(value, list | tuple) else str(value)
 
 
-def number(fraction: float | int | None) -> str:
-    """A value of a table, in per cent; a dash where there is none."""
-    return "–" if fraction is None else percent(fraction)
-
-
 def _measured(run: Results, detector: str, column: Column, metric: str) -> Cell:
     """A value with its interval, where there are these."""
     kept = run.average_intervals if column.members else run.intervals
     ends: Sequence[float] = kept.get(detector, {}).get(column.key, {}).get(metric, ())
     interval = f"({100 * ends[0]:.1f}–{100 * ends[1]:.1f})" if ends else ""
     value = cell(run, detector, column, metric)
-    return Cell(number(value), interval, value=value)
+    return Cell(percent(value), interval, value=value)
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns aligned, the first to the left and the others to the right."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
 
     def line(row):
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        return "  ".join(cells).rstrip()
+        first, *others = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        return "  ".join([row[0].ljust(len(first)), *others]).rstrip()
 
     rule = "  ".join("-" * width for width in widths)
     return "\n".join([line(header), rule, *map(line, rows)])
@@ -363,22 +340,17 @@ def mark_best(rows: Sequence[Sequence[Cell]], metric: str) -> list[tuple[Cell, .
     if len(rows) < 2:
         return [tuple(row) for row in rows]
     choose = max if METRICS[metric].higher_is_better else min
-    best = [
-        choose((percent(c.value) for c in column if c.value is not None), key=float, default=None)
-        for column in zip(*rows, strict=True)
-    ]
-    return [
-        tuple(
-            dataclasses.replace(c, best=c.value is not None and percent(c.value) == b)
-            for c, b in zip(row, best, strict=True)
-        )
-        for row in rows
-    ]
+    columns = []
+    for column in zip(*rows, strict=True):
+        known = [percent(cell.value) for cell in column if cell.value is not None]
+        best = choose(known, key=float, default="")
+        columns.append([dataclasses.replace(c, best=percent(c.value) == best) for c in column])
+    return list(zip(*columns, strict=True))
 
 
-def percent(fraction: float | int) -> str:
-    """A fraction as it is printed, in per cent."""
-    return f"{100 * fraction:.2f}"
+def percent(fraction: float | int | None) -> str:
+    """A fraction as it is printed, in per cent; a dash where there is none."""
+    return "–" if fraction is None else f"{100 * fraction:.2f}"
 
 
 def metric_table(
@@ -386,7 +358,7 @@ def metric_table(
 ) -> Table:
     """A metric's table, in per cent."""
     better = "higher is better" if METRICS[metric].higher_is_better else "lower is better"
-    title = f"{titles()[metric]}, % ({better})"
+    title = f"{METRICS[metric].report}, % ({better})"
     return Table(title, header, tuple(mark_best(rows, metric)), stubs)
 
 

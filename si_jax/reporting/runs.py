@@ -215,14 +215,13 @@ def save_thumbnails(
     detectors: Sequence[str],
 ) -> Path:
     """Write small copies of the extreme images of every set by every detector, each image once."""
-    rows: list[tuple[str, int]] = []
+    rows: list[tuple[ImageSet, int]] = []
     for images in image_sets:
         found = [index for d in detectors for index, _ in extremes(arrays[images.name][d])]
-        rows += [(images.name, index) for index in dict.fromkeys(found)]
-    by_name = {images.name: images for images in image_sets}
+        rows += [(images, index) for index in dict.fromkeys(found)]
     content: dict[str, Any] = {
-        "image": np.stack([_thumbnail(by_name[name].load(i)[0], transform) for name, i in rows]),
-        "pick_set": np.array([name for name, _ in rows]),
+        "image": np.stack([_thumbnail(images.load(i)[0], transform) for images, i in rows]),
+        "pick_set": np.array([images.name for images, _ in rows]),
         "pick_index": np.array([index for _, index in rows]),
         "pick_row": np.arange(len(rows)),
     }
