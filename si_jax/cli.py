@@ -8,7 +8,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from si_jax.data.files import home
@@ -119,29 +118,25 @@ def in_flags(message: str) -> str:
     return message
 
 
-def cache_compilations() -> Path | None:
+def cache_compilations() -> None:
     """Keep compiled programs on disk, so that a second run need not compile them again.
 
     The folder is JAX's own (`$JAX_COMPILATION_CACHE_DIR`), or else `programs` in `$SI_JAX_CACHE`
     or `~/.cache/si_jax`. Nothing is kept under `JAX_ENABLE_COMPILATION_CACHE=0`.
-
-    Returns:
-        The folder, or None where nothing is cached.
     """
-    if jax_folder := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        return Path(jax_folder)
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
     try:
         folder = home() / "programs"
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
         if os.environ.get("SI_JAX_CACHE"):
             raise
-        return None
+        return
     import jax
 
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    return folder
 
 
 def _terminate(number, frame):

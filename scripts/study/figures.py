@@ -7,17 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from si_jax.reporting.figures import (
-    ID_COLOUR,
-    OOD_COLOUR,
-    WIDTH,
-    grid,
-    labels,
-    short,
-    style,
-    tap_map,
-    tidy,
-)
+from si_jax.reporting.figures import ID_COLOUR, OOD_COLOUR, WIDTH, grid, short, style, tap_map
 
 ID_NAME = "in-distribution"
 SHOWN = (("far", "auroc", "far AUROC, %"), ("far", "fpr95", "far FPR95, %"),
@@ -30,7 +20,8 @@ def densities(layers: Mapping[str, Any], groups: Mapping[str, str]) -> Figure:
 
     `layers` is of `study.ablations.layers`, and `groups` set -> group.
     """
-    figure, panels = grid(len(groups), height=2.5)
+    across, up = "layer", "share of positions that are on"
+    figure, panels = grid(len(groups), across, up, height=2.5)
     places = np.arange(len(layers["taps"]))
     thin = {"linewidth": 1.1, "markersize": 4}
     for axes, name in zip(panels, groups, strict=True):
@@ -43,8 +34,6 @@ def densities(layers: Mapping[str, Any], groups: Mapping[str, str]) -> Figure:
         axes.sharey(panels[0])
         axes.legend(fontsize=7.5, frameon=False)
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-        tidy(axes)
-    labels(panels, "layer", "share of positions that are on")
     return figure
 
 
@@ -77,7 +66,8 @@ def by_images(rows: Sequence[Mapping[str, Any]], reference: Mapping[str, Any]) -
         if row["table"] == "images" and not row["failure"]:
             lines.setdefault((row["components"], row["form"]), []).append(row)
     panels_of = [shown for shown in SHOWN if shown[0] in reference]
-    figure, panels = grid(len(panels_of), height=3.1, head=0.3, foot=0.25)
+    count, across = len(panels_of), "calibration images"
+    figure, panels = grid(count, across, height=3.1, head=0.3, foot=0.25)
     for axes, (group, metric, title) in zip(panels, panels_of, strict=True):
         for number, ((components, form), line) in enumerate(lines.items()):
             counts = np.array([row["images"] for row in line]) * 1.02 ** (number - 1.5)
@@ -108,10 +98,8 @@ def by_images(rows: Sequence[Mapping[str, Any]], reference: Mapping[str, Any]) -
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0f}"))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_title(title, fontsize=9)
-        tidy(axes)
         axes.tick_params(axis="x", labelrotation=45)
     if panels:
         handles = panels[0].get_legend_handles_labels()
         figure.legend(*handles, loc="upper left", ncols=5, fontsize=9, frameon=False)
-    labels(panels, "calibration images", "")
     return figure

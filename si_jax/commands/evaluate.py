@@ -9,6 +9,7 @@ si-jax evaluate --id VAL --train TRAIN --ood cars=CARS --checkpoint CHECKPOINT  
 """
 
 import os
+import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -20,14 +21,7 @@ from si_jax.data.benchmarks import BENCHMARKS
 from si_jax.data.files import json_hash
 from si_jax.detectors import DETECTORS, describe
 from si_jax.detectors.si import si_z
-from si_jax.evaluation.job import (
-    EVERY,
-    applicable,
-    benchmark_model,
-    benchmark_table,
-    labelled,
-    make_detectors,
-)
+from si_jax.evaluation import job
 from si_jax.evaluation.sharing import score_share, score_with_ray
 from si_jax.evaluation.store import escaped
 
@@ -35,15 +29,11 @@ ASIDE = ("benchmark", "protocol", "out", "data_dir", "ood_root", "download", "ba
          "ray", "gpus")  # fmt: skip
 """Options on which no result depends, or which the directory's name says."""
 
+HIDDEN = dict.fromkeys(("label", "taps", "variant", "tap_chunk"), "")
+"""Arguments of the library that are no options."""
 
-@command(
-    "si-jax evaluate",
-    find_sets,
-    evaluate,
-    benchmark_model,
-    si_z,
-    **dict.fromkeys(("label", "taps", "variant", "tap_chunk"), ""),
-)
+
+@command("si-jax evaluate", find_sets, evaluate, job.benchmark_model, si_z, **HIDDEN)
 def main(
     find: partial,
     run: partial,
@@ -98,13 +88,13 @@ def main(
     directory = checked_directory(out or default_directory(dataset, images, given))
     part = None if share is None else shares(share)
     detectors = run.keywords.get("detectors")
-    labelled(detectors or ())
+    job.labelled(detectors or ())
     common = {name: plain_value(text) for name, text in si.keywords.items()}
-    options = {EVERY: common, **run.keywords.get("options", {})}
+    options = {job.EVERY: common, **run.keywords.get("options", {})}
     if list_taps:
         model, _ = load(dataset)()
-        names = detectors or applicable(model, options)
-        return print_taps(make_detectors(names, model, options=options))
+        names = detectors or job.applicable(model, options)
+        return print_taps(job.make_detectors(names, model, options=options))
     search = {**find.keywords, "id_set": images}
     if full_spectrum:
         own = BENCHMARKS[dataset].shifted if dataset in BENCHMARKS else ()
@@ -127,10 +117,9 @@ def main(
 
 def shares(text: str) -> tuple[int, int]:
     """`"2/8"` -> (2, 8)."""
-    k, slash, n = text.partition("/")
-    if not (k.isdecimal() and slash and n.isdecimal()):
-        raise ValueError(f"--share {text}: write it as K/N, such as 1/8")
-    return int(k), int(n)
+    if found := re.fullmatch(r"(\d+)/(\d+)", text):
+        return int(found[1]), int(found[2])
+    raise ValueError(f"--share {text}: write it as K/N, such as 1/8")
 
 
 def in_distribution(dataset: str | None, text: str | None) -> str | dict[str, str] | None:
@@ -148,7 +137,7 @@ def in_distribution(dataset: str | None, text: str | None) -> str | dict[str, st
 def default_directory(dataset: str | None, images: Any, given: Mapping[str, Any]) -> Path:
     """Where results go by default: another directory for other options, the same for the same."""
     name = f"{dataset}-{given.get('protocol', 'published')}"
-    if benchmark_table(dataset) is None:
+    if job.benchmark_table(dataset) is None:
         named = isinstance(images, dict)
         called = next(iter(images)) if named else Path(dataset or images or ".").resolve().name
         name = f"{escaped(called)[:40]}-own"

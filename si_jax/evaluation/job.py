@@ -278,9 +278,9 @@ def benchmark_model(
 
     def load() -> tuple[Model, str]:
         model = make()
-        if torch is None and architecture not in (None, model.name):
+        if not (torch or is_file) and architecture not in (None, model.name):
             raise ValueError(f"checkpoint {name} is a {model.name}, not a {architecture}")
-        if torch is None and table is not None and model.num_classes != table.num_classes:
+        if not torch and table is not None and model.num_classes != table.num_classes:
             raise ValueError(
                 f"checkpoint {name} has {model.num_classes} classes, but {table.name} has"
                 f" {table.num_classes}: choose a checkpoint that was trained on {table.name}"

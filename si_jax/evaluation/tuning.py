@@ -24,14 +24,13 @@ from si_jax.data.synthetic import PATCHES, shuffled
 from si_jax.detectors import DETECTORS, Detector, default_options, make_detector
 from si_jax.detectors.options import convert_all
 from si_jax.evaluation import metrics
-from si_jax.evaluation.job import benchmark_model, benchmark_table
+from si_jax.evaluation.job import benchmark_model
 from si_jax.evaluation.scoring import Scorer
 from si_jax.evaluation.store import check_names
 from si_jax.model import Model
 
-_PERCENTILES = (65, 70, 75, 80, 85, 90, 95)
+_PERCENTILES = {"percentile": (65, 70, 75, 80, 85, 90, 95)}
 _WINDOWS = {"low": (60, 65, 70, 75, 80, 85, 90), "high": (85, 90, 95, 99)}
-_UNIT = {"normalise": (False, True)}
 _STEPS = {"preset": ("published", "published-defaults")}
 
 GRIDS: dict[str, dict[str, tuple]] = {
@@ -43,21 +42,16 @@ GRIDS: dict[str, dict[str, tuple]] = {
     "i-odin": {"temperature": (1, 10, 100, 1000), "step": (0.0014, 0.0028)},
     "react": {"percentile": (85, 90, 95, 99)},
     "vra": {"low": (10, 30, 50, 60, 70), "high": (85, 90, 95, 99)},
-    "ash-p": {"percentile": _PERCENTILES},
-    "ash-b": {"percentile": _PERCENTILES},
-    "ash-s": {"percentile": _PERCENTILES},
-    "scale": {"percentile": _PERCENTILES},
-    "lts": {"percentile": _PERCENTILES},
-    "adascale-a": _WINDOWS,
-    "adascale-l": _WINDOWS,
+    **dict.fromkeys(("ash-p", "ash-b", "ash-s", "scale", "lts"), _PERCENTILES),
+    **dict.fromkeys(("adascale-a", "adascale-l"), _WINDOWS),
     "rankfeat": {"stages": (1, 2)},
     "dice": {"percentile": (10, 30, 50, 70, 90)},
     "knn": {"k": (50, 100, 200, 500, 1000)},
     "nnguide": {"k": (1, 10, 50, 100)},
     "relation": {"power": (1, 2, 4, 6, 8)},
     "nci": {"alpha": (0.0001, 0.001, 0.01, 0.1)},
-    "mahalanobis": _UNIT,
-    "relative-mahalanobis": _UNIT,
+    "mahalanobis": {"normalise": (False, True)},
+    "relative-mahalanobis": {"normalise": (False, True)},
     "openmax": {"tail": (10, 20, 30, 40, 50), "alpha": (1, 3, 5, 10, 15, 20)},
     "mcm": {"temperature": (0.01, 0.1, 0.5, 1, 10)},
     "grad-uncertainty": {"parameters": ("head", "all")},
@@ -120,28 +114,24 @@ def tune(
     """
     if not ood:
         raise ValueError("ood is empty: give at least one validation set")
+    every = {describe(name, options): options for options in candidates(name, grid)}
     detectors: dict[str, Detector] = {}
-    tried: dict[str, dict[str, Any]] = {}
     skipped: dict[str, str] = {}
-    for options in candidates(name, grid):
-        label = describe(name, options)
+    for label, options in every.items():
         try:
             detector = make_detector(name, model, batch_size=batch_size, **options)
-            if detector.needs_fit:
-                detector.fit(*fit)
+            detectors[label] = detector.fit(*fit) if detector.needs_fit else detector
         except ValueError as error:
             skipped[label] = str(error)
-            continue
-        detectors[label], tried[label] = detector, options
-    if not tried:
+    if not detectors:
         raise ValueError(f"no options of {name!r} can be tried: {next(iter(skipped.values()))}")
     scorer = Scorer(detectors)
     known, others = scorer(validation), {key: scorer(images) for key, images in ood.items()}
     trials = []
-    for label, options in tried.items():
+    for label in detectors:
         score = known[label]["score"]
         auroc = {key: metrics.auroc(score, found[label]["score"]) for key, found in others.items()}
-        trials.append(Trial(options, auroc))
+        trials.append(Trial(every[label], auroc))
     return sorted(trials, key=lambda trial: -trial.mean), skipped
 
 
@@ -257,12 +247,11 @@ def tune_on_benchmark(
     check_least(1, limit=limit, fit_limit=fit_limit)
     check_names(ood or {})
     next(candidates(detector, grid))  # refuses before anything is loaded
-    table = benchmark_table(benchmark)
-    if table is None:
-        raise ValueError(f"benchmark (={benchmark}) must be one of {', '.join(BENCHMARKS)}")
+    check_choice(BENCHMARKS, benchmark=benchmark)
     check_choice(preprocessing.PROTOCOLS, protocol=protocol)
     if not isinstance(model, Model):
         model, _ = benchmark_model(benchmark, model)()
+    table = BENCHMARKS[benchmark]
     transform = preprocessing.PREPROCESSING[protocol, table.size]
     train = benchmarks.find(table.train, benchmarks.SearchPaths(data_dir, ood_root)).images
 
@@ -274,26 +263,16 @@ def tune_on_benchmark(
         subset(sources.from_path(path, name=name), limit, seed)
         for name, path in (ood or {}).items()
     ]
-    if given:
-        refuse_test_images(given, _test_sets(benchmark, data_dir, ood_root))
+    tests: dict[str, ImageSet] = {}
+    for every in preprocessing.PROTOCOLS if given else ():
+        sets = benchmarks.resolve(benchmark, every, data_dir, ood_root, allow_missing=True)
+        tests |= {x.fingerprint: x for x in (sets.test, *(o.images for o in sets.ood))}
+    refuse_test_images(given, tests.values())
     made = {images.name: _load(images, transform)[0] for images in given}
     ood_images = made or validation_ood(validation, seed)
-    trials, skipped = tune(
-        detector, model, fit, validation, ood_images, grid=grid, batch_size=batch_size
-    )
+    options: dict[str, Any] = {"grid": grid, "batch_size": batch_size}
+    trials, skipped = tune(detector, model, fit, validation, ood_images, **options)
     return Tuned(detector, tuple(trials), skipped, len(validation))
-
-
-def _test_sets(benchmark: str, data_dir, ood_root) -> list[ImageSet]:
-    """The benchmark's test sets, of all protocols, as far as they are on this machine."""
-    tests = {}
-    for protocol in preprocessing.PROTOCOLS:
-        sets = benchmarks.resolve(
-            benchmark, protocol, data_dir, ood_root, allow_missing=True, fetch=False
-        )
-        for image_set in (sets.test, *(o.images for o in sets.ood)):
-            tests[image_set.fingerprint] = image_set
-    return list(tests.values())
 
 
 def _load(image_set: ImageSet, transform) -> tuple[np.ndarray, np.ndarray]:

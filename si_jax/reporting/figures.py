@@ -189,11 +189,9 @@ def _panels(
     run: Run, horizontal: str, vertical: str, *, longest: int = 28, **size: Any
 ) -> tuple[Figure, dict[str, Any]]:
     """A figure with a panel for each out-of-distribution set, by its name."""
-    figure, panels = grid(len(run.ood_sets), **size)
-    labels(panels, horizontal, vertical)
+    figure, panels = grid(len(run.ood_sets), horizontal, vertical, **size)
     for name, axes in zip(run.ood_sets, panels, strict=True):
         axes.set_title(f"{short(name, longest)} ({run.results.groups[name]})", fontsize=9)
-        tidy(axes)
     return figure, dict(zip(run.ood_sets, panels, strict=True))
 
 
@@ -230,8 +228,8 @@ def _tap_values(
     return values
 
 
-def encode(figure: Figure, form: str = "png", dpi: int = 160) -> bytes:
-    """A figure as the bytes of a PNG or JPEG file; `$` in a name is shown as it is."""
+def encode(figure: Figure, dpi: int = 160) -> bytes:
+    """A figure as the bytes of a PNG file; `$` in a name is shown as it is."""
     legends = [axes.get_legend() for axes in figure.axes] + figure.legends
     shown = [text for legend in legends if legend for text in legend.get_texts()]
     for axes in figure.axes:
@@ -242,13 +240,14 @@ def encode(figure: Figure, form: str = "png", dpi: int = 160) -> bytes:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     file = io.BytesIO()
-    options = {"quality": 90, "subsampling": 0} if form == "jpeg" else {}
-    Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").save(file, form, **options)
+    Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").save(file, "png")
     return file.getvalue()
 
 
 def grid(
     count: int,
+    horizontal: str = "",
+    vertical: str = "",
     *,
     columns: int = 3,
     height: float,
@@ -256,7 +255,11 @@ def grid(
     foot: float = 0.0,
     left: float = 0.6,
 ) -> tuple[Figure, list]:
-    """A figure with `count` panels in rows of `columns`, a `height` and margins in inches."""
+    """A figure with `count` panels in rows of `columns`, a `height` and margins in inches.
+
+    The vertical axis is named at the first panel of each row alone. Numbers are small, and there is
+    no frame on the right and at the top.
+    """
     rows = math.ceil(count / columns)
     total = head + rows * height + foot
     figure = Figure(figsize=(WIDTH, max(total, 0.5)))
@@ -268,21 +271,13 @@ def grid(
     panels = list(figure.subplots(rows, columns, squeeze=False, gridspec_kw=inside | space).flat)
     for axes in panels[count:]:
         axes.remove()
-    return figure, panels[:count]
-
-
-def labels(panels: list, horizontal: str, vertical: str) -> None:
-    """Name the axes of a row of panels, the vertical one at the first of each row alone."""
-    for axes in panels:
+    for axes in panels[:count]:
         axes.set_xlabel(horizontal, fontsize=8)
         if axes.get_subplotspec().is_first_col():
             axes.set_ylabel(vertical, fontsize=8)
-
-
-def tidy(axes) -> None:
-    """Small numbers, and no frame on the right and at the top."""
-    axes.tick_params(labelsize=7.5)
-    axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=7.5)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, panels[:count]
 
 
 def style(number: int) -> Mapping[str, Any]:

@@ -38,23 +38,14 @@ CAPTIONS = {
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A figure as it stands in a page; `data` is its address."""
-
-    data: str
-    text: str
-    caption: str = ""
-
-
-@dataclass(frozen=True)
 class Section:
-    """A part of a page: notes, then tables, then figures."""
+    """A part of a page: notes, then tables, then figures under their names."""
 
     anchor: str
     title: str
     notes: Sequence[str] = ()
     tables: Sequence[Table] = ()
-    figures: Sequence[tuple[str, Picture]] = ()
+    figures: Sequence[tuple[str, Cell]] = ()
 
 
 def write(run: Run, directory: Path) -> Path:
@@ -67,7 +58,7 @@ def write(run: Run, directory: Path) -> Path:
         chart = figures.encode(figures.overview(run))
         write_atomically(directory / "overview.png", lambda file: file.write(chart))
         text = f"AUROC of {', '.join(run.detectors)} on {', '.join(run.ood_sets)}"
-        overview = Picture(_data(chart), text, CAPTIONS["overview"])
+        overview = Cell(text, CAPTIONS["overview"], picture=_data(chart))
     return _write(
         directory,
         "run.html",
@@ -111,15 +102,15 @@ def _facts(rows: Sequence[tuple[str, str]]) -> Table:
 def _pictures(run: Run) -> Iterator[Section]:
     def of_each(title: str, note: str, draw: Callable, detectors: Sequence[str]) -> Section:
         drawn = {d: _data(figures.encode(draw(run, d))) for d in detectors}
-        shown = [(d, Picture(data, f"{title} of {d}: {names}")) for d, data in drawn.items()]
+        shown = [(d, Cell(f"{title} of {d}: {names}", picture=x)) for d, x in drawn.items()]
         return Section(title.lower(), title, [CAPTIONS[note]], figures=shown)
 
     names = ", ".join(run.ood_sets)
     if run.ood_sets:
         curves = _data(figures.encode(figures.roc_curves(run)))
         caption = " ".join([CAPTIONS["roc"], *figures.coincidences(run)])
-        shown = [("", Picture(curves, f"ROC curves: {names}", caption))]
-        yield Section("roc", "ROC curves", figures=shown)
+        shown = Cell(f"ROC curves: {names}", caption, picture=curves)
+        yield Section("roc", "ROC curves", figures=[("", shown)])
         yield of_each("Scores", "histograms", figures.histograms, run.detectors)
         if tapped := [d for d in run.detectors if figures.tap_kind(run, d)]:
             yield of_each("Layers", "taps", figures.tap_densities, tapped)

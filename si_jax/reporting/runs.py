@@ -173,30 +173,29 @@ def load_several(directories: Sequence[str | Path]) -> list[Run]:
 
 
 def _arrays(results: Results, directory: Path) -> Arrays:
+    """The scores of all sets, which are those that the results were measured of."""
     id_set = results.in_distribution
     arrays: dict[str, dict[str, Scores]] = {
         name: {detector: load_scores(directory, detector, name) for detector in results.results}
         for name in (id_set, *results.groups)
     }
     for name, found in arrays.items():
-        for detector, scores in list(found.items()):
-            other = len(scores["score"]) != results.counts[name]
-            if not other and name != id_set:
-                pair = arrays[id_set][detector]["score"], scores["score"]
+        for detector, scores in found.items():
+            auroc = expected = 0.0
+            if name != id_set:
+                expected = results.results[detector][name]["auroc"]
                 try:
-                    auroc = metrics.auroc(*pair)
+                    auroc = metrics.auroc(arrays[id_set][detector]["score"], scores["score"])
                 except ValueError:
                     auroc = math.nan
-                other = not abs(auroc - results.results[detector][name]["auroc"]) < 1e-6
-            if other:
+            if len(scores["score"]) != results.counts[name] or not abs(auroc - expected) < 1e-6:
                 raise ValueError(
                     f"{scores.paths[0].parent} is of another computation than results.json:"
                     " evaluate again into the same directory"
                 )
         if PREDICTION not in found and chunk_path(directory, PREDICTION, name).is_file():
             predicted = load_scores(directory, PREDICTION, name)
-            first = next(iter(found.values()))
-            if np.array_equal(predicted["index"], first["index"]):
+            if np.array_equal(predicted["index"], next(iter(found.values()))["index"]):
                 found[PREDICTION] = predicted
     return arrays
 
