@@ -177,19 +177,10 @@ def evaluate(
     """
     began = time.monotonic()
     directory = None if out is None else checked_directory(out)
-    job = make_job(
-        model,
-        sets,
-        detectors=detectors,
-        options=options,
-        limit=limit,
-        fit_limit=fit_limit,
-        seed=seed,
-        batch_size=batch_size,
-        scale=scale,
-    )
-    label = label or f"{model.name}, given as a model"
-    about: dict[str, Any] = {"limit": limit, "seed": seed, "checkpoint": label, **job.facts}
+    drawn: dict[str, Any] = {"limit": limit, "seed": seed}
+    given: dict[str, Any] = {"fit_limit": fit_limit, "batch_size": batch_size, "scale": scale}
+    job = make_job(model, sets, detectors, options, **drawn, **given)
+    about = {**drawn, "checkpoint": label or f"{model.name}, given as a model", **job.facts}
     about |= {"groups": dict(job.groups), "settings": job.settings}
     with contextlib.ExitStack() as stack:
         where = directory or Path(stack.enter_context(tempfile.TemporaryDirectory()))

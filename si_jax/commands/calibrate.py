@@ -63,9 +63,7 @@ def main(
     model = network(torch, checkpoint) if torch else load_model(checkpoint or "")
     if classes:
         if len(classes) != model.num_classes:
-            raise ValueError(
-                f"--classes names {len(classes)}, but the network has {model.num_classes}"
-            )
+            raise ValueError(f"--classes names {len(classes)} of {model.num_classes} classes")
         model = dataclasses.replace(model, card={**model.card, "classes": classes})
     options = detector_options([f"{detector}.{text}" for text in set_ or ()])
     made = make_detector(detector, model, **options.get(detector, {}))

@@ -124,9 +124,9 @@ def make_detectors(
 def make_job(
     model: Model,
     sets: Resolved,
-    *,
     detectors: Detectors | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
     limit: int | None = None,
     fit_limit: int | None = 10_000,
     seed: int = 0,
@@ -135,11 +135,7 @@ def make_job(
 ) -> Job:
     """What `si_jax.evaluate` evaluates on what; its arguments, and what it raises."""
     check_least(1, limit=limit, fit_limit=fit_limit)
-    if model.num_classes != sets.num_classes:
-        raise ValueError(
-            f"{model.name} has {model.num_classes} classes, but {sets.benchmark} has"
-            f" {sets.num_classes}: choose a network that was trained on {sets.benchmark}"
-        )
+    check_classes(model.name, model, sets.benchmark, sets.num_classes)
     # the protocol decides the size; every architecture here pools globally and takes any
     model = changed(model, input_size=sets.preprocessing.crop, scale=scale or model.scale)
     kept = options or {}
@@ -170,6 +166,15 @@ def make_job(
     )
     check_names([image_set.name for image_set in job.sets])
     return job
+
+
+def check_classes(called: str, model: Model, benchmark: str, classes: int) -> None:
+    """Check that a network has as many classes as a benchmark."""
+    if model.num_classes != classes:
+        raise ValueError(
+            f"{called} has {model.num_classes} classes, but {benchmark} has {classes}: choose one"
+            f" that was trained on {benchmark}"
+        )
 
 
 def changed(model: Model, **fields: Any) -> Model:
@@ -280,11 +285,8 @@ def benchmark_model(
         model = make()
         if not (torch or is_file) and architecture not in (None, model.name):
             raise ValueError(f"checkpoint {name} is a {model.name}, not a {architecture}")
-        if not torch and table is not None and model.num_classes != table.num_classes:
-            raise ValueError(
-                f"checkpoint {name} has {model.num_classes} classes, but {table.name} has"
-                f" {table.num_classes}: choose a checkpoint that was trained on {table.name}"
-            )
+        if table is not None and not torch:
+            check_classes(f"checkpoint {name}", model, table.name, table.num_classes)
         return changed(model, precision=precision), name
 
     return load

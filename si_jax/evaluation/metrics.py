@@ -246,7 +246,7 @@ def _checked(name: str, scores: np.ndarray) -> Float[np.ndarray, "n"]:
     scores = np.asarray(scores)
     if scores.ndim != 1 or not len(scores):
         raise ValueError(
-            f"{name} (shape {scores.shape}) must be a one-dimensional array of at least one score"
+            f"{name} (shape {scores.shape}) must be one-dimensional: at least one score"
         )
     if scores.dtype.kind not in "fiu":
         raise ValueError(f"{name} (dtype {scores.dtype}) must hold numbers")

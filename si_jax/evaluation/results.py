@@ -122,9 +122,7 @@ class Results:
         content = dict(content)
         schema = content.pop("schema", 1)
         if schema not in range(1, SCHEMA + 1):
-            raise ValueError(
-                f"'schema' is {schema!r}, and this version of si_jax reads up to {SCHEMA}"
-            )
+            raise ValueError(f"'schema' is {schema!r}, and this version reads up to {SCHEMA}")
         if isinstance(content.get("absent"), dict):  # of older files: set -> what stood in for it
             content["absent"] = list(content["absent"])
         extra = {k: content.pop(k) for k in list(content) if k not in FIELDS}

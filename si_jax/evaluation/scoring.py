@@ -231,19 +231,17 @@ def score_chunks(
     spans = chunks_of(len(image_set), batch_size)
     numbers = range(len(spans)) if numbers is None else numbers
     facts = {**facts, "set": image_set.fingerprint, "batch": batch_size, "chunk": CHUNK}
-    stored: dict[str, dict[int, Chunk]] = {}
+    stored: dict[str, dict[int, Chunk]] = {name: {} for name in scorer.detectors}
     files: dict[str, dict[int, Path]] = {}
     keys = {}
     for name, detector in scorer.detectors.items():
         fit = weights_hash(detector.state) if detector.state else ""
         keys[name] = store.key_of({**facts, **detector_facts(detector), "fit": fit})
         files[name] = {i: store.chunk_path(directory, name, image_set.name, i) for i in numbers}
-        found = {i: store.read_chunk(path, keys[name]) for i, path in files[name].items()}
-        stored[name] = {
-            i: chunk
-            for i, chunk in found.items()
-            if chunk and _usable(chunk, spans[i], image_set, skip_unreadable)
-        }
+        for i, path in files[name].items():
+            chunk = store.read_chunk(path, keys[name])
+            if chunk and _usable(chunk, spans[i], image_set, skip_unreadable):
+                stored[name][i] = chunk
     lacking = {i: [name for name in stored if i not in stored[name]] for i in numbers}
     lacking = {i: names for i, names in lacking.items() if names}
     if lacking:
@@ -256,10 +254,10 @@ def score_chunks(
                 for name in names:
                     store.write_keyed(files[name][i], keys[name], results[name])
                     stored[name][i] = store.held(results[name])
-    arrays = {}
-    for name, key in keys.items():
-        chunks = [stored[name].pop(i) for i in numbers]
-        arrays[name] = Scores([*files[name].values()], key, chunks)
+    arrays = {
+        name: Scores([*files[name].values()], key, [stored[name].pop(i) for i in numbers])
+        for name, key in keys.items()
+    }
     return arrays, sum(len(spans[i]) for i in lacking)
 
 

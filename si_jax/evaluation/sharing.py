@@ -106,9 +106,7 @@ def score_with_ray(
         given: Any = ray.put((fields, sets, {**options, **where}))
         ray.get([run.remote(given, (k, workers)) for k in range(1, workers + 1)])
     except TypeError as error:
-        raise ValueError(
-            f"{model.name} or a set cannot be sent to Ray's workers: score shares of it"
-        ) from error
+        raise ValueError(f"{model.name} or a set cannot be sent to Ray: score shares") from error
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
     except ray.exceptions.RayError as error:

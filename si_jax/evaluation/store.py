@@ -194,10 +194,7 @@ class Scores(Mapping[str, np.ndarray]):
         for path in self._filled:
             arrays = read_keyed(path, self._key)
             if arrays is None or name not in arrays:
-                raise OSError(
-                    f"{path} was deleted or changed meanwhile: run it again, and let nothing else"
-                    " write there"
-                )
+                raise OSError(f"{path} was deleted or changed meanwhile: run it again")
             parts.append(arrays[name])
         return np.concatenate(parts)
 

@@ -84,9 +84,7 @@ def candidates(
     """Every combination of a grid (`GRIDS[name]` by default), the detector's defaults first."""
     grid = GRIDS.get(name) if grid is None else grid
     if not grid:
-        raise ValueError(
-            f"detector {name!r} has no grid to search; those that have: {', '.join(GRIDS)}"
-        )
+        raise ValueError(f"detector {name!r} has no grid; those that have: {', '.join(GRIDS)}")
     known = default_options(name)
     if unknown := [option for option in grid if option not in known]:
         raise ValueError(f"detector {name!r} does not take the option {', '.join(unknown)}")
