@@ -106,22 +106,15 @@ def find_sets(
             name=name,
             seed=seed,
         )
-    given = {table.test.name: id_set, table.train.name: train_set}
+    where = table.name, protocol, data_dir, ood_root
     if download:
-        own = shifted is True or (shifted and None in shifted.values())
-        for outcome in downloads.prepare(
-            table.name, protocol, data_dir, ood_root, full_spectrum=bool(own)
-        ):
+        own = shifted is True or bool(shifted and None in shifted.values())
+        for outcome in downloads.prepare(*where, full_spectrum=own):
             print(f"{outcome.name}: {outcome.state}; {outcome.detail}", file=sys.stderr)
+    given = {table.test.name: id_set, table.train.name: train_set}
+    extra = {**(ood or {}), **{k: data for k, data in given.items() if data is not None}}
     return benchmarks.resolve(
-        table.name,
-        protocol,
-        data_dir,
-        ood_root,
-        extra={**(ood or {}), **{k: data for k, data in given.items() if data is not None}},
-        allow_missing=allow_missing,
-        fetch=download,
-        shifted=shifted,
+        *where, extra=extra, allow_missing=allow_missing, fetch=download, shifted=shifted
     )
 
 
@@ -201,10 +194,7 @@ def evaluate(
                 "name": model.name,
                 "classes": model.num_classes,
                 "parameters": model.num_parameters,
-                "input_size": list(job.model.input_size),
-                "mean": list(model.mean),
-                "std": list(model.std),
-                "precision": model.precision,
+                **{k: job.score_facts[k] for k in ("input_size", "mean", "std", "precision")},
                 "weights_sha256": job.score_facts["weights"],
             },
             in_distribution=job.id_set.name,

@@ -1,6 +1,6 @@
 """A command's options, from signatures and docstrings; and how their texts are read."""
 
-import collections.abc
+import collections
 import contextlib
 import functools
 import inspect
@@ -12,7 +12,7 @@ import shlex
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any
 
 import docstring_parser
@@ -44,11 +44,10 @@ def command(name: str, *functions: Callable, **names: str) -> Callable:
     def decorate(main: Callable) -> Callable[..., None]:
         own = dict(list(inspect.signature(main).parameters.items())[len(functions) :])
         theirs = [_optional(function, own, names) for function in functions]
-        options: dict[str, inspect.Parameter] = {}
-        for found in (own, *theirs):
-            options |= {k: p for k, p in found.items() if k not in (*options, *FILLED)}
-        called_so = {key: names.get(key) or NAMES.get(key, key).strip("_") for key in options}
-        flags = {key: f"--{name.replace('_', '-')}" for key, name in called_so.items()}
+        every = collections.ChainMap(own, *theirs)
+        options = {k: every[k] for found in every.maps for k in found if k not in FILLED}
+        words = {key: names.get(key) or NAMES.get(key, key).strip("_") for key in options}
+        flags = {key: f"--{word.replace('_', '-')}" for key, word in words.items()}
 
         @functools.wraps(main)
         def run(argv: list[str] | None = None) -> None:
@@ -92,10 +91,7 @@ def command(name: str, *functions: Callable, **names: str) -> Callable:
 
 
 def _optional(function: Callable, own: Iterable[str], names: dict[str, str]) -> dict:
-    """The optional parameters of a function that a command line can hold, but for a command's own.
-
-    `command` is one of them.
-    """
+    """The optional parameters of a function that a line can hold, but for a command's own."""
     found = {}
     for key, p in inspect.signature(function).parameters.items():
         kind = list[str] | None if key in READ else _on_a_line(p.annotation)
@@ -139,7 +135,7 @@ def _on_a_line(annotation: Any) -> Any:
         return functools.reduce(operator.or_, kinds) if all(kinds) else None
     if origin is Annotated:  # what the library checks by more than its type, it reads from text
         return str
-    if origin in (list, tuple, collections.abc.Sequence):
+    if origin in (list, tuple, Sequence):
         return annotation if all(_on_a_line(kind) for kind in inner if kind is not ...) else None
     plain = (str, int, float, bool, types.NoneType)
     return annotation if annotation in plain or origin is typing.Literal else None
@@ -149,8 +145,8 @@ def pairs(texts: Iterable[str], option: str, form: str = "NAME=PATH") -> dict[st
     """`["a=x", "b=y"]` -> {"a": "x", "b": "y"}; a name that is given twice is refused."""
     values: dict[str, str] = {}
     for text in texts:
-        name, equals, value = text.partition("=")
-        if not (name and equals and value):
+        name, _, value = text.partition("=")
+        if not (name and value):
             raise ValueError(f"{option} {text}: write it as {form}")
         if name in values:
             both = "" if value == values[name] else f": {values[name]} and {value}"
@@ -167,10 +163,10 @@ def detector_options(texts: Iterable[str], option: str = "--set") -> dict[str, d
         detector, dot, key = name.partition(".")
         if not dot:
             raise ValueError(f"{option} {name}={value}: write it as {form}")
-        key = key.replace("-", "_")
-        if key in options.setdefault(detector, {}):
+        key, given = key.replace("-", "_"), options.setdefault(detector, {})
+        if key in given:
             raise ValueError(f"{option} gives {name} twice: choose one")
-        options[detector][key] = plain_value(value)
+        given[key] = plain_value(value)
     return options
 
 

@@ -44,7 +44,8 @@ def join(runs: Sequence[Run]) -> list[Entry]:
         kinds.setdefault(_kind(run.results), []).append(run)
     entries = []
     for members in kinds.values():
-        if len(members) > 1 and len({_seed(run.results) for run in members}) == len(members):
+        seeds = {(run.results.seed, *SEED.findall(run.results.checkpoint)) for run in members}
+        if len(members) > 1 and len(seeds) == len(members):
             name = _common([run.name for run in members])
             entries.append(Entry(f"{name} ({len(members)} seeds)", tuple(members)))
         else:
@@ -132,10 +133,6 @@ def _kind(run: Results) -> str:
     checkpoint = SEED.sub(r"\1*", run.checkpoint)
     settings = re.sub(r'"seed": \d+', "", json.dumps(run.settings, sort_keys=True))
     return json.dumps([facts, model, checkpoint, settings, sorted(run.results)], sort_keys=True)
-
-
-def _seed(run: Results) -> tuple:
-    return run.seed, *(number for _, number in SEED.findall(run.checkpoint))
 
 
 def _joined(detector: str, entry: Entry, column: report.Column, m: str) -> Cell:

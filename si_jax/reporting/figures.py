@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from si_jax.evaluation import metrics
+from si_jax.evaluation.metrics import IdScores, OodScores
 from si_jax.reporting.runs import Run
 
 ID_COLOUR, OOD_COLOUR = "#0072B2", "#D55E00"  # blue, vermilion
@@ -61,14 +62,12 @@ def overview(run: Run) -> Figure:
     lowest = 45.0
     places = np.arange(len(order))
     for name, axes in panels.items():
-        auroc = np.array([100 * rows[d][name]["auroc"] for d in order])
-        ends = [intervals.get(d, {}).get(name, {}).get("auroc") for d in order]
-        low, high = (
-            [100 * e[side] if e else value for e, value in zip(ends, auroc, strict=True)]
-            for side in (0, 1)
-        )
+        auroc = {d: rows[d][name]["auroc"] for d in order}
+        ends = [intervals.get(d, {}).get(name, {}).get("auroc", (x, x)) for d, x in auroc.items()]
+        low, high = 100 * np.transpose(ends)
         axes.hlines(places, low, high, color=ID_COLOUR, linewidth=2.2, alpha=0.45)
-        axes.plot(auroc, places, "o", color=ID_COLOUR, markersize=5, clip_on=False)
+        shown = [100 * x for x in auroc.values()]
+        axes.plot(shown, places, "o", color=ID_COLOUR, markersize=5, clip_on=False)
         axes.axvline(50, color="#999999", linewidth=0.8, linestyle=":")
         lowest = min(lowest, np.min(low) - 2)
         axes.set_ylim(-0.6, len(order) - 0.4)
@@ -162,11 +161,11 @@ def tap_densities(run: Run, detector: str) -> Figure:
     figure, panels = _panels(run, "layer", TAP_ARRAYS[kind], height=2.5, foot=foot)
     _, total = figure.get_size_inches()
     place = (1.5 / WIDTH, names / total, 1 - 2.1 / WIDTH, 0.35 * len(sets) / total)
-    id_scores = _tap_values(run, run.id_set, detector, kind)
+    id_scores = _tap_values(run.arrays[run.id_set][detector], kind)
     places, thin = np.arange(len(taps)), {"linewidth": 1.1, "markersize": 4}
     auroc = np.zeros((len(sets), len(taps)))
     for number, (name, axes) in enumerate(panels.items()):
-        ood_scores = _tap_values(run, name, detector, kind)
+        ood_scores = _tap_values(run.arrays[name][detector], kind)
         pairs = zip(id_scores.T, ood_scores.T, strict=True)
         auroc[number] = [1 - metrics.auroc(*pair) for pair in pairs]  # of OOD above ID
         axes.sharey(panels[sets[0]])
@@ -205,9 +204,7 @@ def _edges(id_scores: np.ndarray, ood_scores: np.ndarray) -> np.ndarray:
     return np.linspace(low, high, BINS + 1)
 
 
-def _roc(
-    id_scores: Float[np.ndarray, "n"], ood_scores: Float[np.ndarray, "m"]
-) -> tuple[Float[np.ndarray, "points"], Float[np.ndarray, "points"]]:
+def _roc(id_scores: IdScores, ood_scores: OodScores) -> tuple[np.ndarray, np.ndarray]:
     """False and true positive rate at so few thresholds that the curve is quickly drawn."""
     counts = metrics.count(id_scores, ood_scores)
     fpr, tpr = (np.append(0, np.cumsum(x[::-1]) / x.sum()) for x in (counts.ood, counts.id))
@@ -216,16 +213,11 @@ def _roc(
     return fpr[chosen], tpr[chosen]
 
 
-def _tap_values(
-    run: Run, image_set: str, detector: str, kind: str
-) -> Float[np.ndarray, "images taps"]:
-    arrays = run.arrays[image_set][detector]
+def _tap_values(arrays: Mapping[str, np.ndarray], kind: str) -> Float[np.ndarray, "images taps"]:
     values = arrays[kind].astype(np.float64)
     if kind == "tap_average":
-        values = values / arrays["outer"].astype(np.float64)[:, None] ** 2
-    if kind == "tap_pvalue":
-        values = 1 - values
-    return values
+        return values / arrays["outer"].astype(np.float64)[:, None] ** 2
+    return 1 - values if kind == "tap_pvalue" else values
 
 
 def encode(figure: Figure, dpi: int = 160) -> bytes:
@@ -255,11 +247,7 @@ def grid(
     foot: float = 0.0,
     left: float = 0.6,
 ) -> tuple[Figure, list]:
-    """A figure with `count` panels in rows of `columns`, a `height` and margins in inches.
-
-    The vertical axis is named at the first panel of each row alone. Numbers are small, and there is
-    no frame on the right and at the top.
-    """
+    """A figure with `count` panels in rows of `columns`, a `height` and margins in inches."""
     rows = math.ceil(count / columns)
     total = head + rows * height + foot
     figure = Figure(figsize=(WIDTH, max(total, 0.5)))
