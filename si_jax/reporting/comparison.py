@@ -139,7 +139,8 @@ def _joined(detector: str, entry: Entry, column: report.Column, m: str) -> Cell:
     """The mean over an entry's runs and their standard deviation; nothing if one has no value."""
     if column not in report.columns(entry.first):
         return Cell(percent(None))
-    mean, spread = _mean([report.cell(run.results, detector, column, m) for run in entry.runs])
+    cells = [report.cell(run.results, detector, column, m) for run in entry.runs]
+    mean, spread = _mean([cell.value for cell in cells])
     return Cell(percent(mean), f"± {spread}" if spread else "", value=mean)
 
 
@@ -154,9 +155,8 @@ def _mean(values: Sequence[float | None]) -> tuple[float | None, str]:
 
 def _flat(run: Results) -> dict[str, str]:
     """Name -> value of everything that a run was given."""
-    facts = {
-        name: getattr(run, name) for name in ("benchmark", "protocol", "preprocessing", "limit")
-    }
+    names = ("benchmark", "protocol", "preprocessing", "limit")
+    facts = {name: getattr(run, name) for name in names}
     facts |= {f"model: {k}": v for k, v in run.model.items() if k != "weights_sha256"}
     facts["model: weights"] = str(run.model.get("weights_sha256", ""))[:12]
     facts |= {

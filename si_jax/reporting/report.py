@@ -227,7 +227,7 @@ def tables(run: Results) -> str:
     for convention, metric in CONVENTIONS.items():
         rows = [[detector] for detector in run.results]
         for row, column in itertools.product(rows, columns(run)):
-            auroc, fpr95 = (percent(cell(run, row[0], column, m)) for m in ("auroc", metric))
+            auroc, fpr95 = (cell(run, row[0], column, m).text for m in ("auroc", metric))
             row.append(f"{auroc} / {fpr95:>6}")
         header = ["AUROC / FPR95, %", *(column.name for column in columns(run))]
         shown.append(f"{convention}\n{text_table(header, rows)}")
@@ -241,10 +241,10 @@ def metric_tables(run: Results, metrics: Sequence[str] = ()) -> list[Table]:
     shown = []
     for metric in [name for name in titles() if not metrics or name in metrics]:
         rows = [
-            (Cell(d), *(_measured(run, d, column, metric) for column in shown_columns))
+            (Cell(d), *(cell(run, d, column, metric) for column in shown_columns))
             for d in run.results
         ]
-        if any(cell.value is not None for row in rows for cell in row):  # not of an older run
+        if any(one.value is not None for row in rows for one in row):  # not of an older run
             shown.append(metric_table(metric, header, rows))
     if full := full_spectrum(run):
         shown += [
@@ -295,23 +295,18 @@ def columns(run: Results) -> list[Column]:
     return headed
 
 
-def cell(run: Results, detector: str, column: Column, metric: str) -> float | int | None:
-    """One value of a table, a fraction; None where the run did not measure it."""
-    return (run.averages if column.members else run.results)[detector][column.key].get(metric)
+def cell(run: Results, detector: str, column: Column, metric: str) -> Cell:
+    """A value with its interval, where there are these; a dash where it was not measured."""
+    kept = run.average_intervals if column.members else run.intervals
+    ends: Sequence[float] = kept.get(detector, {}).get(column.key, {}).get(metric, ())
+    interval = f"({100 * ends[0]:.1f}–{100 * ends[1]:.1f})" if ends else ""
+    value = (run.averages if column.members else run.results)[detector][column.key].get(metric)
+    return Cell(percent(value), interval, value=value)
 
 
 def listed(value: Any) -> str:
     """A setting's value as text."""
     return "[" + ", ".join(map(str, value)) + "]" if isinstance(value, list | tuple) else str(value)
-
-
-def _measured(run: Results, detector: str, column: Column, metric: str) -> Cell:
-    """A value with its interval, where there are these."""
-    kept = run.average_intervals if column.members else run.intervals
-    ends: Sequence[float] = kept.get(detector, {}).get(column.key, {}).get(metric, ())
-    interval = f"({100 * ends[0]:.1f}–{100 * ends[1]:.1f})" if ends else ""
-    value = cell(run, detector, column, metric)
-    return Cell(percent(value), interval, value=value)
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
