@@ -50,17 +50,15 @@ def check_names(names: Iterable[str], what: str = "set") -> None:
     """Refuse names of image sets or detectors that cannot be distinguished, written or shown."""
     seen: dict[str, str] = {}
     for name in names:
+        said = f"the {what}'s name {name[:30]!a}"
         if not name or name != name.strip() or not name.isprintable():
-            raise ValueError(
-                f"the {what}'s name {name!a} must be printable characters without spaces at its"
-                " ends: choose another name"
-            )
+            raise ValueError(f"{said} must be printable characters without spaces at its ends")
         if name == "total":  # of the seconds in results
-            raise ValueError(f"the {what}'s name {name!r} is reserved: choose another name")
+            raise ValueError(f"{said} is reserved: choose another name")
         if len(escaped(name)) > LONGEST:
             raise ValueError(
-                f"the {what}'s name {name[:30]!r}... is too long: choose one of at most {LONGEST}"
-                " bytes (three for each that is no letter, digit, or one of . _ -)"
+                f"{said}... is too long: choose one of at most {LONGEST} bytes (three for each that"
+                " is no letter, digit, or one of . _ -)"
             )
         other = seen.get(name.casefold())
         if other == name:
