@@ -192,8 +192,8 @@ def measure(job: Job, arrays: Arrays) -> dict[str, Any]:
     known = arrays[job.id_set.name]
     correct = _correct(known[PREDICTION])
     ties: dict[str, dict[str, int]] = {}
-    for detector, name, *pair in _pairs(job, arrays, [job.id_set.name]):
-        if (tied := metrics.tied_at_threshold(*pair)) > REPORTED_TIES * len(pair[1]):
+    for detector, name, inside, outside in _pairs(job, arrays, [job.id_set.name]):
+        if (tied := metrics.tied_at_threshold(inside, outside)) > REPORTED_TIES * len(outside):
             ties.setdefault(detector, {})[name] = tied
     fields: dict[str, Any] = {
         **_rows(job, arrays, [job.id_set.name]),
@@ -224,8 +224,8 @@ def _rows(job: Job, arrays: Arrays, id_names: Sequence[str]) -> dict[str, Rows]:
     predicted = [arrays[name][PREDICTION] for name in id_names]
     correct = _correct({k: np.concatenate([p[k] for p in predicted]) for k in ("score", "label")})
     results: Rows = {detector: {} for detector in job.detectors}
-    for detector, name, *pair in _pairs(job, arrays, id_names):
-        results[detector][name] = metrics.evaluate(*pair, correct)
+    for detector, name, inside, outside in _pairs(job, arrays, id_names):
+        results[detector][name] = metrics.evaluate(inside, outside, correct)
     averages = {d: metrics.averages(rows, job.groups) for d, rows in results.items()}
     return {"results": results, "averages": averages}
 
@@ -237,8 +237,8 @@ def intervals(job: Job, arrays: Arrays, *, resamples: int = 200, seed: int = 0) 
     options: dict[str, Any] = {"metrics": chosen, "resamples": resamples, "seed": seed}
     drawn: dict[str, dict] = {detector: {} for detector in job.detectors}
     # one seed for all sets, so that the same in-distribution images are drawn for each of them
-    for detector, name, *pair in _pairs(job, arrays, [job.id_set.name]):
-        drawn[detector][name] = metrics.draws(*pair, correct=correct, **options)
+    for detector, name, inside, outside in _pairs(job, arrays, [job.id_set.name]):
+        drawn[detector][name] = metrics.draws(inside, outside, correct=correct, **options)
     means = {detector: metrics.averages(rows, job.groups) for detector, rows in drawn.items()}
     return {
         "intervals": {d: metrics.intervals(rows) for d, rows in drawn.items()},

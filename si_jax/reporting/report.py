@@ -206,8 +206,9 @@ def full_spectrum(run: Results) -> Results | None:
     if not run.full_spectrum:
         return None
     changed: dict[str, Any] = {"intervals": {}, "average_intervals": {}, "full_spectrum": {}}
+    changed |= run.full_spectrum
     known = ", ".join([run.in_distribution, *run.shifted])
-    return dataclasses.replace(run, **changed, **run.full_spectrum, in_distribution=known)
+    return dataclasses.replace(run, **changed, in_distribution=known)
 
 
 def text(run: Results) -> str:
