@@ -124,37 +124,22 @@ def _cifar_sets(classes: int, md5: str, identifier: str, c_record: str, c_md5: s
     name, other = f"cifar{classes}", f"cifar-{classes}"
     binary = f"{other}-batches-bin" if classes == 10 else f"{other}-binary"
     batches = [f"data_batch_{k}" for k in range(1, 6)] if classes == 10 else ["train"]
-    url = f"https://www.cs.toronto.edu/~kriz/{other}-binary.tar.gz"
-    holds = "50000 training and 10000 test images 32x32, 170 MB"
-    files = (
-        Download(url, binary, holds, md5=md5),
-        _drive(identifier, f"images_classic/{name}", f"CIFAR-{classes} as PNG files"),
+    parts = {"test": ["test_batch" if classes == 10 else "test"], "train": batches}
+    test, train = (
+        (Tfds(name, split), tuple(f"{binary}/{part}.bin" for part in files), f"{name}/{split}")
+        for split, files in parts.items()
     )
-    test = "test_batch" if classes == 10 else "test"
-    corrupted = f"CIFAR-{classes}-C"
+    url = f"https://www.cs.toronto.edu/~kriz/{other}-binary.tar.gz"
+    whole = Download(url, binary, "50000 training and 10000 test images 32x32, 170 MB", md5=md5)
+    as_files = _drive(identifier, f"images_classic/{name}", f"CIFAR-{classes} as PNG files")
+    copies = f"CIFAR-{classes}-C"
+    holds = f"CIFAR-{classes}'s test images under 19 corruptions, 2.9 GB"
+    url = f"https://zenodo.org/record/{c_record}/files/{copies}.tar"
+    corrupted = Download(url, copies, holds, md5=c_md5, terms="CC BY 4.0")
     return (
-        DatasetSpec(
-            name,
-            (Tfds(name, "test"), (f"{binary}/{test}.bin",), f"{name}/test"),
-            *files,
-        ),
-        DatasetSpec(
-            f"{name}_train",
-            (Tfds(name, "train"), tuple(f"{binary}/{b}.bin" for b in batches), f"{name}/train"),
-            *files,
-            lists=(f"train_{name}",),
-        ),
-        DatasetSpec(
-            f"{name}_c",
-            (corrupted,),
-            Download(
-                f"https://zenodo.org/record/{c_record}/files/{corrupted}.tar",
-                corrupted,
-                f"CIFAR-{classes}'s test images under 19 corruptions, 2.9 GB",
-                md5=c_md5,
-                terms="CC BY 4.0",
-            ),
-        ),
+        DatasetSpec(name, test, whole, as_files),
+        DatasetSpec(f"{name}_train", train, whole, as_files, (f"train_{name}",)),
+        DatasetSpec(f"{name}_c", (copies,), corrupted),
     )
 
 
@@ -174,18 +159,12 @@ _ROWS = (
     DatasetSpec("digits_train", make=partial(digits.load, "train")),
     *(DatasetSpec(name, make=make) for name, make in digits.OOD_SETS.items()),
     *_cifar_sets(
-        10,
-        "c32a1d4ab5d03f1284b67883e8d87530",
-        "1Co32RiiWe16lTaiOU6JMMnyUYS41IlO1",
-        "2535967",
-        "56bf5dcef84df0e2308c6dcbcbbd8499",
+        *(10, "c32a1d4ab5d03f1284b67883e8d87530", "1Co32RiiWe16lTaiOU6JMMnyUYS41IlO1"),
+        *("2535967", "56bf5dcef84df0e2308c6dcbcbbd8499"),
     ),
     *_cifar_sets(
-        100,
-        "03b5dce01913d631647c71ecec9e9cb8",
-        "1PGKheHUsf29leJPPGuXqzLBMwl8qMF8_",
-        "3555552",
-        "11f0ed0f1191edbf9fa23466ae6021d3",
+        *(100, "03b5dce01913d631647c71ecec9e9cb8", "1PGKheHUsf29leJPPGuXqzLBMwl8qMF8_"),
+        *("3555552", "11f0ed0f1191edbf9fa23466ae6021d3"),
     ),
     DatasetSpec(
         "svhn",
@@ -326,25 +305,17 @@ def _sets(*names: str, lists: Sequence[str] = ()) -> tuple[DatasetSpec, ...]:
 
 def _cifar(name: str, num_classes: int, other: str) -> Benchmark:
     whole_tin = dataclasses.replace(DATASETS["tiny_imagenet"].listed(name), sources=_WHOLE_TIN)
-    return Benchmark(
-        name=name,
-        num_classes=num_classes,
-        size="small",
-        test=DATASETS[name],
-        train=DATASETS[f"{name}_train"],
-        ood={
-            "published": {
-                "far": _sets("svhn", "lsun", "tiny_imagenet", "places365", "textures"),
-                "near": _sets(other),
-                "extra": _sets("lsun_resize", "isun", "tiny_imagenet_resize"),
-            },
-            "openood": {
-                "far": _sets("mnist", "svhn", "textures", "places365", lists=[name]),
-                "near": (*_sets(other, lists=[name]), whole_tin),
-            },
-        },
-        shifted=_sets(f"{name}_c"),
-    )
+    published = {
+        "far": _sets("svhn", "lsun", "tiny_imagenet", "places365", "textures"),
+        "near": _sets(other),
+        "extra": _sets("lsun_resize", "isun", "tiny_imagenet_resize"),
+    }
+    openood = {
+        "far": _sets("mnist", "svhn", "textures", "places365", lists=[name]),
+        "near": (*_sets(other, lists=[name]), whole_tin),
+    }
+    ood, (test, train) = {"published": published, "openood": openood}, _sets(name, f"{name}_train")
+    return Benchmark(name, num_classes, "small", test, train, ood, _sets(f"{name}_c"))
 
 
 def _imagenet_openood(*folders: str) -> Mapping[str, tuple[DatasetSpec, ...]]:
@@ -355,44 +326,33 @@ def _imagenet_openood(*folders: str) -> Mapping[str, tuple[DatasetSpec, ...]]:
     }
 
 
+_DIGITS = {"far": _sets("photos", "shuffled", "noise"), "near": _sets("letters")}
+_PUBLISHED = {"far": _sets("inaturalist", "sun", "places", "textures")}
 _SHIFTED = ("imagenet_v2", "imagenet_c", "imagenet_r")
-
-BENCHMARKS = {
-    "digits": Benchmark(
-        name="digits",
-        num_classes=digits.CLASSES,
-        size="small",
+_TABLES = (
+    Benchmark(
+        *("digits", digits.CLASSES, "small"),
         test=DATASETS["digits"],
         train=DATASETS["digits_train"],
-        ood={
-            protocol: {"far": _sets("photos", "shuffled", "noise"), "near": _sets("letters")}
-            for protocol in PROTOCOLS
-        },
+        ood=dict.fromkeys(PROTOCOLS, _DIGITS),
     ),
-    "cifar10": _cifar("cifar10", 10, "cifar100"),
-    "cifar100": _cifar("cifar100", 100, "cifar10"),
-    "imagenet": Benchmark(
-        name="imagenet",
-        num_classes=1000,
-        size="imagenet",
+    _cifar("cifar10", 10, "cifar100"),
+    _cifar("cifar100", 100, "cifar10"),
+    Benchmark(
+        *("imagenet", 1000, "imagenet"),
         test=DATASETS["imagenet"],
         train=DATASETS["imagenet_train"],
-        ood={
-            "published": {"far": _sets("inaturalist", "sun", "places", "textures")},
-            "openood": _imagenet_openood("imagenet"),
-        },
+        ood={"published": _PUBLISHED, "openood": _imagenet_openood("imagenet")},
         shifted=_sets(*_SHIFTED, lists=["imagenet"]),
     ),
-    "imagenet200": Benchmark(
-        name="imagenet200",
-        num_classes=200,
-        size="imagenet",
+    Benchmark(
+        *("imagenet200", 200, "imagenet"),
         test=DATASETS["imagenet200"].listed("imagenet200"),
         train=DATASETS["imagenet200_train"].listed("imagenet200"),
         ood=dict.fromkeys(PROTOCOLS, _imagenet_openood("imagenet200", "imagenet")),
         shifted=tuple(  # which of their images are of the 200 classes, the lists alone say
-            dataclasses.replace(spec, sources=())
-            for spec in _sets(*_SHIFTED, lists=["imagenet200"])
+            dataclasses.replace(s, sources=()) for s in _sets(*_SHIFTED, lists=["imagenet200"])
         ),
     ),
-}
+)
+BENCHMARKS = {table.name: table for table in _TABLES}
