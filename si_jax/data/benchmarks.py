@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -126,17 +126,17 @@ def find(spec: DatasetSpec, paths: SearchPaths, num_classes: int | None = None) 
 
     `num_classes` is the classifier's, where the set's labels are its classes.
     """
-    folders = num_classes if spec.class_folders else None
     if spec.name in paths.given:
-        data = paths.given[spec.name]
+        data, folders = paths.given[spec.name], num_classes if spec.class_folders else None
         images = as_image_set(data, spec.name, num_classes=folders)
-        if num_classes and not spec.class_folders and sources.has_class_folders(data):
+        is_path = isinstance(data, str | os.PathLike)
+        if num_classes and not folders and is_path and sources.kind_of(data) == "folder":
             images = unlabelled(images)
         return Found(images, "given by the user")
     if spec.make:
         return Found(as_image_set(spec.make(), spec.name), "made on the spot")
     reasons = []
-    for where, is_listed, opened in _places(spec, paths, num_classes, folders):
+    for where, is_listed, opened in _places(spec, paths, num_classes):
         try:
             images = opened()
         except MissingSet as error:
@@ -153,11 +153,9 @@ def find(spec: DatasetSpec, paths: SearchPaths, num_classes: int | None = None) 
     raise MissingSet("; or ".join(dict.fromkeys(reasons)) or f"it is not in {paths.root}")
 
 
-def _places(
-    spec: DatasetSpec, paths: SearchPaths, num_classes: int | None, folders: int | None
-) -> Iterator[tuple[str, bool, Callable[[], ImageSet]]]:
+def _places(spec: DatasetSpec, paths: SearchPaths, num_classes: int | None) -> Iterator[tuple]:
     """Where a set lies, the preferred place first, whether as OpenOOD lists it; what opens it."""
-    root, name = paths.root, spec.name
+    root, name, folders = paths.root, spec.name, num_classes if spec.class_folders else None
     if listing := next((root / p for p in spec.list_files if (root / p).exists()), None):
         roots = [root / folder for folder in ("images_classic", "images_largescale", ".")]
         read = partial(sources.from_list, listing, roots=roots, num_classes=num_classes, name=name)
@@ -202,8 +200,10 @@ def resolve(
         shifted = dict.fromkeys(own)
     given = {name: data for name, data in (shifted or {}).items() if data is not None}
     paths = SearchPaths(data_dir, ood_root, {**(extra or {}), **given}, fetch)
-    specs = table.specs(protocol)
+    specs, groups = table.specs(protocol), table.ood[protocol]
     specs += [("shifted", own.get(n, DatasetSpec(n, class_folders=False))) for n in shifted or ()]
+    known = {spec.name for _, spec in specs}
+    specs += [("extra", DatasetSpec(name)) for name in paths.given if name not in known]
     sets = collections.defaultdict[str, list[OodSet]](list)
     absent: list[MissingDataset] = []
     unlisted: list[str] = []
@@ -224,27 +224,15 @@ def resolve(
         if spec.list_files and not found.is_listed and group != "train":
             unlisted.append(spec.name)
     if not sets["test"] or (absent and not allow_missing):
-        lines = "\n".join(f"  {name}: {what_to_do}" for name, what_to_do in absent)
-        advice = (
-            f"{table.test.name} cannot be left out, being in-distribution"
-            if allow_missing
-            else "Or pass allow_missing=True to leave them out"
-        )
-        commands = (
-            f"Download what is public: si-jax prepare-data --dataset {table.name} --protocol"
-            f" {protocol}\nOr say where a set is: ood={{NAME: PATH}}, --ood NAME=PATH, --id PATH"
-        )
+        lines = "".join(f"  {name}: {what_to_do}\n" for name, what_to_do in absent)
+        advice = "Or pass allow_missing=True to leave them out"
+        if allow_missing:
+            advice = f"{table.test.name} cannot be left out, being in-distribution"
         raise MissingSet(
-            f"{table.name} ({protocol}) lacks {len(absent)} of its sets\n{lines}\n{commands}\n"
-            f"{advice}"
+            f"{table.name} ({protocol}) lacks {len(absent)} of its sets\n{lines}Download what is"
+            f" public: si-jax prepare-data --dataset {table.name} --protocol {protocol}\n"
+            f"Or say where a set is: ood={{NAME: PATH}}, --ood NAME=PATH, --id PATH\n{advice}"
         )
-    groups = table.ood[protocol]
-    known = {spec.name for _, spec in specs}
-    added = [
-        OodSet(name, "extra", as_image_set(data, name))
-        for name, data in paths.given.items()
-        if name not in known
-    ]
     lacking = {item.name for item in absent} | set(unlisted)
     incomplete = {g for g, spec in specs if g in groups and lacking & {spec.name, table.test.name}}
     return Resolved(
@@ -254,7 +242,7 @@ def resolve(
         preprocessing=PREPROCESSING[protocol, table.size],
         test=sets["test"][0].images,
         train=sets["train"][0].images if sets["train"] else None,
-        ood=(*(item for group in groups for item in sets[group]), *added),
+        ood=tuple(item for group in {**groups, "extra": ()} for item in sets[group]),
         absent=tuple(absent),
         train_absent=train_absent,
         unlisted=tuple(unlisted),

@@ -1,21 +1,21 @@
 """Decode an image file of any mode to 8-bit RGB."""
 
+import contextlib
 import io
 import threading
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import ExifTags, Image
 
 from si_jax.data.files import READ_ERRORS, open_regular
 from si_jax.data.image_set import UnreadableImage
+from si_jax.data.preprocessing import RGB
 
 # What a file may hold, whatever its name says: ImageNet has a PNG that is called .JPEG. Formats
 # that Pillow hands to other programs are left out on purpose, and so is TGA, which nothing in the
 # file tells from noise.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
-_NAMES = "JPEG, PNG, WebP, BMP, GIF, TIFF, PPM, JPEG 2000, AVIF or ICO"
 MOST_PIXELS = 50_000_000  # of an image; eight decoded at once then take 4 GiB at most
 
 Image.init()  # so that every thread knows all formats
@@ -39,21 +39,14 @@ def holds_image(path: Path) -> bool:
     return True
 
 
-_UPRIGHT = {
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-    8: lambda a: np.rot90(a),
-}
+_TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
+_UPRIGHT = {kind: Image.Transpose[turn] for kind, turn in enumerate(_TURNS.split(), start=2)}
 """EXIF's orientation -> what turns such an image upright."""
 
 _PICTURES = threading.Lock()  # a Pillow image is read, and its tags too, by one thread at a time
 
 
-def decode(data: bytes, name: str, *, upright: bool = False) -> UInt8[np.ndarray, "height width 3"]:
+def decode(data: bytes, name: str, *, upright: bool = False) -> RGB:
     """Decode an image in one of `FORMATS` (the first, where it holds several) to RGB.
 
     It is what Pillow's `convert("RGB")`, and so torchvision's folder loader, gives (alpha is
@@ -63,22 +56,22 @@ def decode(data: bytes, name: str, *, upright: bool = False) -> UInt8[np.ndarray
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return _rgb(image, upright)
     except READ_ERRORS as error:
+        reason = "the file is empty" if not data else _reason(error)
         raise UnreadableImage(
-            f"{name} cannot be decoded ({_reason(error, data)}): replace the file or skip"
-            " unreadable images"
+            f"{name} cannot be decoded ({reason}): replace the file or skip unreadable images"
         ) from error
 
 
-def to_rgb(image: Image.Image, name: str = "a Pillow image") -> UInt8[np.ndarray, "height width 3"]:
+def to_rgb(image: Image.Image, name: str = "a Pillow image") -> RGB:
     """Convert a Pillow image of any mode as `decode` does, upright, be it read yet or not."""
     try:
         with _PICTURES:
             return _rgb(image, upright=True)
     except READ_ERRORS as error:
-        raise UnreadableImage(f"{name} cannot be read ({_reason(error, b'?')})") from error
+        raise UnreadableImage(f"{name} cannot be read ({_reason(error)})") from error
 
 
-def to_grey(image: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "height width 1"]:
+def to_grey(image: RGB) -> np.ndarray:
     """Luminance, as Pillow's mode `L`; of replicated grey exactly the grey."""
     return np.asarray(Image.fromarray(image).convert("L"))[..., None]
 
@@ -95,21 +88,14 @@ def _rgb(image: Image.Image, upright: bool) -> np.ndarray:
         pixels = np.repeat(grey[..., None], 3, axis=-1)
     else:
         pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
-    turned = _UPRIGHT.get(_orientation(image)) if upright else None
-    return pixels if turned is None else np.ascontiguousarray(turned(pixels))
+    turned = None
+    if upright:
+        with contextlib.suppress(*READ_ERRORS):  # of tags that cannot be read
+            turned = _UPRIGHT.get(int(image.getexif().get(ExifTags.Base.Orientation, 1)))
+    return pixels if turned is None else np.array(Image.fromarray(pixels).transpose(turned))
 
 
-def _orientation(image: Image.Image) -> int:
-    """EXIF's orientation; 1, upright, where the tags cannot be read."""
-    try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except READ_ERRORS:
-        return 1
-
-
-def _reason(error: Exception, data: bytes) -> str:
-    if not data:
-        return "the file is empty"
+def _reason(error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
-        return f"not a {_NAMES} image"
+        return "not a JPEG, PNG, WebP, BMP, GIF, TIFF, PPM, JPEG 2000, AVIF or ICO image"
     return str(error) or type(error).__name__

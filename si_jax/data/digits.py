@@ -129,12 +129,8 @@ def noise(count: int = OOD_COUNT, seed: int = 0) -> UInt8[np.ndarray, "n 32 32 3
     return enlarge(rng.choice(counts.ravel(), size=(count, _COUNTS, _COUNTS)))
 
 
-OOD_SETS: dict[str, Callable[..., np.ndarray]] = {
-    "letters": letters,
-    "photos": photos,
-    "shuffled": shuffled,
-    "noise": noise,
-}
+_OOD = (letters, photos, shuffled, noise)
+OOD_SETS: dict[str, Callable[..., np.ndarray]] = {make.__name__: make for make in _OOD}
 
 
 @functools.cache
@@ -146,13 +142,8 @@ def _counts_and_labels(split: str) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"split (={split!r}) is not one of the digits' splits: 'train' or 'test'")
     data = load_digits()
     counts, labels = data.images.astype(np.int64), data.target.astype(np.int64)
-    train, test = train_test_split(
-        np.arange(len(labels)),
-        train_size=TRAIN_COUNT,
-        test_size=TEST_COUNT,
-        stratify=labels,
-        random_state=0,
-    )
+    sizes = {"train_size": TRAIN_COUNT, "test_size": TEST_COUNT, "random_state": 0}
+    train, test = train_test_split(np.arange(len(labels)), stratify=labels, **sizes)
     chosen = np.sort(train if split == "train" else test)
     return counts[chosen], labels[chosen]
 

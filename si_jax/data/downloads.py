@@ -71,19 +71,20 @@ def prepare(
     check_choice(PROTOCOLS, protocol=protocol)
     table, paths = BENCHMARKS[benchmark], SearchPaths(data_dir, ood_root)
     specs = [spec for _, spec in table.specs(protocol)]
-    return _prepare([*specs, *(table.shifted if full_spectrum else ())], protocol, paths)
-
-
-def _prepare(specs: list[DatasetSpec], protocol: str, paths: SearchPaths) -> Iterator[Outcome]:
+    specs += table.shifted if full_spectrum else ()
     tasks = [(spec.name, partial(_prepare_set, spec, protocol, paths)) for spec in specs]
     if any(spec.list_files for spec in specs):
         tasks.insert(0, ("OpenOOD's lists", partial(_prepare_lists, paths.root)))
     manually = {spec.name for spec in specs if spec.manually}
-    for name, task in tasks:
-        try:
-            yield Outcome(name, *task())
-        except (OSError, ValueError) as error:
-            yield Outcome(name, "manually" if name in manually else "failed", 0, str(error))
+
+    def outcomes() -> Iterator[Outcome]:
+        for name, task in tasks:
+            try:
+                yield Outcome(name, *task())
+            except (OSError, ValueError) as error:
+                yield Outcome(name, "manually" if name in manually else "failed", 0, str(error))
+
+    return outcomes()
 
 
 def _prepare_lists(root: Path) -> tuple[str, int, str]:

@@ -4,20 +4,15 @@ import os
 import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 
 from si_jax.data import files
 from si_jax.data.decoding import decode, holds_image
-from si_jax.data.image_set import (
-    NO_LABEL,
-    ImageSet,
-    MissingSet,
-    UnreadableImage,
-    digests,
-    fingerprint_of,
-)
+from si_jax.data.image_set import NO_LABEL, ImageSet, MissingSet, UnreadableImage, make_set
+from si_jax.data.preprocessing import RGB
 
 
 def from_folder(
@@ -45,21 +40,13 @@ def from_folder(
             f"{root} holds no images{others}: put files that end in .jpg, .png and so on there"
         )
     labels, other = _labels(root, names, num_classes, classes)
-    notes = left_out_note(left_out)
-    return from_files(root, names, labels, name=name, notes=notes, other_labels=other)
+    return from_files(root, names, labels, name, notes=left_out_note(left_out), other_labels=other)
 
 
 def from_files(
-    root: Path,
-    names: list[str],
-    labels: Int[np.ndarray, " n"],
-    *,
-    name: str | None = None,
-    notes: tuple[str, ...] = (),
-    other_labels: tuple[int, ...] = (),
+    root: Path, names: list[str], labels: Int[np.ndarray, " n"], name: str | None, **more: Any
 ) -> ImageSet:
-    """Read the given files below a folder, in that order."""
-    set_name = name or root.resolve().name
+    """Read the given files below a folder, in that order; `more` are fields of the set."""
 
     def load(index: int) -> tuple[np.ndarray, int]:
         return decode_file(root / names[index]), int(labels[index])
@@ -71,19 +58,12 @@ def from_files(
         facts = [(names[index], int(labels[index])) for index in indices]
         return [root / name for name, _ in facts], facts
 
-    return ImageSet(
-        name=set_name,
-        size=len(names),
-        structure=fingerprint_of("folder, upright", len(names)),
-        load_fn=load,
-        ident_fn=names.__getitem__,
-        digest_fn=digests(read, set_name, origin),
-        notes=notes,
-        other_labels=other_labels,
-    )
+    name, structure = name or root.resolve().name, ("folder, upright", len(names))
+    hashed = {"ident": names.__getitem__, "read": read, "origin": origin}
+    return make_set(name, len(names), load, structure, **hashed, **more)
 
 
-def decode_file(file: Path) -> UInt8[np.ndarray, "height width 3"]:
+def decode_file(file: Path) -> RGB:
     """Read and decode an image's file, turned upright as EXIF notes."""
     try:
         data = files.read_bytes(file)
@@ -155,8 +135,7 @@ def _labels(
             given = {name: k for k, name in enumerate(classes)} or files.read_json(beside)
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"{beside} cannot be read as JSON ({error}); give a file that maps folder names to"
-                " labels"
+                f"{beside} cannot be read as JSON ({error}): it must map folder names to labels"
             ) from error
         if not isinstance(given, dict) or not all(type(label) is int for label in given.values()):
             raise ValueError(f"{beside} must map folder names to integer labels, as {{'n01': 0}}")

@@ -35,14 +35,18 @@ class UnreadableImage(ValueError):
     """An image cannot be decoded; the message names its file."""
 
 
+Image = Shaped[np.ndarray, "height width channels"]
+Load = Callable[[Any], tuple[np.ndarray, int]]
+
+
 class Prepared(NamedTuple):
     """An image that was given as an array: it is not resized where it has the network's size."""
 
-    image: Shaped[np.ndarray, "height width channels"]
+    image: Image
     label: int = NO_LABEL
 
 
-def prepared(image: Shaped[np.ndarray, "height width channels"], label: int) -> Prepared:
+def prepared(image: Image, label: int) -> Prepared:
     """An image of an array; grey pixels become RGB, as those of files do."""
     if image.shape[-1] == 1 and image.dtype == np.uint8:
         image = np.repeat(image, 3, axis=-1)
@@ -55,7 +59,11 @@ class ImageStream:
 
     name: str
     entries: Callable[[], Iterable[Any]] = dataclasses.field(repr=False)
-    load_fn: Callable[[Any], tuple[np.ndarray, int]] = dataclasses.field(repr=False)
+    load_fn: Load = dataclasses.field(repr=False)
+
+    def ident(self, index: int) -> str:
+        """Name one image by its place."""
+        return f"{self.name}[{index}]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,16 +88,18 @@ class ImageSet:
     name: str
     size: int
     structure: str
-    load_fn: Callable[[int], tuple[np.ndarray, int]] = dataclasses.field(repr=False)
+    load_fn: Load = dataclasses.field(repr=False)
     ident_fn: Callable[[int], str] = dataclasses.field(repr=False)
-    digest_fn: Callable[[np.ndarray], np.ndarray] | None = dataclasses.field(
-        default=None, repr=False
-    )
+    digest_fn: Callable | None = dataclasses.field(default=None, repr=False)
     notes: tuple[str, ...] = ()
     other_labels: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return self.size
+
+    def entries(self) -> range:
+        """The indices, each of which `load_fn` takes."""
+        return range(self.size)
 
     @functools.cached_property
     def digests(self) -> UInt8[np.ndarray, "n 32"]:
@@ -103,7 +113,7 @@ class ImageSet:
         """Hexadecimal hash of names, labels, order and content: another where a file is another."""
         return fingerprint_of(self.structure, self.digests.tobytes())
 
-    def load(self, index: int) -> tuple[Shaped[np.ndarray, "height width channels"], int]:
+    def load(self, index: int) -> tuple[Image, int]:
         """Decode one image."""
         return self.load_fn(self._checked(index))
 
@@ -129,23 +139,20 @@ def subset(image_set: ImageSet, limit: int | None, seed: int = 0) -> ImageSet:
 
 def take(image_set: ImageSet, indices: Iterable[int] | Int[np.ndarray, " n"]) -> ImageSet:
     """Take the images at the given indices, in that order."""
-    indices = indices if isinstance(indices, np.ndarray) else list(indices)
-    chosen = np.asarray(indices, np.int64)
-    if chosen.size and not (chosen.min() >= 0 and chosen.max() < len(image_set)):
+    chosen = np.fromiter(indices, np.int64)
+    if chosen.size and not 0 <= chosen.min() <= chosen.max() < len(image_set):
         raise ValueError(
             f"indices must lie between 0 and {len(image_set) - 1}, the last image of"
             f" {image_set.name}; they run from {chosen.min()} to {chosen.max()}"
         )
     digest_fn = image_set.digest_fn
-    return ImageSet(
-        name=image_set.name,
+    return dataclasses.replace(
+        image_set,
         size=len(chosen),
         structure=fingerprint_of("take", image_set.structure, chosen.tobytes()),
         load_fn=lambda index: image_set.load(int(chosen[index])),
         ident_fn=lambda index: image_set.ident(int(chosen[index])),
         digest_fn=digest_fn and (lambda indices: digest_fn(chosen[indices])),
-        notes=image_set.notes,
-        other_labels=image_set.other_labels,
     )
 
 
@@ -181,8 +188,7 @@ def fingerprint_of(*parts: object) -> str:
     digest = hashlib.sha256()
     for part in parts:
         data = part if isinstance(part, bytes) else repr(part).encode("utf-8", "surrogateescape")
-        digest.update(len(data).to_bytes(8, "little"))
-        digest.update(data)
+        digest.update(len(data).to_bytes(8, "little") + data)
     return digest.hexdigest()
 
 
@@ -192,65 +198,60 @@ def digest_of(content: bytes | memoryview, *facts: object) -> bytes:
     return hashlib.blake2b(content, digest_size=HALF).digest() + rest.digest()
 
 
-def digests(
-    read: Callable[[int], tuple[Any, ...]],
+def make_set(
     name: str,
+    size: int,
+    load: Load,
+    structure: Sequence[object],
+    *,
+    ident: Callable[[int], str] | None = None,
+    read: Callable[[int], tuple[Any, ...]] | None = None,
     origin: Callable[[np.ndarray], tuple[Sequence[Path], object]] | None = None,
-) -> Callable[[np.ndarray], np.ndarray]:
-    """A set's `digest_fn`; it hashes what `read` gives: an image's content, and what else counts.
+    **more: Any,
+) -> ImageSet:
+    """A set that hashes what `read` gives of an image: its content, or else its pixels, and facts.
 
-    Hashes are recalled while what `origin` gives is the same: files, and what else counts.
+    Hashes are recalled while what `origin` gives is the same: files, and what else counts. Images
+    without names are numbered.
     """
+    if not size:
+        raise MissingSet(f"{name} is empty: it holds no images; give at least one")
+
+    def pixels(index: int) -> tuple[bytes, tuple[int, ...], int]:
+        image, label = load(index)
+        return image.tobytes(), image.shape, label
 
     def digest(index: int) -> bytes:
         try:
-            content, *facts = read(index)
+            content, *facts = (read or pixels)(index)
         except (UnreadableImage, OSError):  # which is reported where the image is loaded
             content, facts = b"", [index, "unreadable"]
         return digest_of(content, *facts)
 
     def compute(indices: np.ndarray) -> np.ndarray:
-        rows = np.zeros((len(indices), 2 * HALF), np.uint8)
+        rows = []
         with (
             ThreadPoolExecutor(8, thread_name_prefix="si_jax-hash") as executor,
-            tqdm(total=len(rows), desc=f"{name}: hashing", unit="img", delay=2, leave=False) as bar,
+            tqdm(total=size, desc=f"{name}: hashing", unit="img", delay=2, leave=False) as bar,
         ):
-            for first in range(0, len(rows), 256):
-                part = indices[first : first + 256].tolist()
-                for row, made in zip(rows[first:], executor.map(digest, part), strict=False):
-                    row[:] = np.frombuffer(made, np.uint8)
-                bar.update(len(part))
-        return rows
+            parts = [indices[k : k + 32].tolist() for k in range(0, len(indices), 32)]
+            for made in executor.map(lambda part: [digest(index) for index in part], parts):
+                rows += made
+                bar.update(len(made))
+        return np.frombuffer(b"".join(rows), np.uint8).reshape(len(indices), 2 * HALF)
 
-    if origin is None:
-        return compute
-    return lambda indices: remembered(lambda: compute(indices), len(indices), *origin(indices))
+    def digests(indices: np.ndarray) -> np.ndarray:
+        if origin is None:
+            return compute(indices)
+        return remembered(lambda: compute(indices), len(indices), *origin(indices))
 
-
-def numbered(
-    name: str, size: int, load: Callable[[int], tuple[np.ndarray, int]], *structure: object
-) -> ImageSet:
-    """A set whose images have no names but their numbers, hashed by their pixels."""
-    if not size:
-        raise MissingSet(f"{name} is empty: it holds no images; give at least one")
-
-    def read(index: int) -> tuple[bytes, tuple[int, ...], int]:
-        image, label = load(index)
-        return image.tobytes(), image.shape, label
-
-    return ImageSet(
-        name=name,
-        size=size,
-        structure=fingerprint_of(*structure),
-        load_fn=load,
-        ident_fn=lambda index: f"{name}[{index}]",
-        digest_fn=digests(read, name),
-    )
+    ident = ident or (lambda index: f"{name}[{index}]")
+    return ImageSet(name, size, fingerprint_of(*structure), load, ident, digests, **more)
 
 
 def remembered(
     compute: Callable[[], np.ndarray], count: int, paths: Sequence[Path], facts: object
-) -> UInt8[np.ndarray, "n 32"]:
+) -> np.ndarray:
     """Compute `count` rows of 32 bytes, or recall them where no file of `paths` has changed."""
     began = time.time_ns()
     states = [_state(path) for path in paths]

@@ -7,22 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
 
-from si_jax.data import sources
+from si_jax.data import image_set, sources
 from si_jax.data.decoding import decode, to_rgb
 from si_jax.data.folders import decode_file, from_files
-from si_jax.data.image_set import (
-    NO_LABEL,
-    ImageSet,
-    ImageStream,
-    UnreadableImage,
-    numbered,
-    prepared,
-    relabelled,
-    with_label,
-)
+from si_jax.data.image_set import NO_LABEL, ImageSet, ImageStream, UnreadableImage
+from si_jax.data.preprocessing import RGB
 from si_jax.data.sources import as_numpy, class_indices
 
 IMAGE_KEYS = ("image", "img", "images", "pixel_values")
@@ -32,15 +23,14 @@ TAKEN = (
     " over images or batches"
 )
 
+ENCODED = bytes | bytearray | memoryview
 Entry = tuple[Any, Any]
 """One image in any form, or what loads it, and its class; None where there is none."""
 
 
-def as_image_set(
-    data: Any, name: str, *, classes: tuple[str, ...] = (), num_classes: int | None = None
-) -> ImageSet:
-    """Make a set of images of anything that holds some."""
-    images = as_images(data, name, classes=classes, num_classes=num_classes)
+def as_image_set(data: Any, name: str, **options: Any) -> ImageSet:
+    """Make a set of images of anything that holds some; the options are those of `as_images`."""
+    images = as_images(data, name, **options)
     return images if isinstance(images, ImageSet) else _set_of(list(images.entries()), name)
 
 
@@ -104,9 +94,8 @@ def as_images(
         data = as_numpy(data, name)
         if data.ndim == 4:
             return sources.from_arrays(name, _channels_last(data, name, channels))
-        data = list(_split(data, name, channels))
-    if isinstance(data, list | tuple):
-        return _set_of([e for item in data for e in _entries(item, name, channels)], name, channels)
+    if isinstance(data, list | tuple | np.ndarray):
+        return _set_of(list(_entries(data, name, channels)), name, channels)
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         return _set_of(data, name, channels, lambda item: _entry(item, name))
     if isinstance(data, Iterable):
@@ -114,9 +103,7 @@ def as_images(
     raise ValueError(f"{name} (of type {type(data).__name__}) holds no images: {TAKEN}")
 
 
-def open_image(
-    item: Any, transform: Callable[[np.ndarray], np.ndarray]
-) -> UInt8[np.ndarray, "height width 3"]:
+def open_image(item: Any, transform: Callable[[np.ndarray], np.ndarray]) -> RGB:
     """Open one path, encoded or Pillow image, turn it upright by its EXIF, and transform it."""
     return transform(load_entry((item, None), "the image", 3)[0])
 
@@ -127,7 +114,7 @@ def _set_of(items: Any, name: str, channels: int = 3, entry: Callable[[Any], Ent
     if is_named and items:
         names = [os.path.expanduser(os.fspath(image)) for image, _ in items]
         labels = [NO_LABEL if label is None else label for _, label in items]
-        return from_files(Path(), names, class_indices(labels, len(items), name), name=name)
+        return from_files(Path(), names, class_indices(labels, len(items), name), name)
 
     def load(index: int) -> tuple[np.ndarray, int]:
         try:
@@ -136,7 +123,7 @@ def _set_of(items: Any, name: str, channels: int = 3, entry: Callable[[Any], Ent
             raise UnreadableImage(f"{name}[{index}] cannot be read ({error})") from error
         return load_entry(entry(item), f"{name}[{index}]", channels)
 
-    return numbered(name, len(items), load, "sequence", len(items))
+    return image_set.make_set(name, len(items), load, ("sequence", len(items)))
 
 
 def _stream_of(data: Iterable, name: str, channels: int) -> ImageStream:
@@ -154,15 +141,14 @@ def _stream_of(data: Iterable, name: str, channels: int) -> ImageStream:
         for item in data:
             yield from _entries(item, name, channels)
 
-    return ImageStream(
-        name, entries, lambda entry: load_entry(entry, f"an image of {name}", channels)
-    )
+    called = f"an image of {name}"
+    return ImageStream(name, entries, lambda entry: load_entry(entry, called, channels))
 
 
 def _labelled(images: ImageSet | ImageStream, labels: Any) -> ImageSet | ImageStream:
     """The images with the given labels."""
     if isinstance(images, ImageSet):
-        return relabelled(images, class_indices(labels, len(images), images.name))
+        return image_set.relabelled(images, class_indices(labels, len(images), images.name))
 
     def entries() -> Iterator[Entry]:
         rest = iter(class_indices(labels, None, images.name))
@@ -176,8 +162,7 @@ def _labelled(images: ImageSet | ImageStream, labels: Any) -> ImageSet | ImageSt
 
 def _is_encoded(item: Any) -> bool:
     """Whether an item is one image that must be opened: encoded bytes, a Pillow image."""
-    encoded = bytes | bytearray | memoryview | Image.Image
-    return isinstance(item, encoded) or _is_undecoded(item)
+    return isinstance(item, ENCODED | Image.Image) or _is_undecoded(item)
 
 
 def _is_undecoded(item: Any) -> bool:
@@ -216,8 +201,7 @@ def _parts(item: Any, name: str) -> tuple[Any, Any]:
             f"items of {name} have none of the keys {', '.join(IMAGE_KEYS)}, but"
             f" {', '.join(map(str, item))}; rename the one that holds images"
         )
-    label = next((key for key in LABEL_KEYS if key in item), None)
-    return item[image], None if label is None else item[label]
+    return item[image], next((item[key] for key in LABEL_KEYS if key in item), None)
 
 
 def _entry(item: Any, name: str) -> Entry:
@@ -248,24 +232,18 @@ def _entries(item: Any, name: str, channels: int) -> Iterator[Entry]:
         for part in item:
             yield from _entries(part, name, channels)
     elif _is_array(item):
-        for part in _split(as_numpy(item, name), name, channels):
-            yield from (
-                [(part, None)] if isinstance(part, np.ndarray) else _entries(part, name, channels)
-            )
+        array = as_numpy(item, name)
+        one = array.ndim == 3 and (array.shape[-1] in (1, 3, channels) or len(array) == channels)
+        if array.ndim < 2 and array.dtype.kind in "OSU":
+            for part in np.atleast_1d(array).tolist():
+                yield from _entries(part, name, channels)
+        elif array.ndim == 2 or one:
+            yield array, None
+        else:
+            stack = array if array.ndim == 3 else _channels_last(array, name, channels)
+            yield from ((image, None) for image in stack)
     else:
         raise ValueError(f"{name} hold a {type(item).__name__}, which is no image: {TAKEN}")
-
-
-def _split(array: np.ndarray, name: str, channels: int) -> Iterable[Any]:
-    """The images of an array, or the items of one of objects or texts."""
-    if array.ndim < 2 and array.dtype.kind in "OSU":
-        return np.atleast_1d(array).tolist()
-    if array.ndim == 2:
-        return [array]
-    if array.ndim == 3:
-        one = array.shape[-1] in (1, 3, channels) or array.shape[0] == channels
-        return [array] if one else array
-    return _channels_last(array, name, channels)
 
 
 def _channels_last(array: np.ndarray, name: str, channels: int) -> np.ndarray:
@@ -275,11 +253,10 @@ def _channels_last(array: np.ndarray, name: str, channels: int) -> np.ndarray:
         return array
     if array.ndim in (3, 4) and array.shape[-3] in known:
         return np.moveaxis(array, -3, -1)
-    hint = f"; leave out the last channel of each, image[..., :{channels}]"
-    raise ValueError(
-        f"{name} (shape {array.shape}) must be (height, width, {channels}) each, or grey"
-        f"{hint if array.ndim > 2 and array.shape[-1] == channels + 1 else ''}"
-    )
+    message = f"{name} (shape {array.shape}) must be (height, width, {channels}) each, or grey"
+    if array.ndim > 2 and array.shape[-1] == channels + 1:
+        message += f"; leave out the last channel of each, image[..., :{channels}]"
+    raise ValueError(message)
 
 
 def load_entry(entry: Entry, name: str, channels: int) -> tuple[np.ndarray, int]:
@@ -287,7 +264,7 @@ def load_entry(entry: Entry, name: str, channels: int) -> tuple[np.ndarray, int]
     image, label = entry
     label = NO_LABEL if label is None else int(class_indices(label, 1, name)[0])
     if isinstance(image, functools.partial):
-        return with_label(image(), label)
+        return image_set.with_label(image(), label)
     if _is_undecoded(image):
         image = image.get("bytes") if image.get("bytes") is not None else image.get("path")
     if isinstance(image, np.ndarray) and not image.ndim:  # one text, as of TensorFlow
@@ -298,11 +275,10 @@ def load_entry(entry: Entry, name: str, channels: int) -> tuple[np.ndarray, int]
         return to_rgb(image, name), label
     if isinstance(image, str | os.PathLike):
         return decode_file(Path(image).expanduser()), label
-    if isinstance(image, bytes | bytearray | memoryview):
+    if isinstance(image, ENCODED):
         return decode(bytes(image), f"{name} of encoded bytes", upright=True), label
     if not _is_array(image):
         raise ValueError(f"{name} (of type {type(image).__name__}) is no image: {TAKEN}")
     array = as_numpy(image, name)
-    return prepared(
-        _channels_last(array[..., None] if array.ndim == 2 else array, name, channels), label
-    )
+    array = array[..., None] if array.ndim == 2 else array
+    return image_set.prepared(_channels_last(array, name, channels), label)

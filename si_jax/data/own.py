@@ -44,21 +44,20 @@ def resolve_own(
     train = below.get("train") if train is None else train
     if folder:
         name = name or folder.resolve().name
-    elif isinstance(test, (str, os.PathLike)):
+    elif isinstance(test, str | os.PathLike):
         name = name or Path(test).expanduser().resolve().stem
     name = name or "in-distribution"
     matching = {"classes": tuple(classes)} if classes else {"num_classes": num_classes}
     tested = as_image_set(test, name, **matching)
-    given = dict(ood or {})
-    if "ood" in below:
-        paths = sorted(p for p in below["ood"].iterdir() if not p.name.startswith("."))
-        given = {p.stem if p.is_file() else p.name: p for p in paths} | given
+    paths = sorted(below["ood"].glob("[!.]*")) if "ood" in below else []
+    given = {p.stem if p.is_file() else p.name: p for p in paths} | dict(ood or {})
     sets = [OodSet(key, "ood", as_image_set(data, key)) for key, data in given.items()]
     if not sets:
         made = synthetic.sets_of(tested, preprocessing, seed)
         sets = [OodSet(key, "made", images) for key, images in made.items()]
     moved = [DatasetSpec(called, class_folders=False) for called in shifted or ()]
     look = SearchPaths(given=shifted or {})
+    absent = "give a folder train beside val, with a folder a class, or say where training images"
     return Resolved(
         benchmark=name,
         num_classes=num_classes,
@@ -67,7 +66,6 @@ def resolve_own(
         test=tested,
         train=None if train is None else as_image_set(train, f"{name}_train", **matching),
         ood=tuple(sets),
-        train_absent="give a folder train beside val, with a folder a class, or say where training"
-        " images are",
+        train_absent=f"{absent} are",
         shifted=tuple(find(spec, look, num_classes).images for spec in moved),
     )

@@ -34,34 +34,33 @@ class Batch:
         unreadable: names of the batch's images that could not be decoded.
         errors: row -> why its image could not be decoded.
         transformed: whether images were brought to size, and not all given in it.
-        entries: of a stream, the entry of each row that is no padding.
+        entries: what each row that is no padding was loaded from: an index of a set, or a stream's.
     """
 
     images: Shaped[np.ndarray, "batch height width channels"]
     labels: Int[np.ndarray, " batch"]
     indices: Int[np.ndarray, " batch"]
     mask: Bool[np.ndarray, " batch"]
-    unreadable: tuple[str, ...] = ()
-    errors: dict[int, str] = dataclasses.field(default_factory=dict)
-    transformed: bool = False
-    entries: Sequence[Any] = ()
+    unreadable: tuple[str, ...]
+    errors: dict[int, str]
+    transformed: bool
+    entries: Sequence[Any]
 
     @property
     def size(self) -> int:
         """Number of rows that are no padding."""
-        return int((self.indices != NO_INDEX).sum())
+        return len(self.entries)
 
     @property
     def is_all(self) -> bool:
         """Whether it holds all images that there are, and is not full."""
-        return bool(self.indices[0] == 0 and self.indices[-1] == NO_INDEX)
+        return bool(self.indices[0] == 0) and self.size < len(self.indices)
 
     @property
     def readable(self) -> tuple[np.ndarray, np.ndarray]:
         """The images and the labels of the rows whose mask is True."""
-        if self.mask.all():
-            return self.images, self.labels
-        return self.images[self.mask], self.labels[self.mask]
+        chosen = slice(None) if self.mask.all() else self.mask
+        return self.images[chosen], self.labels[chosen]
 
 
 def batches(
@@ -102,7 +101,56 @@ def batches(
             image = transform(image)
         return to_grey(image) if grey else image, label, transformed
 
-    return _generate(images, load, batch_size, workers, prefetch, image_shape)
+    def started(executor: ThreadPoolExecutor) -> Iterator[tuple[list, list[Future]]]:
+        entries, piece = iter(images.entries()), max(1, batch_size // PIECES)
+        while part := list(itertools.islice(entries, batch_size)):
+            pieces = [part[k : k + piece] for k in range(0, len(part), piece)]
+            yield part, [executor.submit(list, map(load, some)) for some in pieces]
+
+    def generated(shape: tuple[int, ...] | None) -> Iterator[Batch]:
+        executor, first = ThreadPoolExecutor(workers, thread_name_prefix="si_jax-decode"), 0
+        try:
+            coming = started(executor)
+            pending = collections.deque(itertools.islice(coming, prefetch + 1))
+            while pending:
+                batch = _collate(images, first, *pending.popleft(), batch_size, shape)
+                first, shape = first + batch.size, batch.images.shape[1:]
+                yield batch
+                pending.extend(itertools.islice(coming, 1))
+        finally:
+            executor.shutdown(wait=True, cancel_futures=True)
+
+    return generated(image_shape)
+
+
+def _collate(images, first, entries, futures, batch_size, shape) -> Batch:
+    loaded = [item for future in futures for item in future.result()]
+    errors = {row: str(x) for row, x in enumerate(loaded) if isinstance(x, UnreadableImage)}
+    readable = [(row, item) for row, item in enumerate(loaded) if row not in errors]
+    unreadable = tuple(images.ident(first + row) for row in errors)
+    if shape is None:
+        if not readable:
+            raise UnreadableImage(
+                f"None of the first {len(loaded)} images of {images.name} can be decoded, from"
+                f" {unreadable[0]} on; check the set"
+            )
+        shape = readable[0][1][0].shape
+    dtype = readable[0][1][0].dtype if readable else np.dtype(np.uint8)
+    pixels = np.zeros((batch_size, *shape), dtype)
+    labels = np.full(batch_size, NO_LABEL, np.int32)
+    indices = np.full(batch_size, NO_INDEX, np.int64)
+    indices[: len(loaded)] = np.arange(first, first + len(loaded))
+    mask = np.zeros(batch_size, bool)
+    for row, (image, label, _) in readable:
+        if image.shape != tuple(shape) or image.dtype != dtype:
+            raise ValueError(
+                f"{images.ident(first + row)} is {image.dtype} of shape {image.shape}, where the"
+                f" network takes images of shape {tuple(shape)}, all of one dtype ({dtype}): arrays"
+                " of uint8 are brought to size, others must have it"
+            )
+        pixels[row], labels[row], mask[row] = image, label, True
+    transformed = any(item[2] for _, item in readable)
+    return Batch(pixels, labels, indices, mask, unreadable, errors, transformed, entries)
 
 
 def shown(made: Iterable[Batch], image_set: ImageSet, what: str) -> Iterator[Batch]:
@@ -121,64 +169,3 @@ def tell_unreadable(image_set: ImageSet, names: Sequence[str]) -> None:
         f" out: {shown}",
         file=sys.stderr,
     )
-
-
-def _generate(images, load, batch_size, workers, prefetch, shape):
-    is_set = isinstance(images, ImageSet)
-    entries = iter(range(len(images)) if is_set else images.entries())
-    piece = max(1, batch_size // PIECES)
-
-    def load_all(part: list) -> list:
-        return [load(entry) for entry in part]
-
-    pending: collections.deque[tuple[list, list[Future]]] = collections.deque()
-    executor = ThreadPoolExecutor(workers, thread_name_prefix="si_jax-decode")
-    try:
-        first = 0
-        while True:
-            while len(pending) <= prefetch and (
-                part := list(itertools.islice(entries, batch_size))
-            ):
-                pieces = (part[k : k + piece] for k in range(0, len(part), piece))
-                pending.append((part, [executor.submit(load_all, some) for some in pieces]))
-            if not pending:
-                return
-            part, futures = pending.popleft()
-            loaded = [item for future in futures for item in future.result()]
-            name = images.ident if is_set else lambda index: f"{images.name}[{index}]"
-            batch = _collate(name, images.name, first, loaded, batch_size, shape)
-            batch = batch if is_set else dataclasses.replace(batch, entries=part)
-            first, shape = first + len(part), batch.images.shape[1:]
-            del futures, loaded, part
-            yield batch
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
-
-
-def _collate(ident, set_name, first, loaded, batch_size, shape) -> Batch:
-    errors = {row: str(x) for row, x in enumerate(loaded) if isinstance(x, UnreadableImage)}
-    readable = [(row, item) for row, item in enumerate(loaded) if row not in errors]
-    unreadable = tuple(ident(first + row) for row in errors)
-    if shape is None:
-        if not readable:
-            raise UnreadableImage(
-                f"None of the first {len(loaded)} images of {set_name} can be decoded, from"
-                f" {unreadable[0]} on; check the set"
-            )
-        shape = readable[0][1][0].shape
-    dtype = readable[0][1][0].dtype if readable else np.dtype(np.uint8)
-    images = np.zeros((batch_size, *shape), dtype)
-    labels = np.full(batch_size, NO_LABEL, np.int32)
-    positions = np.full(batch_size, NO_INDEX, np.int64)
-    mask = np.zeros(batch_size, bool)
-    positions[: len(loaded)] = np.arange(first, first + len(loaded))
-    for row, (image, label, _) in readable:
-        if image.shape != tuple(shape) or image.dtype != dtype:
-            raise ValueError(
-                f"{ident(first + row)} is {image.dtype} of shape {image.shape}, where the network"
-                f" takes images of shape {tuple(shape)}, all of one dtype ({dtype}): arrays of"
-                " uint8 are brought to size, others must have it"
-            )
-        images[row], labels[row], mask[row] = image, label, True
-    transformed = any(item[2] for _, item in readable)
-    return Batch(images, labels, positions, mask, unreadable, errors, transformed)

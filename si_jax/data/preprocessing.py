@@ -13,6 +13,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 PROTOCOLS = ("published", "openood")
+RGB = UInt8[np.ndarray, "_ _ 3"]
+"""An image of any height and width."""
 MOST_PIXELS = 50_000_000  # of a resized image; so long a one is cut before
 
 
@@ -27,15 +29,11 @@ class Preprocessing:
     crop: tuple[int, int]
     resize: int | tuple[int, int] | None = None
 
-    def __call__(
-        self, image: UInt8[np.ndarray, "height width 3"]
-    ) -> UInt8[np.ndarray, "crop_height crop_width 3"]:
+    def __call__(self, image: RGB) -> RGB:
         """Apply it to one image, uint8 of shape (height, width, 3)."""
         return center_crop(self.resized(image), self.crop)
 
-    def resized(
-        self, image: UInt8[np.ndarray, "height width 3"]
-    ) -> UInt8[np.ndarray, "new_height new_width 3"]:
+    def resized(self, image: RGB) -> RGB:
         """The image before the crop; a very long one is cut about its middle, to bound memory."""
         short, long = sorted(image.shape[:2])
         if isinstance(self.resize, int) and self.resize**2 * long // short > MOST_PIXELS:
@@ -81,41 +79,27 @@ def preprocessing_for(
         size = size if size is None or isinstance(size, int) else (int(size[0]), int(size[1]))
         crop = (int(entry["crop"][0]), int(entry["crop"][1]))
     except (KeyError, TypeError, ValueError, IndexError):
-        raise ValueError(
-            f"the card's preprocessing (={entry!r}) must be like"
-            f" {{'resize': {height}, 'crop': [{height}, {width}]}}"
-        ) from None
+        usual = f"{{'resize': {height}, 'crop': [{height}, {width}]}}"
+        raise ValueError(f"the card's preprocessing (={entry!r}) must be like {usual}") from None
     if crop != (height, width):
-        raise ValueError(
-            f"the card's preprocessing crops to {crop[0]}x{crop[1]}, but the network takes"
-            f" {height}x{width}"
-        )
+        cropped = f"the card's preprocessing crops to {crop[0]}x{crop[1]}"
+        raise ValueError(f"{cropped}, but the network takes {height}x{width}")
     return Preprocessing(crop, size)
 
 
-def resize(
-    image: UInt8[np.ndarray, "height width 3"], size: int | tuple[int, int] | None
-) -> UInt8[np.ndarray, "new_height new_width 3"]:
+def resize(image: RGB, size: int | tuple[int, int] | None) -> RGB:
     """Resize to what `Preprocessing.resize` says; the longer side is rounded down."""
-    if size is None:
-        return image
-    height, width = image.shape[:2]
+    sides = image.shape[:2]
     if isinstance(size, int):
-        short = min(height, width)
-        new_height = size if height == short else int(size * height / short)
-        new_width = size if width == short else int(size * width / short)
+        height, width = (int(size * side / min(sides)) for side in sides)
     else:
-        new_height, new_width = size
-    if (new_height, new_width) == (height, width):
+        height, width = size or sides
+    if (height, width) == sides:
         return image
-    return np.array(
-        Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BILINEAR)
-    )
+    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def center_crop(
-    image: UInt8[np.ndarray, "height width 3"], size: tuple[int, int]
-) -> UInt8[np.ndarray, "crop_height crop_width 3"]:
+def center_crop(image: RGB, size: tuple[int, int]) -> RGB:
     """Crop the centre; where a side is too short, zeros are added, the odd one at the far end.
 
     Offsets of a crop are rounded half to even, as torchvision's `CenterCrop` does.

@@ -6,12 +6,11 @@ Nothing in the files of numbers is run: `.npz`, and those of SVHN's and CIFAR's 
 import dataclasses
 import glob
 import io
-import itertools
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +20,7 @@ from jaxtyping import Int, Shaped
 from si_jax.data import files
 from si_jax.data.decoding import EXTENSIONS
 from si_jax.data.folders import from_files, from_folder
-from si_jax.data.image_set import (
-    NO_LABEL,
-    ImageSet,
-    MissingSet,
-    Prepared,
-    numbered,
-    prepared,
-    subset,
-)
+from si_jax.data.image_set import NO_LABEL, ImageSet, MissingSet, make_set, prepared, subset
 
 _READ_MAT = """
 import math, sys
@@ -68,50 +59,44 @@ def from_path(
     Images are named by the path of one, or by a glob such as `photos/**/*.jpg`. A folder with
     `labels.npy` holds CIFAR's corrupted copies.
     """
+    path, kind = Path(path).expanduser(), kind_of(path)
+    if kind in OPENERS:
+        return OPENERS[kind](path, name=name)
+    if kind == "list":
+        return from_list(path, name=name, num_classes=num_classes)
+    if kind in ("glob", "image"):
+        names = matching(str(path)) if kind == "glob" else [str(path)]
+        return from_files(Path(), names, np.full(len(names), NO_LABEL), name or path.name)
+    return from_folder(path, name=name, num_classes=num_classes, classes=classes)
+
+
+def kind_of(path: str | os.PathLike) -> str:
+    """What a path names: a key of `OPENERS`, a list, a glob, an image, a folder, or nothing."""
     path = Path(path).expanduser()
     suffix = path.suffix.lower()
-    if suffix == ".npz":
-        return from_npz(path, name=name)
-    if suffix == ".mat":
-        return from_svhn_mat(path, name=name)
+    if suffix in OPENERS:
+        return suffix
     if suffix == ".txt":
-        return from_list(path, name=name, num_classes=num_classes)
-    if (path / LABELS).is_file():
-        return from_corruptions(path, name=name)
+        return "list"
+    if path.is_dir():
+        return "corruptions" if (path / LABELS).is_file() else "folder"
     if glob.has_magic(str(path)) and not path.exists():
-        names = list(matching(str(path)))
-    elif not path.is_dir() and (suffix in EXTENSIONS or path.exists()):
-        names = [str(path)]
-    else:
-        return from_folder(path, name=name, num_classes=num_classes, classes=classes)
-    return from_files(Path(), names, np.full(len(names), NO_LABEL), name=name or path.name)
+        return "glob"
+    return "image" if suffix in EXTENSIONS or path.exists() else ""
 
 
 def holds_several(path: str | os.PathLike) -> bool:
     """Whether a path is no image's, but a folder's, a glob, or a file's that holds a set."""
-    text = os.path.expanduser(os.fspath(path))
-    suffix = os.path.splitext(text)[1].lower()
-    if suffix in (".npz", ".mat", ".txt") or (glob.has_magic(text) and not os.path.exists(text)):
-        return True
-    return suffix not in EXTENSIONS and os.path.isdir(text)
+    is_image = Path(path).suffix.lower() in EXTENSIONS and not glob.has_magic(os.fspath(path))
+    return not is_image and kind_of(path) not in ("image", "")
 
 
-def has_class_folders(data: Any) -> bool:
-    """Whether it is a folder whose images get their labels, if any, from the folders in it."""
-    if not isinstance(data, str | os.PathLike):
-        return False
-    folder = Path(data).expanduser()
-    return folder.is_dir() and not (folder / LABELS).is_file()
-
-
-def matching(pattern: str) -> Iterator[str]:
+def matching(pattern: str) -> list[str]:
     """The files that a glob matches, in the order of their names; a MissingSet if there is none."""
-    matched = iter(sorted(glob.iglob(pattern, recursive=True)))
-    files = itertools.filterfalse(os.path.isdir, matched)
-    if (first := next(files, None)) is None:
+    found = [p for p in sorted(glob.glob(pattern, recursive=True)) if not os.path.isdir(p)]
+    if not found:
         raise MissingSet(f"no file matches {pattern}")
-    yield first
-    yield from files
+    return found
 
 
 def from_list(
@@ -159,7 +144,7 @@ def from_list(
             f"{path} lists {len(names)} images, {len(lost)} of which are not below {root} (as"
             f" {lost[0]}): save them there"
         )
-    return from_files(root, names, np.array(labels, np.int64), name=name or path.stem)
+    return from_files(root, names, np.array(labels, np.int64), name or path.stem)
 
 
 def from_arrays(
@@ -179,10 +164,10 @@ def from_arrays(
     count = len(images)
     indices = np.full(count, NO_LABEL) if labels is None else class_indices(labels, count, name)
 
-    def load(index: int) -> Prepared:
+    def load(index: int) -> tuple[np.ndarray, int]:
         return prepared(images[index], int(indices[index]))
 
-    return numbered(name, count, load, "arrays", images.shape, str(images.dtype))
+    return make_set(name, count, load, ("arrays", images.shape, str(images.dtype)))
 
 
 def class_indices(labels: Any, count: int | None, name: str) -> Int[np.ndarray, " n"]:
@@ -210,10 +195,8 @@ def as_numpy(values: Any, name: str) -> np.ndarray:
     try:
         return np.asarray(values)
     except (TypeError, ValueError, RuntimeError):
-        raise ValueError(
-            f"{name} (of type {type(values).__name__}) cannot be read as an array: give numbers of"
-            " one shape"
-        ) from None
+        kind = type(values).__name__
+        raise ValueError(f"{name} (of type {kind}) are no array of numbers of one shape") from None
 
 
 def from_npz(path: str | os.PathLike, *, name: str | None = None) -> ImageSet:
@@ -302,16 +285,15 @@ def from_corruptions(
         file, row = divmod(index, len(labels))
         return np.array(parts[file][row]), int(labels[row])
 
+    def ident(index: int) -> str:
+        return f"{stems[index // len(labels)]}[{index % len(labels)}]"
+
     stems = [path.stem for path in paths]
-    whole = dataclasses.replace(
-        numbered(name or folder.resolve().name, len(paths) * len(labels), load, stems, len(labels)),
-        ident_fn=lambda index: f"{stems[index // len(labels)]}[{index % len(labels)}]",
-    )
+    name, size = name or folder.resolve().name, len(paths) * len(labels)
+    whole = make_set(name, size, load, (stems, len(labels)), ident=ident)
     taken = subset(whole, drawn, 0)
-    if taken is whole:
-        return whole
-    note = f"{len(taken)} of its {len(whole)} images are taken, drawn by seed 0"
-    return dataclasses.replace(taken, notes=(note,))
+    note = f"{len(taken)} of its {size} images are taken, drawn by seed 0"
+    return whole if taken is whole else dataclasses.replace(taken, notes=(note,))
 
 
 def _mapped(path: Path) -> np.ndarray:
@@ -320,3 +302,10 @@ def _mapped(path: Path) -> np.ndarray:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except files.READ_ERRORS as error:
         raise ValueError(f"{path} cannot be read ({error}): unpack it again") from error
+
+
+OPENERS: dict[str, Callable[..., ImageSet]] = {
+    ".npz": from_npz,
+    ".mat": from_svhn_mat,
+    "corruptions": from_corruptions,
+}

@@ -6,27 +6,22 @@ They are easy next to real ones, and say little of near OOD; but there is always
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageFilter
 
 from si_jax.data.image_set import NO_LABEL, ImageSet, digest_of, fingerprint_of, subset, take
-from si_jax.data.preprocessing import Preprocessing
+from si_jax.data.preprocessing import RGB, Preprocessing
 
 PATCHES = 4  # shuffled images are cut into this many patches a side
 MOST = 1000  # images of a set
 
 
-def noise(
-    image: UInt8[np.ndarray, "height width 3"], rng: np.random.Generator
-) -> UInt8[np.ndarray, "height width 3"]:
+def noise(image: RGB, rng: np.random.Generator) -> RGB:
     """Draw every pixel from the image's own pixels, with replacement."""
     pixels = image.reshape(-1, 3)
     return pixels[rng.integers(len(pixels), size=len(pixels))].reshape(image.shape)
 
 
-def shuffled(
-    image: Shaped[np.ndarray, "height width channels"], rng: np.random.Generator
-) -> Shaped[np.ndarray, "height width channels"]:
+def shuffled(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Shuffle the image's patches, four a side; pixels beyond a multiple of four stay."""
     height, width = (length // PATCHES for length in image.shape[:2])
     result = image.copy()
@@ -38,25 +33,19 @@ def shuffled(
     return result
 
 
-def blurred(
-    image: UInt8[np.ndarray, "height width 3"], rng: np.random.Generator
-) -> UInt8[np.ndarray, "height width 3"]:
+def blurred(image: RGB, rng: np.random.Generator) -> RGB:
     """Blur the image: a Gaussian whose deviation is an eighth of the shorter side."""
     radius = min(image.shape[:2]) / 8
     return np.array(Image.fromarray(image).filter(ImageFilter.GaussianBlur(radius)))
 
 
-KINDS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
-    "noise": noise,
-    "shuffled": shuffled,
-    "blurred": blurred,
-}
+KINDS: dict[str, Callable] = {"noise": noise, "shuffled": shuffled, "blurred": blurred}
 
 
 def sets_of(images: ImageSet, transform: Preprocessing, seed: int = 0) -> dict[str, ImageSet]:
     """Make sets of at most 1000 images, at the size after the resizing, which would blur noise."""
     chosen = subset(images, MOST, seed)
-    return {name: _made(name, chosen, transform, seed) for name in KINDS}
+    return {kind: _made(kind, chosen, transform, seed) for kind in KINDS}
 
 
 def _made(kind: str, images: ImageSet, transform: Preprocessing, seed: int) -> ImageSet:
@@ -67,20 +56,17 @@ def _made(kind: str, images: ImageSet, transform: Preprocessing, seed: int) -> I
                 f"out-of-distribution sets are made of uint8 RGB images, and {images.name} are"
                 f" {image.dtype} of shape {image.shape}: give sets by ood"
             )
-        image = transform.resized(image)
         rng = np.random.default_rng([seed, index])
-        return KINDS[kind](image, rng), NO_LABEL
+        return KINDS[kind](transform.resized(image), rng), NO_LABEL
 
     def digests(indices: np.ndarray) -> np.ndarray:
         rows = take(images, indices).digests  # of what the images are made of
         made = [digest_of(kind.encode() + row.tobytes()) for row in rows]
         return np.frombuffer(b"".join(made), np.uint8).reshape(rows.shape)
 
-    return ImageSet(
-        name=kind,
-        size=len(images),
-        structure=fingerprint_of("made", kind, str(transform), seed, images.structure),
-        load_fn=load,
-        ident_fn=lambda index: f"{kind} of {images.ident(index)}",
-        digest_fn=digests,
-    )
+    structure = fingerprint_of("made", kind, str(transform), seed, images.structure)
+
+    def ident(index: int) -> str:
+        return f"{kind} of {images.ident(index)}"
+
+    return ImageSet(kind, len(images), structure, load, ident, digests)

@@ -9,14 +9,7 @@ import numpy as np
 
 from si_jax.data.decoding import decode
 from si_jax.data.files import default_data_dir
-from si_jax.data.image_set import (
-    NO_LABEL,
-    ImageSet,
-    MissingSet,
-    UnreadableImage,
-    digests,
-    fingerprint_of,
-)
+from si_jax.data.image_set import NO_LABEL, ImageSet, MissingSet, UnreadableImage, make_set
 
 
 def from_tfds(
@@ -48,13 +41,10 @@ def from_tfds(
 def find_prepared(name: str, data_dir: str | os.PathLike | None = None) -> Path | None:
     """Find the highest prepared version of a set in the first folder that has one, or None."""
     for folder in tfds_dirs(data_dir):
-        versions = [
-            (tuple(int(number) for number in info.parent.name.split(".")), info.parent)
-            for info in (folder / name).glob("*/dataset_info.json")
-            if re.fullmatch(r"\d+\.\d+\.\d+", info.parent.name)
-        ]
+        found = [info.parent for info in (folder / name).glob("*/dataset_info.json")]
+        versions = [path for path in found if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
         if versions:
-            return max(versions)[1]
+            return max(versions, key=lambda path: [int(part) for part in path.name.split(".")])
     return None
 
 
@@ -102,9 +92,8 @@ def _open(name: str, split: str, directory: Path, called: str) -> ImageSet:
         source = builder.as_data_source(split=split, decoders=decoders)
     except (ValueError, KeyError) as error:
         raise MissingSet(
-            f"split (={split!r}) is not among those that are prepared in {directory}"
-            f" ({', '.join(sorted(builder.info.splits))}); choose one of them or give another"
-            " data_dir"
+            f"split (={split!r}) is none of those that are prepared in {directory}:"
+            f" {', '.join(sorted(builder.info.splits))}"
         ) from error
     except OSError as error:
         raise MissingSet(f"{directory} lacks files ({error}): prepare the set again") from error
@@ -133,15 +122,7 @@ def _open(name: str, split: str, directory: Path, called: str) -> ImageSet:
     def origin(indices: np.ndarray) -> tuple[list[Path], object]:
         return sorted(directory.glob("*.array_record*")), (split, indices.tobytes())
 
-    shards = [
-        (key, info.shard_lengths, info.num_bytes)
-        for key, info in sorted(builder.info.splits.items())
-    ]
-    return ImageSet(
-        name=called,
-        size=len(source),
-        structure=fingerprint_of("tfds", name, str(builder.info.version), split, shards),
-        load_fn=load,
-        ident_fn=ident,
-        digest_fn=digests(read, called, origin),
-    )
+    splits = sorted(builder.info.splits.items())
+    shards = [(key, info.shard_lengths, info.num_bytes) for key, info in splits]
+    structure = ("tfds", name, str(builder.info.version), split, shards)
+    return make_set(called, len(source), load, structure, ident=ident, read=read, origin=origin)

@@ -30,19 +30,13 @@ class TrainingSets:
     classes: tuple[str, ...] = ()
 
 
-def find(
-    dataset: str,
-    data_dir: str | os.PathLike | None = None,
-    *,
-    fetch: bool = False,
-    seed: int = 0,
-) -> TrainingSets:
+def find(dataset: str, data_dir: str | os.PathLike | None = None, *, seed: int = 0) -> TrainingSets:
     """A benchmark's training and held-out images, or those in `train` and `val` of a folder.
 
     Of a folder with class folders alone, a tenth of the images is held out, drawn by `seed`.
     """
     if table := BENCHMARKS.get(dataset):
-        paths = SearchPaths(data_dir, fetch=fetch)
+        paths = SearchPaths(data_dir)
         try:
             train = find_set(table.train, paths, table.num_classes).images
         except MissingSet as error:
@@ -50,11 +44,9 @@ def find(
         test = find_set(table.test, paths, table.num_classes).images
         split = f"{len(train)} training and {len(test)} test images"
         return TrainingSets(dataset, train, test, table.num_classes, split)
-    root = Path(dataset).expanduser()
+    root, known = Path(dataset).expanduser(), ", ".join(BENCHMARKS)
     if not root.is_dir():
-        raise MissingSet(
-            f"dataset (={dataset!r}) is neither a folder nor one of {', '.join(BENCHMARKS)}"
-        )
+        raise MissingSet(f"dataset (={dataset!r}) is neither a folder nor one of {known}")
     name, held_out_root = root.resolve().name, None
     if (root / "train").is_dir():
         held_out_root = next((root / n for n in HELD_OUT if (root / n).is_dir()), None)
@@ -63,10 +55,8 @@ def find(
         root = root / "train"
     classes = tuple(class_folders(root))
     if len(classes) < 2:
-        raise ValueError(
-            f"{root} has {len(classes)} class folders, but training needs one folder per class, and"
-            " two classes at least"
-        )
+        found = f"{root} has {len(classes)} class folders"
+        raise ValueError(f"{found}, but training needs two at least, one a class")
     images = from_folder(root, classes=classes)
     if held_out_root is not None:
         if classes != tuple(class_folders(held_out_root)):

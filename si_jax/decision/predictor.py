@@ -20,7 +20,16 @@ from si_jax.detectors import Detector
 from si_jax.detectors.loading import load_detector
 from si_jax.detectors.predictions import check_preprocessing, predicted
 
-COLUMNS = ("class", "probability", "score", "is_ood", "p_value", "error")
+UNREAD: dict[str, tuple] = {
+    "class": (-1, np.int32),
+    "probability": (np.nan, np.float32),
+    "score": (np.nan, np.float32),
+    "is_ood": (True, bool),
+    "p_value": (np.nan, np.float64),
+    "error": ("", object),
+}
+"""Column -> what stands there where an image cannot be read, and its dtype."""
+COLUMNS = tuple(UNREAD)
 ANY_IMAGES: dict[str, Any] = {"skip_unreadable": True, "may_be_empty": True}
 """Options of `predicted` for images that come from anywhere."""
 
@@ -72,18 +81,10 @@ class Predictor:
             ValueError: if the column of the images is missing, or arrays do not fit the model.
         """
         if self.column not in batch:
-            raise ValueError(
-                f"the batch has no column {self.column!r}; it has {', '.join(map(repr, batch))}"
-            )
+            known = ", ".join(map(repr, batch))
+            raise ValueError(f"the batch has no column {self.column!r}; it has {known}")
         items = list(batch[self.column])
-        table: dict[str, np.ndarray] = {
-            "class": np.full(len(items), -1, np.int32),
-            "probability": np.full(len(items), np.nan, np.float32),
-            "score": np.full(len(items), np.nan, np.float32),
-            "is_ood": np.ones(len(items), bool),
-            "p_value": np.full(len(items), np.nan),
-            "error": np.full(len(items), "", object),
-        }
+        table = {name: np.full(len(items), *unread) for name, unread in UNREAD.items()}
         channels = self.detector.model.image_shape[-1]
         stream = ImageStream(
             "image", lambda: items, lambda item: load_entry((item, None), "the image", channels)
@@ -102,11 +103,8 @@ class FilePrediction:
 
     Attributes:
         file: its path, as given or found.
-        label: predicted class; None if the file cannot be read, as all that follow.
-        probability: its softmax probability.
-        score: the detector's score; higher is more in-distribution.
-        is_ood: whether the score is below the threshold.
-        p_value: conformal p-value.
+        label, probability, score, is_ood, p_value: as of `Predictions`; None if the file cannot be
+            read.
         error: why the file cannot be read; empty if it can.
     """
 
@@ -120,8 +118,8 @@ class FilePrediction:
 
     def as_dict(self) -> dict[str, Any]:
         """What is known of it, as JSON."""
-        values = {"file": self.file, "error": self.error} if self.error else vars(self)
-        return {key: value for key, value in values.items() if self.error or key != "error"}
+        known = {key: value for key, value in vars(self).items() if value is not None}
+        return {key: value for key, value in known.items() if self.error or key != "error"}
 
 
 def find_images(
@@ -135,17 +133,16 @@ def find_images(
     for given in paths:
         path = os.path.expanduser(os.fspath(given))
         if os.path.isdir(path):
-            empty = True
+            images = 0
             for name, is_image in walk(Path(path)):
                 if is_image:
-                    empty = False
+                    images += 1
                     yield os.path.join(path, name)
                 elif left_out is not None:
                     left_out.append(os.path.join(path, name))
-            if empty:
-                raise MissingSet(
-                    f"{path} holds no images: put files that end in {', '.join(EXTENSIONS)} there"
-                )
+            if not images:
+                endings = ", ".join(EXTENSIONS)
+                raise MissingSet(f"{path} holds no images: put files that end in {endings} there")
         elif os.path.exists(path):
             yield path
         elif glob.has_magic(path):
@@ -171,19 +168,18 @@ def predict_files(
         ValueError: if the detector is not calibrated, or was for another preprocessing.
     """
     check_preprocessing(detector)
-    stream = ImageStream(
-        "files",
-        lambda: map(os.fspath, files),
-        lambda file: (decode_file(Path(file).expanduser()), NO_LABEL),
-    )
-    return _predict_files(detector, stream, workers)
 
+    def load(file: str) -> tuple[np.ndarray, int]:
+        return decode_file(Path(file).expanduser()), NO_LABEL
 
-def _predict_files(detector, stream, workers) -> Iterator[FilePrediction]:
-    for batch, rows in predicted(detector, stream, workers=workers, **ANY_IMAGES):
-        columns = {name: iter(values.tolist()) for name, values in rows.items()}
-        for row, file in enumerate(batch.entries):
-            if row in batch.errors:
-                yield FilePrediction(file, error=batch.errors[row])
-            else:
-                yield FilePrediction(file, **{k: next(column) for k, column in columns.items()})
+    def generated() -> Iterator[FilePrediction]:
+        stream = ImageStream("files", lambda: map(os.fspath, files), load)
+        for batch, rows in predicted(detector, stream, workers=workers, **ANY_IMAGES):
+            columns = {name: iter(values.tolist()) for name, values in rows.items()}
+            for row, file in enumerate(batch.entries):
+                if row in batch.errors:
+                    yield FilePrediction(file, error=batch.errors[row])
+                else:
+                    yield FilePrediction(file, **{k: next(column) for k, column in columns.items()})
+
+    return generated()
