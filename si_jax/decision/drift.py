@@ -27,6 +27,8 @@ BETS = 16
 MAX_STAKE = 1e200
 """Where a stake stops to grow, so that it remains a number."""
 
+Stakes = Float[np.ndarray, "*streams bets"]
+
 
 @dataclass(frozen=True)
 class Observation:
@@ -34,11 +36,7 @@ class Observation:
 
     Attributes:
         index: its place in the stream, from 0.
-        label: predicted class.
-        probability: its softmax probability.
-        score: the detector's score.
-        is_ood: whether the score is below the threshold.
-        p_value: conformal p-value.
+        label, probability, score, is_ood, p_value: as of `Predictions`.
         window_share: share of out-of-distribution images among the last `window`.
         wealth: of the test martingale, which begins with 1.
         drift: whether an alarm has been raised, at this image or before.
@@ -110,12 +108,7 @@ def rejection_bound(threshold: Threshold, delta: float) -> float:
     return float(beta.ppf(1 - delta, threshold.rank, threshold.count + 1 - threshold.rank))
 
 
-def step(
-    stakes: Float[np.ndarray, "*streams bets"],
-    rejected: Any,
-    number: int,
-    bound: float,
-) -> tuple[Float[np.ndarray, "*streams bets"], Any]:
+def step(stakes: Stakes, rejected: Any, number: int, bound: float) -> tuple[Stakes, Any]:
     """After image `number` (from 1), the stakes; and these with what has not entered the game."""
     won, lost = _factors(bound)
     entering = 1 / (number * (number + 1)) / BETS
@@ -161,19 +154,19 @@ def monitor(
     check_preprocessing(detector)
     window = convert(Count, "window", window)
     size = detector.batch_size if batch_size is None else convert(Count, "batch_size", batch_size)
-    return _monitor(detector, images, DriftTest(threshold, alpha), window, size)
+    test = DriftTest(threshold, alpha)
 
+    def observations() -> Iterator[Observation]:
+        recent: deque[bool] = deque(maxlen=window)
+        rejected = 0
+        # one batch is asked for, scored and given back before the next: no verdict waits
+        for _, rows in predicted(detector, images, batch_size=size, ahead=0, may_be_empty=True):
+            for values in zip(*(column.tolist() for column in rows.values()), strict=True):
+                row = dict(zip(rows, values, strict=True))
+                rejected += row["is_ood"] - (recent[0] if len(recent) == window else 0)
+                recent.append(row["is_ood"])
+                wealth, share = test.update(row["is_ood"]), rejected / len(recent)
+                yield Observation(test.count - 1, **row, window_share=share, wealth=wealth,
+                                  drift=test.drift)  # fmt: skip
 
-def _monitor(detector, images, test, window, size) -> Iterator[Observation]:
-    recent: deque[bool] = deque(maxlen=window)
-    rejected = 0
-    # one batch is asked for, scored and given back before the next: a verdict waits for no other
-    for _, rows in predicted(detector, images, batch_size=size, ahead=0, may_be_empty=True):
-        for values in zip(*(column.tolist() for column in rows.values()), strict=True):
-            row = dict(zip(rows, values, strict=True))
-            rejected += row["is_ood"] - (recent[0] if len(recent) == window else 0)
-            recent.append(row["is_ood"])
-            wealth = test.update(row["is_ood"])
-            share = rejected / len(recent)
-            yield Observation(test.count - 1, **row, window_share=share, wealth=wealth,
-                              drift=test.drift)  # fmt: skip
+    return observations()

@@ -7,6 +7,7 @@ has what the detector needs. The network, the fit and the threshold are constant
 import logging
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -117,9 +118,8 @@ def export_onnx(detector: Detector, path: str | os.PathLike) -> Path:
         logging.disable(logging.NOTSET)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what is wrong is raised
-    checked = np.random.default_rng(0).integers(
-        0, 256, (CHECKED, *detector.model.image_shape), np.uint8
-    )
+    shape = (CHECKED, *detector.model.image_shape)
+    checked = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     try:
         session = onnxruntime.InferenceSession(data, options)
         (scores,) = session.run(["score"], {"images": checked})
@@ -147,10 +147,9 @@ def _program(detector: Detector, *, branches: bool = True) -> tuple[Callable, ja
     """
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *detector.model.image_shape), jnp.uint8)
-    learnt = detector.check_fitted()
     model, threshold = detector.model, detector.threshold
+    state = jax.tree.map(jnp.asarray, dict(detector.check_fitted()))
     variables = jax.tree.map(jnp.asarray, model.variables)
-    state = {name: jnp.asarray(array) for name, array in learnt.items()}
 
     def run(images):
         inputs = Inputs(model, variables, images)
@@ -170,11 +169,13 @@ def _program(detector: Detector, *, branches: bool = True) -> tuple[Callable, ja
 
     if model.framework.any_batch:
         return run, images
+
+    def one(image):
+        return jax.tree.map(lambda x: x[0], run(image[None]))
+
     # a loop has the branch that vmap would always compute
-    each = jax.lax.map if branches and detector.exact else lambda f, x: jax.vmap(f)(x)
-    return lambda images: each(
-        lambda image: jax.tree.map(lambda x: x[0], run(image[None])), images
-    ), images
+    loop = branches and detector.exact
+    return (partial(jax.lax.map, one) if loop else jax.vmap(one)), images
 
 
 def _certain_score(detector: Detector, inputs: Inputs, state: State, branches: bool) -> Array:

@@ -46,39 +46,30 @@ class Predictions:
 
     def as_dict(self) -> dict[str, np.ndarray]:
         """The arrays by name: a table's columns."""
-        names = ("label", "probability", "score", "is_ood", "p_value")
-        return {name: getattr(self, name) for name in names}
+        return {name: array for name, array in vars(self).items() if name != "preprocessing"}
 
 
 def calibrated(
     detector: Any, images: Any, *, tpr: float = 0.95, keep_images: int = 0, **options: Any
 ) -> Threshold:
     """The threshold of a detector by held-out in-distribution images; see `Detector.calibrate`."""
-    scores, layers = [], []
+    parts: list[dict[str, np.ndarray]] = []
     examples, features = Sample(keep_images), Sample(keep_images)  # the same draw of both
     transformed = False
     for batch, found, rows in detector.results(images, predictions=True, **options):
         transformed |= batch.transformed
-        scores.append(rows["score"])
-        layers.append({name: rows[name] for name in rows if name.startswith("tap_")})
+        parts.append({k: v for k, v in rows.items() if k == "score" or k.startswith("tap_")})
         examples.add(found)
         features.add(rows["features"])
     kept = {}
     if examples.rows:
         thumbnails = [_thumbnail(detector, image) for image in examples.rows]
         kept = {"examples": np.stack(thumbnails), "example_features": np.stack(features.rows)}
-    return Threshold(
-        np.sort(np.concatenate(scores)),
-        tpr,
-        str(detector.preprocessing) if transformed else "",
-        {
-            name: np.percentile(
-                np.concatenate([part[name] for part in layers]), LAYER_QUANTILES, axis=0
-            ).astype(np.float32)
-            for name in layers[0]
-        },
-        **kept,
-    )
+    read = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    scores = np.sort(read.pop("score"))
+    layers = {k: np.percentile(v, LAYER_QUANTILES, 0).astype(np.float32) for k, v in read.items()}
+    prepared = str(detector.preprocessing) if transformed else ""
+    return Threshold(scores, tpr, prepared, layers, **kept)
 
 
 def predicted(
@@ -98,14 +89,9 @@ def predicted(
                 f"the score of image {batch.indices[batch.mask][bad[0]]} is NaN: the network's"
                 " weights are broken, or the image holds values that are too large"
             )
-        yield (
-            batch,
-            {
-                **{name: rows[name] for name in ("label", "probability", "score")},
-                "is_ood": scores < np.float32(threshold.value),
-                "p_value": p_values(threshold.scores, scores),
-            },
-        )
+        columns = {name: rows[name] for name in ("label", "probability", "score")}
+        columns["is_ood"] = scores < np.float32(threshold.value)
+        yield batch, columns | {"p_value": p_values(threshold.scores, scores)}
 
 
 def check_calibrated(detector: Any) -> Threshold:
