@@ -54,10 +54,8 @@ class Trained:
     seconds: float
 
     def __str__(self) -> str:
-        return (
-            f"accuracy on {self.images} held-out images: {self.accuracy:.2%}, in"
-            f" {self.seconds:.0f} s\nsaved to {self.path}"
-        )
+        found = f"accuracy on {self.images} held-out images: {self.accuracy:.2%}"
+        return f"{found}, in {self.seconds:.0f} s\nsaved to {self.path}"
 
 
 def train_checkpoint(
@@ -130,6 +128,8 @@ def train_checkpoint(
     )
     model = dataclasses.replace(model, variables=variables)
     accuracy = training.accuracy(model, *held_out)
+    devices = jax.local_devices()
+    cores = f", {os.cpu_count()} cores" if devices[0].platform == "cpu" else ""
     card = {
         **model.card,
         **{key: list(getattr(model, key)) for key in ("input_size", "mean", "std")},
@@ -143,7 +143,7 @@ def train_checkpoint(
         "stored_as": store,
         "seed": chosen.seed,
         "seconds": round(seconds),
-        "hardware": _hardware(),
+        "hardware": f"{len(devices)} x {devices[0].device_kind} ({platform.machine()}{cores})",
         "licence": "that of si_jax for the weights; the data's own terms for the data",
         "versions": cli.versions(),
         "date": datetime.date.today().isoformat(),
@@ -155,15 +155,7 @@ def train_checkpoint(
     return Trained(model, path, accuracy, len(held_out[1]), seconds)
 
 
-def _start(
-    dataset: str,
-    sets: training_sets.TrainingSets,
-    architecture: str | None,
-    init: str | os.PathLike | None,
-    new_head: bool,
-    input_size: int | None,
-    seed: int,
-) -> Model:
+def _start(dataset, sets, architecture, init, new_head, input_size, seed) -> Model:
     """The network to start from: a checkpoint's, or one with fresh weights."""
     size = None if input_size is None else (input_size, input_size)
     if init is None:
@@ -181,10 +173,3 @@ def _start(
             f" {sets.num_classes}: replace its head by new_head=True"
         )
     return dataclasses.replace(model, input_size=size or model.input_size)
-
-
-def _hardware() -> str:
-    """What the weights were trained on."""
-    devices = jax.local_devices()
-    cores = f", {os.cpu_count()} cores" if devices[0].platform == "cpu" else ""
-    return f"{len(devices)} x {devices[0].device_kind} ({platform.machine()}{cores})"

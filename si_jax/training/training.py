@@ -28,19 +28,14 @@ from si_jax.checks import check_least
 from si_jax.data.files import write_text
 from si_jax.model import Model
 from si_jax.networks.programs import compiled
-from si_jax.weights.saved import (
-    SUMS,
-    check_sums,
-    read_arrays,
-    read_card,
-    saving,
-    weights_hash,
-    write_arrays,
-)
+from si_jax.weights import saved
+from si_jax.weights.saved import weights_hash
 
 REFRESH = 10  # steps between two looks at the loss
 EVALUATION_BATCH = 500
 COLUMNS = ("epoch", "loss", "accuracy", "held_out_loss", "held_out_accuracy", "seconds")
+Images = UInt8[np.ndarray, "n height width channels"]
+Labels = Int[np.ndarray, "n"]
 
 
 @dataclass(frozen=True)
@@ -123,27 +118,24 @@ class Run:
         """The state after the last epoch that was saved; `state` itself, if there is none."""
         if self.directory is None or not os.path.lexists(self.directory):
             return state
-        if not (saved := self._saved()):
+        if not (kept := self._saved()):
             names = {path.name for path in self.directory.glob("[!.]*")}
             if not self.directory.is_dir() or names - {"state", "log.csv"}:
-                raise ValueError(
-                    f"{self.directory} exists and is no training run: choose another directory"
-                )
+                raise ValueError(f"{self.directory} is no training run: choose another directory")
             return state
         leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, state))
         try:
-            if not check_sums(saved[-1]):
-                raise ValueError(f"its file {SUMS} is missing")
-            card = read_card(saved[-1] / "state.json", State)
+            if not saved.check_sums(kept[-1]):
+                raise ValueError(f"its file {saved.SUMS} is missing")
+            card = saved.read_card(kept[-1] / "state.json", State)
             different = [key for key, value in self.facts.items() if card.run.get(key) != value]
-            arrays = {} if different else read_arrays(saved[-1] / "arrays")
+            arrays = {} if different else saved.read_arrays(kept[-1] / "arrays")
             found = [arrays[name] for name in sorted(arrays)]
             if not different and [x.shape for x in found] != [x.shape for x in leaves]:
                 raise ValueError("other versions of its packages wrote it")
         except ValueError as error:
-            raise ValueError(
-                f"{self.directory} cannot be resumed ({error}): remove it to begin again"
-            ) from None
+            advice = "remove it to begin again"
+            raise ValueError(f"{self.directory} cannot be resumed ({error}): {advice}") from None
         if different:
             raise ValueError(
                 f"{self.directory} holds another run, which differs in {', '.join(different)}:"
@@ -161,8 +153,9 @@ class Run:
         write_text(self.directory / "log.csv", "\n".join(map(",".join, [COLUMNS, *rows])) + "\n")
         arrays = {f"{i:05d}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(state))}
         older = self._saved()
-        with saving(self.directory / "state" / f"{len(self.log):06d}", SUMS) as hidden:
-            write_arrays(hidden / "arrays", arrays)
+        name = f"{len(self.log):06d}"
+        with saved.saving(self.directory / "state" / name, saved.SUMS) as hidden:
+            saved.write_arrays(hidden / "arrays", arrays)
             content = {"run": self.facts, "log": self.log}
             write_text(hidden / "state.json", json.dumps(content, indent=2) + "\n")
         for path in older:
@@ -174,12 +167,11 @@ class Run:
 
 def train(
     model: Model,
-    images: UInt8[np.ndarray, "n height width channels"],
-    labels: Int[np.ndarray, "n"],
+    images: Images,
+    labels: Labels,
     recipe: Recipe,
     *,
-    held_out: tuple[UInt8[np.ndarray, "m height width channels"], Int[np.ndarray, "m"]]
-    | None = None,
+    held_out: tuple[np.ndarray, np.ndarray] | None = None,
     directory: str | os.PathLike | None = None,
 ) -> Model:
     """The model with trained weights; each epoch is evaluated on `held_out`, which chooses nothing.
@@ -188,14 +180,13 @@ def train(
     and recipe that lies there is resumed.
     """
     images, labels = _checked(model, images, labels)
-    steps_per_epoch = len(images) // recipe.batch_size
-    if not steps_per_epoch:
-        raise ValueError(
-            f"batch_size (={recipe.batch_size}) exceeds the number of images ({len(images)})"
-        )
+    size = recipe.batch_size
+    steps = len(images) // size  # of an epoch
+    if not steps:
+        raise ValueError(f"batch_size (={size}) exceeds the number of images ({len(images)})")
     run = Run(directory, model, recipe, images, labels)
-    optimiser = _optimiser(recipe, recipe.epochs * steps_per_epoch)
-    replicated, split = _placements(recipe.batch_size)
+    optimiser = _optimiser(recipe, recipe.epochs * steps)
+    replicated, split = _placements(size)
     state = run.restore(_initial_state(model, optimiser, recipe))
     state, images, labels = jax.device_put((state, images, labels), replicated)
     placed = None if held_out is None else _checked(model, *held_out)
@@ -204,54 +195,44 @@ def train(
         partial(_step, model, optimiser, recipe), donate_argnums=0, out_shardings=replicated
     )
     program = None
-    evaluate = jax.jit(partial(_evaluate, model))
+    evaluate, kept = jax.jit(partial(_evaluate, model)), "average" if recipe.ema else "variables"
 
-    done = len(run.log) * steps_per_epoch
-    with tqdm(
-        total=recipe.epochs * steps_per_epoch, initial=done, desc="training", unit="step"
-    ) as bar:
+    done, total = len(run.log) * steps, recipe.epochs * steps
+    with tqdm(total=total, initial=done, desc="training", unit="step") as bar:
         for epoch in range(len(run.log), recipe.epochs):
             start = time.perf_counter()
             order = np.random.default_rng([recipe.seed, epoch]).permutation(len(images))
             order = order.astype(np.int32)
             totals = jax.device_put(np.zeros(2, np.float32), replicated)  # loss and correct
-            for i in range(steps_per_epoch):
-                batch = order[i * recipe.batch_size : (i + 1) * recipe.batch_size]
-                batch = jax.device_put(batch, split)
+            for i in range(steps):
+                batch = jax.device_put(order[i * size : (i + 1) * size], split)
                 program = program or compiled(step, state, totals, images, labels, batch)
                 state, totals = program(state, totals, images, labels, batch)
-                if (i + 1) % REFRESH == 0 or i + 1 == steps_per_epoch:
+                if (i + 1) % REFRESH == 0 or i + 1 == steps:
                     loss, correct = (float(x) / (i + 1) for x in np.asarray(totals))
                     _check_loss(loss, epoch, recipe, run)
-                    accuracy = correct / recipe.batch_size
-                    bar.update(epoch * steps_per_epoch + i + 1 - bar.n)
+                    accuracy = correct / size
+                    bar.update(epoch * steps + i + 1 - bar.n)
                     bar.set_postfix(epoch=epoch + 1, loss=f"{loss:.3f}", accuracy=f"{accuracy:.1%}")
             row = {"epoch": epoch + 1, "loss": loss, "accuracy": accuracy}
             if placed is not None:
-                row |= _held_out(evaluate, _result(state, recipe), *placed)
+                row |= _held_out(evaluate, state[kept], *placed)
                 _check_loss(row["held_out_loss"], epoch, recipe, run)
             row["seconds"] = time.perf_counter() - start
             run.save(state, row)
-    return dataclasses.replace(model, variables=jax.device_get(_result(state, recipe)))
+    return dataclasses.replace(model, variables=jax.device_get(state[kept]))
 
 
-def accuracy(
-    model: Model,
-    images: UInt8[np.ndarray, "n height width channels"],
-    labels: Int[np.ndarray, "n"],
-) -> float:
+def accuracy(model: Model, images: Images, labels: Labels) -> float:
     """Share of images whose largest logit is that of their label."""
     return float(np.mean(np.argmax(model.logits(images), axis=-1) == labels))
 
 
 def _checked(model: Model, images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
     images, labels = model.prepare_images(images), np.asarray(labels)
-    if (
-        labels.shape != (len(images),)
-        or not len(labels)
-        or not 0 <= labels.min() <= labels.max() < model.num_classes
-    ):
-        span = f", values {labels.min()} to {labels.max()}" if labels.size else ""
+    lowest, largest = (labels.min(), labels.max()) if labels.size else (-1, -1)
+    if labels.shape != (len(images),) or not 0 <= lowest <= largest < model.num_classes:
+        span = f", values {lowest} to {largest}" if labels.size else ""
         raise ValueError(
             f"labels (shape {labels.shape}{span}) must be one class index below"
             f" {model.num_classes} for each of the {len(images)} images"
@@ -284,10 +265,6 @@ def _initial_state(model: Model, optimiser: optax.GradientTransformation, recipe
         "optimiser": jax.device_get(optimiser.init(variables["params"])),
         "average": jax.tree.map(np.copy, variables) if recipe.ema else {},
     }
-
-
-def _result(state: dict, recipe: Recipe) -> dict[str, Any]:
-    return state["average"] if recipe.ema else state["variables"]
 
 
 def _optimiser(recipe: Recipe, steps: int) -> optax.GradientTransformation:
@@ -355,13 +332,9 @@ def _step(model, optimiser, recipe, state, totals, images, labels, batch):
         decay = jnp.minimum(recipe.ema, (1 + done) / (10 + done))
         average = optax.incremental_update(variables, average, 1 - decay)
     correct = jnp.sum(jnp.argmax(logits, axis=-1) == labels)
-    state = {
-        "step": state["step"] + 1,
-        "variables": variables,
-        "optimiser": optimiser_state,
-        "average": average,
-    }
-    return state, totals + jnp.stack([loss, correct.astype(jnp.float32)])
+    moved = {"variables": variables, "optimiser": optimiser_state, "average": average}
+    totals = totals + jnp.stack([loss, correct.astype(jnp.float32)])
+    return {"step": state["step"] + 1, **moved}, totals
 
 
 def _evaluate(model, variables, images, labels):
