@@ -21,23 +21,14 @@ from si_jax.data.preprocessing import PROTOCOLS
 
 @dataclasses.dataclass(frozen=True)
 class Download:
-    """A file that holds a set.
-
-    Attributes:
-        url: its address.
-        folder: where it is unpacked, below the data folder; or a `.mat` file's own place.
-        holds: what is in it, in words.
-        images: number of images in it, 0 where that is not known.
-        md5: its sum, '' where none is known; the first download's is then recorded.
-        terms: a note on its terms of use.
-    """
+    """A file that holds a set."""
 
     url: str
-    folder: str
-    holds: str
-    images: int = 0
-    md5: str = ""
-    terms: str = "none given"
+    folder: str  # where it is unpacked, below the data folder; or a `.mat` file's own place
+    holds: str  # what is in it, in words
+    images: int = 0  # how many, 0 where that is not known
+    md5: str = ""  # where none is known, the first download's is recorded
+    terms: str = "none given"  # of use
 
     @property
     def name(self) -> str:

@@ -28,6 +28,8 @@ except ImportError:  # not on Windows, where nothing is swept
 READ_ERRORS = (Exception,)
 """What reading a file raises that is damaged or of another kind: parsers fail in every way."""
 
+AnyPath = str | os.PathLike
+
 LEAST_UNPACKED = 2**30  # bytes that any archive may unpack to
 UNPACKED_SHARE = 20  # a larger one may unpack to this many times its own size
 LARGEST_FILE = 2**29  # bytes of a file that is read at once, such as an image
@@ -45,7 +47,7 @@ class BrokenArchive(ValueError):
     """An archive of arrays is damaged, of another kind or of a size that is no data's."""
 
 
-def open_regular(path: str | os.PathLike) -> BufferedReader:
+def open_regular(path: AnyPath) -> BufferedReader:
     """Open a regular file to read; never wait on a pipe or read a device without end."""
     flags = [getattr(os, name, 0) for name in ("O_NONBLOCK", "O_BINARY", "O_CLOEXEC")]
     descriptor = os.open(path, sum(flags, os.O_RDONLY))
@@ -58,7 +60,7 @@ def open_regular(path: str | os.PathLike) -> BufferedReader:
         raise
 
 
-def read_bytes(path: str | os.PathLike, limit: int = LARGEST_FILE) -> bytes:
+def read_bytes(path: AnyPath, limit: int = LARGEST_FILE) -> bytes:
     """Read a regular file at once; an OSError, as of `open_regular`, if it has more bytes."""
     with open_regular(path) as file:
         data = file.read(limit + 1)
@@ -67,9 +69,7 @@ def read_bytes(path: str | os.PathLike, limit: int = LARGEST_FILE) -> bytes:
     return data
 
 
-def read_arrays(
-    path: str | os.PathLike, names: Collection[str] | None = None
-) -> dict[str, np.ndarray]:
+def read_arrays(path: AnyPath, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
     """Read the arrays of a `.npz` file, of at most 1 GiB or 20 times its size; none is unpickled.
 
     NumPy's own `load` reads on where a member is shorter or longer than its header says, or is lost
@@ -246,7 +246,7 @@ def sweep(parent: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def check_new(directory: str | os.PathLike) -> None:
+def check_new(directory: AnyPath) -> None:
     """Raise a ValueError if something has the name of a directory that is to be written."""
     if os.path.lexists(directory):
         raise ValueError(f"{directory} exists already: choose another directory or remove it")

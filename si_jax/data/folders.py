@@ -7,20 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
 
 from si_jax.data import files
 from si_jax.data.decoding import decode, holds_image
+from si_jax.data.files import AnyPath
 from si_jax.data.image_set import NO_LABEL, ImageSet, MissingSet, UnreadableImage, make_set
 from si_jax.data.preprocessing import RGB
 
 
 def from_folder(
-    path: str | os.PathLike,
-    *,
-    name: str | None = None,
-    num_classes: int | None = None,
-    classes: Sequence[str] = (),
+    path: AnyPath, *, name: str = "", num_classes: int | None = None, classes: Sequence[str] = ()
 ) -> ImageSet:
     """Read the images of a folder, in the order of their relative paths, as the page says.
 
@@ -44,7 +40,7 @@ def from_folder(
 
 
 def from_files(
-    root: Path, names: list[str], labels: Int[np.ndarray, " n"], name: str | None, **more: Any
+    root: Path, names: list[str], labels: np.ndarray, name: str, **more: Any
 ) -> ImageSet:
     """Read the given files below a folder, in that order; `more` are fields of the set."""
 
@@ -121,9 +117,7 @@ def left_out_note(left_out: Sequence[str]) -> tuple[str, ...]:
     return (f"{len(left_out)} {verb} left out, being no image in a format that is read ({shown})",)
 
 
-def _labels(
-    root: Path, names: list[str], num_classes: int | None, classes: Sequence[str]
-) -> tuple[np.ndarray, tuple[int, ...]]:
+def _labels(root: Path, names: list[str], num_classes: int | None, classes: Sequence[str]) -> tuple:
     """Give the images' labels, and what each would be if class folders were sorted as text."""
     tops = [_class_name(name.split("/", 1)[0]) if "/" in name else None for name in names]
     folders = sorted({top for top in tops if top is not None})

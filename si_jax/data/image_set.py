@@ -74,12 +74,11 @@ class ImageSet:
         name: what the set is called in messages.
         size: number of images.
         structure: hexadecimal hash of what determines names, labels and order.
-        load_fn: gives the image (uint8, H x W x 3, RGB, at its own size) and the label of an index;
-            a `Prepared` for an array, which may be grey or of floats; safe to call from several
-            threads at once.
+        load_fn: gives the image (uint8, RGB, at its own size) and the label of an index, in several
+            threads at once; a `Prepared` for an array, which may be grey or of floats.
         ident_fn: gives the name of the image at an index, e.g. its file or 'cifar100/test[17]'.
-        digest_fn: gives 32 bytes for each of several indices, 16 that hash the content alone and 16
-            that hash the rest, uint8 of shape (n, 32); None where `structure` says it all.
+        digest_fn: gives a row of `digests` for each of several indices; None where `structure` says
+            it all.
         notes: sentences that a run reports with its results, such as which files were left out.
         other_labels: where class folders are numbers such as 2 and 10, the label that each label
             would be if they were sorted as text, as PyTorch's ImageFolder does; else empty.
@@ -249,9 +248,7 @@ def make_set(
     return ImageSet(name, size, fingerprint_of(*structure), load, ident, digests, **more)
 
 
-def remembered(
-    compute: Callable[[], np.ndarray], count: int, paths: Sequence[Path], facts: object
-) -> np.ndarray:
+def remembered(compute: Callable, count: int, paths: Sequence[Path], facts: object) -> np.ndarray:
     """Compute `count` rows of 32 bytes, or recall them where no file of `paths` has changed."""
     began = time.time_ns()
     states = [_state(path) for path in paths]

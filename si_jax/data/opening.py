@@ -13,7 +13,7 @@ from si_jax.data import image_set, sources
 from si_jax.data.decoding import decode, to_rgb
 from si_jax.data.folders import decode_file, from_files
 from si_jax.data.image_set import NO_LABEL, ImageSet, ImageStream, UnreadableImage
-from si_jax.data.preprocessing import RGB
+from si_jax.data.preprocessing import RGB, Transform
 from si_jax.data.sources import as_numpy, class_indices
 
 IMAGE_KEYS = ("image", "img", "images", "pixel_values")
@@ -103,7 +103,7 @@ def as_images(
     raise ValueError(f"{name} (of type {type(data).__name__}) holds no images: {TAKEN}")
 
 
-def open_image(item: Any, transform: Callable[[np.ndarray], np.ndarray]) -> RGB:
+def open_image(item: Any, transform: Transform) -> RGB:
     """Open one path, encoded or Pillow image, turn it upright by its EXIF, and transform it."""
     return transform(load_entry((item, None), "the image", 3)[0])
 

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -15,6 +15,7 @@ from tqdm import tqdm
 from si_jax.checks import check_least
 from si_jax.data.decoding import to_grey
 from si_jax.data.image_set import NO_LABEL, ImageSet, ImageStream, Prepared, UnreadableImage
+from si_jax.data.preprocessing import Transform
 
 NO_INDEX = -1  # the index of a padded row
 WORKERS = 4  # threads that decode
@@ -23,28 +24,16 @@ PIECES = 16  # of a batch, which threads take in turn
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """A batch of static shape; rows whose mask is False hold black images, to be left out.
+    """A batch of static shape; rows whose mask is False hold black images, to be left out."""
 
-    Attributes:
-        images: uint8 of shape (batch, height, width, 3), or as arrays were given.
-        labels: int32 of shape (batch,); -1 where there is none.
-        indices: int64 of shape (batch,); positions in the set, -1 for the rows that pad the last
-            batch.
-        mask: bool of shape (batch,); False for padded rows and unreadable images.
-        unreadable: names of the batch's images that could not be decoded.
-        errors: row -> why its image could not be decoded.
-        transformed: whether images were brought to size, and not all given in it.
-        entries: what each row that is no padding was loaded from: an index of a set, or a stream's.
-    """
-
-    images: Shaped[np.ndarray, "batch height width channels"]
-    labels: Int[np.ndarray, " batch"]
-    indices: Int[np.ndarray, " batch"]
-    mask: Bool[np.ndarray, " batch"]
-    unreadable: tuple[str, ...]
-    errors: dict[int, str]
-    transformed: bool
-    entries: Sequence[Any]
+    images: Shaped[np.ndarray, "batch height width channels"]  # uint8, or as arrays were given
+    labels: Int[np.ndarray, " batch"]  # -1 where there is none
+    indices: Int[np.ndarray, " batch"]  # positions in the set, -1 for the rows that pad the last
+    mask: Bool[np.ndarray, " batch"]  # False for padded rows and unreadable images
+    unreadable: tuple[str, ...]  # names of the images that could not be decoded
+    errors: dict[int, str]  # row -> why its image could not be decoded
+    transformed: bool  # whether images were brought to size, and not all given in it
+    entries: Sequence[Any]  # what the rows that are no padding were loaded from
 
     @property
     def size(self) -> int:
@@ -65,7 +54,7 @@ class Batch:
 
 def batches(
     images: ImageSet | ImageStream,
-    transform: Callable[[np.ndarray], np.ndarray],
+    transform: Transform,
     batch_size: int,
     *,
     workers: int = WORKERS,

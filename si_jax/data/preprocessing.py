@@ -5,7 +5,7 @@ torchvision's `Resize` and `CenterCrop` on Pillow images to the last bit.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from PIL import Image
 PROTOCOLS = ("published", "openood")
 RGB = UInt8[np.ndarray, "_ _ 3"]
 """An image of any height and width."""
+Transform = Callable[[np.ndarray], np.ndarray]
 MOST_PIXELS = 50_000_000  # of a resized image; so long a one is cut before
 
 

@@ -10,7 +10,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from jaxtyping import Int, Shaped
 
 from si_jax.data import files
 from si_jax.data.decoding import EXTENSIONS
+from si_jax.data.files import AnyPath
 from si_jax.data.folders import from_files, from_folder
 from si_jax.data.image_set import NO_LABEL, ImageSet, MissingSet, make_set, prepared, subset
 
@@ -48,11 +49,7 @@ DRAWN = 10_000
 
 
 def from_path(
-    path: str | os.PathLike,
-    *,
-    name: str | None = None,
-    num_classes: int | None = None,
-    classes: Sequence[str] = (),
+    path: AnyPath, *, name: str = "", num_classes: int | None = None, classes: Sequence[str] = ()
 ) -> ImageSet:
     """Open a folder, a `.npz` file, a list (`.txt`), one of SVHN's `.mat` files, or images by name.
 
@@ -60,9 +57,10 @@ def from_path(
     `labels.npy` holds CIFAR's corrupted copies.
     """
     path, kind = Path(path).expanduser(), kind_of(path)
-    if kind in OPENERS:
-        return OPENERS[kind](path, name=name)
-    if kind == "list":
+    openers: dict = {".npz": from_npz, ".mat": from_svhn_mat, "corruptions": from_corruptions}
+    if kind in openers:
+        return openers[kind](path, name=name)
+    if kind == ".txt":
         return from_list(path, name=name, num_classes=num_classes)
     if kind in ("glob", "image"):
         names = matching(str(path)) if kind == "glob" else [str(path)]
@@ -70,14 +68,12 @@ def from_path(
     return from_folder(path, name=name, num_classes=num_classes, classes=classes)
 
 
-def kind_of(path: str | os.PathLike) -> str:
-    """What a path names: a key of `OPENERS`, a list, a glob, an image, a folder, or nothing."""
+def kind_of(path: AnyPath) -> str:
+    """What a path names: a file of that ending, corruptions, a folder, glob, image, or nothing."""
     path = Path(path).expanduser()
     suffix = path.suffix.lower()
-    if suffix in OPENERS:
+    if suffix in (".npz", ".mat", ".txt"):
         return suffix
-    if suffix == ".txt":
-        return "list"
     if path.is_dir():
         return "corruptions" if (path / LABELS).is_file() else "folder"
     if glob.has_magic(str(path)) and not path.exists():
@@ -85,7 +81,7 @@ def kind_of(path: str | os.PathLike) -> str:
     return "image" if suffix in EXTENSIONS or path.exists() else ""
 
 
-def holds_several(path: str | os.PathLike) -> bool:
+def holds_several(path: AnyPath) -> bool:
     """Whether a path is no image's, but a folder's, a glob, or a file's that holds a set."""
     is_image = Path(path).suffix.lower() in EXTENSIONS and not glob.has_magic(os.fspath(path))
     return not is_image and kind_of(path) not in ("image", "")
@@ -100,11 +96,7 @@ def matching(pattern: str) -> list[str]:
 
 
 def from_list(
-    path: str | os.PathLike,
-    *,
-    name: str | None = None,
-    roots: Sequence[str | os.PathLike] = (),
-    num_classes: int | None = None,
+    path: AnyPath, *, name: str = "", roots: Sequence[AnyPath] = (), num_classes: int | None = None
 ) -> ImageSet:
     """Read the images that a text file lists, one a line: a path, and a label behind a blank.
 
@@ -148,9 +140,7 @@ def from_list(
 
 
 def from_arrays(
-    name: str,
-    images: Shaped[np.ndarray, "n height width *channels"],
-    labels: np.ndarray | None = None,
+    name: str, images: Shaped[np.ndarray, "n height width *channels"], labels: Any = None
 ) -> ImageSet:
     """A set of images in memory: uint8, RGB or grey, or numbers as the network takes them."""
     images = np.asarray(images)
@@ -199,7 +189,7 @@ def as_numpy(values: Any, name: str) -> np.ndarray:
         raise ValueError(f"{name} (of type {kind}) are no array of numbers of one shape") from None
 
 
-def from_npz(path: str | os.PathLike, *, name: str | None = None) -> ImageSet:
+def from_npz(path: AnyPath, *, name: str = "") -> ImageSet:
     """Read a `.npz` file with an array `images` and, if the images have labels, one `labels`."""
     path = _existing_file(path)
     try:
@@ -212,7 +202,7 @@ def from_npz(path: str | os.PathLike, *, name: str | None = None) -> ImageSet:
     return from_arrays(name or path.stem, arrays["images"], arrays.get("labels"))
 
 
-def from_svhn_mat(path: str | os.PathLike, *, name: str | None = None) -> ImageSet:
+def from_svhn_mat(path: AnyPath, *, name: str = "") -> ImageSet:
     """Read one of SVHN's own files of 32x32 crops, e.g. `test_32x32.mat`; zeros are 10 in it."""
     path = _existing_file(path)
     command = [sys.executable, "-c", _READ_MAT, str(path)]
@@ -232,14 +222,14 @@ def from_svhn_mat(path: str | os.PathLike, *, name: str | None = None) -> ImageS
     return from_arrays(name or path.stem, images, labels)
 
 
-def _existing_file(path: str | os.PathLike) -> Path:
+def _existing_file(path: AnyPath) -> Path:
     path = Path(path).expanduser()
     if not path.is_file():
         raise MissingSet(f"{path} is not a file; give the path of an existing file")
     return path
 
 
-def from_cifar_binary(paths: Sequence[str | os.PathLike], *, name: str | None = None) -> ImageSet:
+def from_cifar_binary(paths: Sequence[AnyPath], *, name: str = "") -> ImageSet:
     """Read files of CIFAR's binary version, such as `train.bin`; of CIFAR-100 the fine labels."""
     parts = []
     for path in map(_existing_file, paths):
@@ -258,9 +248,7 @@ def from_cifar_binary(paths: Sequence[str | os.PathLike], *, name: str | None = 
     return from_arrays(name or Path(paths[0]).stem, images, labels)
 
 
-def from_corruptions(
-    folder: str | os.PathLike, *, name: str | None = None, drawn: int | None = DRAWN
-) -> ImageSet:
+def from_corruptions(folder: AnyPath, *, name: str = "", drawn: int | None = DRAWN) -> ImageSet:
     """Read CIFAR-10-C or CIFAR-100-C as published: a `.npy` file a corruption, and `labels.npy`.
 
     Files are mapped into memory; `drawn` images are taken at random, and a note says so.
@@ -302,10 +290,3 @@ def _mapped(path: Path) -> np.ndarray:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except files.READ_ERRORS as error:
         raise ValueError(f"{path} cannot be read ({error}): unpack it again") from error
-
-
-OPENERS: dict[str, Callable[..., ImageSet]] = {
-    ".npz": from_npz,
-    ".mat": from_svhn_mat,
-    "corruptions": from_corruptions,
-}

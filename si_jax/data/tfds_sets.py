@@ -8,17 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from si_jax.data.decoding import decode
-from si_jax.data.files import default_data_dir
+from si_jax.data.files import AnyPath, default_data_dir
 from si_jax.data.image_set import NO_LABEL, ImageSet, MissingSet, UnreadableImage, make_set
 
 
 def from_tfds(
-    name: str,
-    split: str,
-    data_dir: str | os.PathLike | None = None,
-    *,
-    fetch: bool = False,
-    called: str = "",
+    name: str, split: str, data_dir: AnyPath | None = None, *, fetch: bool = False, called: str = ""
 ) -> ImageSet:
     """Open one split of a TFDS set of images, `called` NAME/SPLIT else.
 
@@ -38,7 +33,7 @@ def from_tfds(
     return _open(name, split, directory, called or f"{name}/{split}")
 
 
-def find_prepared(name: str, data_dir: str | os.PathLike | None = None) -> Path | None:
+def find_prepared(name: str, data_dir: AnyPath | None = None) -> Path | None:
     """Find the highest prepared version of a set in the first folder that has one, or None."""
     for folder in tfds_dirs(data_dir):
         found = [info.parent for info in (folder / name).glob("*/dataset_info.json")]
@@ -48,7 +43,7 @@ def find_prepared(name: str, data_dir: str | os.PathLike | None = None) -> Path 
     return None
 
 
-def tfds_dirs(data_dir: str | os.PathLike | None = None) -> tuple[Path, ...]:
+def tfds_dirs(data_dir: AnyPath | None = None) -> tuple[Path, ...]:
     """The folders that may hold TFDS's sets; what is prepared anew goes to the first."""
     if data_dir is not None:
         return (Path(data_dir).expanduser(),)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from si_jax.data.folders import class_folders, from_folder
 from si_jax.data.image_set import ImageSet, MissingSet, take
 from si_jax.data.own import HELD_OUT
 from si_jax.data.pipeline import batches, shown
+from si_jax.data.preprocessing import Transform
 
 HELD_OUT_SHARE = 0.1  # of a folder that has no split of its own
 
@@ -72,11 +72,7 @@ def find(dataset: str, data_dir: str | os.PathLike | None = None, *, seed: int =
 
 
 def load(
-    image_set: ImageSet,
-    transform: Callable[[np.ndarray], np.ndarray],
-    shape: tuple[int, int, int],
-    *,
-    max_gib: float = 8.0,
+    image_set: ImageSet, transform: Transform, shape: tuple[int, int, int], *, max_gib: float = 8.0
 ) -> tuple[UInt8[np.ndarray, "n height width 3"], Int[np.ndarray, " n"]]:
     """Decode all images of a set into memory: uint8 of shape (n, *shape), and labels."""
     size = len(image_set) * int(np.prod(shape)) / 2**30

@@ -5,7 +5,6 @@ has what the detector needs. The network, the fit and the threshold are constant
 """
 
 import logging
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from si_jax.data.files import write_atomically
+from si_jax.data.files import AnyPath, write_atomically
 from si_jax.detectors import Detector, Inputs
 from si_jax.detectors.base import State
 
@@ -57,9 +56,7 @@ def load(path):
 """All that is needed to run a detector in ONNX, with `onnxruntime`."""
 
 
-def export_jax(
-    detector: Detector, path: str | os.PathLike, *, platforms: Sequence[str] = PLATFORMS
-) -> Path:
+def export_jax(detector: Detector, path: AnyPath, *, platforms: Sequence[str] = PLATFORMS) -> Path:
     """Write a fitted detector as a program for `jax.export`, which `LOADER` runs; returns the path.
 
     It takes uint8 images in the model's input size, any number of them, and gives the arrays of
@@ -74,7 +71,7 @@ def export_jax(
     return Path(path)
 
 
-def export_onnx(detector: Detector, path: str | os.PathLike) -> Path:
+def export_onnx(detector: Detector, path: AnyPath) -> Path:
     """Write a fitted detector as ONNX, which `ONNX_LOADER` runs; returns the path.
 
     Input and outputs are those of `export_jax`. Before it is written, it is run by onnxruntime, and

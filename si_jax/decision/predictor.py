@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from si_jax.data.decoding import EXTENSIONS
+from si_jax.data.files import AnyPath
 from si_jax.data.folders import decode_file, walk
 from si_jax.data.image_set import NO_LABEL, ImageStream, MissingSet
 from si_jax.data.opening import load_entry
@@ -122,9 +123,7 @@ class FilePrediction:
         return {key: value for key, value in known.items() if self.error or key != "error"}
 
 
-def find_images(
-    paths: Iterable[str | os.PathLike], left_out: list[str] | None = None
-) -> Iterator[str]:
+def find_images(paths: Iterable[AnyPath], left_out: list[str] | None = None) -> Iterator[str]:
     """The image files that paths stand for, one at a time.
 
     Files are taken whatever their ending, folders searched as by

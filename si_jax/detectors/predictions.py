@@ -72,9 +72,7 @@ def calibrated(
     return Threshold(scores, tpr, prepared, layers, **kept)
 
 
-def predicted(
-    detector: Any, images: Any, **options: Any
-) -> Iterator[tuple[Batch, dict[str, np.ndarray]]]:
+def predicted(detector: Any, images: Any, **options: Any) -> Iterator[tuple[Batch, dict]]:
     """(batch, columns of `Predictions` of its readable images), one batch after the other."""
     threshold = check_calibrated(detector)
     for batch, _, rows in detector.results(images, predictions=True, **options):

@@ -36,6 +36,7 @@ EVALUATION_BATCH = 500
 COLUMNS = ("epoch", "loss", "accuracy", "held_out_loss", "held_out_accuracy", "seconds")
 Images = UInt8[np.ndarray, "n height width channels"]
 Labels = Int[np.ndarray, "n"]
+Batch = UInt8[Array, "batch height width channels"]
 
 
 @dataclass(frozen=True)
@@ -281,9 +282,7 @@ def _optimiser(recipe: Recipe, steps: int) -> optax.GradientTransformation:
     )
 
 
-def augment(
-    images: UInt8[Array, "batch height width channels"], key: Array, padding: int, flip: bool
-) -> UInt8[Array, "batch height width channels"]:
+def augment(images: Batch, key: Array, padding: int, flip: bool) -> Batch:
     """Random crops of the images in a margin of `padding` zeros, half of them mirrored."""
     count, height, width, channels = images.shape
     crop_key, flip_key = jax.random.split(key)
