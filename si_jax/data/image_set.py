@@ -228,16 +228,16 @@ def make_set(
         return digest_of(content, *facts)
 
     def compute(indices: np.ndarray) -> np.ndarray:
-        rows = []
+        count, rows = len(indices), []
+        parts = [indices[k : k + 32].tolist() for k in range(0, count, 32)]
         with (
             ThreadPoolExecutor(8, thread_name_prefix="si_jax-hash") as executor,
-            tqdm(total=size, desc=f"{name}: hashing", unit="img", delay=2, leave=False) as bar,
+            tqdm(total=count, desc=f"{name}: hashing", unit="img", delay=2, leave=False) as bar,
         ):
-            parts = [indices[k : k + 32].tolist() for k in range(0, len(indices), 32)]
-            for made in executor.map(lambda part: [digest(index) for index in part], parts):
-                rows += made
-                bar.update(len(made))
-        return np.frombuffer(b"".join(rows), np.uint8).reshape(len(indices), 2 * HALF)
+            for made in executor.map(lambda part: b"".join(map(digest, part)), parts):
+                rows.append(made)
+                bar.update(len(made) // (2 * HALF))
+        return np.frombuffer(b"".join(rows), np.uint8).reshape(count, 2 * HALF)
 
     def digests(indices: np.ndarray) -> np.ndarray:
         if origin is None:
