@@ -54,9 +54,9 @@ def from_files(
         facts = [(names[index], int(labels[index])) for index in indices]
         return [root / name for name, _ in facts], facts
 
-    name, structure = name or root.resolve().name, ("folder, upright", len(names))
-    hashed = {"ident": names.__getitem__, "read": read, "origin": origin}
-    return make_set(name, len(names), load, structure, **hashed, **more)
+    name, facts = name or root.resolve().name, ("folder, upright", len(names))
+    ident = names.__getitem__
+    return make_set(name, len(names), load, facts, ident=ident, read=read, origin=origin, **more)
 
 
 def decode_file(file: Path) -> RGB:

@@ -170,8 +170,8 @@ def draw(detector: Any, shown: Explanation, title: str = "") -> Figure:
     (_layers if shown.layers else _classes)(figure.add_subplot(right[1]), shown)
     if kept:
         places = right[2].subgridspec(1, len(shown.nearest), wspace=0.1)
-        for place, image, cosine in zip(places, shown.nearest, shown.similarity, strict=True):
-            _picture(figure.add_subplot(place), image, f"{cosine:.2f}")
+        for k, image in enumerate(shown.nearest):
+            _picture(figure.add_subplot(places[k]), image, f"{shown.similarity[k]:.2f}")
         axes = figure.axes[-len(shown.nearest)]
         title = "nearest calibration images (cosine)"
         axes.text(0, 1.3, title, fontsize=10, transform=axes.transAxes, fontweight="bold")
