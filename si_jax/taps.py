@@ -42,32 +42,27 @@ def default_taps(model: Model, role: str, variant: str | None = None) -> tuple[s
         raise ValueError(
             f"variant (={variant!r}) is no variant of the taps of {model.name}: it has {known}"
         )
+    if family is None and role == "outer":
+        return (FEATURES,)
     if family is None:
-        if role == "si-c":
-            return _density_taps(model)
-        return (FEATURES,) if role == "outer" else select(model)
+        norms = select(model)
+        if role != "si-c" or not activation.without_activation(model, norms):
+            return norms
+        if len(activation.taps_without_relu(model, norms)) < len(norms):
+            return norms
+        return _around_activations(model)
     patterns = table[f"{role}:{variant}" if variant else role]
     if patterns == (FEATURES,):
         return patterns
-    return select(
-        model,
-        [p for p in patterns if not isinstance(p, IfPresent) or matches(model, p)],
-    )
+    asked = [p for p in patterns if not isinstance(p, IfPresent) or matches(model, p)]
+    return select(model, asked)
 
 
-def _density_taps(model: Model) -> tuple[str, ...]:
-    norms = select(model)
-    if not activation.without_activation(model, norms):
-        return norms
-    if len(activation.taps_without_relu(model, norms)) < len(norms):
-        return norms
-    return activation.taps_with_activation(model, _innermost(model))
-
-
-def _innermost(model: Network) -> list[str]:
-    """Paths of the calls inside which there are no others, but for the head."""
+def _around_activations(model: Network) -> tuple[str, ...]:
+    """Of the calls inside which there are no others, but for the head, those at activations."""
     hidden = model.outline.hidden | {model.head}
-    return [c.path for c in model.calls if c.leaf and c.shape and c.path not in hidden]
+    innermost = [c.path for c in model.calls if c.leaf and c.shape and c.path not in hidden]
+    return activation.taps_with_activation(model, innermost)
 
 
 def select(model: Network, taps: Taps = None) -> tuple[str, ...]:
@@ -77,22 +72,21 @@ def select(model: Network, taps: Taps = None) -> tuple[str, ...]:
     them, a predicate on modules, or None for the output of every normalisation layer; in a network
     without any, for what enters its activations.
     """
-    hidden = model.outline.hidden
+    calls, hidden = model.calls, model.outline.hidden
+    names = ", ".join(call.path for call in calls)
     if taps is None:
         if hidden:
             raise ValueError(f"taps: {', '.join(sorted(hidden))} {HIDDEN}")
-        chosen = [
-            c for c in model.calls if c.path != model.head and model.framework.is_norm(c.module)
-        ]
+        chosen = [c for c in calls if c.path != model.head and model.framework.is_norm(c.module)]
         asked = (
             "a normalisation layer, the default, and no activation follows any: name others by taps"
             " (those of si-c's channel-average by inner)"
         )
         if not chosen:
-            names = activation.taps_with_activation(model, _innermost(model))
-            chosen = [c for c in model.calls if c.path in names]
+            entering = _around_activations(model)
+            chosen = [c for c in calls if c.path in entering]
     elif callable(taps):
-        chosen = [c for c in model.calls if taps(c.module)]
+        chosen = [c for c in calls if taps(c.module)]
         asked = "the predicate"
     else:
         patterns = [taps] if isinstance(taps, str) else list(taps)
@@ -101,16 +95,12 @@ def select(model: Network, taps: Taps = None) -> tuple[str, ...]:
                 raise ValueError(f"taps: {pattern!r} {HIDDEN}")
             if not matches(model, pattern):
                 raise ValueError(
-                    f"taps: nothing in the network matches {pattern!r}; its sub-modules are: "
-                    + ", ".join(c.path for c in model.calls)
+                    f"taps: nothing in the network matches {pattern!r}; it has {names}"
                 )
-        chosen = [c for c in model.calls if any(fnmatch.fnmatchcase(c.path, p) for p in patterns)]
+        chosen = [c for c in calls if any(fnmatch.fnmatchcase(c.path, p) for p in patterns)]
         asked = ", ".join(patterns)
     if not chosen:
-        raise ValueError(
-            f"taps: no sub-module is {asked}; the network has: "
-            + ", ".join(c.path for c in model.calls)
-        )
+        raise ValueError(f"taps: no sub-module is {asked}; the network has: {names}")
     for call in chosen:
         if not call.shape:
             raise ValueError(f"taps: the output of {call.path!r} is not an array with channels")
