@@ -20,7 +20,6 @@ from si_jax.checks import check_least
 from si_jax.detectors import DETECTORS, Detector, Inputs, make_detector
 from si_jax.detectors.base import State
 from si_jax.detectors.fitting import Batches
-from si_jax.detectors.head import feature_size
 from si_jax.model import Model
 from si_jax.networks.programs import compiled
 
@@ -217,7 +216,7 @@ def fitted(model: Model, names: Iterable[str], batch_size: int) -> dict[str, Det
     """
     rng = np.random.default_rng(1)
     classes = model.num_classes
-    count = max(FIT_IMAGES, 3 * classes, classes + feature_size(model))
+    count = max(FIT_IMAGES, 3 * classes, classes + model.num_features)
     images = rng.integers(0, 256, (count, *model.image_shape), np.uint8)
     labels = np.arange(count) % classes
 

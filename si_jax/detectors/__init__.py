@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from si_jax.detectors.base import Inputs, Method, Plan
+from si_jax.detectors.base import NEEDS, Inputs, Method, Plan
 from si_jax.detectors.detector import Detector
 from si_jax.detectors.head import check_logits
 from si_jax.detectors.options import convert_all
@@ -33,11 +33,7 @@ __all__ = [
 
 
 def make_detector(
-    name: str,
-    model: Model,
-    *,
-    batch_size: int | np.integer | str | None = None,
-    **options: Any,
+    name: str, model: Model, *, batch_size: int | np.integer | str | None = None, **options: Any
 ) -> Detector:
     """Apply a detection method to a model.
 
@@ -69,6 +65,9 @@ def make_detector(
         )
     check_logits(model)
     options = convert_all(method.build, options)
+    for need in method.needs:
+        if refuse := NEEDS.get(need):
+            refuse(model)
     plan = method.build(model, **options)
     settings = {key: value for key, value in {**known, **options}.items() if value is not None}
     plan = replace(plan, settings=settings | dict(plan.settings))
@@ -86,23 +85,12 @@ def register_detector(name: str, method: Method) -> None:
 
     Args:
         name: what it is called: lower-case letters, digits and `-`, as it becomes a file's name.
-        method: how it is built; its function takes the model, then options by keyword.
+        method: how it is built; its function takes the model, then options by keyword, and returns
+            a `Plan`, as in the example of `si_jax/detectors/README.md`.
 
     Raises:
         ValueError: if the name is taken or of another form, or the method's function takes
             anything but the model and keywords with defaults.
-
-    Example:
-        A detector is a function of the model that returns a `Plan`, whose `compute` sees a batch
-        and what was fitted::
-
-            def margin(model, *, power: float = 1.0):
-                def compute(inputs, state):
-                    top = jax.lax.top_k(inputs.forward.logits, 2)[0]
-                    return {"score": (top[:, 0] - top[:, 1]) ** power}
-                return Plan(compute)
-
-            register_detector("margin", Method(margin, "margin of the logits", "mine", version=1))
     """
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
         raise ValueError(f"name (={name!r}) must be lower-case letters, digits and single '-'")

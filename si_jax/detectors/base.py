@@ -1,14 +1,18 @@
 """What a method is: a function of a batch, with its options."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from si_jax import splitting
+from si_jax.batching import Batched
 from si_jax.detectors.fitting import Batches
+from si_jax.detectors.head import check_linear, check_vector
 from si_jax.model import Model
 
 
@@ -25,16 +29,11 @@ class Inputs:
         self.model = model
         self.variables = variables
         self.images = model.normalise(images)
-        self._ran: splitting.Forward | None = None
 
     @cached_property
     def forward(self) -> splitting.Forward:
-        """Logits and features."""
-        return self._ran or splitting.forward(self.model, self.variables, self.images)
-
-    def ran(self, out: splitting.Forward) -> None:
-        """Take the pass that a method has run by itself as `forward`, lest it is run twice."""
-        self._ran = out
+        """Logits and features; a method that runs the network by itself sets its own pass here."""
+        return splitting.forward(self.model, self.variables, self.images)
 
 
 State = Mapping[str, Any]
@@ -58,7 +57,7 @@ class Method:
         batch_size: images per batch by default.
         version: raised whenever the method's scores change, which makes stored ones stale; None
             for a method whose scores are never stored.
-        needs: what it needs beside the logits, some of `NEEDS`.
+        needs: what it needs beside the logits, some of `NEEDS`; what the network lacks is refused.
     """
 
     build: Callable[..., "Plan"]
@@ -69,9 +68,17 @@ class Method:
     needs: tuple[str, ...] = ()
 
 
-NEEDS = ("fit", "labels", "gradient", "linear head")
-"""In-distribution images to be fitted on; their labels; a backward pass; a head that is the linear
-map from the features to the logits."""
+NEEDS: dict[str, Callable[[Model], None] | None] = {
+    "fit": None,
+    "labels": None,
+    "gradient": None,
+    "feature vector": check_vector,
+    "linear head": check_linear,
+    "linear head for channel-average": None,
+}
+"""In-distribution images to be fitted on; their labels; a backward pass; a head whose input is a
+vector; one that is the linear map from it to the logits, always or for one of the components. With
+what refuses a network for which it is known that it lacks it."""
 
 
 @dataclass(frozen=True)
@@ -94,3 +101,29 @@ class Plan:
     shared_forward: bool = True
     fit: Fit | None = None
     exact: Compute | None = None
+
+
+def computed(
+    batches: Batches, function: Callable[[Inputs], Any]
+) -> Iterator[tuple[Any, np.ndarray]]:
+    """(what a function of a batch gives, labels) of the fitting images."""
+    model = batches.model
+    run = Batched(lambda v, images: function(Inputs(model, v, images)), model.replicated)
+    return batches.each(run.batch)
+
+
+def of_logits(score: Callable[[Array, State], Array], fit: Fit | None = None) -> Plan:
+    """A plan whose score is a function of the logits and of what was fitted."""
+    return Plan(lambda inputs, state: {"score": score(inputs.forward.logits, state)}, fit=fit)
+
+
+def of_features(score: Callable[[Array, State], Array], fit: Fit, **settings: Any) -> Plan:
+    """A plan whose score is a function of the features and of what was fitted."""
+    return Plan(
+        lambda inputs, state: {"score": score(inputs.forward.features, state)}, settings, fit=fit
+    )
+
+
+def product(a: Array, b: Array) -> Array:
+    """A matrix product in all bits of float32, which some devices would shorten."""
+    return jnp.matmul(a, b, precision="highest")

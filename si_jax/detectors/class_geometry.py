@@ -8,17 +8,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.optimize import brentq
 
-from si_jax.detectors.base import Inputs, Plan, State
+from si_jax.detectors.base import Inputs, Plan, State, of_features, of_logits, product
 from si_jax.detectors.features import ranks
-from si_jax.detectors.fitting import (
-    Batches,
-    Sample,
-    check_every_class,
-    check_labels,
-    mean_features,
-    unit,
-)
-from si_jax.detectors.head import feature_size, num_features
+from si_jax.detectors.fitting import Batches, Sample, check_classes, check_labels, float32, unit
 from si_jax.detectors.neighbours import nearest_distance
 from si_jax.detectors.options import Count, Positive, Step
 from si_jax.model import Model
@@ -39,13 +31,11 @@ def fdbd(model: Model) -> Plan:
     classes c of `|f_y - f_c| / ||w_y - w_c||`, divided by `||h - mu||`. Classes whose weights are
     equal have no boundary and count 0.
     """
-    num_features(model)
 
     def fit(batches: Batches) -> State:
         weights = np.asarray(model.head_weights(model.variables), np.float64).T
         gaps = [np.linalg.norm(weights - w, axis=-1) for w in weights]
-        state = {"mean": mean_features(batches), "gaps": np.stack(gaps)}
-        return {name: array.astype(np.float32) for name, array in state.items()}
+        return float32(mean=batches.mean_features(), gaps=np.stack(gaps))
 
     def compute(inputs: Inputs, state: State):
         out = inputs.forward
@@ -62,17 +52,12 @@ def fdbd(model: Model) -> Plan:
 def nci(model: Model, *, alpha: Step = 0.0001) -> Plan:
     """How well features point along their class's weights (Liu & Qin, CVPR 2025, eq. 6 and 7).
 
-    NCI (code: litianliu/NCI-OOD): with `mu` the features' mean over
-    the fitting images and `w` the weights of the predicted class, the score is
-    `w . (h - mu) / ||h - mu|| + alpha ||h||_1`.
+    NCI (code: litianliu/NCI-OOD): with `mu` the features' mean over the fitting images and `w` the
+    weights of the predicted class, the score is `w . (h - mu) / ||h - mu|| + alpha ||h||_1`.
 
     Args:
         alpha: weight of the norm; the published search is over 0.0001, 0.001, 0.01 and 0.1.
     """
-    num_features(model)
-
-    def fit(batches: Batches) -> State:
-        return {"mean": mean_features(batches).astype(np.float32)}
 
     def compute(inputs: Inputs, state: State):
         out = inputs.forward
@@ -83,7 +68,7 @@ def nci(model: Model, *, alpha: Step = 0.0001) -> Plan:
         along = jnp.sum(weights * centred, axis=-1) / norm
         return {"score": along + alpha * jnp.sum(jnp.abs(out.features), axis=-1)}
 
-    return Plan(compute, fit=fit)
+    return Plan(compute, fit=lambda batches: float32(mean=batches.mean_features()))
 
 
 def she(model: Model) -> Plan:
@@ -93,11 +78,9 @@ def she(model: Model) -> Plan:
     the fitting images of a class that are classified right; of a class with none, where the
     published code gives NaN, over all of its images.
     """
-    feature_size(model)  # refuses what is no vector
 
     def fit(batches: Batches) -> State:
-        means, _ = _class_means(batches, model, FEATURES, least=1)
-        return {"means": means.astype(np.float32)}
+        return float32(means=_class_means(batches, model, FEATURES, least=1)[0])
 
     def compute(inputs: Inputs, state: State):
         out = inputs.forward
@@ -116,12 +99,10 @@ def mcm(model: Model, *, temperature: Positive = 1.0) -> Plan:
     Args:
         temperature: the paper's tau, 1.
     """
-    num_features(model)
 
     def compute(inputs: Inputs, state: State):
         classes = unit(jnp.asarray(model.head_weights(inputs.variables)).T)
-        with jax.default_matmul_precision("highest"):
-            cosines = unit(inputs.forward.features) @ classes.T
+        cosines = product(unit(inputs.forward.features), classes.T)
         return {"score": jnp.max(jax.nn.softmax(cosines / temperature), axis=-1)}
 
     return Plan(compute)
@@ -152,30 +133,26 @@ def openmax(model: Model, *, tail: Count = 20, alpha: Count = 10) -> Plan:
         batches = batches.keeping()
         means, of_all = _class_means(batches, model, LOGITS, least=3)
         tails = [np.empty(0)] * len(means)
-        for right, rows, labels in _by_rightness(batches, model):
-            distances = np.linalg.norm(rows[LOGITS] - means[labels], axis=-1)
+        for logits, _, labels, right in _outcomes(batches, model):
+            distances = np.linalg.norm(logits - means[labels], axis=-1)
             for label in np.unique(labels):
-                if right or of_all[label]:
-                    joined = np.append(tails[label], distances[labels == label])
-                    tails[label] = np.sort(joined)[-tail:]
-        state = {"means": means, "weibull": np.stack([weibull(x) for x in tails])}
-        return {name: array.astype(np.float32) for name, array in state.items()}
+                used = (labels == label) & (right | of_all[label])
+                tails[label] = np.sort(np.append(tails[label], distances[used]))[-tail:]
+        return float32(means=means, weibull=np.stack([weibull(x) for x in tails]))
 
-    def compute(inputs: Inputs, state: State):
-        logits = inputs.forward.logits
+    def score(logits, state):
         distances = jax.lax.map(
             lambda mean: jnp.linalg.norm(logits - mean[None], axis=-1), state["means"]
         ).T
         shape, scale, origin = jnp.asarray(state["weibull"]).T
-        relative = jnp.log1p(
-            jnp.maximum(distances - origin[None], -0.5 * scale[None]) / scale[None]
-        )
+        shifted = jnp.maximum(distances - origin[None], -0.5 * scale[None])
+        relative = jnp.log1p(shifted / scale[None])
         share = -jnp.expm1(-jnp.exp(shape[None] * relative))
         share *= jnp.maximum(revised - ranks(-logits), 0).astype(share.dtype) / revised
         unknown = jnp.sum(logits * share, axis=-1)
-        return {"score": jax.nn.logsumexp(logits * (1 - share), axis=-1) - unknown}
+        return jax.nn.logsumexp(logits * (1 - share), axis=-1) - unknown
 
-    return Plan(compute, fit=fit)
+    return of_logits(score, fit)
 
 
 def weibull(tail: Float[np.ndarray, "n"]) -> Float[np.ndarray, "3"]:
@@ -204,11 +181,11 @@ def weibull(tail: Float[np.ndarray, "n"]) -> Float[np.ndarray, "3"]:
 def grood(model: Model, *, max_images: Count = 50_000) -> Plan:
     """Distance of a prototype's gradient to those of training images (ElAraby et al., 2024).
 
-    GROOD (code: OpenOOD's `grood`): the classes' mean features and one prototype of
-    what is out of distribution are classified by minus their distance to the features `h`; the
-    gradient of the cross-entropy with the predicted class by that prototype `o` is
-    `p_o (h - o) / ||h - o||`, `p_o` its softmax probability. The score is minus the squared
-    distance to the nearest gradient of a fitting image that is classified right.
+    GROOD (code: OpenOOD's `grood`): the classes' mean features and one prototype of what is out of
+    distribution are classified by minus their distance to the features `h`; the gradient of the
+    cross-entropy with the predicted class by that prototype `o` is `p_o (h - o) / ||h - o||`, `p_o`
+    its softmax probability. The score is minus the squared distance to the nearest gradient of a
+    fitting image that is classified right.
 
     The published `o` is the mean of out-of-distribution images that are given to it; that of the
     class means stands in for it here, one of the published choices. The published search for the
@@ -217,7 +194,6 @@ def grood(model: Model, *, max_images: Count = 50_000) -> Plan:
     Args:
         max_images: fitting images whose gradients are kept.
     """
-    feature_size(model)  # refuses what is no vector
 
     @jax.jit
     def gradients(h, means):
@@ -229,33 +205,24 @@ def grood(model: Model, *, max_images: Count = 50_000) -> Plan:
 
     def fit(batches: Batches) -> State:
         batches = batches.keeping()
-        means, _ = _class_means(batches, model, FEATURES, least=None)
-        means = means.astype(np.float32)
+        means = _class_means(batches, model, FEATURES, least=None)[0].astype(np.float32)
         sample = Sample(max_images)
-        for right, rows, _ in _by_rightness(batches, model):
-            if right:
-                sample.add(np.asarray(gradients(rows[FEATURES], means)))
+        for _, h, _, right in _outcomes(batches, model):
+            sample.add(np.asarray(gradients(h[right], means)))
         if not sample.rows:
             raise ValueError("labels: the network classifies no fitting image as they say")
         return {"means": means, "bank": np.stack(sample.rows)}
 
-    def compute(inputs: Inputs, state: State):
-        gradient = gradients(inputs.forward.features, state["means"])
-        return {"score": -(nearest_distance(gradient, state["bank"]) ** 2)}
-
-    return Plan(compute, fit=fit)
+    return of_features(
+        lambda h, state: -(nearest_distance(gradients(h, state["means"]), state["bank"]) ** 2), fit
+    )
 
 
-def _by_rightness(
-    batches: Batches, model: Model
-) -> Iterator[tuple[bool, tuple[np.ndarray, np.ndarray], np.ndarray]]:
-    """(whether they are classified right, logits and features, labels) of parts of each batch."""
+def _outcomes(batches: Batches, model: Model) -> Iterator[tuple[np.ndarray, ...]]:
+    """Logits, features and labels of the images, and whether they are classified right."""
     for logits, h, labels in batches.outputs():
         check_labels(labels, model.num_classes)
-        right = logits.argmax(axis=-1) == labels
-        for which in (True, False):
-            some = right == which
-            yield which, (logits[some], h[some]), labels[some]
+        yield logits, h, labels, logits.argmax(axis=-1) == labels
 
 
 def _class_means(
@@ -263,16 +230,15 @@ def _class_means(
 ) -> tuple[Float[np.ndarray, "classes columns"], Bool[np.ndarray, "classes"]]:
     """Class means of the images that are classified right, and which classes take all of theirs.
 
-    Those are the classes with fewer than `least` images that are classified right; None for every
-    class.
+    Those are the classes with fewer than `least` of them; None for every class.
     """
     classes = model.num_classes
     width = (classes, model.num_features)[output]
     sums, counts = np.zeros((2, classes, width)), np.zeros((2, classes))
-    for right, rows, labels in _by_rightness(batches, model):
-        np.add.at(sums[int(right)], labels, rows[output])
-        counts[int(right)] += np.bincount(labels, minlength=classes)
-    check_every_class(counts.sum(axis=0))
+    for logits, h, labels, right in _outcomes(batches, model):
+        np.add.at(sums, (right.astype(int), labels), (logits, h)[output])
+        np.add.at(counts, (right.astype(int), labels), 1)
+    check_classes(counts.sum(axis=0))
     of_all = counts[1] < (np.inf if least is None else least)
     means = sums[1] + of_all[:, None] * sums[0]
     return means / (counts[1] + of_all * counts[0])[:, None], of_all

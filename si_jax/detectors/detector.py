@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +17,10 @@ from si_jax.data.image_set import ImageSet, ImageStream
 from si_jax.data.opening import as_images
 from si_jax.data.pipeline import Batch, batches
 from si_jax.data.preprocessing import Preprocessing, preprocessing_for
-from si_jax.detectors import predictions
 from si_jax.detectors.base import Inputs, Plan, State
 from si_jax.detectors.fitting import Batches
 from si_jax.detectors.options import Count, convert
+from si_jax.detectors.predictions import Predictions, calibrated, predicted, prediction_rows
 from si_jax.detectors.threshold import Threshold
 from si_jax.model import Model
 from si_jax.networks.checking import SCALES
@@ -64,9 +64,8 @@ class Detector:
         self.threshold: Threshold | None = None
         self.card: dict[str, Any] = {}
         self.preprocessing: Preprocessing = preprocessing_for(model.input_size, model.card)
-        self._compute = plan.compute
         self.exact = plan.exact
-        self._fit = plan.fit
+        self._plan = plan
         self._fitted_on: np.dtype | None = None
         self.state: State | None = None
         if not self.needs_fit:
@@ -88,7 +87,7 @@ class Detector:
         is not finite: what is read off a broken forward pass (a ReLU of NaN is off, as in a quiet
         network) is never a good score.
         """
-        results = (self.exact if exact and self.exact else self._compute)(inputs, state)
+        results = (self.exact if exact and self.exact else self._plan.compute)(inputs, state)
         if results["score"].ndim != 1:
             raise ValueError(
                 f"detector {self.name!r} must give one score an image, (batch,), not an array of"
@@ -98,28 +97,19 @@ class Detector:
         score = jnp.where(finite, results["score"].astype(jnp.float32), jnp.nan)
         return {**results, "score": score}
 
-    def details_of(self, variables, state, images, exact=False):
-        """`compute` of images as the model takes them."""
-        return self.compute(Inputs(self.model, variables, images), state, exact=exact)
+    def batched(self, state: Replicated, *, predictions: bool = False) -> Batched:
+        """`compute` over batches of images, or what `prediction_rows` makes of it."""
+        run = partial(self._rows, predictions=predictions)
+        exact = partial(run, exact=True) if self.exact else None
+        return Batched(run, self.model.replicated, state, exact=exact)
 
-    def _prediction_rows(self, variables, state, images, exact=False):
+    def _rows(self, variables, state, images, *, predictions=False, exact=False):
         inputs = Inputs(self.model, variables, images)
         results = self.compute(inputs, state, exact=exact)
-        rows = predictions.prediction_rows(inputs, results)
-        return rows | {k: results[k] for k in ("settled",) if k in results}
-
-    def batched(self, function: Callable[..., Any], state: Replicated) -> Batched:
-        """A function of (variables, state, images, exact) over batches of images."""
-        exact = partial(function, exact=True) if self.exact else None
-        return Batched(function, self.model.replicated, state, exact=exact)
+        return prediction_rows(inputs, results) if predictions else results
 
     def fit(
-        self,
-        images: Any,
-        labels: Any = None,
-        *,
-        scale: str | None = None,
-        progress: bool = True,
+        self, images: Any, labels: Any = None, *, scale: str | None = None, progress: bool = True
     ) -> "Detector":
         """Learn from in-distribution training images what the detector needs; returns itself.
 
@@ -150,8 +140,8 @@ class Detector:
 
     def fit_batches(self, batches: Batches) -> "Detector":
         """`fit` on a stream of batches, which is never held in memory as a whole."""
-        if self._fit is not None:
-            self._set_state(self._fit(batches))
+        if self._plan.fit is not None:
+            self._set_state(self._plan.fit(batches))
         return self
 
     def load_state(self, state: State) -> None:
@@ -163,8 +153,16 @@ class Detector:
         """
         if not self.needs_fit and state:
             raise ValueError(f"detector {self.name!r} learns nothing: there is no state to load")
-        if self.needs_fit:
-            self._check_state(state)
+        image = jax.ShapeDtypeStruct((2, *self.model.image_shape), jnp.float32)
+        try:
+            if self.needs_fit:
+                jax.eval_shape(self._rows, self.model.variables, dict(state), image)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise ValueError(
+                f"this is no state of detector {self.name!r} with these options on this network,"
+                f" but holds {', '.join(map(str, state)) or 'nothing'} ({type(error).__name__});"
+                " load what was fitted with the same ones"
+            ) from None
         self._set_state(state)
 
     def _set_state(self, state: State) -> None:
@@ -172,8 +170,8 @@ class Detector:
         self.threshold = None
         self._fitted_on = None
         placed = Replicated(self.state)
-        self._run = self.batched(self.details_of, placed)
-        self._predict_run = self.batched(self._prediction_rows, placed)
+        self._run = self.batched(placed)
+        self._predict_run = self.batched(placed, predictions=True)
 
     def calibrate(
         self,
@@ -204,14 +202,12 @@ class Detector:
                 images for the rate.
         """
         options = {"scale": scale, "progress": f"{self.name}: calibrating" * progress}
-        self.threshold = predictions.calibrated(
-            self, images, tpr=tpr, keep_images=keep_images, **options
-        )
+        self.threshold = calibrated(self, images, tpr=tpr, keep_images=keep_images, **options)
         return self
 
     def predict(
         self, images: Any, *, scale: str | None = None, progress: bool = True
-    ) -> predictions.Predictions:
+    ) -> Predictions:
         """The predicted classes, and whether to believe them.
 
         Args:
@@ -228,12 +224,12 @@ class Detector:
         """
         bar = f"{self.name}: predicting" * progress
         parts, transformed = [], False
-        for batch, rows in predictions.predicted(self, images, scale=scale, progress=bar):
+        for batch, rows in predicted(self, images, scale=scale, progress=bar):
             transformed |= batch.transformed
             parts.append(rows)
         table = {name: np.concatenate([rows[name] for rows in parts]) for name in parts[0]}
         prepared = str(self.preprocessing) if transformed else ""
-        return predictions.Predictions(**table, preprocessing=prepared)
+        return Predictions(**table, preprocessing=prepared)
 
     def explain(self, image: Any, *, title: str = "", scale: str | None = None) -> "Figure":
         """A picture of why one image is trusted, or not.
@@ -317,7 +313,6 @@ class Detector:
             S&I-C gives what `si_jax.detectors.si_c.score.apply` returns, with a p-value for each
             of `settings["taps"]`.
         """
-        self.check_fitted()
         parts: list[dict[str, np.ndarray]] = []
         first, varied = None, False
         bar = f"{self.name}: scoring" * progress
@@ -326,7 +321,20 @@ class Detector:
             first = batch[:1] if first is None else first
             varied = varied or bool((batch[:64] != first).any())
         results = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        self._check_scores(results["score"], varied)
+        scores = results["score"]
+        if len(bad := np.flatnonzero(~np.isfinite(scores))):
+            raise ValueError(
+                f"detector {self.name!r} gives {len(bad)} of {len(scores)} images, image {bad[0]}"
+                " the first, a score that is NaN or infinite: the network's weights are broken, or"
+                " the images hold values that are too large"
+            )
+        if varied and len(scores) >= LEAST_TO_WARN and np.ptp(scores) == 0:
+            warnings.warn(
+                f"detector {self.name!r} gives all of {len(scores)} different images the same"
+                f" score, {scores[0]:.6g}, so it is useless on this network: use another, such"
+                " as 'energy' or 'knn' (zero-deflation needs ReLUs behind its taps)",
+                stacklevel=3,
+            )
         return results
 
     def results(
@@ -342,7 +350,7 @@ class Detector:
         """What is computed of images of any form, batch by batch; nothing is kept.
 
         Yields the batch, its readable images as the model takes them, and what is computed of
-        these: `predictions.prediction_rows`, or else `details`; None where no image can be read.
+        these: `prediction_rows`, or else `details`; None where no image can be read.
         `ahead` batches are decoded, and others computed, beside the one in use. Scores may be
         infinite or NaN. `options` are those of `_batches`.
         """
@@ -352,8 +360,13 @@ class Detector:
         def parts():
             for batch in self._batches(images, size, prefetch=ahead, **options):
                 found = batch.readable[0]
-                if not (scale or self.model.scale or batch.transformed):
-                    self._check_dtype(found.dtype)
+                said = scale or self.model.scale or batch.transformed
+                if not said and self._fitted_on not in (None, found.dtype):
+                    raise ValueError(
+                        f"images (dtype {found.dtype}) are of another kind than those that detector"
+                        f" {self.name!r} was fitted on ({self._fitted_on}): say what their numbers"
+                        f" mean by scale=, one of {', '.join(map(repr, SCALES))}"
+                    )
                 found = self.model.prepare_images(found, scale)
                 yield (batch, found), found, batch.is_all
 
@@ -364,7 +377,7 @@ class Detector:
     def _batches(
         self,
         images: Any,
-        batch_size: int,
+        size: int,
         *,
         progress: str = "",
         may_be_empty: bool = False,
@@ -373,7 +386,7 @@ class Detector:
         """The one generator of batches: images of any form, as the detector prepares them."""
         shape = self.model.image_shape
         source = as_images(images, channels=shape[-1])
-        made = batches(source, self.preprocessing, batch_size, image_shape=shape, **options)
+        made = batches(source, self.preprocessing, size, image_shape=shape, **options)
         total = len(source) if isinstance(source, ImageSet) else None
         empty = not may_be_empty
         with progress_bar(progress, total) as bar:
@@ -413,46 +426,6 @@ class Detector:
                 " in-distribution training images"
             )
         return self.state
-
-    def _check_state(self, state: State) -> None:
-        """Raise a ValueError unless the detector can compute with it; nothing is computed."""
-        image = jax.ShapeDtypeStruct((2, *self.model.image_shape), jnp.float32)
-
-        def run(variables, state, images):
-            return self._compute(Inputs(self.model, variables, images), state)
-
-        try:
-            jax.eval_shape(run, self.model.variables, dict(state), image)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise ValueError(
-                f"this is no state of detector {self.name!r} with these options on this network,"
-                f" but holds {', '.join(map(str, state)) or 'nothing'} ({type(error).__name__});"
-                " load what was fitted with the same ones"
-            ) from None
-
-    def _check_dtype(self, dtype: np.dtype) -> None:
-        if self._fitted_on not in (None, dtype):
-            raise ValueError(
-                f"images (dtype {dtype}) are of another kind than those that detector"
-                f" {self.name!r} was fitted on ({self._fitted_on}): say what their numbers mean"
-                f" by scale=, one of {', '.join(map(repr, SCALES))}"
-            )
-
-    def _check_scores(self, scores: Float32[np.ndarray, "batch"], varied: bool) -> None:
-        """Refuse scores that are not finite; warn if images that differ all have the same."""
-        if len(bad := np.flatnonzero(~np.isfinite(scores))):
-            raise ValueError(
-                f"detector {self.name!r} gives {len(bad)} of {len(scores)} images, image {bad[0]}"
-                " the first, a score that is NaN or infinite: the network's weights are broken, or"
-                " the images hold values that are too large"
-            )
-        if varied and len(scores) >= LEAST_TO_WARN and np.ptp(scores) == 0:
-            warnings.warn(
-                f"detector {self.name!r} gives all of {len(scores)} different images the same"
-                f" score, {scores[0]:.6g}, so it is useless on this network: use another, such"
-                " as 'energy' or 'knn' (zero-deflation needs ReLUs behind its taps)",
-                stacklevel=4,
-            )
 
 
 def training_images(model: Model, images: Any, labels: Any) -> ImageSet | ImageStream:

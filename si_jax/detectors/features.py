@@ -13,20 +13,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from si_jax import splitting
-from si_jax.detectors.base import Fit, Inputs, Plan, State
-from si_jax.detectors.fitting import Batches, mean_features, reservoir
-from si_jax.detectors.head import head_logits, num_features
-from si_jax.detectors.options import Count, Percentile, Range
+from si_jax.detectors.base import Fit, Inputs, Plan, State, computed
+from si_jax.detectors.fitting import Batches, reservoir
+from si_jax.detectors.head import head_logits
+from si_jax.detectors.options import Count, Percentile, Range, Step
 from si_jax.model import Model
-from si_jax.models import family_of
-from si_jax.networks.network import HIDDEN
-from si_jax.taps import Taps, select
 
+Rows = Float[Array, "batch features"]
 Quantile = Annotated[float, Range("[0, 100]")]
 """A percentile of the fitting images' features."""
-
-
-SQUARINGS, POWERS = 6, 256
 
 
 def ash_p(model: Model, *, percentile: Percentile = 65.0) -> Plan:
@@ -52,11 +47,9 @@ def ash_b(model: Model, *, percentile: Percentile = 65.0) -> Plan:
 
 def ash_s(model: Model, *, percentile: Percentile = 65.0) -> Plan:
     """ASH-P scaled by `exp(sum before / sum after)` (Djurisic et al., ICLR 2023, algorithm 3)."""
-
-    def shape(h, kept):
-        return jnp.where(kept, h, 0) * jnp.exp(relative_sum(h, kept))
-
-    return _shaped(model, percentile, shape)
+    return _shaped(
+        model, percentile, lambda h, kept: jnp.where(kept, h, 0) * jnp.exp(relative_sum(h, kept))
+    )
 
 
 def scale(model: Model, *, percentile: Percentile = 85.0) -> Plan:
@@ -73,11 +66,11 @@ def lts(model: Model, *, percentile: Percentile = 95.0) -> Plan:
     LTS (arXiv 2409.01175; code: andrijazz/lts): `logsumexp(S f)` with `S = (s1 / s2)^2`, `s1` the
     sum of all rectified features and `s2` that of the `n - round(n * percentile / 100)` largest.
     """
-    count = kept_count(num_features(model), percentile)
+    count = kept_count(model.num_features, percentile)
 
     def compute(inputs: Inputs, state: State):
         h = jax.nn.relu(inputs.forward.features)
-        ratio = relative_sum(h, _largest(h, count))
+        ratio = relative_sum(h, ranks(-h) < count)
         return {"score": jax.nn.logsumexp(inputs.forward.logits * ratio**2, axis=-1)}
 
     return Plan(compute)
@@ -102,10 +95,9 @@ def react(
         kept = reservoir((h for _, h, _ in batches.outputs()), max_images)
         return {"threshold": np.float32(np.percentile(kept, percentile))}
 
-    def cut(h, state):
-        return jnp.minimum(h, state["threshold"] if threshold is None else threshold)
-
-    return _energy(model, cut, fit if threshold is None else None)
+    if threshold is None:
+        return _energy(model, lambda h, state: jnp.minimum(h, state["threshold"]), fit)
+    return _energy(model, lambda h, state: jnp.minimum(h, threshold))
 
 
 def vra(
@@ -113,11 +105,10 @@ def vra(
 ) -> Plan:
     """Energy without the small features, the large cut off (Xu et al., NeurIPS 2023, eq. 10).
 
-    VRA (code: zeroQiaoba/VRA): a feature below the `low` percentile of
-    the features of all fitting images becomes 0, one above the `high` percentile becomes that
-    percentile. The defaults are the published ones for CIFAR-100 (for CIFAR-10: 60 and 90).
-    OpenOOD and pytorch-ood raise the small ones to the percentile instead, which is not the paper's
-    formula.
+    VRA (code: zeroQiaoba/VRA): a feature below the `low` percentile of the features of all fitting
+    images becomes 0, one above the `high` percentile becomes that percentile. The defaults are the
+    published ones for CIFAR-100 (for CIFAR-10: 60 and 90). OpenOOD and pytorch-ood raise the small
+    ones to the percentile instead, which is not the paper's formula.
 
     Args:
         low: percentile below which features become 0.
@@ -145,11 +136,10 @@ def dice(model: Model, *, percentile: Percentile = 90.0) -> Plan:
     above the percentile of all contributions are kept, the others set to 0 (as in the published
     code, deeplearning-wisc/dice).
     """
-    num_features(model)
 
     def fit(batches: Batches) -> State:
         weights = np.asarray(model.head_weights(model.variables), np.float64)
-        contribution = mean_features(batches)[:, None] * weights
+        contribution = batches.mean_features()[:, None] * weights
         return {"kept": contribution > np.percentile(contribution, percentile)}
 
     def compute(inputs: Inputs, state: State):
@@ -160,79 +150,96 @@ def dice(model: Model, *, percentile: Percentile = 90.0) -> Plan:
     return Plan(compute, fit=fit)
 
 
-def rankfeat(model: Model, *, stages: Count = 2, taps: Taps = None) -> Plan:
-    """Energy without the last feature maps' rank-1 component (Song et al., NeurIPS 2022).
+def adascale(
+    scaled_logits: Callable[[Inputs, splitting.Forward, Array], Array],
+    model: Model,
+    *,
+    low: Percentile = 75.0,
+    high: Percentile = 85.0,
+    k1: Percentile = 5.0,
+    k2: Percentile = 1.0,
+    weight: Step = 10.0,
+    pixels: Annotated[float, Range("[0, 1]")] = 0.05,
+    step: Step = 0.5,
+    max_images: Count = 5000,
+) -> Plan:
+    """AdaSCALE: SCALE whose percentile depends on how the image responds to a small perturbation.
 
-    RankFeat (code: KingJamesSong/RankFeat): from the feature map, as a matrix of positions times
-    channels, its largest singular value's component is subtracted, and the rest of the network is
-    run. The published default does so for the last two stages (there "Block 4 +
-    3"), each on its own, and averages the logits. The component is found by a power iteration that
-    goes on until it is that of the singular value decomposition, see `without_rank_one`.
+    By a percentile of the image's own (code: sudarshanregmi/AdaSCALE): the share `pixels` of the
+    image's values with the smallest gradient of the largest logit is moved by `step` along its
+    sign. With `h` the features before and `h'` after it, let `Q` be
+    `weight * sum |h' - h| + sum relu(h')`, the first sum over the `k2` per cent largest of `h`, the
+    second over the `k1` per cent, and `F` the share of the fitting images whose `Q` is at most as
+    large. The percentile is `p = low + (1 - F) (high - low)`, and `r` the sum of all `relu(h)`
+    relative to that of those above it, as in `scale`. The defaults are the published code's; there
+    they are searched on validation sets (pairs from 60 to 99). At least one feature is taken where
+    `k1` or `k2` per cent are less.
 
     Args:
-        stages: number of stages of a ResNet, WRN or BiT, from the last one, whose output is
-            reduced; fewer where the network has fewer.
-        taps: paths of the maps instead; see `si_jax.taps.select`. For a network of another
-            kind the default is its last output with height and width, before the head.
+        scaled_logits: what is made of a forward pass and of `r`: `adascale_a` or `adascale_l`.
+        model: the network.
+        low: percentile of the image that is most like the fitting images.
+        high: that of the one that is least like them.
+        k1: per cent of the features whose new value counts.
+        k2: per cent of the features whose change counts.
+        weight: of the change.
+        pixels: share of the image's values that are moved.
+        step: by how much, in units of the normalised image.
+        max_images: fitting images whose `Q` is kept.
     """
-    taps = _maps(model, stages) if taps is None else select(model, taps)
-    shapes = {call.path: call.shape or () for call in model.calls}
-    for tap in taps:
-        if len(shapes[tap]) != 3 or min(shapes[tap][0] * shapes[tap][1], shapes[tap][2]) < 2:
-            raise ValueError(
-                f"taps: the output of {tap!r} has shape {shapes[tap]}, but rankfeat needs a"
-                " feature map of several positions and channels"
-            )
+    if low > high:
+        raise ValueError(f"low (={low}) must not be above high (={high})")
+    features = model.num_features
+    first, second = (max(1, int(features * k / 100)) for k in (k1, k2))
+    moved_values = int(np.prod(model.image_shape) * pixels)
+
+    def reaction(variables, images):
+        """Forward pass of the images, and `Q`."""
+
+        def largest(images):
+            out = splitting.forward(model, variables, images)
+            return jnp.sum(jnp.max(out.logits, axis=-1)), out
+
+        (_, out), gradient = jax.value_and_grad(largest, has_aux=True)(images)
+        flat = jnp.abs(gradient).reshape(images.shape[0], -1)
+        chosen = (ranks(flat) < moved_values).reshape(images.shape)
+        moved = images + jnp.where(chosen, step * jnp.sign(gradient), 0)
+        after = splitting.forward(model, variables, moved).features
+        order = ranks(-out.features)
+        change = jnp.sum(jnp.where(order < second, jnp.abs(after - out.features), 0), axis=-1)
+        value = jnp.sum(jnp.where(order < first, jax.nn.relu(after), 0), axis=-1)
+        return out, weight * change + value
+
+    def fit(batches: Batches) -> State:
+        reactions = computed(batches, lambda x: reaction(x.variables, x.images)[1][:, None])
+        parts = (part for part, _ in reactions)
+        return {"reactions": np.sort(reservoir(parts, max_images)[:, 0])}
 
     def compute(inputs: Inputs, state: State):
-        args = (model, inputs.variables, inputs.images)
-        logits = [splitting.forward(*args, edit={tap: without_rank_one}).logits for tap in taps]
-        return {"score": jax.nn.logsumexp(sum(logits) / len(logits), axis=-1)}
+        out, reacted = reaction(inputs.variables, inputs.images)
+        known = state["reactions"]
+        share = jnp.searchsorted(jnp.asarray(known), reacted, side="right").astype(reacted.dtype)
+        share = share / len(known)
+        percentile = low + (1 - share) * (high - low)
+        count = features - jnp.round(features * percentile / 100)
+        kept = ranks(-out.features) < count.astype(int)[:, None]
+        ratio = relative_sum(jax.nn.relu(out.features), kept)
+        return {"score": jax.nn.logsumexp(scaled_logits(inputs, out, ratio), axis=-1)}
 
-    return Plan(compute, {"taps": list(taps)}, shared_forward=False)
+    return Plan(compute, shared_forward=False, fit=fit)
 
 
-def without_rank_one(
-    x: Float[Array, "batch height width channels"],
-) -> Float[Array, "batch height width channels"]:
-    """Each feature map minus its best approximation of rank 1.
+def adascale_a(inputs: Inputs, out: splitting.Forward, ratio: Array) -> Array:
+    """Energy of features scaled by the response to a small step (Regmi, 2025, arXiv 2503.08023).
 
-    The singular vector comes from a power iteration on the smaller Gram matrix `G`: that is
-    squared `SQUARINGS` times, and `POWERS` times multiplied to its weightiest column, which makes
-    `G^16384` in all: what is left of the second singular vector is below 1e-6 unless its value is
-    within 0.05 % of the first. (A batched eigen-decomposition is slower, and stops for ever in
-    jaxlib when two virtual CPU devices run it at the same time.)
+    AdaSCALE-A: the features times `exp(r)`, see `adascale`.
     """
-    a = x.astype(jnp.float32).reshape(x.shape[0], -1, x.shape[-1])
-    with jax.default_matmul_precision("highest"):
-        if a.shape[1] <= a.shape[2]:
-            u = _top_eigenvector(jnp.einsum("bpc,bqc->bpq", a, a))
-            component = u[:, :, None] * jnp.einsum("bp,bpc->bc", u, a)[:, None]
-        else:
-            v = _top_eigenvector(jnp.einsum("bpc,bpd->bcd", a, a))
-            component = jnp.einsum("bpc,bc->bp", a, v)[:, :, None] * v[:, None]
-    return (a - component).reshape(x.shape).astype(x.dtype)
+    return head_logits(inputs.model, inputs.variables, out.features * jnp.exp(ratio))
 
 
-def _top_eigenvector(gram: Float[Array, "batch n n"]) -> Float[Array, "batch n"]:
-    """Unit eigenvector of the largest eigenvalue of each Gram matrix; 0 for a matrix of zeros."""
-
-    def normalised(x):
-        largest = jnp.max(jnp.abs(x), axis=tuple(range(1, x.ndim)), keepdims=True)
-        return x / jnp.where(largest > 0, largest, 1)
-
-    power = normalised(gram)
-    for _ in range(SQUARINGS):
-        power = normalised(power @ power)
-    weightiest = jnp.argmax(jnp.diagonal(power, axis1=1, axis2=2), axis=-1)
-    start = jnp.take_along_axis(power, weightiest[:, None, None], axis=2)[..., 0]
-
-    def multiply(_, vector):
-        return normalised(jnp.einsum("bij,bj->bi", power, vector))
-
-    vector = jax.lax.fori_loop(0, POWERS, multiply, start)
-    norm = jnp.linalg.norm(vector, axis=-1, keepdims=True)
-    return vector / jnp.where(norm > 0, norm, 1)
+def adascale_l(inputs: Inputs, out: splitting.Forward, ratio: Array) -> Array:
+    """AdaSCALE-A that scales the logits, by `r^2` (Regmi, 2025, arXiv 2503.08023)."""
+    return out.logits * ratio**2
 
 
 def kept_count(features: int, percentile: float) -> int:
@@ -245,13 +252,12 @@ def kept_count(features: int, percentile: float) -> int:
 
 def _shaped(model: Model, percentile: float, shape: Callable[[Array, Array], Array]) -> Plan:
     """Energy of the features after `shape(features, which of them are among the largest)`."""
-    count = kept_count(num_features(model), percentile)
-    return _energy(model, lambda h, state: shape(h, _largest(h, count)))
+    count = kept_count(model.num_features, percentile)
+    return _energy(model, lambda h, state: shape(h, ranks(-h) < count))
 
 
 def _energy(model: Model, change: Callable[[Array, State], Array], fit: Fit | None = None) -> Plan:
     """Energy of the logits of the features after `change(features, state)`."""
-    num_features(model)  # refuses a head that is not linear
 
     def compute(inputs: Inputs, state: State):
         h = change(inputs.forward.features, state)
@@ -260,42 +266,14 @@ def _energy(model: Model, change: Callable[[Array, State], Array], fit: Fit | No
     return Plan(compute, fit=fit)
 
 
-def _largest(h: Float[Array, "batch features"], count: int) -> Bool[Array, "batch features"]:
-    """Which features are among the `count` largest."""
-    return ranks(-h) < count
-
-
 def ranks(x: Float[Array, "batch n"]) -> Int[Array, "batch n"]:
     """Place of each value among those of its row, 0 for the smallest."""
     return jnp.argsort(jnp.argsort(x, axis=-1), axis=-1)
 
 
-def relative_sum(
-    h: Float[Array, "batch features"], kept: Bool[Array, "batch features"]
-) -> Float[Array, "batch 1"]:
+def relative_sum(h: Rows, kept: Bool[Array, "batch features"]) -> Float[Array, "batch 1"]:
     """Sum of all features / sum of the kept ones; 0 where the latter is 0."""
     before = jnp.sum(h, axis=-1, keepdims=True)
     after = jnp.sum(jnp.where(kept, h, 0), axis=-1, keepdims=True)
     zero = after == 0
     return jnp.where(zero, 0.0, before / jnp.where(zero, 1, after))
-
-
-def _maps(model: Model, stages: int) -> tuple[str, ...]:
-    """The outputs of the last stages, in order; of a foreign network its last feature map."""
-    family = family_of(model.module)
-    if family is not None and (outputs := family.stages(model.module)):
-        return outputs[-stages:]
-    if hidden := model.outline.hidden:
-        raise ValueError(f"rankfeat: {', '.join(sorted(hidden))} {HIDDEN}")
-    paths = [call.path for call in model.calls]
-    maps = [
-        call.path
-        for call in model.calls[: paths.index(model.head) if model.head else None]
-        if call.shape is not None and len(call.shape) == 3 and call.shape[0] * call.shape[1] > 1
-    ]
-    if not maps:
-        raise ValueError(
-            "rankfeat needs a feature map (height, width, channels), and no sub-module of the"
-            f" network has one: {', '.join(paths)}"
-        )
-    return (maps[-1],)

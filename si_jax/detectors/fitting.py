@@ -1,33 +1,31 @@
 """What the detectors that learn from images share: streams, samples, moments, and checks."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Float32, Int, Shaped
 
 from si_jax.model import Model
 
 Kind = TypeVar("Kind", Array, np.ndarray)
 Result = TypeVar("Result")
+Stream = Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]]
+Rows = Float[np.ndarray, "rows columns"]
 
 
 class Batches:
     """The images that detectors learn from, in batches, as often as they ask.
 
-    Called, it gives (images, labels) of each batch: images as for `Detector.score`, and class
+    `stream` gives (images, labels) of each batch: images as for `Detector.score`, and class
     indices, -1 where unknown. With `keep`, the network's outputs are computed once, and kept for
     whoever asks next: (features + classes) * 4 bytes an image.
     """
 
     def __init__(
-        self,
-        stream: Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]],
-        model: Model,
-        *,
-        keep: bool = False,
-        scale: str | None = None,
+        self, stream: Stream, model: Model, *, keep: bool = False, scale: str | None = None
     ):
         self.model = model
         self._scale = scale
@@ -35,62 +33,52 @@ class Batches:
         self._keep = keep
         self._kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] | None = None
 
-    def __call__(self) -> Iterable[tuple[np.ndarray, np.ndarray]]:
-        """The images and labels."""
-        return self._stream()
-
     def keeping(self) -> "Batches":
         """The same images, whose outputs are kept."""
-        return (
-            self if self._keep else Batches(self._stream, self.model, keep=True, scale=self._scale)
-        )
+        whole = Batches(self._stream, self.model, keep=True, scale=self._scale)
+        return self if self._keep else whole
 
     def each(self, function: Callable[..., Result]) -> Iterator[tuple[Result, np.ndarray]]:
-        """(what `function(images, batch_size=...)` gives, labels) of each batch.
+        """(what `function(images, batch_size=...)` gives, all of it finite, labels) of each batch.
 
         The batch size is that of the largest batch until now: a last, shorter batch is padded, and
         nothing is compiled for it again.
         """
         size = 0
-        for images, labels in self():
+        for images, labels in self._stream():
             if not len(images):
                 continue
             size = max(size, len(images))
             images = self.model.prepare_images(images, self._scale)
-            yield function(images, batch_size=size), np.asarray(labels)
+            results = function(images, batch_size=size)
+            if not all(np.isfinite(x).all() for x in jax.tree.leaves(results)):
+                raise ValueError(
+                    "the network gives NaN or infinite values for a fitting image: its weights or"
+                    " the images are broken"
+                )
+            yield results, np.asarray(labels)
         if not size:
             raise ValueError("images is empty: there is nothing to fit on")
 
     def outputs(self) -> Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """(batch, classes) logits, (batch, features) and labels of each batch, all finite."""
-        if not self._keep:
-            return self._outputs()
-        if self._kept is None:
+        if self._keep and self._kept is None:
             self._kept = list(self._outputs())
-        return self._kept
+        return self._outputs() if self._kept is None else self._kept
+
+    def mean_features(self) -> Float[np.ndarray, "features"]:
+        """Mean of the features of all images, float64."""
+        total, count = np.zeros(()), 0
+        for _, h, _ in self.outputs():
+            total, count = total + h.sum(axis=0, dtype=np.float64), count + len(h)
+        return total / count
 
     def _outputs(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         for out, labels in self.each(self.model.run):
-            logits, features = out["logits"], out["features"]
-            if not (np.isfinite(logits).all() and np.isfinite(features).all()):
-                raise ValueError(
-                    "the network gives NaN or infinite logits or features for a fitting image: its"
-                    " weights or the images are broken"
-                )
-            yield logits, features, labels
+            yield out["logits"], out["features"], labels
 
 
-def mean_features(batches: Batches) -> Float[np.ndarray, "features"]:
-    """Mean of the features of all images, float64."""
-    total, count = np.zeros(()), 0
-    for _, h, _ in batches.outputs():
-        total, count = total + h.sum(axis=0, dtype=np.float64), count + len(h)
-    return total / count
-
-
-def reservoir(
-    parts: Iterable[Float[np.ndarray, "rows columns"]], capacity: int, seed: int = 0
-) -> Float[np.ndarray, "kept columns"]:
+def reservoir(parts: Iterable[Rows], capacity: int, seed: int = 0) -> Float[np.ndarray, "n d"]:
     """All rows of the parts, or `capacity` of them drawn evenly; see `Sample`."""
     sample = Sample(capacity, seed)
     for part in parts:
@@ -99,9 +87,9 @@ def reservoir(
 
 
 class Sample:
-    """All rows of a stream, or `capacity` of them; not by how they come in parts.
+    """All rows of a stream, or `capacity` of them, each equally likely, however they come in parts.
 
-    At any time all rows until then are equally likely to be kept (Vitter, 1985, algorithm R).
+    (Vitter, 1985, algorithm R.)
     """
 
     def __init__(self, capacity: int, seed: int | Sequence[int] = 0):
@@ -131,7 +119,7 @@ class Moments:
         self._origin = origin
         self.count = 0
 
-    def add(self, rows: Float[np.ndarray, "rows columns"]) -> None:
+    def add(self, rows: Rows) -> None:
         """Take in more rows."""
         if not len(rows):
             return
@@ -160,6 +148,11 @@ def unit(h: Float[Kind, "n features"]) -> Float[Kind, "n features"]:
     return h / (xp.sqrt((h * h).sum(axis=-1, keepdims=True)) + 1e-10)
 
 
+def float32(**arrays: Any) -> dict[str, Float32[np.ndarray, "..."]]:
+    """Arrays that were learnt, in the dtype in which they are kept."""
+    return {name: np.asarray(array, np.float32) for name, array in arrays.items()}
+
+
 def check_labels(labels: Int[np.ndarray, "batch"], classes: int) -> None:
     """Raise a ValueError if a label is missing or out of range."""
     if (labels < 0).any():
@@ -172,7 +165,7 @@ def check_labels(labels: Int[np.ndarray, "batch"], classes: int) -> None:
         )
 
 
-def check_every_class(counts: Int[np.ndarray, "classes"] | Float[np.ndarray, "classes"]) -> None:
+def check_classes(counts: Int[np.ndarray, "classes"] | Float[np.ndarray, "classes"]) -> None:
     """Raise a ValueError if a class has no fitting image."""
     if not counts.all():
         missing = np.flatnonzero(counts == 0)

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from si_jax.detectors.base import Inputs, Plan, State
-from si_jax.detectors.fitting import Batches, Moments, check_every_class, check_labels, unit
-from si_jax.detectors.head import feature_size, head_logits, num_features
+from si_jax.detectors.base import Inputs, Plan, State, of_features, product
+from si_jax.detectors.fitting import Batches, Moments, check_classes, check_labels, float32, unit
+from si_jax.detectors.head import head_logits
 from si_jax.detectors.logits import log_probabilities
 from si_jax.detectors.options import Count, Positive
 from si_jax.model import Model
@@ -41,8 +41,8 @@ def relative_mahalanobis(model: Model, *, normalise: bool = False) -> Plan:
     """
 
     def score(h, state):
-        with jax.default_matmul_precision("highest"):
-            whole = jnp.sum(((h - state["mean"][None]) @ state["whiten_all"]) ** 2, axis=-1)
+        white = product(h - state["mean"][None], state["whiten_all"])
+        whole = jnp.sum(white**2, axis=-1)
         return whole - nearest_class(h, state)
 
     return _by_class(model, normalise, score)
@@ -61,7 +61,6 @@ def gmm(model: Model, *, reg: Positive = 1e-6) -> Plan:
     Args:
         reg: added to the variances; a class with fewer images than features depends on it.
     """
-    feature_size(model)  # refuses what is no vector
 
     def fit(batches: Batches) -> State:
         classes = [Moments() for _ in range(model.num_classes)]
@@ -70,46 +69,42 @@ def gmm(model: Model, *, reg: Positive = 1e-6) -> Plan:
             for label in np.unique(labels):
                 classes[label].add(h[labels == label])
         counts = np.array([moments.count for moments in classes])
-        check_every_class(counts)
+        check_classes(counts)
         values, vectors = np.linalg.eigh([moments.covariance() for moments in classes])
         values = np.maximum(values, 0) + reg
         log_density = np.log(counts / counts.sum()) - 0.5 * np.log(2 * np.pi * values).sum(axis=-1)
-        state = {
-            "means": np.stack([moments.mean() for moments in classes]),
-            "whiten": vectors / np.sqrt(values)[:, None],
-            "log_density": log_density,
-        }
-        return {name: array.astype(np.float32) for name, array in state.items()}
+        return float32(
+            means=np.stack([moments.mean() for moments in classes]),
+            whiten=vectors / np.sqrt(values)[:, None],
+            log_density=log_density,
+        )
 
-    def compute(inputs: Inputs, state: State):
-        h = inputs.forward.features
-
+    def score(h, state):
         def log_likelihood(gaussian):
             mean, whiten, log_density = gaussian
-            with jax.default_matmul_precision("highest"):
-                return log_density - 0.5 * jnp.sum(((h - mean[None]) @ whiten) ** 2, axis=-1)
+            return log_density - 0.5 * jnp.sum(product(h - mean[None], whiten) ** 2, axis=-1)
 
         gaussians = state["means"], state["whiten"], state["log_density"]
-        return {"score": jax.nn.logsumexp(jax.lax.map(log_likelihood, gaussians), axis=0)}
+        return jax.nn.logsumexp(jax.lax.map(log_likelihood, gaussians), axis=0)
 
-    return Plan(compute, fit=fit)
+    return of_features(score, fit)
 
 
 def vim(model: Model, *, dim: Count | None = None) -> Plan:
     """Energy minus a virtual logit (Wang et al., CVPR 2022, section 4).
 
     ViM (code: haoqiwang/vim): the energy minus the scaled norm of the features outside their
-    principal subspace. Features are taken relative to
-    `o = -pinv(W^T) b`, the subspace is spanned by the first `dim` eigenvectors of their second
-    moment, and the scale is the mean largest logit over the mean residual norm of the fitting
-    images. These are run through the network once; their logits and features are kept for the
-    while, 4 bytes a number.
+    principal subspace. Features are taken relative to `o = -pinv(W^T) b`, the subspace is spanned
+    by the first `dim` eigenvectors of their second moment, and the scale is the mean largest logit
+    over the mean residual norm of the fitting images. These are run through the network once; their
+    logits and features are kept for the while, 4 bytes a number.
 
     Args:
         dim: dimension of the principal subspace; None for the published rule, 1000 for at least
             2048 features, 512 for at least 768, half of them otherwise.
     """
-    dim = _dimension(model, dim)
+    outside = residual(model, dim=dim)
+    dim = outside.settings["dim"]
 
     def fit(batches: Batches) -> State:
         batches = batches.keeping()
@@ -131,12 +126,11 @@ def vim(model: Model, *, dim: Count | None = None) -> Plan:
                 " scale, which is in proportion to it, would turn its scores round: add a constant"
                 " to the head's bias, which changes no prediction, or use 'residual'"
             )
-        return {**_state(origin, rest), "alpha": np.float32(logit / residual)}
+        return float32(rest=rest, origin=origin @ rest, alpha=logit / residual)
 
     def compute(inputs: Inputs, state: State):
-        residual = _residual(inputs.forward.features, state)
         energy = jax.nn.logsumexp(inputs.forward.logits, axis=-1)
-        return {"score": energy - state["alpha"] * residual}
+        return {"score": energy + state["alpha"] * outside.compute(inputs, state)["score"]}
 
     return Plan(compute, {"dim": dim}, fit=fit)
 
@@ -146,15 +140,20 @@ def residual(model: Model, *, dim: Count | None = None) -> Plan:
 
     The part of ViM that knows nothing of the classes; options and errors as for `vim`.
     """
-    dim = _dimension(model, dim)
+    features = model.num_features
+    if dim is None:
+        dim = 1000 if features >= 2048 else 512 if features >= 768 else features // 2
+    if not 1 <= dim < features:
+        raise ValueError(f"dim (={dim}) must be from 1 to {features - 1}, one less than features")
 
     def fit(batches: Batches) -> State:
-        return _state(*_subspace(model, dim, batches))
+        origin, rest = _subspace(model, dim, batches)
+        return float32(rest=rest, origin=origin @ rest)
 
-    def compute(inputs: Inputs, state: State):
-        return {"score": -_residual(inputs.forward.features, state)}
+    def score(h, state):
+        return -jnp.linalg.norm(product(h, state["rest"]) - state["origin"][None], axis=-1)
 
-    return Plan(compute, {"dim": dim}, fit=fit)
+    return of_features(score, fit, dim=dim)
 
 
 def pnml(model: Model) -> Plan:
@@ -167,16 +166,14 @@ def pnml(model: Model) -> Plan:
     sum less 1 is computed, without cancellation. As published, what lies outside the span of `U`
     counts nothing.
     """
-    num_features(model)
 
     def fit(batches: Batches) -> State:
         products = sum(u.T @ u for u in (unit(h.astype(float)) for _, h, _ in batches.outputs()))
-        return {"whiten": whitening(products).astype(np.float32)}
+        return float32(whiten=whitening(products))
 
     def compute(inputs: Inputs, state: State):
         u = unit(inputs.forward.features)
-        with jax.default_matmul_precision("highest"):
-            x = jnp.sum((u @ state["whiten"]) ** 2, axis=-1, keepdims=True)
+        x = jnp.sum(product(u, state["whiten"]) ** 2, axis=-1, keepdims=True)
         k = x / (1 + x)
         log_p = log_probabilities(head_logits(model, inputs.variables, u))
         rest = -jnp.expm1(log_p)  # 1 - p
@@ -198,8 +195,7 @@ def whitening(covariance: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
 
 def nearest_class(h: Float[Array, "batch features"], state: State) -> Float[Array, "batch"]:
     """Squared Mahalanobis distance to the nearest class mean, class by class."""
-    with jax.default_matmul_precision("highest"):
-        white = (h - state["mean"][None]) @ state["whiten"]
+    white = product(h - state["mean"][None], state["whiten"])
     distances = jax.lax.map(
         lambda mean: jnp.sum((white - mean[None]) ** 2, axis=-1), state["white_class_means"]
     )
@@ -208,7 +204,6 @@ def nearest_class(h: Float[Array, "batch features"], state: State) -> Float[Arra
 
 def _by_class(model: Model, normalise: bool, score: Callable[[Array, State], Array]) -> Plan:
     """The score of features and of the state of their `ClassMoments`, fitted in one pass."""
-    feature_size(model)  # refuses what is no vector
 
     def fit(batches: Batches) -> State:
         moments = ClassMoments(model.num_classes)
@@ -216,11 +211,7 @@ def _by_class(model: Model, normalise: bool, score: Callable[[Array, State], Arr
             moments.add(unit(h) if normalise else h, labels)
         return moments.state()
 
-    def compute(inputs: Inputs, state: State):
-        h = inputs.forward.features
-        return {"score": score(unit(h) if normalise else h, state)}
-
-    return Plan(compute, fit=fit)
+    return of_features(lambda h, state: score(unit(h) if normalise else h, state), fit)
 
 
 class ClassMoments:
@@ -246,7 +237,7 @@ class ClassMoments:
         eigenvalues differ by many orders of magnitude.
         """
         counts, moments, total = self.counts, self.moments, self.moments.count
-        check_every_class(counts)
+        check_classes(counts)
         means, mean = self.sums / counts[:, None], moments.total / total
         whole = moments.covariance()
         common = (moments.products - (means * counts[:, None]).T @ means) / total
@@ -258,22 +249,12 @@ class ClassMoments:
                 f" for {len(counts)} classes; fit on at least {varying + len(counts)}"
             )
         whiten = whitening(common)
-        state = {
-            "mean": moments.origin + mean,
-            "whiten": whiten,
-            "white_class_means": (means - mean) @ whiten,
-            "whiten_all": whitening(whole),
-        }
-        return {name: array.astype(np.float32) for name, array in state.items()}
-
-
-def _dimension(model: Model, dim: int | None) -> int:
-    features = num_features(model)
-    if dim is None:
-        dim = 1000 if features >= 2048 else 512 if features >= 768 else features // 2
-    if not 1 <= dim < features:
-        raise ValueError(f"dim (={dim}) must be from 1 to {features - 1}, one less than features")
-    return dim
+        return float32(
+            mean=moments.origin + mean,
+            whiten=whiten,
+            white_class_means=(means - mean) @ whiten,
+            whiten_all=whitening(whole),
+        )
 
 
 def _subspace(
@@ -288,12 +269,3 @@ def _subspace(
         moments.add(h)
     _, vectors = np.linalg.eigh(moments.products)  # by ascending eigenvalue
     return origin, vectors[:, : len(origin) - dim]
-
-
-def _state(origin: np.ndarray, rest: np.ndarray) -> dict[str, np.ndarray]:
-    return {"rest": rest.astype(np.float32), "origin": (origin @ rest).astype(np.float32)}
-
-
-def _residual(h: Float[Array, "batch features"], state: State) -> Float[Array, "batch"]:
-    with jax.default_matmul_precision("highest"):
-        return jnp.linalg.norm(h @ state["rest"] - state["origin"][None], axis=-1)

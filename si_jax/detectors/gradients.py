@@ -1,17 +1,17 @@
 """Detectors that use gradients, by the image or by the weights."""
 
-from collections.abc import Callable
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from si_jax import splitting
 from si_jax.detectors.base import Inputs, Plan, State
-from si_jax.detectors.head import num_features
 from si_jax.detectors.options import Positive, Step
+from si_jax.integration import cross_entropy
 from si_jax.model import Model
+
+Weights = Literal["head", "all"]
 
 
 def odin(model: Model, *, temperature: Positive = 1000.0, step: Step = 0.0014) -> Plan:
@@ -43,19 +43,14 @@ def i_odin(model: Model, *, temperature: Positive = 1000.0, step: Step = 0.0014)
     return _moved(model, temperature, step, largest)
 
 
-def gradnorm(
-    model: Model,
-    *,
-    temperature: Positive = 1.0,
-    parameters: Literal["head", "all"] = "head",
-) -> Plan:
+def gradnorm(model: Model, *, temperature: Positive = 1.0, parameters: Weights = "head") -> Plan:
     """L1 norm of the gradient of KL(uniform || softmax) (Huang et al., NeurIPS 2021, section 3).
 
     GradNorm, by the weights. For the head's weights in closed form, as the gradient is the outer
-    product of the features `h` and `(p - 1/C) / T`:
-    `sum_i |h_i| * sum_j |p_j - 1/C| / T`. The published code (deeplearning-wisc/gradnorm_ood)
-    leaves out the factor `1/C`, which changes no order. With `parameters="all"` the norm is over
-    all of the network's weights (table 4 of the paper), one backward pass for each image.
+    product of the features `h` and `(p - 1/C) / T`: `sum_i |h_i| * sum_j |p_j - 1/C| / T`. The
+    published code (deeplearning-wisc/gradnorm_ood) leaves out the factor `1/C`, which changes no
+    order. With `parameters="all"` the norm is over all of the network's weights (table 4 of the
+    paper), one backward pass for each image.
 
     Args:
         temperature: T.
@@ -70,10 +65,10 @@ def gradnorm(
     def divergence(logits):
         return -jnp.mean(jax.nn.log_softmax(logits / temperature))
 
-    return _norm(model, head_norm, divergence, jnp.abs, parameters == "all")
+    return _norm(head_norm, divergence, jnp.abs, parameters == "all")
 
 
-def grad_uncertainty(model: Model, *, parameters: Literal["head", "all"] = "head") -> Plan:
+def grad_uncertainty(model: Model, *, parameters: Weights = "head") -> Plan:
     """Squared gradient norm of the loss of all classes at once (Lee & AlRegib, ICIP 2020).
 
     By the weights (code: pytorch-ood's `GradUncertainty`): the loss is the cross-entropy with all
@@ -95,50 +90,46 @@ def grad_uncertainty(model: Model, *, parameters: Literal["head", "all"] = "head
     def loss(logits):
         return -jnp.sum(jax.nn.log_softmax(logits))
 
-    return _norm(model, head_norm, loss, jnp.square, parameters == "all")
+    return _norm(head_norm, loss, jnp.square, parameters == "all")
 
 
-def _norm(model: Model, head_norm, loss, size, whole: bool) -> Plan:
-    """`head_norm` of the forward pass, or `_by_all_weights` of the whole network."""
-    num_features(model)  # refuses a head that is not linear
+def _norm(head_norm, loss, size, whole: bool) -> Plan:
+    """The norm for the head, of the forward pass; or that for the `whole` network.
+
+    This is the sum, over all weights, of the `size` of each image's gradient of the loss.
+    """
+
+    def by_all_weights(inputs: Inputs):
+        rest = dict(inputs.variables)
+        trained = {"params": rest.pop("params")} if "params" in rest else rest
+
+        def of_image(trained, image):
+            variables = {**rest, **trained}
+            return loss(splitting.forward(inputs.model, variables, image[None]).logits)
+
+        def norm(image):
+            gradient = jax.grad(of_image)(trained, image)
+            return sum(jnp.sum(size(g)) for g in jax.tree.leaves(gradient))
+
+        return jax.lax.map(norm, inputs.images)  # one by one: a gradient is a network
 
     def compute(inputs: Inputs, state: State):
-        norm = _by_all_weights(inputs, loss, size) if whole else head_norm(inputs.forward)
-        return {"score": norm}
+        return {"score": by_all_weights(inputs) if whole else head_norm(inputs.forward)}
 
     return Plan(compute, shared_forward=not whole)
-
-
-def _by_all_weights(
-    inputs: Inputs, loss: Callable[[Array], Array], size: Callable[[Array], Array]
-) -> Float[Array, "batch"]:
-    """Sum, over all weights, of the size of each image's gradient of a loss of the logits."""
-    rest = dict(inputs.variables)
-    trained = {"params": rest.pop("params")} if "params" in rest else rest
-
-    def of_image(trained, image):
-        variables = {**rest, **trained}
-        return loss(splitting.forward(inputs.model, variables, image[None]).logits)
-
-    def norm(image):
-        gradient = jax.grad(of_image)(trained, image)
-        return sum(jnp.sum(size(g)) for g in jax.tree.leaves(gradient))
-
-    return jax.lax.map(norm, inputs.images)  # one by one: a gradient is a network
 
 
 def _moved(model: Model, temperature: float, step: float, chosen) -> Plan:
     """ODIN, where `chosen(gradient)` says which values of the image are moved."""
 
     def compute(inputs: Inputs, state: State):
-        def logits_of(images):
-            return splitting.forward(model, inputs.variables, images).logits / temperature
+        def forward(images):
+            out = splitting.forward(model, inputs.variables, images)
+            return splitting.Forward(out.logits / temperature, out.features, {})
 
         def loss(images):
-            logits = logits_of(images)
-            labels = jnp.argmax(logits, axis=-1)
-            log_p = jax.nn.log_softmax(logits)
-            return -jnp.sum(jnp.take_along_axis(log_p, labels[:, None], axis=-1))
+            out = forward(images)
+            return jnp.sum(cross_entropy(out, jnp.argmax(out.logits, axis=-1)))
 
         images = inputs.images
         if step:
@@ -146,6 +137,6 @@ def _moved(model: Model, temperature: float, step: float, chosen) -> Plan:
             sign = jnp.where(chosen(gradient), jnp.where(gradient >= 0, 1, -1), 0)
             length = jnp.broadcast_to(step / jnp.asarray(model.std, images.dtype), images.shape)
             images = images - length * sign
-        return {"score": jnp.max(jax.nn.softmax(logits_of(images)), axis=-1)}
+        return {"score": jnp.max(jax.nn.softmax(forward(images).logits), axis=-1)}
 
     return Plan(compute, shared_forward=False)

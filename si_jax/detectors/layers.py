@@ -1,11 +1,11 @@
-"""Detectors that read several layers of the network.
+"""Detectors that read several layers of the network, or change their outputs.
 
 Their taps are, unless others are given, the outputs of the stages of a ResNet, WRN or BiT, and of
 any other network those that `si_jax.taps.select` takes. A tap's channels are its last axis; the
 others, which are none for a layer without positions, are its positions.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import jax
@@ -14,16 +14,20 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from si_jax import splitting
-from si_jax.batching import Batched
-from si_jax.detectors.base import Inputs, Plan, State
+from si_jax.detectors.base import Inputs, Plan, State, computed
 from si_jax.detectors.fitting import Batches, reservoir
 from si_jax.detectors.gaussians import ClassMoments, nearest_class
 from si_jax.detectors.options import Count, Positive, Range
 from si_jax.detectors.si import over_positions
 from si_jax.model import Model
 from si_jax.models import family_of
+from si_jax.networks.network import HIDDEN
 from si_jax.taps import Taps, select
 
+Maps = Float[Array, "batch height width channels"]
+Read = tuple[Any, np.ndarray]
+SQUARINGS, POWERS = 6, 256
+LIMITS = {"low": (np.minimum, np.inf), "high": (np.maximum, -np.inf)}
 LEAST_BOUND = 1e-6  # added to the bounds by which deviations are divided, as published
 
 
@@ -47,7 +51,7 @@ def multi_mahalanobis(model: Model, *, taps: Taps = None) -> Plan:
 
     def fit(batches: Batches) -> State:
         fitted = [ClassMoments(model.num_classes) for _ in taps]
-        for rows, labels in _read(model, batches, means):
+        for rows, labels in computed(batches, means):
             for moments, h in zip(fitted, rows, strict=True):
                 moments.add(h, labels)
         states = enumerate(moments.state() for moments in fitted)
@@ -99,23 +103,20 @@ def gram(model: Model, *, orders: Count = 10, taps: Taps = None) -> Plan:
     def fit(batches: Batches) -> State:
         state: dict[str, np.ndarray] = {}
         seen = np.zeros(model.num_classes, bool)
-        for (rows, predicted), held in _every_tenth(_read(model, batches, read)):
+        for (rows, predicted), held in _every_tenth(computed(batches, read)):
             seen[predicted[~held]] = True
             for i, g in enumerate(rows):
-                for name, extreme, start in (
-                    ("low", np.minimum, np.inf),
-                    ("high", np.maximum, -np.inf),
-                ):
+                for name, (extreme, start) in LIMITS.items():
                     limits = np.full((len(seen), g.shape[-1]), start, np.float32)
                     limits = state.setdefault(f"{name}_{i}", limits)
                     extreme.at(limits, predicted[~held], g[~held])
         if not seen.any():
             raise ValueError("images (=1) are too few: give two at least, and better thousands")
         for name, limits in state.items():
-            limits[~seen] = getattr(limits, "min" if name[0] == "l" else "max")(axis=0)
+            limits[~seen] = LIMITS[name.split("_")[0]][0].reduce(limits, axis=0)
         apart = [
             np.asarray(deviations([g[held] for g in rows], predicted[held], state))
-            for (rows, predicted), held in _every_tenth(_read(model, batches, read))
+            for (rows, predicted), held in _every_tenth(computed(batches, read))
         ]
         expected = np.concatenate(apart).mean(axis=0)
         return {**state, "expected": np.where(expected > 0, expected, 1).astype(np.float32)}
@@ -179,7 +180,7 @@ def nac(
 
     def states(inputs: Inputs):
         linear = splitting.linearise(model, inputs.variables, inputs.images, taps)
-        inputs.ran(linear.out)
+        inputs.forward = linear.out
         gradient = linear.gradient(lambda out: -jnp.mean(jax.nn.log_softmax(out.logits), axis=-1))
         found = []
         for tap in taps:
@@ -189,7 +190,7 @@ def nac(
         return found
 
     def fit(batches: Batches) -> State:
-        rows = (np.concatenate(rows, axis=-1) for rows, _ in _read(model, batches, states))
+        rows = (np.concatenate(rows, axis=-1) for rows, _ in computed(batches, states))
         places = np.searchsorted(edges, reservoir(rows, max_images), side="right") - 1
         counts = np.stack([np.bincount(column, minlength=len(edges)) for column in places.T])
         return {"coverage": np.minimum(counts / least, 1).astype(np.float32)}
@@ -212,28 +213,104 @@ def bin_edges(bins: int) -> Float[np.ndarray, "edges"]:
     return np.concatenate([left[:-1], 1 - left[::-1]])[:-1].astype(np.float32)
 
 
+def rankfeat(model: Model, *, stages: Count = 2, taps: Taps = None) -> Plan:
+    """Energy without the last feature maps' rank-1 component (Song et al., NeurIPS 2022).
+
+    RankFeat (code: KingJamesSong/RankFeat): from the feature map, as a matrix of positions times
+    channels, its largest singular value's component is subtracted, and the rest of the network is
+    run. The published default does so for the last two stages (there "Block 4 + 3"), each on its
+    own, and averages the logits. The component is found by a power iteration that goes on until it
+    is that of the singular value decomposition, see `without_rank_one`.
+
+    Args:
+        stages: number of stages of a ResNet, WRN or BiT, from the last one, whose output is
+            reduced; fewer where the network has fewer.
+        taps: paths of the maps instead; see `si_jax.taps.select`. For a network of another kind the
+            default is its last output with height and width, before the head.
+    """
+    shapes = {call.path: call.shape or () for call in model.calls}
+    if taps is not None:
+        chosen = select(model, taps)
+    elif not (chosen := _stages(model)[-stages:]):
+        if hidden := model.outline.hidden:
+            raise ValueError(f"rankfeat: {', '.join(sorted(hidden))} {HIDDEN}")
+        paths = list(shapes)
+        before = paths[: paths.index(model.head)] if model.head else paths
+        maps = [k for k in before if len(shapes[k]) == 3 and shapes[k][0] * shapes[k][1] > 1]
+        if not maps:
+            raise ValueError(
+                "rankfeat needs a feature map (height, width, channels), and no sub-module of the"
+                f" network has one: {', '.join(paths)}"
+            )
+        chosen = (maps[-1],)
+    for tap in chosen:
+        if len(shapes[tap]) != 3 or min(shapes[tap][0] * shapes[tap][1], shapes[tap][2]) < 2:
+            raise ValueError(
+                f"taps: the output of {tap!r} has shape {shapes[tap]}, but rankfeat needs a"
+                " feature map of several positions and channels"
+            )
+
+    def compute(inputs: Inputs, state: State):
+        args = (model, inputs.variables, inputs.images)
+        logits = [splitting.forward(*args, edit={tap: without_rank_one}).logits for tap in chosen]
+        return {"score": jax.nn.logsumexp(sum(logits) / len(logits), axis=-1)}
+
+    return Plan(compute, {"taps": list(chosen)}, shared_forward=False)
+
+
+def without_rank_one(x: Maps) -> Maps:
+    """Each feature map minus its best approximation of rank 1.
+
+    The singular vector comes from a power iteration on the smaller Gram matrix `G`: that is
+    squared `SQUARINGS` times, and `POWERS` times multiplied to its weightiest column, which makes
+    `G^16384` in all: what is left of the second singular vector is below 1e-6 unless its value is
+    within 0.05 % of the first. (A batched eigen-decomposition is slower, and stops for ever in
+    jaxlib when two virtual CPU devices run it at the same time.)
+    """
+    a = x.astype(jnp.float32).reshape(x.shape[0], -1, x.shape[-1])
+    with jax.default_matmul_precision("highest"):
+        if a.shape[1] <= a.shape[2]:
+            u = _top_eigenvector(jnp.einsum("bpc,bqc->bpq", a, a))
+            component = u[:, :, None] * jnp.einsum("bp,bpc->bc", u, a)[:, None]
+        else:
+            v = _top_eigenvector(jnp.einsum("bpc,bpd->bcd", a, a))
+            component = jnp.einsum("bpc,bc->bp", a, v)[:, :, None] * v[:, None]
+    return (a - component).reshape(x.shape).astype(x.dtype)
+
+
+def _top_eigenvector(gram: Float[Array, "batch n n"]) -> Float[Array, "batch n"]:
+    """Unit eigenvector of the largest eigenvalue of each Gram matrix; 0 for a matrix of zeros."""
+
+    def normalised(x):
+        largest = jnp.max(jnp.abs(x), axis=tuple(range(1, x.ndim)), keepdims=True)
+        return x / jnp.where(largest > 0, largest, 1)
+
+    power = normalised(gram)
+    for _ in range(SQUARINGS):
+        power = normalised(power @ power)
+    weightiest = jnp.argmax(jnp.diagonal(power, axis1=1, axis2=2), axis=-1)
+    start = jnp.take_along_axis(power, weightiest[:, None, None], axis=2)[..., 0]
+
+    def multiply(_, vector):
+        return normalised(jnp.einsum("bij,bj->bi", power, vector))
+
+    vector = jax.lax.fori_loop(0, POWERS, multiply, start)
+    norm = jnp.linalg.norm(vector, axis=-1, keepdims=True)
+    return vector / jnp.where(norm > 0, norm, 1)
+
+
 def _layers(model: Model, taps: Taps) -> tuple[str, ...]:
     """The taps that are asked for, or the outputs of the network's stages."""
+    return select(model, (_stages(model) if taps is None else ()) or taps)
+
+
+def _stages(model: Model) -> tuple[str, ...]:
+    """The outputs of the stages, in order; none of a foreign network."""
     family = family_of(model.module)
-    stages = family.stages(model.module) if family and taps is None else ()
-    return select(model, stages or taps)
+    return family.stages(model.module) if family else ()
 
 
-def _read(
-    model: Model, batches: Batches, function: Callable[[Inputs], Any]
-) -> Iterator[tuple[Any, np.ndarray]]:
-    """(what a function of a batch gives, all of it finite, labels) of the fitting images."""
-    run = Batched(lambda variables, x: function(Inputs(model, variables, x)), model.replicated)
-    for out, labels in batches.each(run):
-        if not all(np.isfinite(x).all() for x in jax.tree.leaves(out)):
-            raise ValueError(
-                "a layer gives NaN or infinite values for a fitting image: the network's weights or"
-                " the images are broken"
-            )
-        yield out, labels
-
-
-def _every_tenth(parts: Iterator[tuple[Any, np.ndarray]]) -> Iterator[tuple[Any, np.ndarray]]:
+def _every_tenth(parts: Iterator[Read]) -> Iterator[Read]:
     """(what was read, whether each image is the first of ten) of each batch."""
     count = 0
     for out, labels in parts:

@@ -1,19 +1,23 @@
 """A saved detector, checked and loaded again; see `si_jax.detectors.saving`."""
 
+import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 
+from si_jax.data.files import json_hash, read_json
 from si_jax.data.preprocessing import preprocessing_for
-from si_jax.detectors import DETECTORS, former, make_detector
+from si_jax.detectors import DETECTORS, make_detector
 from si_jax.detectors.detector import Detector
-from si_jax.detectors.saving import ARRAYS, CARD, FORMAT, Card, ThresholdCard, plain, probe_logits
+from si_jax.detectors.saving import ARRAYS, CARD, FORMAT, LAYER, Card, plain, probe_logits
 from si_jax.detectors.threshold import Threshold
 from si_jax.model import Model
-from si_jax.weights.checkpoint import INSIDE, bundled_directory, load_model
-from si_jax.weights.saved import check_sums, read_arrays, read_card
+from si_jax.weights import checkpoint, saved
 
 PROBE_TOLERANCE = 1e-3  # of the largest logit; other matrix kernels differ by 1e-6
 
@@ -34,13 +38,11 @@ def load_detector(directory: str | os.PathLike, *, model: Model | None = None) -
             version; the detector's score has changed since; or `model` is missing or another.
     """
     directory = find_detector(directory)
-    if check_sums(directory):
-        card = read_card(directory / CARD, Card)
-        arrays = read_arrays(directory / ARRAYS) if (directory / ARRAYS).is_dir() else {}
-        facts = None
+    if saved.check_sums(directory):
+        card, facts = saved.read_card(directory / CARD, Card), None
+        arrays = saved.read_arrays(directory / ARRAYS) if (directory / ARRAYS).is_dir() else {}
     else:
-        content, arrays = former.read(directory)
-        card, facts = Card.model_validate(content | {"format": FORMAT}), content["model"]
+        card, facts, arrays = _read_former(directory)
     name = card.detector
     if name not in DETECTORS:
         raise ValueError(f"{directory} holds a detector {name!r}, which this version has not")
@@ -55,13 +57,13 @@ def load_detector(directory: str | os.PathLike, *, model: Model | None = None) -
             " again, load_detector(directory, model=si_jax.Model(...))"
         )
     if facts is None:
-        loaded = load_model(directory / INSIDE, precision=card.precision, like=model)
+        inside = directory / checkpoint.INSIDE
+        loaded = checkpoint.load_model(inside, precision=card.precision, like=model)
     else:
-        loaded = former.network(facts, arrays["variables"], model)
+        loaded = _former_network(facts, arrays["variables"], model)
     if model is not None:
         _check_same(model, loaded, arrays.get("probe"))
-    model = loaded
-    detector = make_detector(name, model, batch_size=card.batch_size, **card.options)
+    detector = make_detector(name, loaded, batch_size=card.batch_size, **card.options)
     settings = json.loads(json.dumps(detector.settings, default=plain))
     if any(settings.get(key) != value for key, value in card.settings.items()):
         raise ValueError(
@@ -70,42 +72,44 @@ def load_detector(directory: str | os.PathLike, *, model: Model | None = None) -
         )
     if detector.needs_fit:
         detector.load_state(arrays["state"])
-    detector.preprocessing = preprocessing_for(
-        model.input_size, {"preprocessing": card.preprocessing}
-    )
+    prepared = {"preprocessing": card.preprocessing}
+    detector.preprocessing = preprocessing_for(loaded.input_size, prepared)
     if card.threshold:
-        detector.threshold = _threshold(card.threshold, arrays["threshold"])
+        known = arrays["threshold"]
+        layers = {k.removeprefix(LAYER): v for k, v in known.items() if k.startswith(LAYER)}
+        others = {k: v for k, v in known.items() if not k.startswith(LAYER)}
+        detector.threshold = Threshold(**others, **dict(card.threshold), layers=layers)
     detector.card = card.card
     return detector
 
 
 def find_detector(directory: str | os.PathLike) -> Path:
     """The directory of a saved detector, or of a bundled one by its name."""
-    for place in (Path(directory).expanduser(), bundled_directory() / directory):
+    for place in (Path(directory).expanduser(), checkpoint.bundled_directory() / directory):
         if (place / CARD).is_file():
             return place.resolve()
     if Path(directory).is_dir():
         raise ValueError(
             f"{directory} holds no {CARD}: it is no saved detector, or that file is missing"
         )
-    names = sorted(card.parent.name for card in bundled_directory().glob(f"*/{CARD}"))
+    names = sorted(card.parent.name for card in checkpoint.bundled_directory().glob(f"*/{CARD}"))
     raise ValueError(
         f"there is no detector {str(directory)!r}: give the directory of one that was saved by"
         f" detector.save, or one of the bundled: {', '.join(names) or 'none'}"
     )
 
 
-def _check_same(given: Model, saved: Model, probe: dict[str, np.ndarray] | None) -> None:
+def _check_same(given: Model, loaded: Model, probe: dict[str, np.ndarray] | None) -> None:
     """Check that a network that is given is the one that a detector was saved with."""
-    expected = {key: getattr(saved, key) for key in ("input_size", "mean", "std")}
-    for key, value in {**expected, "head": saved.card.get("head", given.head)}.items():
+    expected = {key: getattr(loaded, key) for key in ("input_size", "mean", "std")}
+    for key, value in {**expected, "head": loaded.card.get("head", given.head)}.items():
         if getattr(given, key) != value:
             raise ValueError(
                 f"the model's {key} (={getattr(given, key)!r}) is not the one that the detector was"
                 f" saved with, {value!r}"
             )
     if probe is not None:
-        difference = np.abs(probe_logits(saved) - probe["logits"]).max()
+        difference = np.abs(probe_logits(loaded) - probe["logits"]).max()
         if not difference <= PROBE_TOLERANCE * np.abs(probe["logits"]).max():
             raise ValueError(
                 "the model is not the one that the detector was saved with: of the same weights it"
@@ -113,7 +117,53 @@ def _check_same(given: Model, saved: Model, probe: dict[str, np.ndarray] | None)
             )
 
 
-def _threshold(card: ThresholdCard, arrays: dict[str, np.ndarray]) -> Threshold:
-    layers = {k[len("layers.") :]: v for k, v in arrays.items() if k.startswith("layers.")}
-    examples = arrays.get("examples"), arrays.get("example_features")
-    return Threshold(arrays["scores"], card.tpr, card.preprocessing, layers, *examples)
+def _read_former(directory: Path) -> tuple[Card, dict[str, Any], dict[str, Any]]:
+    """Card, facts of the network, and arrays of the first saved form, compared with their hashes.
+
+    There, variables have numbers, and each part has a hash.
+    """
+    try:
+        content = read_json(directory / CARD)
+        hashes = content.pop("sha256")
+        noted = hashes.pop("json")
+        if content["format"] != 1 or json_hash({**content, "sha256": hashes}) != noted:
+            raise ValueError("it does not have its own hash")
+        arrays = saved.read_arrays(directory / ARRAYS)
+        for part, expected in hashes.items():
+            if saved.weights_hash(arrays.get(part, {})) != expected:
+                raise ValueError(f"its {part} do not have their hash")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{directory} is damaged or was edited: it has no file {saved.SUMS}, and is no detector"
+            f" of an older version ({type(error).__name__}: {error})"
+        ) from None
+    facts = content["model"]
+    content |= {"format": FORMAT, "precision": facts["precision"]}
+    return Card.model_validate(content), facts, arrays
+
+
+def _former_network(facts: Mapping, arrays: Mapping[str, Any], like: Model | None) -> Model:
+    """The network of that form; `like` is it, where its code is not this library's."""
+    if like is None:
+        card = facts["card"]
+        like = checkpoint.build_model(
+            facts["architecture"], card["num_classes"], variables={}, card=card, **card["options"]
+        )
+    size = tuple(facts["input_size"])
+    variables = like.variables or checkpoint.abstract_variables(like.module, size)
+    rows = [
+        [jax.tree_util.keystr(path), list(np.shape(leaf)), str(leaf.dtype)]
+        for path, leaf in jax.tree.leaves_with_path(variables)
+    ]
+    if rows != facts["variables"]:
+        others = [
+            f"{n} {shape} {x}" for n, shape, x in facts["variables"] if [n, shape, x] not in rows
+        ]
+        raise ValueError(
+            "the model is not the one that the detector was saved with, which has"
+            f" {', '.join(others[:5]) or 'its variables in another order'}"
+        )
+    leaves = [arrays[key] for key in sorted(arrays)]
+    known: dict[str, Any] = {key: tuple(facts[key]) for key in ("input_size", "mean", "std")}
+    known["variables"] = jax.tree.unflatten(jax.tree.structure(variables), leaves)
+    return dataclasses.replace(like, precision=facts["precision"], **known)

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp
+from scipy.special import logsumexp, softmax
 
-from si_jax.detectors.base import Inputs, Plan, State
+from si_jax.detectors.base import Plan, State, of_logits
 from si_jax.detectors.fitting import Batches, check_labels, reservoir
 from si_jax.detectors.options import Count, Positive
 from si_jax.model import Model
@@ -19,40 +19,27 @@ TEMPERATURES = (0.5, 20.0)
 
 def msp(model: Model) -> Plan:
     """Largest softmax probability (Hendrycks & Gimpel, ICLR 2017, section 2)."""
-
-    def compute(inputs: Inputs, state: State):
-        return {"score": jnp.max(jax.nn.softmax(inputs.forward.logits), axis=-1)}
-
-    return Plan(compute)
+    return of_logits(lambda logits, state: jnp.max(jax.nn.softmax(logits), axis=-1))
 
 
 def max_logit(model: Model) -> Plan:
     """Largest logit (Hendrycks et al., ICML 2022, section 3)."""
-
-    def compute(inputs: Inputs, state: State):
-        return {"score": jnp.max(inputs.forward.logits, axis=-1)}
-
-    return Plan(compute)
+    return of_logits(lambda logits, state: jnp.max(logits, axis=-1))
 
 
 def entropy(model: Model) -> Plan:
     """Minus the entropy of the softmax, `sum_j p_j log p_j` (Hendrycks & Gimpel, ICLR 2017)."""
 
-    def compute(inputs: Inputs, state: State):
-        log_p = jax.nn.log_softmax(inputs.forward.logits)
-        return {"score": jnp.sum(jnp.exp(log_p) * log_p, axis=-1)}
+    def score(logits, state):
+        log_p = jax.nn.log_softmax(logits)
+        return jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
 
-    return Plan(compute)
+    return of_logits(score)
 
 
 def energy(model: Model, *, temperature: Positive = 1.0) -> Plan:
     """`T logsumexp(logits / T)`, the negative free energy (Liu et al., NeurIPS 2020, eq. 4)."""
-
-    def compute(inputs: Inputs, state: State):
-        logits = inputs.forward.logits / temperature
-        return {"score": temperature * jax.nn.logsumexp(logits, axis=-1)}
-
-    return Plan(compute)
+    return of_logits(lambda x, state: temperature * jax.nn.logsumexp(x / temperature, axis=-1))
 
 
 def gen(model: Model, *, gamma: Positive = 0.1, top: Count = 100) -> Plan:
@@ -67,23 +54,22 @@ def gen(model: Model, *, gamma: Positive = 0.1, top: Count = 100) -> Plan:
     """
     count = min(top, model.num_classes)
 
-    def compute(inputs: Inputs, state: State):
-        log_p, _ = jax.lax.top_k(log_probabilities(inputs.forward.logits), count)
+    def score(logits, state):
+        log_p, _ = jax.lax.top_k(log_probabilities(logits), count)
         log_rest = jnp.log(-jnp.expm1(log_p))  # of 1 - p
-        return {"score": -jnp.sum(jnp.exp(gamma * (log_p + log_rest)), axis=-1)}
+        return -jnp.sum(jnp.exp(gamma * (log_p + log_rest)), axis=-1)
 
-    return Plan(compute)
+    return of_logits(score)
 
 
 def temperature_scaling(model: Model, *, max_images: Count = 50_000) -> Plan:
     """Largest softmax probability, calibrated (Guo et al., ICML 2017, section 4.2).
 
-    The temperature T minimises the mean negative log-likelihood
-    of `softmax(logits / T)` over the fitting images. These must be held out: on images that the
-    network was trained on it is right more often than on others, and T comes out too small; on
-    images that are all classified right, it is the least that is looked at, 0.5 (the largest is
-    20). The score is a probability; how well it is calibrated, the metric `calibration_error`
-    measures.
+    The temperature T minimises the mean negative log-likelihood of `softmax(logits / T)` over the
+    fitting images. These must be held out: on images that the network was trained on it is right
+    more often than on others, and T comes out too small; on images that are all classified right,
+    it is the least that is looked at, 0.5 (the largest is 20). The score is a probability; how well
+    it is calibrated, the metric `calibration_error` measures.
 
     Args:
         max_images: fitting images whose logits are kept, drawn at random where there are more.
@@ -107,11 +93,7 @@ def temperature_scaling(model: Model, *, max_images: Count = 50_000) -> Plan:
         best = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-8})
         return {"temperature": np.float32(np.exp(best.x))}
 
-    def compute(inputs: Inputs, state: State):
-        p = jax.nn.softmax(inputs.forward.logits / state["temperature"])
-        return {"score": jnp.max(p, axis=-1)}
-
-    return Plan(compute, fit=fit)
+    return of_logits(lambda x, s: jnp.max(jax.nn.softmax(x / s["temperature"]), axis=-1), fit)
 
 
 def kl_matching(model: Model) -> Plan:
@@ -126,23 +108,22 @@ def kl_matching(model: Model) -> Plan:
         classes = model.num_classes
         totals, counts = np.zeros((classes, classes)), np.zeros(classes, int)
         for logits, _, _ in batches.outputs():
-            e = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
             predicted = logits.argmax(axis=-1)
-            np.add.at(totals, predicted, e / e.sum(axis=-1, keepdims=True))
+            np.add.at(totals, predicted, softmax(logits.astype(np.float64), axis=-1))
             counts += np.bincount(predicted, minlength=classes)
         present = counts > 0
         means = totals[present] / counts[present, None]
         return {"log_means": np.log(np.maximum(means, LEAST)).astype(np.float32)}
 
-    def compute(inputs: Inputs, state: State):
-        log_p = log_probabilities(inputs.forward.logits)
+    def score(logits, state):
+        log_p = log_probabilities(logits)
 
         def divergence(log_mean):
             return jnp.sum(jnp.exp(log_p) * (log_p - log_mean[None]), axis=-1)
 
-        return {"score": -jnp.min(jax.lax.map(divergence, state["log_means"]), axis=0)}
+        return -jnp.min(jax.lax.map(divergence, state["log_means"]), axis=0)
 
-    return Plan(compute, fit=fit)
+    return of_logits(score, fit)
 
 
 def log_probabilities(logits: Float[Array, "batch classes"]) -> Float[Array, "batch classes"]:

@@ -13,11 +13,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from scipy.special import logsumexp, softmax
 
-from si_jax.detectors.base import Inputs, Plan, State
-from si_jax.detectors.fitting import Batches, reservoir, unit
-from si_jax.detectors.head import feature_size
+from si_jax.detectors.base import Inputs, Plan, State, of_features, product
+from si_jax.detectors.fitting import Batches, float32, reservoir, unit
 from si_jax.detectors.options import Count, Positive, Range, Step
 from si_jax.model import Model
+
+Rows = Float[Array, "batch features"]
+Bank = Float[Array | np.ndarray, "images features"]
+Places = Int[Array, "batch k"]
 
 BANK_CHUNK = 2048  # training features compared with a batch at a time
 CANDIDATES = 8  # whose distances are computed exactly to find the nearest
@@ -38,30 +41,24 @@ def knn(model: Model, *, k: Count = 50, max_images: Count = 50_000) -> Plan:
         k: which neighbour; the published 50.
         max_images: fitting images whose features are kept.
     """
-    feature_size(model)  # refuses what is no vector
-
-    def fit(batches: Batches) -> State:
-        return _neighbours((unit(h) for _, h, _ in batches.outputs()), max_images, k)
-
-    def compute(inputs: Inputs, state: State):
-        return {"score": -kth_distance(unit(inputs.forward.features), state["bank"], k)}
-
-    return Plan(compute, fit=fit)
+    return of_features(
+        lambda h, state: -kth_distance(unit(h), state["bank"], k),
+        lambda batches: _neighbours((unit(h) for _, h, _ in batches.outputs()), max_images, k),
+    )
 
 
 def nnguide(model: Model, *, k: Count = 10, max_images: Count = 50_000) -> Plan:
     """Energy times the likeness to training images (Park et al., ICCV 2023, eq. 5).
 
-    NNGuide (code: roomo7time/nnguide): with `u` the features divided by
-    their norm and `E` the energy `logsumexp(logits)`, the score is `E(x)` times the mean of the
-    `k` largest `E(z) u(z) . u(x)` over the fitting images z. The published `k` is 10; the paper
-    keeps 1 % of ImageNet's training images, and all of them for the smaller sets.
+    NNGuide (code: roomo7time/nnguide): with `u` the features divided by their norm and `E` the
+    energy `logsumexp(logits)`, the score is `E(x)` times the mean of the `k` largest
+    `E(z) u(z) . u(x)` over the fitting images z. The published `k` is 10; the paper keeps 1 % of
+    ImageNet's training images, and all of them for the smaller sets.
 
     Args:
         k: number of neighbours.
         max_images: fitting images whose features are kept.
     """
-    feature_size(model)  # refuses what is no vector
 
     def fit(batches: Batches) -> State:
         rows = (
@@ -93,7 +90,6 @@ def relation(
         least: relations up to it count nothing.
         max_images: fitting images whose features and softmax are kept.
     """
-    feature_size(model)  # refuses what is no vector
     classes = model.num_classes
 
     def fit(batches: Batches) -> State:
@@ -108,9 +104,8 @@ def relation(
         _, parts = in_chunks(state["bank"])
 
         def add(total, part):
-            with jax.default_matmul_precision("highest"):
-                likeness = u @ part[:, :-classes].T
-                edges = jnp.maximum(likeness, 0) * (p @ part[:, -classes:].T)
+            likeness = jnp.maximum(product(u, part[:, :-classes].T), 0)
+            edges = likeness * product(p, part[:, -classes:].T)
             return total + jnp.sum(jnp.where(edges > least, edges**power, 0), axis=-1), None
 
         total, _ = jax.lax.scan(add, jnp.zeros(u.shape[0]), parts)
@@ -124,22 +119,19 @@ def cfood(
 ) -> Plan:
     """Minus how large a neighbourhood of training images holds it (OpenOOD's cfood, 2025).
 
-    CFOOD, by OpenOOD's formula: with `u` the features divided by their norm, a fitting
-    image holds another within a fraction `f` if that is no farther from it than its
-    `floor(f n)`-th nearest of the other n - 1 fitting images. The score is minus the least of 230
-    fractions from 0.001 to 0.99 within which the share `share` of the fitting images hold the
-    image; -1 if none is enough. So it takes few values. OpenOOD keeps a tenth of the training
-    images, drawn by chance.
+    CFOOD, by OpenOOD's formula: with `u` the features divided by their norm, a fitting image holds
+    another within a fraction `f` if that is no farther from it than its `floor(f n)`-th nearest of
+    the other n - 1 fitting images. The score is minus the least of 230 fractions from 0.001 to 0.99
+    within which the share `share` of the fitting images hold the image; -1 if none is enough. So it
+    takes few values. OpenOOD keeps a tenth of the training images, drawn by chance.
 
     Args:
-        model: the network.
         share: of the fitting images that must hold the image.
         max_images: fitting images that are kept, drawn at random where there are more: 4 (features
             + 230) bytes each; the fit compares all of them with each other.
 
     The fit raises a ValueError if there are fewer than three images.
     """
-    feature_size(model)  # refuses what is no vector
 
     def fit(batches: Batches) -> State:
         bank = reservoir((unit(h) for _, h, _ in batches.outputs()), max_images)
@@ -151,10 +143,9 @@ def cfood(
         for part in np.array_split(bank.astype(np.float64), -(-len(bank) // BANK_CHUNK)):
             distances = np.maximum(2 - 2 * part @ bank.T.astype(np.float64), 0)
             parts.append(np.sort(distances, axis=-1)[:, places[used] + 1])  # the first is its own
-        radii = np.concatenate(parts).astype(np.float32)
-        return {"bank": bank, "radii": radii, "fractions": FRACTIONS[used].astype(np.float32)}
+        return float32(bank=bank, radii=np.concatenate(parts), fractions=FRACTIONS[used])
 
-    def compute(inputs: Inputs, state: State):
+    def score(h, state):
         bank, fractions = jnp.asarray(state["bank"]), jnp.asarray(state["fractions"])
 
         def least_fraction(u):
@@ -162,9 +153,9 @@ def cfood(
             held = jnp.mean((state["radii"] >= distances[:, None]).astype(jnp.float32), axis=0)
             return jnp.min(jnp.where(held >= share, fractions, 1.0))
 
-        return {"score": -jax.lax.map(least_fraction, unit(inputs.forward.features))}
+        return -jax.lax.map(least_fraction, unit(h))
 
-    return Plan(compute, fit=fit)
+    return of_features(score, fit)
 
 
 def _neighbours(rows: Iterable[np.ndarray], max_images: int, k: int) -> State:
@@ -175,9 +166,7 @@ def _neighbours(rows: Iterable[np.ndarray], max_images: int, k: int) -> State:
     return {"bank": bank}
 
 
-def nearest_distance(
-    x: Float[Array, "batch features"], bank: Float[Array, "images features"]
-) -> Float[Array, "batch"]:
+def nearest_distance(x: Rows, bank: Bank) -> Float[Array, "batch"]:
     """Euclidean distance of vectors to the nearest of others, exact also where it is tiny.
 
     The candidates are found by `x . b - b . b / 2`, which is largest for the nearest.
@@ -191,9 +180,7 @@ def nearest_distance(
     return jnp.sqrt(jnp.min(_squared_distances(x, bank, near), axis=0))
 
 
-def kth_distance(
-    x: Float[Array, "batch features"], bank: Float[Array, "images features"], k: int
-) -> Float[Array, "batch"]:
+def kth_distance(x: Rows, bank: Bank, k: int) -> Float[Array, "batch"]:
     """Euclidean distance of unit vectors to the k-th nearest of others.
 
     The neighbours are found by their cosines, and their distances computed from the differences,
@@ -203,26 +190,21 @@ def kth_distance(
     return jnp.sqrt(jnp.max(_squared_distances(x, bank, nearest), axis=0))
 
 
-def _squared_distances(x: Array, bank: Array, near: Int[Array, "batch k"]) -> Array:
-    """(k, batch), of each vector to those of the bank that are named."""
+def _squared_distances(x: Rows, bank: Bank, near: Places) -> Float[Array, "k batch"]:
+    """Of each vector to those of the bank that are named."""
     return jax.lax.map(lambda indices: jnp.sum((x - bank[indices]) ** 2, axis=-1), near.T)
 
 
-def largest_products(
-    x: Float[Array, "batch features"], bank: Float[Array, "images features"], k: int
-) -> tuple[Float[Array, "batch k"], Int[Array, "batch k"]]:
+def largest_products(x: Rows, bank: Bank, k: int) -> tuple[Float[Array, "batch k"], Places]:
     """The k largest inner products of each vector with those of a bank, and their places."""
 
     def step(best, part):
         index, vectors = part
-        with jax.default_matmul_precision("highest"):
-            product = jnp.where(index < len(bank), x @ vectors.T, -jnp.inf)
-        indices = jnp.broadcast_to(index, product.shape)
-        product, indices = (
-            jnp.concatenate(pair, axis=-1) for pair in zip(best, (product, indices), strict=True)
-        )
-        product, chosen = jax.lax.top_k(product, k)
-        return (product, jnp.take_along_axis(indices, chosen, axis=-1)), None
+        products = jnp.where(index < len(bank), product(x, vectors.T), -jnp.inf)
+        new = products, jnp.broadcast_to(index, products.shape)
+        products, indices = (jnp.concatenate(pair, axis=-1) for pair in zip(best, new, strict=True))
+        products, chosen = jax.lax.top_k(products, k)
+        return (products, jnp.take_along_axis(indices, chosen, axis=-1)), None
 
     parts = in_chunks(bank)
     count = x.shape[0]  # not len(x), which must be known while an export has it open
@@ -231,9 +213,7 @@ def largest_products(
     return best
 
 
-def in_chunks(
-    bank: Float[Array, "images features"],
-) -> tuple[Int[Array, "chunks chunk"], Float[Array, "chunks chunk features"]]:
+def in_chunks(bank: Bank) -> tuple[Int[Array, "chunks chunk"], Float[Array, "chunks chunk d"]]:
     """A bank's vectors in parts, and their places in it; zeros and further places at the end."""
     chunk = min(BANK_CHUNK, len(bank))
     padded = jnp.pad(bank, ((0, -len(bank) % chunk), (0, 0)))

@@ -119,13 +119,13 @@ def check_preprocessing(detector: Any) -> None:
 def prediction_rows(inputs: Any, details: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """A detector's details of a batch beside the network's prediction.
 
-    `"score"` and what there is of each layer (`"tap_..."`) of the details; `"label"`,
+    `"score"`, `"settled"` and what there is of each layer (`"tap_..."`) of the details; `"label"`,
     `"probability"`; and `"features"`, scaled to length 1. The batch is the first axis of each.
     """
     logits = inputs.forward.logits
     features = inputs.forward.features.reshape(logits.shape[0], -1)
     norm = jnp.linalg.norm(features, axis=-1, keepdims=True)
-    kept = {k: v for k, v in details.items() if k == "score" or k.startswith("tap_")}
+    kept = {k: v for k, v in details.items() if k in ("score", "settled") or k.startswith("tap_")}
     return kept | {
         "label": jnp.argmax(logits, axis=-1),
         "probability": jnp.max(jax.nn.softmax(logits), axis=-1),

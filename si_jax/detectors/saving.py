@@ -17,14 +17,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from si_jax.cli import versions
 from si_jax.data.files import write_text
-from si_jax.detectors.threshold import Threshold
 from si_jax.model import Model
-from si_jax.weights.checkpoint import INSIDE, is_known, save_checkpoint
-from si_jax.weights.saved import saving, write_arrays
+from si_jax.weights import checkpoint, saved
 
 FORMAT = 2
 CARD = "detector.json"
 ARRAYS = "arrays"
+LAYER = "layers."  # before the names of the threshold's arrays that are of layers
 
 
 def _check_format(number: int) -> int:
@@ -60,7 +59,7 @@ class Card(BaseModel):
     versions: dict[str, str]
 
 
-def save_detector(directory: str | os.PathLike, detector: Any, *, overwrite: bool = False) -> Path:
+def save_detector(directory: str | os.PathLike, detector: Any, *, overwrite: bool) -> Path:
     """Write a detector to a directory, whole or not at all; see `Detector.save`."""
     state = detector.check_fitted()
     if detector.version is None:
@@ -69,33 +68,32 @@ def save_detector(directory: str | os.PathLike, detector: Any, *, overwrite: boo
             " register it with one"
         )
     model, threshold = detector.model, detector.threshold
-    parts: dict[str, dict[str, Any]] = {"state": dict(state), "threshold": {}, "probe": {}}
+    parts: dict[str, dict[str, Any]] = {"state": dict(state)}
     if threshold is not None:
-        parts["threshold"] = _threshold_arrays(threshold)
-    if not is_known(model):
+        found = {k: getattr(threshold, k) for k in ("scores", "examples", "example_features")}
+        found |= {LAYER + name: values for name, values in threshold.layers.items()}
+        parts["threshold"] = {k: values for k, values in found.items() if values is not None}
+    if not checkpoint.is_known(model):
         parts["probe"] = {"logits": probe_logits(model)}
     parts = {part: jax.tree.map(np.asarray, arrays) for part, arrays in parts.items() if arrays}
     # predicates are saved as the paths that they chose
     options = {k: detector.settings[k] if callable(v) else v for k, v in detector.options.items()}
+    promised = threshold and {"tpr": float(threshold.tpr), "preprocessing": threshold.preprocessing}
     content = {
         "format": FORMAT,
         "detector": detector.name,
-        "version": detector.version,
         "options": options,
-        "settings": detector.settings,
-        "batch_size": detector.batch_size,
+        **{key: getattr(detector, key) for key in ("version", "settings", "batch_size", "card")},
         "precision": model.precision,
         "preprocessing": dataclasses.asdict(detector.preprocessing),
-        "threshold": threshold
-        and {"tpr": float(threshold.tpr), "preprocessing": threshold.preprocessing},
-        "card": detector.card,
+        "threshold": promised,
         "versions": versions(),
     }
     text = json.dumps(content, indent=2, default=plain)
-    with saving(directory, CARD, overwrite) as hidden:
-        save_checkpoint(hidden / INSIDE, model)
+    with saved.saving(directory, CARD, overwrite) as hidden:
+        checkpoint.save_checkpoint(hidden / checkpoint.INSIDE, model)
         if parts:
-            write_arrays(hidden / ARRAYS, parts)
+            saved.write_arrays(hidden / ARRAYS, parts)
         write_text(hidden / CARD, text + "\n")
     return Path(directory).resolve()
 
@@ -104,15 +102,6 @@ def probe_logits(model: Model) -> Float[np.ndarray, "2 classes"]:
     """The logits of two random images, by which a network's code is known again."""
     images = np.random.default_rng(0).normal(size=(2, *model.image_shape)).astype(np.float32)
     return model.logits(images, batch_size=2)
-
-
-def _threshold_arrays(threshold: Threshold) -> dict[str, Any]:
-    arrays: dict[str, Any] = {"scores": threshold.scores}
-    arrays |= {f"layers.{name}": values for name, values in threshold.layers.items()}
-    if threshold.examples is not None:
-        arrays["examples"] = threshold.examples
-        arrays["example_features"] = threshold.example_features
-    return arrays
 
 
 def plain(value: Any) -> Any:

@@ -25,32 +25,24 @@ number than the definition.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, replace
-from typing import Annotated, Literal, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Annotated, Any, Literal, get_args
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float, Shaped
 
-from si_jax import activation, splitting, support
+from si_jax import activation, integration, splitting, support
 from si_jax.detectors.base import Inputs, Plan, State
-from si_jax.detectors.head import num_features
 from si_jax.detectors.options import Count, Range, Step
-from si_jax.integration import (
-    COMBINE,
-    PRESETS,
-    AscentPath,
-    direction,
-    integrate,
-    log_softmax_sum,
-    max_logit,
-)
+from si_jax.integration import AscentPath, integrate, max_logit
 from si_jax.model import Model
 from si_jax.splitting import FEATURES
 from si_jax.taps import Taps, default_taps, select
 
 Engine = Literal["auto", "general", "gradient", "activation", "closed"]
-Preset = Annotated[str, tuple(PRESETS)]
+Preset = Annotated[str, tuple(integration.PRESETS)]
 GAIA = AscentPath(steps=1)
 
 
@@ -60,7 +52,7 @@ def si_z(
     preset: Preset = "published",
     steps: Count | None = None,
     step_size: Step | None = None,
-    combine: Annotated[str, tuple(COMBINE)] | None = None,
+    combine: Annotated[str, tuple(integration.COMBINE)] | None = None,
     objective: Literal["ce", "max"] | None = None,
     engine: Engine = "auto",
     taps: Taps = None,
@@ -85,8 +77,8 @@ def si_z(
         variant: a named variant of the network's own taps.
         tap_chunk: taps perturbed at the same time by the general engine; bounds its memory.
     """
-    path = _path(preset, steps, step_size, combine, objective)
-    return _zero_deflation(model, path, "si-z", engine, taps, variant, tap_chunk)
+    given = {"steps": steps, "step_size": step_size, "combine": combine, "objective": objective}
+    return _zero_deflation(model, _path(preset, given), "si-z", engine, taps, variant, tap_chunk)
 
 
 def gaia_z(
@@ -102,7 +94,7 @@ def si_a(
     preset: Preset = "published",
     steps: Count | None = None,
     step_size: Step | None = None,
-    combine: Annotated[str, tuple(COMBINE)] | None = None,
+    combine: Annotated[str, tuple(integration.COMBINE)] | None = None,
     objective: Literal["ce", "max"] | None = None,
     select: Annotated[float, Range("(0, 1]")] = 0.9,
     engine: Engine = "auto",
@@ -126,8 +118,8 @@ def si_a(
         taps: inner taps; None for the network's own.
         outer: path of the outer tap; None for the network's own.
     """
-    path = _path(preset, steps, step_size, combine, objective)
-    return _channel_average(model, path, select, engine, taps, outer, tap_chunk)
+    given = {"steps": steps, "step_size": step_size, "combine": combine, "objective": objective}
+    return _channel_average(model, _path(preset, given), select, engine, taps, outer, tap_chunk)
 
 
 def gaia_a(
@@ -137,11 +129,9 @@ def gaia_a(
     return _channel_average(model, GAIA, 1.0, engine, taps, outer, tap_chunk=12)
 
 
-def _path(preset, steps, step_size, combine, objective) -> AscentPath:
-    given = {"steps": steps, "step_size": step_size, "combine": combine, "objective": objective}
-    return replace(
-        AscentPath(**PRESETS[preset]), **{k: v for k, v in given.items() if v is not None}
-    )
+def _path(preset: str, given: Mapping[str, Any]) -> AscentPath:
+    given = {k: v for k, v in given.items() if v is not None}
+    return AscentPath(**integration.PRESETS[preset] | given)
 
 
 def _engine(engine: str, fitting: Sequence[str], why: str) -> str:
@@ -170,7 +160,7 @@ def _zero_deflation(model, path, role, engine, taps, variant, tap_chunk) -> Plan
     fitting, bounded, stepped = _served(model, taps, path)
     engine = _engine(engine, fitting, f"{role} with combine={path.combine!r}, steps={path.steps}")
 
-    def masks(linear, traced, values, bounded, stepped):
+    def masks(linear, traced, values):
         """Where integrated gradients are not zero, and for each image whether that is certain."""
         tape = support.record(traced, values, model.variables, [*bounded, *stepped])
         plain = traced.outputs(values).outputs
@@ -180,8 +170,10 @@ def _zero_deflation(model, path, role, engine, taps, variant, tap_chunk) -> Plan
             found[tap] = first[tap] != 0 if first else tape.support(tap)
             if path.steps > 1:
                 # one holds the other, so that equal shares are equal masks
-                certain.append(density(found[tap]) == density(tape.bound(tap, plain[tap])))
-        ascent = linear.gradient(direction(linear, max_logit, path)) if stepped else {}
+                bound = over_positions(tape.bound(tap, plain[tap]))
+                certain.append(over_positions(found[tap]) == bound)
+        if stepped:
+            ascent = linear.gradient(integration.direction(linear, max_logit, path))
         for tap in stepped:
             moved = plain[tap] + path.step_size * jnp.sign(ascent[tap])
             first_mask, (most, least) = tape.support(tap), tape.after_step(tap, moved)
@@ -191,55 +183,45 @@ def _zero_deflation(model, path, role, engine, taps, variant, tap_chunk) -> Plan
         settled = [jnp.all(x, axis=tuple(range(1, x.ndim))) for x in certain]
         return found, jnp.all(jnp.stack(settled), axis=0) if settled else None
 
-    def densities(inputs, engine):
-        """The density of each channel, by tap, and whether it is certain, if that may be open."""
+    def compute(inputs: Inputs, state: State, engine: str = engine):
+        """By the density of each channel; and whether it is certain, if that may be open."""
         args = (inputs.model, inputs.variables, inputs.images)
-        if engine == "gradient" and path.steps == 1:
-            linear = splitting.linearise(*args, taps)
-            inputs.ran(linear.out)
-            first = linear.gradient(max_logit)
-            return {tap: density(g != 0) for tap, g in first.items()}, None
         fast = () if engine == "general" else (*bounded, *stepped)
-        others = [tap for tap in taps if tap not in fast]
-        linear = None
+        alone = engine == "gradient" and path.steps == 1
         if engine == "activation":
+            linear = None
             traced = splitting.trace(*args, taps)
             values = dict(zip(traced.variables, traced.run(), strict=True))
         else:
             watched = bounded if engine == "closed" else ()
-            differentiated = [tap for tap in taps if tap not in watched]
-            linear = splitting.linearise(*args, differentiated, watch=watched)
+            linear = splitting.linearise(
+                *args, [k for k in taps if k not in watched], watch=watched
+            )
             traced, values = linear.traced, linear.values
-        inputs.ran(traced.outputs(values))
+        inputs.forward = traced.outputs(values)
         found, settled = {}, None
-        if fast:
-            on, settled = masks(linear, traced, values, bounded, stepped)
-            found = {tap: density(mask) for tap, mask in on.items()}
-        if others:
-            options = {"path": path, "tap_chunk": tap_chunk, "reduce": lambda a: density(a != 0)}
+        if alone:
+            found = {tap: over_positions(g != 0) for tap, g in linear.gradient(max_logit).items()}
+        elif fast:
+            on, settled = masks(linear, traced, values)
+            found = {tap: over_positions(mask) for tap, mask in on.items()}
+        if others := [tap for tap in taps if tap not in found]:
+
+            def share(gradient):
+                return over_positions(gradient != 0)
+
+            options = {"path": path, "tap_chunk": tap_chunk, "reduce": share}
             found |= integrate(linear, others, target=max_logit, **options)
-        return found, settled
-
-    def computed_by(engine):
-        def compute(inputs: Inputs, state: State):
-            found, settled = densities(inputs, engine)
-            channels = jnp.concatenate([found[tap] for tap in taps], axis=-1)
-            results = {
-                "score": -jnp.mean(channels**2, axis=-1),
-                "tap_density": jnp.stack([jnp.mean(found[k], axis=-1) for k in taps], axis=-1),
-            }
-            return results if settled is None else {**results, "settled": settled}
-
-        return compute
+        channels = jnp.concatenate([found[tap] for tap in taps], axis=-1)
+        results = {
+            "score": -jnp.mean(channels**2, axis=-1),
+            "tap_density": jnp.stack([jnp.mean(found[k], axis=-1) for k in taps], axis=-1),
+        }
+        return results if settled is None else {**results, "settled": settled}
 
     settings = {**asdict(path), "engine": engine, "tap_chunk": tap_chunk, "taps": list(taps)}
-    exact = computed_by("general") if path.steps > 1 and engine != "general" else None
-    return Plan(computed_by(engine), settings, shared_forward=False, exact=exact)
-
-
-def density(on: Bool[Array, "batch *tap"]) -> Float[Array, "batch channels"]:
-    """The share of each channel's positions at which a mask is on."""
-    return over_positions(on.astype(jnp.float32))
+    exact = partial(compute, engine="general") if path.steps > 1 and engine != "general" else None
+    return Plan(compute, settings, shared_forward=False, exact=exact)
 
 
 def _served(model, taps, path) -> tuple[list[str], list[str], list[str]]:
@@ -260,13 +242,7 @@ def _served(model, taps, path) -> tuple[list[str], list[str], list[str]]:
 
 
 def constant(model: Model, role: str, taps: Sequence[str] | None = None) -> bool:
-    """Whether zero-deflation gives every image one score: no ReLU lies behind any of its taps.
-
-    Args:
-        model: the network.
-        role: `"si-z"` or `"gaia-z"`, whose own taps it is about unless others are given.
-        taps: paths of others.
-    """
+    """Whether zero-deflation gives every image one score: no ReLU lies behind any tap of `role`."""
     taps = default_taps(model, role) if taps is None else taps
     return len(activation.taps_without_relu(model, taps)) == len(taps)
 
@@ -279,7 +255,6 @@ def _channel_average(model, path, share, engine, taps, outer, tap_chunk) -> Plan
         outer_tap = FEATURES
     else:
         (outer_tap,) = select(model, outer)
-    num_features(model)  # refuses a head that is not linear
     fitting = ("gradient", "general") if path.steps == 1 else ("general",)
     engine = _engine(engine, fitting, f"channel-average with steps={path.steps}")
 
@@ -291,10 +266,11 @@ def _channel_average(model, path, share, engine, taps, outer, tap_chunk) -> Plan
             return jnp.sum(out.features * selected[None], axis=-1)
 
         linear = splitting.linearise(*args, (*taps, outer_tap))
-        inputs.ran(linear.out)
+        inputs.forward = linear.out
         options = {"path": path, "tap_chunk": tap_chunk, "reduce": over_positions}
         inner = integrate(linear, taps, target=feature_sum, **options)
-        end = integrate(linear, [outer_tap], target=log_softmax_sum, **options)
+        logs = integration.log_softmax_sum
+        end = integrate(linear, [outer_tap], target=logs, **options)
         scale = jnp.mean(jnp.abs(end[outer_tap]), axis=-1)  # outer^2
         v2 = [inner[k] ** 2 for k in taps]
         return {
@@ -303,26 +279,18 @@ def _channel_average(model, path, share, engine, taps, outer, tap_chunk) -> Plan
             "outer": jnp.sqrt(scale),
         }
 
-    settings = {
-        **asdict(path),
-        "select": share,
-        "engine": engine,
-        "tap_chunk": tap_chunk,
-        "taps": list(taps),
-        "outer": outer_tap,
-    }
+    settings = asdict(path) | {"select": share, "engine": engine, "tap_chunk": tap_chunk}
+    settings |= {"taps": list(taps), "outer": outer_tap}
     return Plan(compute, settings, shared_forward=False)
 
 
-def selected_features(
-    weights: Float[Array, "features classes"], share: float
-) -> Float[Array, "features"]:
+def selected_features(weights: Float[Array, "d classes"], share: float) -> Float[Array, "d"]:
     """1 for the floor(share * features) features with the largest sum of weights, else 0."""
     count = max(1, math.floor(share * weights.shape[0]))
     chosen = jnp.argsort(-jnp.sum(weights, axis=-1), stable=True)[:count]
     return jnp.zeros(weights.shape[0], weights.dtype).at[chosen].set(1)
 
 
-def over_positions(x: Float[Array, "batch *space channels"]) -> Float[Array, "batch channels"]:
+def over_positions(x: Shaped[Array, "batch *space channels"]) -> Float[Array, "batch channels"]:
     """Mean over everything between the batch and the channels, in float32."""
     return jnp.mean(x.astype(jnp.float32), axis=tuple(range(1, x.ndim - 1)))

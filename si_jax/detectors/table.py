@@ -6,9 +6,9 @@ image, an option out of its range.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from si_jax.detectors import (
-    adaptive,
     class_geometry,
     features,
     gaussians,
@@ -20,17 +20,22 @@ from si_jax.detectors import (
     si_c,
 )
 from si_jax.detectors.base import Method, Plan
+from si_jax.detectors.features import adascale
 
 
 def _row(build: Callable[..., Plan], *needs: str, version: int = 1, batch_size: int = 64) -> Method:
-    """A method whose docstring begins with its summary and, in brackets, its reference."""
-    first = (build.__doc__ or "").partition("\n")[0]
+    """A method whose docstring begins with its summary and, in brackets, its reference.
+
+    Of a `partial` the docstring is that of the function that it is of.
+    """
+    described = build.args[0] if isinstance(build, partial) else build
+    first = (described.__doc__ or "").partition("\n")[0]
     summary, _, reference = first.removesuffix(").").rpartition(" (")
     return Method(build, summary, reference, batch_size, version, needs)
 
 
 DETECTORS: dict[str, Method] = {
-    "si-c": _row(si_c.si_c, "fit", "gradient", "linear head", batch_size=32),
+    "si-c": _row(si_c.si_c, "fit", "gradient", "linear head for channel-average", batch_size=32),
     "si-c-forward": _row(si_c.si_c_forward, "fit"),
     "si-z": _row(si.si_z, "gradient", version=3, batch_size=32),
     "si-a": _row(si.si_a, "gradient", "linear head", batch_size=16),
@@ -53,21 +58,21 @@ DETECTORS: dict[str, Method] = {
     "ash-s": _row(features.ash_s, "linear head"),
     "scale": _row(features.scale, "linear head"),
     "lts": _row(features.lts, "linear head"),
-    "adascale-a": _row(adaptive.adascale_a, "fit", "gradient", "linear head"),
-    "adascale-l": _row(adaptive.adascale_l, "fit", "gradient", "linear head"),
-    "rankfeat": _row(features.rankfeat),
+    "adascale-a": _row(partial(adascale, features.adascale_a), "fit", "gradient", "linear head"),
+    "adascale-l": _row(partial(adascale, features.adascale_l), "fit", "gradient", "linear head"),
+    "rankfeat": _row(layers.rankfeat),
     "dice": _row(features.dice, "fit", "linear head"),
-    "knn": _row(neighbours.knn, "fit"),
-    "nnguide": _row(neighbours.nnguide, "fit"),
-    "relation": _row(neighbours.relation, "fit"),
-    "cfood": _row(neighbours.cfood, "fit"),
-    "she": _row(class_geometry.she, "fit", "labels"),
+    "knn": _row(neighbours.knn, "fit", "feature vector"),
+    "nnguide": _row(neighbours.nnguide, "fit", "feature vector"),
+    "relation": _row(neighbours.relation, "fit", "feature vector"),
+    "cfood": _row(neighbours.cfood, "fit", "feature vector"),
+    "she": _row(class_geometry.she, "fit", "labels", "feature vector"),
     "fdbd": _row(class_geometry.fdbd, "fit", "linear head"),
     "nci": _row(class_geometry.nci, "fit", "linear head"),
-    "grood": _row(class_geometry.grood, "fit", "labels"),
-    "mahalanobis": _row(gaussians.mahalanobis, "fit", "labels"),
-    "relative-mahalanobis": _row(gaussians.relative_mahalanobis, "fit", "labels"),
-    "gmm": _row(gaussians.gmm, "fit", "labels"),
+    "grood": _row(class_geometry.grood, "fit", "labels", "feature vector"),
+    "mahalanobis": _row(gaussians.mahalanobis, "fit", "labels", "feature vector"),
+    "relative-mahalanobis": _row(gaussians.relative_mahalanobis, "fit", "labels", "feature vector"),
+    "gmm": _row(gaussians.gmm, "fit", "labels", "feature vector"),
     "multi-mahalanobis": _row(layers.multi_mahalanobis, "fit", "labels"),
     "gram": _row(layers.gram, "fit"),
     "nac": _row(layers.nac, "fit", "gradient", batch_size=32),

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import beta
 
+Scores = Float[np.ndarray, "images"]
 LAYER_QUANTILES = (5, 50, 95)
 """Per cent: what is kept of each layer's readings of the calibration images."""
 
@@ -39,7 +40,7 @@ class Threshold:
         example_features: (m, features), what the network makes of them, scaled to length 1.
     """
 
-    scores: Float[np.ndarray, "images"]
+    scores: Scores
     tpr: float = 0.95
     preprocessing: str = ""
     layers: Mapping[str, Float[np.ndarray, "quantiles layers"]] = field(default_factory=dict)
@@ -47,10 +48,8 @@ class Threshold:
     example_features: Float[np.ndarray, "examples features"] | None = None
 
     def __post_init__(self):
-        if isinstance(self.tpr, bool) or not isinstance(self.tpr, int | float | np.floating):
-            raise ValueError(f"tpr (={self.tpr!r}) must be a number between 0 and 1")
-        if not 0 < self.tpr < 1:
-            raise ValueError(f"tpr (={self.tpr}) must be between 0 and 1, such as 0.95")
+        if not (isinstance(self.tpr, int | float | np.floating) and 0 < self.tpr < 1):
+            raise ValueError(f"tpr (={self.tpr}) must be a number between 0 and 1, such as 0.95")
         if np.isnan(self.scores).any():
             raise ValueError(
                 "a calibration image's score is NaN: the network's weights or the images are broken"
@@ -91,9 +90,7 @@ class Threshold:
         )
 
 
-def p_values(
-    calibration: Float[np.ndarray, "images"], scores: Float[np.ndarray, "batch"]
-) -> Float[np.ndarray, "batch"]:
+def p_values(calibration: Scores, scores: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
     """`(1 + #{calibration scores at most this one}) / (1 + n)`; calibration scores are ascending.
 
     Of an in-distribution image it is at most a with probability at most a, for every a (Bates et

@@ -129,7 +129,7 @@ def _batched(group: Mapping[str, Detector]) -> Batched:
         detector.check_fitted()
     if len(group) == 1:
         (detector,) = group.values()
-        return detector.batched(detector.details_of, Replicated(detector.state))
+        return detector.batched(Replicated(detector.state))
     model = next(iter(group.values())).model
 
     def run(variables, states, images):

@@ -1,8 +1,6 @@
-"""S&I-C, the calibrated form of Splitting & Integrating.
+"""S&I-C, the calibrated form of Splitting & Integrating, see `si_c`.
 
-The activation densities of zero-deflation relative to their distribution over training images, the
-gradients of channel-average with their two parts apart, and the energy, all of them standardised
-on training images. One forward pass, and one backward pass where gradients are asked for.
+One forward pass, and one backward pass where gradients are asked for.
 
 From images to readings (`readings`), to a fit (`fit`), to a score (`score`). Fit and score know
 nothing of the network, so that readings taken once serve any number of fits.
@@ -12,12 +10,12 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from si_jax import activation
-from si_jax.detectors.base import Inputs, Plan, State
+from si_jax.detectors.base import Inputs, Plan, State, computed
 from si_jax.detectors.fitting import Batches
 from si_jax.detectors.options import Count, Range
 from si_jax.detectors.si_c import fit as si_c_fit
-from si_jax.detectors.si_c.readings import batched, canonical_components, reader
-from si_jax.detectors.si_c.score import COMPONENTS, FORMS, apply
+from si_jax.detectors.si_c.readings import canonical_components, reader
+from si_jax.detectors.si_c.score import ALL, FORMS, apply
 from si_jax.model import Model
 from si_jax.taps import Taps
 
@@ -28,8 +26,8 @@ LEAST = Range(f"[{si_c_fit.LEAST_IMAGES}, inf)")
 def si_c(
     model: Model,
     *,
-    components: str | Sequence[str] = tuple(COMPONENTS),
-    form: Annotated[str, tuple(FORMS)] = "hinge",
+    components: str | Sequence[str] = ALL,
+    form: Annotated[str, FORMS] = "hinge",
     shrinkage: Annotated[float, Range("(0, 1]")] | Literal["ledoit-wolf"] = 0.1,
     max_channels: Count = 4096,
     max_calibration: Annotated[int, LEAST] = 5000,
@@ -58,13 +56,9 @@ def si_c(
 
     where `z` standardises in the same way, confidence is the log-odds of the predicted class, `s`
     is the components' sum, `m` its median and `e` the mean of `m - s` where `s < m`. It is nearly
-    as good as the sum on far OOD and nearly as good as the confidence on near OOD. Means and
-    covariance are fitted on 70 % of the training images, medians and quantiles on the other 30 %;
-    no labels are needed; see `si_jax.detectors.si_c.fit`.
-
-    How the form was chosen: on CIFAR-10 and CIFAR-100 networks, on their usual OOD sets; two of
-    five networks and four of twelve sets were left out of the choice and agree with it. Other
-    networks and data may differ.
+    as good as the sum on far OOD and nearly as good as the confidence on near OOD; it was chosen on
+    CIFAR networks, others may differ. Means and covariance are fitted on 70 % of the training
+    images, medians and quantiles on the rest, without labels; see `si_jax.detectors.si_c.fit`.
 
     The density is the share of the positions at which the input of the activation behind the tap is
     positive, of a ReLU as of GELU, SiLU and their like, also of those whose output the tap is;
@@ -94,7 +88,7 @@ def si_c_forward(
     model: Model,
     *,
     components: str | Sequence[str] = FORWARD,
-    form: Annotated[str, tuple(FORMS)] = "hinge",
+    form: Annotated[str, FORMS] = "hinge",
     shrinkage: Annotated[float, Range("(0, 1]")] | Literal["ledoit-wolf"] = 0.1,
     max_channels: Count = 4096,
     max_calibration: Annotated[int, LEAST] = 5000,
@@ -120,21 +114,14 @@ def si_c_forward(
 
 def _plan(model, options, form, shrinkage, max_channels, max_calibration, seed) -> Plan:
     reading = reader(model, max_channels=max_channels, seed=seed, **options)
-    score_options = {"components": reading.components, "form": form}
+    fitting = {"shrinkage": shrinkage, "max_calibration": max_calibration, "seed": seed}
 
     def fit(batches: Batches) -> State:
-        run = batched(reading, model)
-        return si_c_fit.fit(
-            (readings for readings, _ in batches.each(run.batch)),
-            reading.channels,
-            components=reading.components,
-            shrinkage=shrinkage,
-            max_calibration=max_calibration,
-            seed=seed,
-        )
+        parts = (readings for readings, _ in computed(batches, reading.read))
+        return si_c_fit.fit(parts, reading.channels, components=reading.components, **fitting)
 
     def compute(inputs: Inputs, state: State):
-        return apply(state, reading.read(inputs), **score_options)
+        return apply(state, reading.read(inputs), components=reading.components, form=form)
 
     settings: dict[str, Any] = {"components": list(reading.components)}
     if reading.channels:

@@ -5,26 +5,23 @@ Readings (see `si_jax.detectors.si_c.score`) can be computed once, by
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Num
+from jaxtyping import Float
 from scipy.linalg import solve_triangular
 
 from si_jax.detectors.base import State
-from si_jax.detectors.fitting import Moments, Sample
+from si_jax.detectors.fitting import Moments, Sample, float32
+from si_jax.detectors.si_c import score
 from si_jax.detectors.si_c.readings import Channels
-from si_jax.detectors.si_c.score import (
-    COMPONENTS,
-    component_sum,
-    component_values,
-    standardise,
-    tap_abnormality,
-)
+
+Rows = Float[np.ndarray, "images channels"]
+Square = Float[np.ndarray, "channels channels"]
 
 BLOCK, HELD_OUT = 10, 3
-"""Of every ten fitting images in a row, three are for the calibration part."""
+"""Of every ten fitting images in a row, three, drawn at random, are for the calibration part."""
 
 LEAST_IMAGES = 2 * BLOCK  # 14 and 6: far too few for good scores, yet enough to compute some
 LEAST_SHRINKAGE = 1e-3  # below which a covariance with doubled channels could be singular
@@ -32,22 +29,11 @@ LEAST_SHORTFALL = 0.01  # in deviations of a component; a normal distribution's 
 DEVIATIONS = 3.29  # a normal distribution's 95 % quantile minus its 5 % quantile
 
 
-def held_out(seed: int = 0) -> Iterator[bool]:
-    """Whether each fitting image in turn is for the calibration part; without end.
-
-    Three of every ten in a row, drawn at random, so that it depends on the position in the stream
-    alone, and the parts are of 70 % and 30 % however few images there are.
-    """
-    rng = np.random.default_rng(seed)
-    while True:
-        yield from (rng.permutation(BLOCK) < HELD_OUT).tolist()
-
-
 def fit(
-    readings: Iterable[Mapping[str, Num[np.ndarray, "..."]]],
+    readings: Iterable[score.Readings],
     channels: Channels | None = None,
     *,
-    components: Sequence[str] = tuple(COMPONENTS),
+    components: Sequence[str] = score.ALL,
     shrinkage: int | float | str = 0.1,
     max_calibration: int = 5000,
     seed: int = 0,
@@ -77,7 +63,10 @@ def fit(
     dense = "zero-deflation" in components
     names = ["confidence", "energy"]
     names += ["channel_average"] * ("channel-average" in components) + ["density"] * dense
-    apart, sums = held_out(seed), Moments()
+    rng, sums = np.random.default_rng(seed), Moments()
+    # drawn block by block, so that it depends on an image's place in the stream alone
+    blocks = ((rng.permutation(BLOCK) < HELD_OUT).tolist() for _ in itertools.count())
+    apart = itertools.chain.from_iterable(blocks)
     kept = Sample(max_calibration, [seed, 1])
     rows = Sample(max_calibration if shrinkage == "ledoit-wolf" else 0, [seed, 2])
     count = 0
@@ -108,22 +97,20 @@ def fit(
         assert channels is not None, "zero-deflation needs the channels"
         held["density"] = table[:, len(names) - 1 :]
         state = _densities(sums, channels, shrinkage, rows.rows)
-        abnormality = tap_abnormality(state, standardise(state, held["density"]))
+        abnormality = score.tap_abnormality(state, score.standardise(state, held["density"]))
         state["tap_calibration"] = np.sort(abnormality, axis=0).astype(np.float32)
-    values = np.asarray(component_values(state, held, components))
+    values = np.asarray(score.component_values(state, held, components))
     state["median"], state["spread"] = _centre(values, components)
     base = np.stack([held["confidence"], held["energy"]], axis=-1)
     state["base_median"], state["base_spread"] = _centre(base, ["confidence", "energy"])
-    total = component_sum((values - state["median"]) / state["spread"])
+    total = score.component_sum((values - state["median"]) / state["spread"])
     state["sum_median"] = median = np.median(total)
     shortfall = np.mean(median - total[total < median]) if (total < median).any() else 0.0
     state["sum_shortfall"] = max(float(shortfall), LEAST_SHORTFALL)
-    return {name: np.asarray(array, np.float32) for name, array in state.items()}
+    return float32(**state)
 
 
-def _centre(
-    values: Float[np.ndarray, "images columns"], names: Sequence[str]
-) -> tuple[Float[np.ndarray, "columns"], Float[np.ndarray, "columns"]]:
+def _centre(values: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Median of each column, and its deviation by the 5 % and 95 % quantiles."""
     low, median, high = np.percentile(values, [5, 50, 95], axis=0)
     for name, spread in zip(names, high - low, strict=True):
@@ -132,11 +119,7 @@ def _centre(
     return median, (high - low) / DEVIATIONS
 
 
-def ledoit_wolf(
-    standardised: Float[np.ndarray, "images channels"],
-    covariance: Float[np.ndarray, "channels channels"],
-    count: int,
-) -> float:
+def ledoit_wolf(standardised: Rows, covariance: Square, count: int) -> float:
     """Ledoit & Wolf's share of the identity in a covariance, at least 0.001.
 
     `min(b^2, d^2) / d^2` with `d^2 = ||C - m I||^2` and `b^2 = (mean ||u u' - C||^2) / count`
@@ -166,11 +149,10 @@ def _densities(
     mean = moments.mean()
     covariance *= scale[:, None]
     covariance *= scale
-    if isinstance(shrinkage, str):
+    share = shrinkage
+    if isinstance(share, str):
         some = ((np.stack(rows) - mean) * scale)[:, varying]
         share = ledoit_wolf(some, covariance[np.ix_(varying, varying)], moments.count)
-    else:
-        share = shrinkage
     covariance *= 1 - share
     covariance[np.diag_indices_from(covariance)] += share
     root = np.linalg.cholesky(covariance)
@@ -179,5 +161,4 @@ def _densities(
     tap_share[np.arange(len(scale)), channels.tap] = varying
     tap_share /= np.maximum(tap_share.sum(axis=0), 1)
     state = {"mean": mean, "scale": scale, "whiten": whiten, "tap_share": tap_share}
-    state["shrinkage"] = np.array(share)
-    return {name: array.astype(np.float32) for name, array in state.items()}
+    return float32(**state, shrinkage=share)

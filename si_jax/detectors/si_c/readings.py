@@ -14,10 +14,10 @@ from jaxtyping import Array, Float, Int
 
 from si_jax import activation, splitting
 from si_jax.batching import Batched
-from si_jax.detectors.base import Inputs
-from si_jax.detectors.head import num_features
+from si_jax.detectors.base import Inputs, product
+from si_jax.detectors.head import check_linear
 from si_jax.detectors.si import over_positions
-from si_jax.detectors.si_c.score import COMPONENTS, LEAST
+from si_jax.detectors.si_c.score import ALL, LEAST
 from si_jax.integration import max_logit
 from si_jax.model import Model
 from si_jax.taps import Taps, default_taps, select
@@ -54,7 +54,7 @@ class Reader:
 
 
 def canonical_components(
-    components: str | Sequence[str], known: Sequence[str] = tuple(COMPONENTS)
+    components: str | Sequence[str], known: Sequence[str] = ALL
 ) -> tuple[str, ...]:
     """The components asked for, each once, in the order of `known`."""
     given = components
@@ -72,7 +72,7 @@ def canonical_components(
 def reader(
     model: Model,
     *,
-    components: str | Sequence[str] = tuple(COMPONENTS),
+    components: str | Sequence[str] = ALL,
     max_channels: int = 4096,
     taps: Taps = None,
     inner: Taps = None,
@@ -80,37 +80,55 @@ def reader(
 ) -> Reader:
     """Decide what is read of an image, and how; arguments as for `si_c`."""
     components = canonical_components(components)
+    shapes = {call.path: call.shape or () for call in model.calls}
     channels, engine, positions = None, None, 1
     inner_paths: tuple[str, ...] = ()
     by_gradient: tuple[str, ...] = ()
+    by_activation: tuple[str, ...] = ()
     if "zero-deflation" in components:
         paths = default_taps(model, "si-c") if taps is None else select(model, taps)
-        by_gradient = _by_gradient(model, paths)
-        channels = select_channels(_shapes(model, paths), max_channels, seed)
+        by_gradient = activation.without_activation(model, paths)
+        if len(activation.taps_without_relu(model, by_gradient)) == len(paths):
+            raise ValueError(
+                "zero-deflation reads where the activation behind a tap is on, but neither a ReLU"
+                f" nor GELU, SiLU or their like follows {activation.listed(paths)}: name others by"
+                " taps, or leave it out by components='energy,channel-average'"
+            )
+        by_activation = tuple(k for k in paths if k not in by_gradient)
+        channels = select_channels({k: shapes[k] for k in paths}, max_channels, seed)
         engine = {0: "activation", len(paths): "gradient"}.get(len(by_gradient), "mixed")
     if "channel-average" in components:
-        num_features(model)  # refuses a head that is not linear
+        check_linear(model)
         inner_paths = default_taps(model, "si-c-inner") if inner is None else select(model, inner)
         (outer,) = default_taps(model, "outer")
         if outer != splitting.FEATURES:
-            positions = math.prod(_shapes(model, [outer])[outer][:-1])
+            positions = math.prod(shapes[outer][:-1])
 
     def read(inputs):
-        tapped = channels.taps if channels else ()
-        gradients, active = _passes(inputs, tapped, by_gradient, inner_paths)
-        logits = inputs.forward.logits
+        args = (inputs.model, inputs.variables, inputs.images)
+        # one forward pass, whose linearisation serves every gradient
+        linear = splitting.linearise(*args, (*inner_paths, *by_gradient), watch=by_activation)
+        inputs.forward = linear.out
+        logits = linear.out.logits
         energy = jax.nn.logsumexp(logits, axis=-1)
         readings = {"confidence": log_odds(logits), "energy": energy}
         if inner_paths:
+            gradients = linear.gradient(lambda out: jnp.sum(out.features, axis=-1))
             v2 = [over_positions(gradients[k]) ** 2 for k in inner_paths]
             v2 = jnp.mean(jnp.concatenate(v2, axis=-1), axis=-1)
-            outer2 = outer_squared(logits, model.head_weights(inputs.variables), positions)
-            readings["channel_average"] = _log(outer2) - _log(v2)
+            weights = model.head_weights(inputs.variables)
+            outer2 = product(1 - weights.shape[-1] * jax.nn.softmax(logits), weights.T)
+            outer2 = jnp.mean(jnp.abs(outer2), axis=-1) / positions
+            log_outer2, log_v2 = (jnp.log(jnp.maximum(x, LEAST)) for x in (outer2, v2))
+            readings["channel_average"] = log_outer2 - log_v2
         if channels:
-            density = [over_positions(active[k].astype(jnp.float32)) for k in tapped]
-            density = jnp.concatenate(density, axis=-1)[:, channels.index]
+            active = activation.active(linear.traced, linear.values, by_activation)
+            slopes = linear.gradient(max_logit) if by_gradient else {}
+            active |= {k: slopes[k] != 0 for k in by_gradient}
+            density = jnp.concatenate([over_positions(active[k]) for k in channels.taps], axis=-1)
             # a ReLU of NaN is off: the logits show that something is wrong
-            readings["density"] = jnp.where(jnp.isfinite(energy)[:, None], density, jnp.nan)
+            finite = jnp.isfinite(energy)[:, None]
+            readings["density"] = jnp.where(finite, density[:, channels.index], jnp.nan)
         return readings
 
     return Reader(read, components, channels, inner_paths, engine)
@@ -145,14 +163,13 @@ def select_channels(
             quotas[int(np.argmax(quotas))] -= 1
     rng = np.random.default_rng(seed)
     chosen = [
-        np.sort(rng.choice(n, quota, replace=False)) if quota < n else np.arange(n)
-        for n, quota in zip(counts, quotas, strict=True)
+        start + (np.sort(rng.choice(n, quota, replace=False)) if quota < n else np.arange(n))
+        for start, n, quota in zip(np.cumsum([0, *counts[:-1]]), counts, quotas, strict=True)
     ]
-    starts = np.cumsum([0, *counts[:-1]])
     positions = [int(np.prod(shape[:-1])) for shape in taps.values()]
     return Channels(
         tuple(taps),
-        np.concatenate([start + c for start, c in zip(starts, chosen, strict=True)]),
+        np.concatenate(chosen),
         np.repeat(np.arange(len(counts)), quotas),
         np.repeat(positions, quotas),
     )
@@ -168,65 +185,6 @@ def log_odds(logits: Float[Array, "batch classes"]) -> Float[Array, "batch"]:
     return jnp.max(logits, axis=-1) - jax.nn.logsumexp(others, axis=-1)
 
 
-def outer_squared(
-    logits: Float[Array, "batch classes"],
-    weights: Float[Array | np.ndarray, "features classes"],
-    positions: int,
-) -> Float[Array, "batch"]:
-    """Mean over the channels of the absolute gradient of the sum of the log-softmax.
-
-    Closed form of S&I-A's `outer^2` for a linear head behind an average over `positions`.
-    """
-    classes = weights.shape[-1]
-    with jax.default_matmul_precision("highest"):
-        gradient = (1 - classes * jax.nn.softmax(logits)) @ weights.T
-    return jnp.mean(jnp.abs(gradient), axis=-1) / positions
-
-
 def batched(reading: Reader, model: Model) -> Batched:
     """`readings` batch by batch."""
     return Batched(lambda v, x: reading.read(Inputs(model, v, x)), model.replicated)
-
-
-def _passes(inputs, taps, by_gradient, inner):
-    """The gradient of the features' sum at each inner tap; where each tap is active.
-
-    One forward pass, whose linearisation serves every gradient.
-    """
-    by_activation = [k for k in taps if k not in by_gradient]
-    linear = splitting.linearise(
-        inputs.model,
-        inputs.variables,
-        inputs.images,
-        (*inner, *by_gradient),
-        watch=by_activation,
-    )
-    inputs.ran(linear.out)
-    gradients = linear.gradient(lambda out: jnp.sum(out.features, axis=-1)) if inner else {}
-    active = activation.active(linear.traced, linear.values, by_activation)
-    if by_gradient:
-        by_logit = linear.gradient(max_logit)
-        active |= {k: by_logit[k] != 0 for k in by_gradient}
-    return gradients, active
-
-
-def _by_gradient(model: Model, taps: Sequence[str]) -> tuple[str, ...]:
-    """Those taps that no activation follows: their densities are read off the gradient."""
-    missing = activation.without_activation(model, taps)
-    if len(activation.taps_without_relu(model, missing)) == len(taps):
-        raise ValueError(
-            "zero-deflation reads where the activation behind a tap is on, but neither a ReLU nor"
-            f" GELU, SiLU or their like follows {activation.listed(taps)}: name others by taps, or"
-            " leave it out by components='energy,channel-average'"
-        )
-    return missing
-
-
-def _shapes(model: Model, paths: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Path -> shape of its output without the batch axis."""
-    shapes = {call.path: call.shape or () for call in model.calls}
-    return {path: shapes[path] for path in paths}
-
-
-def _log(x: Float[Array, "batch"]) -> Float[Array, "batch"]:
-    return jnp.log(jnp.maximum(x, LEAST))

@@ -6,6 +6,7 @@ shares of the positions at which the D selected channels are on.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +15,26 @@ from jaxtyping import Array, Float, Num
 
 from si_jax.detectors.base import State
 
+Readings = Mapping[str, Num[Array | np.ndarray, "batch ..."]]
+Rows = Float[Array | np.ndarray, "batch columns"]
+OfTaps = Float[Array | np.ndarray, "batch taps"]
+
 COMPONENTS = {
     "energy": "energy",
     "channel-average": "channel_average",
     "zero-deflation": "zero_deflation",
 }
 """Component -> what its reading is called, in the order in which components are always listed."""
+ALL = tuple(COMPONENTS)
+
+FORMS = ("hinge", "sum")
+"""How a score is made of the components.
+
+`hinge` is the network's confidence, three parts of the standardised log-odds of the predicted class
+and one of the energy, less 0.6 times the squared hinge: the further the components' sum is below
+its median, the more it overrules the confidence; above the median it does not add to it. `sum` is
+the components' sum itself.
+"""
 
 ENERGY_SHARE = 0.25
 HINGE_WEIGHT = 0.6
@@ -30,11 +45,7 @@ that a single one, such as gradients that all vanish in a dead network, does not
 
 
 def apply(
-    state: State,
-    readings: Mapping[str, Num[Array | np.ndarray, "batch ..."]],
-    *,
-    components: Sequence[str] = tuple(COMPONENTS),
-    form: str = "hinge",
+    state: State, readings: Readings, *, components: Sequence[str] = ALL, form: str = "hinge"
 ) -> dict[str, Num[Array | np.ndarray, "batch ..."]]:
     """Scores of images by their readings, and what they were made of.
 
@@ -42,11 +53,12 @@ def apply(
         state: what `fit` returned, for the same components; it serves every form.
         readings: of the images, NumPy or JAX arrays.
         components: keys of `COMPONENTS`, in its order.
-        form: a key of `FORMS`.
+        form: one of `FORMS`.
 
     Returns:
         `"score"` (N,); `"sum"` (N,), that of the standardised components, and `"hinge"` (N,), how
-        far that is below its median, see `hinge`; `"confidence"` (N,) and the reading of each
+        far that is below the median of the calibration images, in their mean shortfalls (0 for half
+        of them, and 1 on average for the others); `"confidence"` (N,) and the reading of each
         component, (N,), by its name in `COMPONENTS`; `"standardised"` (N, K), the components less
         their medians, divided by their spreads; and with zero-deflation `"tap_pvalue"` (N, T), the
         share of the calibration images, and of this one, whose tap is at least as abnormal, where a
@@ -56,9 +68,14 @@ def apply(
     values = component_values(state, readings, components)
     standardised = (values - state["median"][None]) / state["spread"][None]
     total = component_sum(standardised)
+    hinge = ((state["sum_median"] - total) / state["sum_shortfall"]).clip(min=0)
+    base = namespace(values).stack([readings["confidence"], readings["energy"]], axis=-1)
+    base = (base - state["base_median"][None]) / state["base_spread"][None]
+    base = (base * np.float32([[1 - ENERGY_SHARE, ENERGY_SHARE]])).sum(axis=-1)
     results = {
+        "score": {"hinge": base - HINGE_WEIGHT * hinge**2, "sum": total}[form],
         "sum": total,
-        "hinge": hinge(state, total),
+        "hinge": hinge,
         "standardised": standardised,
         "confidence": readings["confidence"],
     }
@@ -66,63 +83,31 @@ def apply(
     if "zero-deflation" in components:
         abnormality = tap_abnormality(state, standardise(state, readings["density"]))
         results["tap_pvalue"] = pvalues(state["tap_calibration"], abnormality)
-    return {"score": FORMS[form](state, readings, results), **results}
+    return results
 
 
-def component_sum(
-    standardised: Float[Array | np.ndarray, "batch components"],
-) -> Float[Array | np.ndarray, "batch"]:
+def namespace(x: Array | np.ndarray) -> Any:
+    """NumPy, or JAX for its arrays."""
+    return np if isinstance(x, np.ndarray) else jnp
+
+
+def component_sum(standardised: Rows) -> Float[Array | np.ndarray, "batch"]:
     """Sum of the standardised components, each of them cut off at `LIMIT`."""
     return standardised.clip(max=np.float32(LIMIT)).sum(axis=-1)
 
 
-def hinge(
-    state: State, total: Float[Array | np.ndarray, "batch"]
-) -> Float[Array | np.ndarray, "batch"]:
-    """How far a sum is below the median of the calibration images, in their mean shortfalls.
-
-    It is 0 for half of them, and 1 on average for the others.
-    """
-    return ((state["sum_median"] - total) / state["sum_shortfall"]).clip(min=0)
-
-
-def _hinge_form(state, readings, results):
-    pair = [readings["confidence"], readings["energy"]]
-    xp = np if isinstance(pair[0], np.ndarray) else jnp
-    base = (xp.stack(pair, axis=-1) - state["base_median"][None]) / state["base_spread"][None]
-    base = base * np.float32([[1 - ENERGY_SHARE, ENERGY_SHARE]])
-    return base.sum(axis=-1) - HINGE_WEIGHT * results["hinge"] ** 2
-
-
-FORMS = {"hinge": _hinge_form, "sum": lambda state, readings, results: results["sum"]}
-"""How a score is made of the components.
-
-`hinge` is the network's confidence, three parts of the standardised log-odds of the predicted class
-and one of the energy, less 0.6 times the squared `hinge`: the further the components' sum is below
-its median, the more it overrules the confidence; above the median it does not add to it. `sum` is
-the components' sum itself.
-"""
-
-
-def standardise(
-    state: State, density: Float[Array | np.ndarray, "batch channels"]
-) -> Float[Array | np.ndarray, "batch channels"]:
+def standardise(state: State, density: Rows) -> Rows:
     """Densities less their means, in deviations; 0 for a channel that is left out."""
     return (density - state["mean"][None]) * state["scale"][None]
 
 
-def tap_abnormality(
-    state: State, standardised: Float[Array | np.ndarray, "batch channels"]
-) -> Float[Array | np.ndarray, "batch taps"]:
+def tap_abnormality(state: State, standardised: Rows) -> OfTaps:
     """Mean over each tap's channels of the squared standardised densities."""
     with jax.default_matmul_precision("highest"):
         return standardised**2 @ state["tap_share"]
 
 
-def pvalues(
-    calibration: Float[Array | np.ndarray, "images taps"],
-    abnormality: Float[Array | np.ndarray, "batch taps"],
-) -> Float[Array | np.ndarray, "batch taps"]:
+def pvalues(calibration: Array | np.ndarray, abnormality: OfTaps) -> OfTaps:
     """`(1 + #{calibration images at least as abnormal}) / (1 + n)` at each tap."""
     count = len(calibration)
     if isinstance(abnormality, np.ndarray):
@@ -133,25 +118,17 @@ def pvalues(
     return ((1 + count - below) / (1 + count)).astype(abnormality.dtype)
 
 
-def component_values(
-    state: State,
-    readings: Mapping[str, Num[Array | np.ndarray, "batch ..."]],
-    components: Sequence[str],
-) -> Float[Array | np.ndarray, "batch components"]:
+def component_values(state: State, readings: Readings, components: Sequence[str]) -> Rows:
     """The components before they are standardised.
 
     `zero-deflation` is `-0.5 log(u' S^-1 u)` of the standardised densities `u`; the others are
     readings as they are.
     """
-    columns = []
-    for name in components:
-        if name != "zero-deflation":
-            columns.append(readings[COMPONENTS[name]])
-            continue
-        density = readings["density"]
-        xp = np if isinstance(density, np.ndarray) else jnp
+    columns = dict(readings)
+    if "zero-deflation" in components:
         with jax.default_matmul_precision("highest"):
-            white = standardise(state, density) @ state["whiten"]
-        columns.append(-0.5 * xp.log((white**2).sum(axis=-1).clip(min=LEAST)))
-    xp = np if isinstance(columns[0], np.ndarray) else jnp
-    return xp.stack(columns, axis=-1)
+            white = standardise(state, readings["density"]) @ state["whiten"]
+        square = (white**2).sum(axis=-1).clip(min=LEAST)
+        columns["zero_deflation"] = -0.5 * namespace(square).log(square)
+    chosen = [columns[COMPONENTS[name]] for name in components]
+    return namespace(chosen[0]).stack(chosen, axis=-1)

@@ -11,8 +11,8 @@ from scipy.special import logsumexp, softmax
 import si_jax
 import si_jax.models
 from si_jax import splitting
-from si_jax.detectors.features import without_rank_one
 from si_jax.detectors.head import head_logits
+from si_jax.detectors.layers import without_rank_one
 
 
 def test_features_are_worth_testing_on(h):
