@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from si_jax.detectors.base import NEEDS, Inputs, Method, Plan
+from si_jax.detectors.base import NEEDS, Inputs, Method, Plan, check_logits
 from si_jax.detectors.detector import Detector
-from si_jax.detectors.head import check_logits
 from si_jax.detectors.options import convert_all
 from si_jax.detectors.options import describe as describe_option
 from si_jax.detectors.table import DETECTORS

@@ -13,9 +13,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from si_jax import splitting
-from si_jax.detectors.base import Fit, Inputs, Plan, State, computed
+from si_jax.detectors.base import Fit, Inputs, Plan, State, computed, head_logits
 from si_jax.detectors.fitting import Batches, reservoir
-from si_jax.detectors.head import head_logits
 from si_jax.detectors.options import Count, Percentile, Range, Step
 from si_jax.model import Model
 

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from si_jax.detectors.base import Inputs, Plan, State, of_features, product
+from si_jax.detectors.base import Inputs, Plan, State, head_logits, of_features, product
 from si_jax.detectors.fitting import Batches, Moments, check_classes, check_labels, float32, unit
-from si_jax.detectors.head import head_logits
 from si_jax.detectors.logits import log_probabilities
 from si_jax.detectors.options import Count, Positive
 from si_jax.model import Model

@@ -14,8 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from si_jax import activation, splitting
 from si_jax.batching import Batched
-from si_jax.detectors.base import Inputs, product
-from si_jax.detectors.head import check_linear
+from si_jax.detectors.base import Inputs, check_linear, product
 from si_jax.detectors.si import over_positions
 from si_jax.detectors.si_c.score import ALL, LEAST
 from si_jax.integration import max_logit

@@ -11,7 +11,7 @@ from scipy.special import logsumexp, softmax
 import si_jax
 import si_jax.models
 from si_jax import splitting
-from si_jax.detectors.head import head_logits
+from si_jax.detectors.base import head_logits
 from si_jax.detectors.layers import without_rank_one
 
 
