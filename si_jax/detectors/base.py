@@ -45,6 +45,8 @@ State = Mapping[str, Any]
 Compute = Callable[[Inputs, State], dict[str, Float[Array, "batch ..."]]]
 """A batch and the fit -> its `"score"`, (batch,), and whatever else the detector reports."""
 
+Read = tuple[Any, np.ndarray]
+
 Fit = Callable[[Batches], State]
 """Streams over the fitting images, as often as it needs to, and returns the state."""
 
@@ -124,10 +126,8 @@ class Plan:
     exact: Compute | None = None
 
 
-def computed(
-    batches: Batches, function: Callable[[Inputs], Any]
-) -> Iterator[tuple[Any, np.ndarray]]:
-    """(what a function of a batch gives, labels) of the fitting images."""
+def computed(batches: Batches, function: Callable[[Inputs], Any]) -> Iterator[Read]:
+    """What a function of a batch gives of the fitting images, and their labels."""
     model = batches.model
     run = Batched(lambda v, images: function(Inputs(model, v, images)), model.replicated)
     return batches.each(run.batch)
@@ -146,11 +146,8 @@ def of_features(score: Callable[[Array, State], Array], fit: Fit, **settings: An
 
 
 def head_logits(
-    model: Model,
-    variables: Mapping[str, Any],
-    features: Float[Array, "batch features"],
-    weights: Float[Array | np.ndarray, "features classes"] | None = None,
-) -> Float[Array, "batch classes"]:
+    model: Model, variables: Mapping[str, Any], features: Float[Array, "n d"], weights: Any = None
+) -> Float[Array, "n classes"]:
     """Logits of features, by the head's own weights or by others in their place."""
     if weights is None:
         weights = model.head_weights(variables)

@@ -6,7 +6,7 @@ others, which are none for a layer without positions, are its positions.
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from si_jax import splitting
-from si_jax.detectors.base import Inputs, Plan, State, computed
+from si_jax.detectors.base import Inputs, Plan, Read, State, computed
 from si_jax.detectors.fitting import Batches, reservoir
 from si_jax.detectors.gaussians import ClassMoments, nearest_class
 from si_jax.detectors.options import Count, Positive, Range
@@ -25,7 +25,6 @@ from si_jax.networks.network import HIDDEN
 from si_jax.taps import Taps, select
 
 Maps = Float[Array, "batch height width channels"]
-Read = tuple[Any, np.ndarray]
 SQUARINGS, POWERS = 6, 256
 LIMITS = {"low": (np.minimum, np.inf), "high": (np.maximum, -np.inf)}
 LEAST_BOUND = 1e-6  # added to the bounds by which deviations are divided, as published

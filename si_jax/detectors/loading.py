@@ -62,7 +62,21 @@ def load_detector(directory: str | os.PathLike, *, model: Model | None = None) -
     else:
         loaded = _former_network(facts, arrays["variables"], model)
     if model is not None:
-        _check_same(model, loaded, arrays.get("probe"))
+        same = {key: getattr(loaded, key) for key in ("input_size", "mean", "std")}
+        for key, value in {**same, "head": loaded.card.get("head", model.head)}.items():
+            if getattr(model, key) != value:
+                raise ValueError(
+                    f"the model's {key} (={getattr(model, key)!r}) is not the one that the detector"
+                    f" was saved with, {value!r}"
+                )
+    if "probe" in arrays:
+        expected = arrays["probe"]["logits"]
+        difference = np.abs(probe_logits(loaded) - expected).max()
+        if not difference <= PROBE_TOLERANCE * np.abs(expected).max():
+            raise ValueError(
+                "the model is not the one that the detector was saved with: of the same weights it"
+                " makes other logits"
+            )
     detector = make_detector(name, loaded, batch_size=card.batch_size, **card.options)
     settings = json.loads(json.dumps(detector.settings, default=plain))
     if any(settings.get(key) != value for key, value in card.settings.items()):
@@ -97,24 +111,6 @@ def find_detector(directory: str | os.PathLike) -> Path:
         f"there is no detector {str(directory)!r}: give the directory of one that was saved by"
         f" detector.save, or one of the bundled: {', '.join(names) or 'none'}"
     )
-
-
-def _check_same(given: Model, loaded: Model, probe: dict[str, np.ndarray] | None) -> None:
-    """Check that a network that is given is the one that a detector was saved with."""
-    expected = {key: getattr(loaded, key) for key in ("input_size", "mean", "std")}
-    for key, value in {**expected, "head": loaded.card.get("head", given.head)}.items():
-        if getattr(given, key) != value:
-            raise ValueError(
-                f"the model's {key} (={getattr(given, key)!r}) is not the one that the detector was"
-                f" saved with, {value!r}"
-            )
-    if probe is not None:
-        difference = np.abs(probe_logits(loaded) - probe["logits"]).max()
-        if not difference <= PROBE_TOLERANCE * np.abs(probe["logits"]).max():
-            raise ValueError(
-                "the model is not the one that the detector was saved with: of the same weights it"
-                " makes other logits"
-            )
 
 
 def _read_former(directory: Path) -> tuple[Card, dict[str, Any], dict[str, Any]]:
