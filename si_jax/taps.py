@@ -106,8 +106,7 @@ def select(model: Network, taps: Taps = None) -> tuple[str, ...]:
             raise ValueError(f"taps: the output of {call.path!r} is not an array with channels")
         if call.path in model.outline.unknown:
             raise ValueError(
-                f"taps: it is unclear which axis of the output of {call.path!r} is its"
-                " channels, in a network that has them first in places: name others"
+                f"taps: it is unclear which axis of {call.path!r} is its channels: name others"
             )
     return tuple(call.path for call in chosen)
 

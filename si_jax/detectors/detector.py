@@ -88,11 +88,8 @@ class Detector:
         network) is never a good score.
         """
         results = (self.exact if exact and self.exact else self._plan.compute)(inputs, state)
-        if results["score"].ndim != 1:
-            raise ValueError(
-                f"detector {self.name!r} must give one score an image, (batch,), not an array of"
-                f" shape {results['score'].shape}"
-            )
+        if len(shape := results["score"].shape) != 1:
+            raise ValueError(f"detector {self.name!r} must give one score an image, not {shape}")
         finite = jnp.all(jnp.isfinite(inputs.forward.logits), axis=-1)
         score = jnp.where(finite, results["score"].astype(jnp.float32), jnp.nan)
         return {**results, "score": score}
@@ -421,10 +418,7 @@ class Detector:
     def check_fitted(self) -> State:
         """The state; raises a ValueError if the detector needs a fit that it does not have."""
         if self.state is None:
-            raise ValueError(
-                f"detector {self.name!r} must be fitted first: call fit(images, labels) with"
-                " in-distribution training images"
-            )
+            raise ValueError(f"detector {self.name!r} must be fitted first, by fit(images, labels)")
         return self.state
 
 

@@ -116,8 +116,7 @@ def vim(model: Model, *, dim: Count | None = None) -> Plan:
             norm += np.linalg.norm(h - origin, axis=-1).sum()
         if residual <= 1e-6 * norm:
             raise ValueError(
-                f"dim (={dim}): the fitting images' features span no further dimension; give more"
-                " images or a smaller dim"
+                f"dim (={dim}): the fitting images span no further dimension; give more of them"
             )
         if logit <= 0:
             raise ValueError(

@@ -238,15 +238,13 @@ def rankfeat(model: Model, *, stages: Count = 2, taps: Taps = None) -> Plan:
         maps = [k for k in before if len(shapes[k]) == 3 and shapes[k][0] * shapes[k][1] > 1]
         if not maps:
             raise ValueError(
-                "rankfeat needs a feature map (height, width, channels), and no sub-module of the"
-                f" network has one: {', '.join(paths)}"
+                f"rankfeat needs a feature map, which no sub-module has: {', '.join(paths)}"
             )
         chosen = (maps[-1],)
     for tap in chosen:
         if len(shapes[tap]) != 3 or min(shapes[tap][0] * shapes[tap][1], shapes[tap][2]) < 2:
             raise ValueError(
-                f"taps: the output of {tap!r} has shape {shapes[tap]}, but rankfeat needs a"
-                " feature map of several positions and channels"
+                f"taps: {tap!r} of shape {shapes[tap]} is no feature map, which rankfeat needs"
             )
 
     def compute(inputs: Inputs, state: State):

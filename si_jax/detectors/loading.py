@@ -64,19 +64,15 @@ def load_detector(directory: str | os.PathLike, *, model: Model | None = None) -
     if model is not None:
         same = {key: getattr(loaded, key) for key in ("input_size", "mean", "std")}
         for key, value in {**same, "head": loaded.card.get("head", model.head)}.items():
-            if getattr(model, key) != value:
+            if (found := getattr(model, key)) != value:
                 raise ValueError(
-                    f"the model's {key} (={getattr(model, key)!r}) is not the one that the detector"
-                    f" was saved with, {value!r}"
+                    f"the model's {key} (={found!r}) is not the one that was saved, {value!r}"
                 )
     if "probe" in arrays:
         expected = arrays["probe"]["logits"]
         difference = np.abs(probe_logits(loaded) - expected).max()
         if not difference <= PROBE_TOLERANCE * np.abs(expected).max():
-            raise ValueError(
-                "the model is not the one that the detector was saved with: of the same weights it"
-                " makes other logits"
-            )
+            raise ValueError("model is another one: of the same weights it makes other logits")
     detector = make_detector(name, loaded, batch_size=card.batch_size, **card.options)
     settings = json.loads(json.dumps(detector.settings, default=plain))
     if any(settings.get(key) != value for key, value in card.settings.items()):

@@ -63,10 +63,7 @@ def save_detector(directory: str | os.PathLike, detector: Any, *, overwrite: boo
     """Write a detector to a directory, whole or not at all; see `Detector.save`."""
     state = detector.check_fitted()
     if detector.version is None:
-        raise ValueError(
-            f"detector {detector.name!r} has no version, by which a saved one is known to be stale:"
-            " register it with one"
-        )
+        raise ValueError(f"detector {detector.name!r} has no version: register it with one first")
     model, threshold = detector.model, detector.threshold
     parts: dict[str, dict[str, Any]] = {"state": dict(state)}
     if threshold is not None:

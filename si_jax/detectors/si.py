@@ -154,8 +154,7 @@ def _zero_deflation(model, path, role, engine, taps, variant, tap_chunk) -> Plan
         raise ValueError(
             f"{role} counts where gradients vanish, but no ReLU lies behind"
             f" {activation.listed(taps)}: every image would have the same score; use si-c, which"
-            " reads the inputs of GELU and SiLU as well, gaia-a, or a detector of logits or"
-            " features, such as energy or knn"
+            " reads GELU and SiLU as well, gaia-a, or another detector, such as energy or knn"
         )
     fitting, bounded, stepped = _served(model, taps, path)
     engine = _engine(engine, fitting, f"{role} with combine={path.combine!r}, steps={path.steps}")

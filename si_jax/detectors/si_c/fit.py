@@ -75,8 +75,7 @@ def fit(
         table = np.concatenate(columns, axis=-1).astype(np.float32)
         if not np.isfinite(table).all():
             raise ValueError(
-                "the network gives a reading that is NaN or infinite for a fitting image: its"
-                " weights or the images are broken"
+                "a fitting image has a NaN or infinite reading: it is broken, or the weights are"
             )
         count += len(table)
         second = np.fromiter(itertools.islice(apart, len(table)), bool, len(table))
@@ -87,8 +86,7 @@ def fit(
             rows.add(density)
     if count < LEAST_IMAGES:
         raise ValueError(
-            f"images (={count}) are too few to fit on: give at least {LEAST_IMAGES}, and better"
-            " thousands"
+            f"images (={count}) are too few to fit on: give at least {LEAST_IMAGES}, or thousands"
         )
     table = np.stack(kept.rows)
     held = {name: table[:, i] for i, name in enumerate(names)}
