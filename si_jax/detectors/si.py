@@ -187,8 +187,8 @@ def _zero_deflation(model, path, role, engine, taps, variant, tap_chunk) -> Plan
         args = (inputs.model, inputs.variables, inputs.images)
         fast = () if engine == "general" else (*bounded, *stepped)
         alone = engine == "gradient" and path.steps == 1
+        linear: Any = None
         if engine == "activation":
-            linear = None
             traced = splitting.trace(*args, taps)
             values = dict(zip(traced.variables, traced.run(), strict=True))
         else:

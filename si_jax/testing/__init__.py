@@ -218,6 +218,5 @@ def small_model(kind: str = "plain", *, seed: int = 0) -> Model:
         moments = (0.3, 0.3) if leaf.ndim == 1 else (0, spread)
         return rng.normal(*moments, leaf.shape).astype(np.float32)
 
-    normalised = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3)}
-    variables = jax.tree.map(draw, shapes)
-    return Model(module, variables, SIZE, **normalised, head="head", name=f"small, {kind}")
+    args = jax.tree.map(draw, shapes), SIZE, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+    return Model(module, *args, head="head", name=f"small, {kind}")

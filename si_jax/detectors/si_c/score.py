@@ -71,7 +71,7 @@ def apply(
     hinge = ((state["sum_median"] - total) / state["sum_shortfall"]).clip(min=0)
     base = namespace(values).stack([readings["confidence"], readings["energy"]], axis=-1)
     base = (base - state["base_median"][None]) / state["base_spread"][None]
-    base = (base * np.float32([[1 - ENERGY_SHARE, ENERGY_SHARE]])).sum(axis=-1)
+    base = (base * np.array([[1 - ENERGY_SHARE, ENERGY_SHARE]], np.float32)).sum(axis=-1)
     results = {
         "score": {"hinge": base - HINGE_WEIGHT * hinge**2, "sum": total}[form],
         "sum": total,
