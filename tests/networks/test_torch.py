@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import subprocess
 import sys
 import warnings
 from functools import cache
@@ -13,7 +12,8 @@ import numpy as np
 import pytest
 import same_network
 import torch_styles as styles
-from torch_networks import last, passed, randomised
+from small_networks import random_images
+from torch_networks import last, passed
 
 import si_jax
 from si_jax import splitting
@@ -27,7 +27,7 @@ pytest.importorskip("torchax")
 pytestmark = pytest.mark.usefixtures("one_device")
 
 IMAGE = {"input_size": styles.SIZE, "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3)}
-IMAGES = np.random.default_rng(0).integers(0, 256, (5, styles.SIZE, styles.SIZE, 3), np.uint8)
+IMAGES = random_images(5, styles.SIZE)
 
 
 NO_ZEROS = ("convnext", "vit", "swin")
@@ -83,25 +83,21 @@ def test_logits_features_and_gradients_at_the_default_taps_are_pytorchs(style):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("style", styles.STYLES)
-@pytest.mark.parametrize("steps", [1, 2])
-def test_scores_are_those_of_gradients_that_pytorch_takes(style, steps):
-    """GAIA's and S&I's at two taps, whichever engine serves, against hooks in PyTorch."""
+def test_scores_are_those_of_gradients_that_pytorch_takes(style):
+    """S&I's at two taps, whichever engine serves, against hooks in PyTorch."""
     network, model = network_and_model(style)
     given = (styles.copied(network), first(), model.head)
-    names = ("gaia-a", "gaia-z") if steps == 1 else ("si-a", "si-z")
-    share = 1.0 if steps == 1 else 0.9
-    chosen = np.asarray(selected_features(model.head_weights(model.variables), share))
+    chosen = np.asarray(selected_features(model.head_weights(model.variables), 0.9))
     taps, (outer,) = select(model)[:: len(select(model)) - 1], default_taps(model, "outer")
-    expected = styles.channel_average(*given, taps, outer, chosen, steps)
-    found = si_jax.make_detector(names[0], model, taps=taps).score(IMAGES)
+    found = si_jax.make_detector("si-a", model, taps=taps).score(IMAGES)
+    expected = styles.channel_average(*given, taps, outer, chosen)
     np.testing.assert_allclose(found, expected, rtol=1e-4)
     if style in NO_ZEROS:
         with pytest.raises(ValueError, match="counts where gradients vanish"):
-            si_jax.make_detector(names[1], model, taps=taps)
+            si_jax.make_detector("si-z", model, taps=taps)
         return
-    expected = styles.zero_deflation(*given, taps, steps)
-    found = si_jax.make_detector(names[1], model, taps=taps).score(IMAGES)
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    found = si_jax.make_detector("si-z", model, taps=taps).score(IMAGES)
+    np.testing.assert_allclose(found, styles.zero_deflation(*given, taps), rtol=1e-6)
 
 
 def model_of(network, **options):
@@ -140,7 +136,7 @@ def test_the_users_module_stays_as_it_is():
             x.zero_()
     np.testing.assert_array_equal(dataclasses.replace(model).logits(IMAGES), kept)
     assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(model.variables))
-    assert "PyTorch VGG, 1,577 parameters" in repr(model)
+    assert "PyTorch Sequential, 1,577 parameters" in repr(model)
 
 
 def test_taps_are_named_by_paths_and_seen_channels_last():
@@ -153,7 +149,7 @@ def test_taps_are_named_by_paths_and_seen_channels_last():
     assert [c.path for c in model.calls if "shared" in c.path] == ["shared", "shared#1"]
     assert network_and_model("bit")[1].head == "head/conv"
     _, model = network_and_model("swin")
-    assert {c.path: c.shape for c in model.calls}["blocks/0/norm"] == (8, 8, 6)
+    assert {c.path: c.shape for c in model.calls}["2/norm"] == (8, 8, 6)
 
 
 def test_what_acts_in_place_is_replaced_where_it_acts():
@@ -194,26 +190,11 @@ def test_outputs_with_several_entries(wrap, output):
         model_of(network)
 
 
-def test_transformers_networks():
-    transformers = pytest.importorskip("transformers")
-    config = transformers.ViTConfig(
-        hidden_size=12, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16,
-        image_size=styles.SIZE, patch_size=4, num_labels=5,
-    )  # fmt: skip
-    network = randomised(transformers.ViTForImageClassification(config))
-    model = model_of(network, output="logits")
-    x = torch.from_numpy(first())
-    close(model.logits(IMAGES), network.eval()(x).logits.detach().numpy())
-    assert model.head == "classifier" and model.num_features == 12
-    assert len(select(model)) == 5
-
-
-@pytest.mark.parametrize(("style", "dtype"), [("resnet", "float16"), ("vit", "bfloat16")])
-def test_half_precision(style, dtype):
-    network = styles.make(style).to(getattr(torch, dtype))
+def test_half_precision():
+    network = styles.make("vit").to(torch.bfloat16)
     model = model_of(network)
     assert model.logits(IMAGES).dtype == np.float32
-    same_logits(network, model, 0.1 if dtype == "bfloat16" else 0.01)
+    same_logits(network, model, 0.1)
 
 
 def test_what_runs_elsewhere_or_in_another_form_is_told_in_one_sentence():
@@ -229,7 +210,6 @@ def test_what_runs_elsewhere_or_in_another_form_is_told_in_one_sentence():
         ((scripted,), "is scripted or traced by torch.jit: give the torch.nn.Module that"),
         ((quantised,), "the network is quantised: give the one that it was made of, in floats"),
         ((network, network.state_dict()), "variables must be left out .*load_state_dict"),
-        ((Small,), r"\(=Small\) is a class: give an instance of it"),
         ((Small(lambda self, x: torch.special.airy_ai(x)),), "airy_ai"),
         ((Small(lambda self, x: x * torch.rand_like(x)),), "draws random numbers"),
         ((Small(lambda self, x: x * float(torch.rand((), device="cpu"))),), "random"),
@@ -246,14 +226,9 @@ def test_missing_torchax_names_the_command(monkeypatch):
         model_of(Small())
 
 
-def test_torch_is_not_imported_with_the_library():
-    code = "import sys, si_jax; assert not {'torch', 'torchax'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 def test_from_fit_to_verdicts_saved_exported_and_explained(tmp_path):
     _, model = network_and_model("resnet")
-    images = np.random.default_rng(1).integers(0, 256, (40, 16, 16, 3), np.uint8)
+    images = random_images(40, styles.SIZE, seed=1)
     detector = si_jax.make_detector("mahalanobis", model).fit(images, np.arange(40) % 5)
     detector.calibrate(images)
     verdicts = detector.predict(IMAGES)

@@ -192,15 +192,14 @@ def randomised(network, seed=0):
 
 def images_clear_of_zero(network, size):
     """Two images, NCHW, for which no ReLU's input is within rounding error of zero."""
-    clear = []
+    parts, clear = [network], []
+    if isinstance(network, ResNetV2):  # no gradient is taken before the last block
+        parts = network.body.block4, network.before_head
 
     def look(module, args):
         clear.append(args[0].abs().min() > MARGIN * args[0].abs().max())
 
-    relus = [m for m in network.modules() if isinstance(m, nn.ReLU)]
-    if isinstance(network, ResNetV2):  # no gradient is taken before the last block
-        tail = (network.body.block4, network.before_head)
-        relus = [m for part in tail for m in part.modules() if isinstance(m, nn.ReLU)]
+    relus = [module for part in parts for module in part.modules() if isinstance(module, nn.ReLU)]
     hooks = [relu.register_forward_pre_hook(look) for relu in relus]
     for seed in range(50):
         images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(seed))
@@ -208,25 +207,19 @@ def images_clear_of_zero(network, size):
         with torch.no_grad():
             network(images)
         if all(clear):
-            break
-    else:
-        raise AssertionError("no images found")
-    for hook in hooks:
-        hook.remove()
-    return images
+            for hook in hooks:
+                hook.remove()
+            return images
+    raise AssertionError("no images found")
 
 
 def passed(network, x, head, taps, replaced=None):
     """One pass of PyTorch: (logits, what enters the head, tap -> value, tap -> offset added to it).
 
-    Args:
-        network: a network of one of the styles.
-        x: images, channels first.
-        head: path of the head.
-        taps: paths; `"conv#1"` is the second call, `"(features)"` what enters the head.
-        replaced: tap -> what stands in its place.
+    Of paths, `"conv#1"` is the second call, `"(features)"` what enters the head; `replaced` holds
+    what stands in the place of a tap.
     """
-    values, added, counts, handles = {}, {}, {}, []
+    values, added, counts, features = {}, {}, {}, []
     paths = {tap: (head if tap == FEATURES else tap).partition("#")[0] for tap in taps}
     modules = {tap: network.get_submodule(path.replace("/", ".")) for tap, path in paths.items()}
 
@@ -247,7 +240,6 @@ def passed(network, x, head, taps, replaced=None):
         features.append(entered.flatten(1))
         return (entered,)
 
-    features = []
     handles = [module.register_forward_hook(hook) for module in set(modules.values())]
     last = network.get_submodule(head.replace("/", "."))
     handles.append(last.register_forward_pre_hook(enters))

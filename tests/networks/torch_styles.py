@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections import OrderedDict
 
 import pytest
 
@@ -17,8 +18,7 @@ from torch_networks import (  # noqa: E402
     randomised,
 )
 
-SIZE, CLASSES = 16, 5
-FEATURES, STEP = "(features)", 0.001
+SIZE, CLASSES, STEPS, STEP = 16, 5, 2, 0.001
 
 
 def conv(inputs, outputs, size=3, stride=1, **options):
@@ -26,33 +26,49 @@ def conv(inputs, outputs, size=3, stride=1, **options):
     return nn.Conv2d(inputs, outputs, size, stride, **options)
 
 
-class VGG(nn.Module):
-    def __init__(self):
+def normed(act, *args, **options):
+    """A convolution, a norm and an activation in place."""
+    layer = conv(*args, **options)
+    return nn.Sequential(layer, nn.BatchNorm2d(layer.out_channels), act(inplace=True))
+
+
+class Apply(nn.Module):
+    """A function as a layer."""
+
+    def __init__(self, function):
         super().__init__()
-        layers = []
-        for inputs, outputs in ((3, 6), (6, 8)):
-            layers += [conv(inputs, outputs, bias=True), nn.BatchNorm2d(outputs)]
-            layers += [nn.ReLU(inplace=True), nn.MaxPool2d(2, 2)]
-        self.features = nn.Sequential(*layers)
-        self.avgpool = nn.AdaptiveAvgPool2d((3, 3))
-        self.classifier = nn.Sequential(
-            nn.Linear(72, 12), nn.ReLU(True), nn.Dropout(), nn.Linear(12, CLASSES)
-        )
+        self.function = function
+
+    def forward(self, *args):
+        return self.function(*args)
+
+
+class Residual(nn.Sequential):
+    """A branch to which its input is added in place."""
 
     def forward(self, x):
-        return self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
+        out = super().forward(x)
+        out += x
+        return out
 
 
-class DenseLayer(nn.Module):
+def vgg():
+    features = nn.Sequential(
+        *normed(nn.ReLU, 3, 6, bias=True), nn.MaxPool2d(2, 2),
+        *normed(nn.ReLU, 6, 8, bias=True), nn.MaxPool2d(2, 2),
+    )  # fmt: skip
+    layers = nn.Linear(72, 12), nn.ReLU(True), nn.Dropout(), nn.Linear(12, CLASSES)
+    pool, classifier = nn.AdaptiveAvgPool2d((3, 3)), nn.Sequential(nn.Flatten(), *layers)
+    return nn.Sequential(OrderedDict(features=features, avgpool=pool, classifier=classifier))
+
+
+class DenseLayer(nn.Sequential):
     def __init__(self, inputs):
-        super().__init__()
-        self.norm1, self.relu1, self.conv1 = nn.BatchNorm2d(inputs), nn.ReLU(True), conv(inputs, 8)
-        self.norm2, self.relu2, self.conv2 = nn.BatchNorm2d(8), nn.ReLU(True), conv(8, 4)
+        first = nn.BatchNorm2d(inputs), nn.ReLU(True), conv(inputs, 8)
+        super().__init__(*first, nn.BatchNorm2d(8), nn.ReLU(True), conv(8, 4))
 
     def forward(self, maps):
-        x = torch.cat(maps, 1)
-        x = self.conv2(self.relu2(self.norm2(self.conv1(self.relu1(self.norm1(x))))))
-        return F.dropout(x, 0.5, training=self.training)
+        return F.dropout(super().forward(torch.cat(maps, 1)), 0.5, training=self.training)
 
 
 class DenseNet(nn.Module):
@@ -60,9 +76,8 @@ class DenseNet(nn.Module):
         super().__init__()
         self.stem = conv(3, 6, 3, 2)
         self.layers = nn.ModuleDict({f"layer{i}": DenseLayer(6 + 4 * i) for i in range(2)})
-        self.transition = nn.Sequential(
-            nn.BatchNorm2d(14), nn.ReLU(True), conv(14, 8, 1), nn.AvgPool2d(2, 2)
-        )
+        pool = nn.AvgPool2d(2, 2)
+        self.transition = nn.Sequential(nn.BatchNorm2d(14), nn.ReLU(True), conv(14, 8, 1), pool)
         self.norm5, self.classifier = nn.BatchNorm2d(8), nn.Linear(8, CLASSES)
 
     def forward(self, x):
@@ -71,37 +86,6 @@ class DenseNet(nn.Module):
             maps.append(layer(maps))
         x = F.relu(self.norm5(self.transition(torch.cat(maps, 1))), inplace=True)
         return self.classifier(torch.flatten(F.adaptive_avg_pool2d(x, (1, 1)), 1))
-
-
-class StochasticDepth(nn.Module):
-    def forward(self, x):
-        if not self.training:
-            return x
-        return x * torch.empty(len(x), 1, 1, 1, device=x.device).bernoulli_(0.8)
-
-
-class Inverted(nn.Module):
-    def __init__(self, inputs, outputs, stride, act, squeeze=False):
-        super().__init__()
-        width = 2 * inputs
-        self.block = nn.Sequential(
-            nn.Sequential(conv(inputs, width, 1), nn.BatchNorm2d(width), act(inplace=True)),
-            nn.Sequential(
-                conv(width, width, 3, stride, groups=width), nn.BatchNorm2d(width), act(True)
-            ),
-            SqueezeExcite(width) if squeeze else nn.Identity(),
-            conv(width, outputs, 1),
-            nn.BatchNorm2d(outputs),
-        )
-        self.depth = StochasticDepth()
-        self.add = stride == 1 and inputs == outputs
-
-    def forward(self, x):
-        out = self.block(x)
-        if self.add:
-            out = self.depth(out)
-            out += x
-        return out
 
 
 class SqueezeExcite(nn.Module):
@@ -114,19 +98,15 @@ class SqueezeExcite(nn.Module):
         return torch.sigmoid(self.fc2(F.silu(self.fc1(self.pool(x)), inplace=True))) * x
 
 
-class Mobile(nn.Module):
-    def __init__(self, act=nn.ReLU6, squeeze=False):
-        super().__init__()
-        self.features = nn.Sequential(
-            nn.Sequential(conv(3, 6, 3, 2), nn.BatchNorm2d(6), act(inplace=True)),
-            Inverted(6, 6, 1, act, squeeze),
-            Inverted(6, 8, 2, act, squeeze),
-            nn.Sequential(conv(8, 12, 1), nn.BatchNorm2d(12), act(inplace=True)),
-        )
-        self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(12, CLASSES))
+def mobilenet(act=nn.ReLU6, squeeze=lambda width: nn.Identity()):
+    def inverted(kind, outputs, stride):
+        end = squeeze(12), conv(12, outputs, 1), nn.BatchNorm2d(outputs)
+        return kind(normed(act, 6, 12, 1), normed(act, 12, 12, 3, stride, groups=12), *end)
 
-    def forward(self, x):
-        return self.classifier(self.features(x).mean([2, 3]))
+    blocks = inverted(Residual, 6, 1), inverted(nn.Sequential, 8, 2)
+    features = nn.Sequential(normed(act, 3, 6, 3, 2), *blocks, normed(act, 8, 12, 1))
+    mean = Apply(lambda x: x.mean([2, 3]))
+    return nn.Sequential(features, mean, nn.Dropout(0.2), nn.Linear(12, CLASSES))
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -143,23 +123,18 @@ class ConvNeXtBlock(nn.Module):
         self.pwconv1, self.act = nn.Linear(width, 4 * width), nn.GELU()
         self.pwconv2 = nn.Linear(4 * width, width)
         self.gamma = nn.Parameter(torch.full((width,), 0.5))
-        self.drop_path = StochasticDepth()
 
     def forward(self, x):
         y = self.norm(self.dwconv(x).permute(0, 2, 3, 1))
         y = self.gamma * self.pwconv2(self.act(self.pwconv1(y)))
-        return x + self.drop_path(y.permute(0, 3, 1, 2))
+        return x + y.permute(0, 3, 1, 2)
 
 
-class ConvNeXt(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Sequential(conv(3, 6, 4, 4, padding=0, bias=True), LayerNorm2d(6))
-        self.stage = nn.Sequential(ConvNeXtBlock(6), ConvNeXtBlock(6))
-        self.norm, self.head = nn.LayerNorm(6), nn.Linear(6, CLASSES)
-
-    def forward(self, x):
-        return self.head(self.norm(self.stage(self.stem(x)).mean([-2, -1])))
+def convnext():
+    mean = Apply(lambda x: x.mean([-2, -1]))
+    stem = conv(3, 6, 4, 4, padding=0, bias=True), LayerNorm2d(6)
+    end = mean, nn.LayerNorm(6), nn.Linear(6, CLASSES)
+    return nn.Sequential(*stem, ConvNeXtBlock(6), ConvNeXtBlock(6), *end)
 
 
 class ShiftedWindows(nn.Module):
@@ -167,8 +142,7 @@ class ShiftedWindows(nn.Module):
         super().__init__()
         self.window, self.shift, self.heads = window, shift, 2
         self.norm, self.qkv = nn.LayerNorm(width), nn.Linear(width, 3 * width)
-        self.proj, self.norm2 = nn.Linear(width, width), nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 16), nn.GELU(), nn.Linear(16, width))
+        self.proj = nn.Linear(width, width)
         self.table = nn.Parameter(torch.randn((2 * window - 1) ** 2, self.heads))
         grid = torch.stack(torch.meshgrid(*[torch.arange(window)] * 2, indexing="ij")).flatten(1)
         steps = (grid[:, :, None] - grid[:, None, :]) + window - 1
@@ -195,33 +169,22 @@ class ShiftedWindows(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         y = self.proj(y.transpose(1, 2).reshape(-1, m * m, c))
         y = y.view(n, h // m, w // m, m, m, c).permute(0, 1, 3, 2, 4, 5).reshape(n, h, w, c)
-        x = x + torch.roll(y, (s, s), (1, 2))
-        return x + self.mlp(self.norm2(x))
+        return x + torch.roll(y, (s, s), (1, 2))
 
 
-class PatchMerging(nn.Module):
-    def __init__(self, width):
-        super().__init__()
-        self.norm = nn.LayerNorm(4 * width)
-        self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
+def swin():
+    def perceptron():
+        layers = nn.LayerNorm(6), nn.Linear(6, 16), nn.GELU(), nn.Linear(16, 6)
+        return Residual(*layers)
 
-    def forward(self, x):
-        corners = [x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)]
-        return self.reduction(self.norm(torch.cat(corners, -1)))
-
-
-class Swin(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.patches = nn.Conv2d(3, 6, 2, 2)
-        self.blocks = nn.Sequential(
-            ShiftedWindows(6, 4, 0), ShiftedWindows(6, 4, 2), PatchMerging(6)
-        )
-        self.norm, self.head = nn.LayerNorm(12), nn.Linear(12, CLASSES)
-
-    def forward(self, x):
-        x = self.norm(self.blocks(self.patches(x).permute(0, 2, 3, 1)))
-        return self.head(x.permute(0, 3, 1, 2).mean((2, 3)))
+    corners = Apply(lambda x: torch.cat([x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)], -1))
+    merging = corners, nn.LayerNorm(24), nn.Linear(24, 12, bias=False)
+    blocks = ShiftedWindows(6, 4, 0), perceptron(), ShiftedWindows(6, 4, 2), perceptron()
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 2, 2), Apply(lambda x: x.permute(0, 2, 3, 1)), *blocks, *merging,
+        nn.LayerNorm(12), Apply(lambda x: x.permute(0, 3, 1, 2).mean((2, 3))),
+        nn.Linear(12, CLASSES),
+    )  # fmt: skip
 
 
 class Odd(nn.Module):
@@ -254,14 +217,14 @@ class Odd(nn.Module):
 
 
 STYLES = {
-    "vgg": VGG,
+    "vgg": vgg,
     "resnet": lambda: ImageNetResNet((2, 1), classes=CLASSES, base=6),
     "densenet": DenseNet,
-    "mobilenet": Mobile,
-    "efficientnet": lambda: Mobile(nn.SiLU, squeeze=True),
-    "convnext": ConvNeXt,
+    "mobilenet": mobilenet,
+    "efficientnet": lambda: mobilenet(nn.SiLU, SqueezeExcite),
+    "convnext": convnext,
     "vit": lambda: VisionTransformer(SIZE, 4, 2, 2, 8, 16, CLASSES),
-    "swin": Swin,
+    "swin": swin,
     "bit": lambda: ResNetV2(CLASSES, (1,)),
     "odd": Odd,
 }
@@ -278,10 +241,10 @@ def copied(network):
     return randomised(type(network)() if type(network) is Odd else copy.deepcopy(network))
 
 
-def integrated(network, x, head, tap, target, steps):
+def integrated(network, x, head, tap, target):
     """Sum of the gradients of a target (logits, features) -> numbers, along S&I's path at a tap."""
     replaced, labels, total = {}, None, 0
-    for _ in range(steps):
+    for _ in range(STEPS):
         logits, features, values, added = passed(network, x, head, [tap], replaced)
         labels = logits.argmax(1) if labels is None else labels
         of = added[tap]
@@ -290,29 +253,25 @@ def integrated(network, x, head, tap, target, steps):
         (ascent,) = torch.autograd.grad(loss, of)
         replaced = {tap: values[tap] + STEP * ascent.sign()}
         total = total + gradient
-    return last(network, tap, total)
+    total = last(network, tap, total)
+    return total.reshape(len(x), -1, total.shape[-1])
 
 
-def over_positions(x):
-    return x.reshape(len(x), -1, x.shape[-1]).mean(1)
-
-
-def zero_deflation(network, x, head, taps, steps):
+def zero_deflation(network, x, head, taps):
     """Minus the mean of the squared share of positions whose integrated gradient is not zero."""
-
-    found = [integrated(network, x, head, k, lambda y, _: y.max(1).values, steps) for k in taps]
-    densities = [over_positions((gradient != 0).float()) for gradient in found]
+    found = [integrated(network, x, head, k, lambda y, _: y.max(1).values) for k in taps]
+    densities = [(gradient != 0).float().mean(1) for gradient in found]
     return -(torch.cat(densities, 1) ** 2).mean(1).numpy()
 
 
-def channel_average(network, x, head, taps, outer, chosen, steps):
+def channel_average(network, x, head, taps, outer, chosen):
     """Minus the mean squared channel average, over that of the log-softmax at the outer tap.
 
     `chosen` holds 1 for the features that enter the sum.
     """
 
     def average(tap, target):
-        return over_positions(integrated(network, x, head, tap, target, steps))
+        return integrated(network, x, head, tap, target).mean(1)
 
     inner = [average(tap, lambda _, z: z * torch.tensor(chosen)) for tap in taps]
     end = average(outer, lambda y, _: torch.log_softmax(y, 1)).abs().mean(1)
