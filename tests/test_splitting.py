@@ -1,22 +1,27 @@
-"""Taps by path, glob and predicate, on our networks and on one that is not ours."""
+"""Taps by path, glob and predicate: our networks', those of others, and those of a new family."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from pictures import noise
+from small_networks import torch_state, written
 
 import si_jax
 from si_jax import activation, splitting, taps
-from si_jax.models import architecture
+from si_jax.models import ARCHITECTURES, Architecture, architecture, family_of
+from si_jax.models.family import Family, IfPresent, Layout
 from si_jax.weights.checkpoint import abstract_variables
 
 
-class Other(nn.Module):
+@pytest.fixture(scope="module")
+def other():
     """Not ours: LayerNorm, a module that is called twice, another name for the head."""
 
-    @nn.compact
-    def __call__(self, x):
+    def network(x):
         x = nn.Conv(6, (3, 3))(x)
         x = nn.relu(nn.LayerNorm()(x))
         twice = nn.Dense(6, name="twice")
@@ -24,45 +29,32 @@ class Other(nn.Module):
         x = nn.Sequential([nn.Dense(7), nn.gelu, nn.LayerNorm(name="late")], name="mlp")(x)
         return nn.Dense(3, name="classify")(x.mean((1, 2)))
 
-
-@pytest.fixture(scope="module")
-def other():
-    module = Other()
-    variables = module.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
-    return si_jax.Model(
-        module, variables, input_size=(8, 8), mean=(0.5,) * 3, std=(0.25,) * 3, head="classify"
-    )
+    return written(network, head="classify")
 
 
 def test_calls_are_in_the_order_in_which_they_end(other):
     paths = [call.path for call in other.calls]
     assert paths[:4] == ["Conv_0", "LayerNorm_0", "twice", "twice#1"]
     assert paths[-2:] == ["mlp", "classify"]
-    shapes = {call.path: call.shape for call in other.calls}
-    assert shapes["twice#1"] == (8, 8, 6)
-    assert shapes["classify"] == (3,)
-    assert not next(c for c in other.calls if c.path == "mlp").leaf
-
-
-def test_default_taps_are_the_norms(other):
-    assert taps.select(other) == tuple(
-        call.path for call in other.calls if isinstance(call.module, nn.LayerNorm)
-    )
-    assert taps.default_taps(other, "si-z") == taps.select(other)
-    assert taps.default_taps(other, "outer") == (splitting.FEATURES,)
+    calls = {call.path: call for call in other.calls}
+    assert calls["twice#1"].shape == (8, 8, 6) and calls["classify"].shape == (3,)
+    assert not calls["mlp"].leaf
 
 
 @pytest.mark.parametrize(
     ("asked", "expected"),
     [
+        (None, ("LayerNorm_0", "late")),
         ("Conv_0", ("Conv_0",)),
         ("twice*", ("twice", "twice#1")),
         (["twice#1", "LayerNorm_0"], ("LayerNorm_0", "twice#1")),
         (lambda module: isinstance(module, nn.Conv), ("Conv_0",)),
     ],
 )
-def test_select(other, asked, expected):
+def test_taps_are_the_norms_or_what_is_asked_for(other, asked, expected):
     assert taps.select(other, asked) == expected
+    assert taps.default_taps(other, "si-z") == taps.select(other)
+    assert taps.default_taps(other, "outer") == (splitting.FEATURES,)
 
 
 def test_what_matches_nothing_is_an_error(other):
@@ -81,9 +73,9 @@ def test_outputs_are_recorded_and_edits_change_the_rest(other):
     )
     np.testing.assert_array_equal(edited.outputs["twice#1"], plain.outputs["twice#1"] + 1)
     assert not np.allclose(edited.logits, plain.logits)
-    kernel = other.variables["params"]["classify"]["kernel"]
-    bias = other.variables["params"]["classify"]["bias"]
-    np.testing.assert_allclose(plain.features @ kernel + bias, plain.logits, atol=1e-6)
+    head = other.variables["params"]["classify"]
+    given = plain.features @ head["kernel"] + head["bias"]
+    np.testing.assert_allclose(given, plain.logits, atol=1e-6)
 
 
 EXPECTED = {  # the table of method, role by role: network -> role -> number of taps, first, last
@@ -142,3 +134,64 @@ def test_the_published_taps(name):
         assert taps.default_taps(model, "si-z", "gn")[-1] == "before_head/gn"
         with pytest.raises(ValueError, match="variant"):
             taps.default_taps(model, "si-z", "nothing")
+
+
+class Mine(nn.Module):
+    num_classes: int
+    widths: tuple[int, ...] = (4, 6)
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        for i, width in enumerate(self.widths):
+            x = nn.Conv(width, (3, 3), strides=2, name=f"conv{i}")(x)
+            x = nn.relu(nn.BatchNorm(use_running_average=not train, name=f"norm{i}")(x))
+        return nn.Dense(self.num_classes, name="out")(jnp.mean(x, axis=(1, 2)))
+
+
+def mine_taps(module):
+    norms = ("norm*", IfPresent("extra*"))
+    roles = dict.fromkeys(("si-z", "gaia-z", "inner", "si-c", "si-c-inner"), norms)
+    return {**roles, "outer": ("(features)",), "inner:last": (f"norm{len(module.widths) - 1}",)}
+
+
+def widths(shapes):
+    kernels = [k for k in sorted(shapes) if k.startswith("conv") and k.endswith("weight")]
+    return {"widths": tuple(shapes[k][0] for k in kernels)}
+
+
+FAMILY = Family(
+    title="network of mine",
+    build=Mine,
+    head="out",
+    taps=mine_taps,
+    stages=lambda module: tuple(f"norm{i}" for i in range(len(module.widths))),
+    layouts=(Layout(block=r"norm\d+\.", modules=(), head="out.weight", infer=widths),),
+)
+
+
+@pytest.fixture
+def mine(monkeypatch):
+    row = Architecture(FAMILY, 5, (8, 8), "half", {"widths": (4, 6)})
+    monkeypatch.setitem(ARCHITECTURES, "mine", row)
+
+
+def test_one_declaration_serves_taps_stages_checkpoints_and_the_converter(mine, tmp_path):
+    model = si_jax.build_model("mine", 3, seed=1)
+    assert family_of(model.module) is FAMILY
+    assert taps.default_taps(model, "si-z") == ("norm0", "norm1")
+    assert taps.default_taps(model, "inner", "last") == ("norm1",)
+    assert taps.default_taps(model, "outer") == ("(features)",)
+    assert si_jax.make_detector("rankfeat", model, stages=1).settings["taps"] == ["norm1"]
+    loaded = si_jax.load_model(si_jax.save_checkpoint(tmp_path / "mine", model))
+    converted = si_jax.convert_torch("mine", torch_state(model.variables))
+    images = noise(3)
+    for other in (loaded, converted):
+        np.testing.assert_array_equal(other.logits(images), model.logits(images))
+
+
+def test_a_pattern_that_matches_nothing_is_an_error_unless_it_may(mine, monkeypatch):
+    model = si_jax.build_model("mine", 3)
+    misspelt = dataclasses.replace(FAMILY, taps=lambda module: {"si-z": ("norm*", "nrom*")})
+    monkeypatch.setitem(ARCHITECTURES, "mine", Architecture(misspelt, 5, (8, 8), "half"))
+    with pytest.raises(ValueError, match=r"nothing in the network matches 'nrom\*'"):
+        taps.default_taps(model, "si-z")

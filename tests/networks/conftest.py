@@ -1,12 +1,6 @@
 """One network in every framework."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 import same_network
 
 

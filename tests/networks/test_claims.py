@@ -1,7 +1,10 @@
 """What the library takes for granted of a network is proven of it: head, channels, batch, taps.
 
-So is that it returns logits, and nothing made of them.
+So is that it returns logits, and nothing made of them. Other people's networks return and take
+other things than ours.
 """
+
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -9,20 +12,30 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax import nnx
+from pictures import noise
+from small_networks import CONSTANTS, Written, written
 
 import si_jax
+import study_without_relu as without_relu
+from si_jax.data import digits
+from si_jax.detectors.si_c import readings
+from si_jax.networks import framework
 from si_jax.networks.head import output_activation
+from si_jax.taps import default_taps
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
-IMAGE = {"input_size": 8, "mean": (0.5,) * 3, "std": (0.25,) * 3}
-IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
+IMAGES = noise(5)
 
 
-class Trunk(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        return nn.relu(nn.LayerNorm()(nn.Conv(8, (3, 3))(x)))
+def trunk(x):
+    return nn.relu(nn.LayerNorm()(nn.Conv(8, (3, 3))(x))).mean((1, 2))
+
+
+def moved(variables):
+    """Weights that are not those that a network begins with: no bias is zero."""
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda x: x + rng.normal(size=x.shape).astype("f4") / 4, variables)
 
 
 class LowRank(nn.Dense):
@@ -35,42 +48,20 @@ class LowRank(nn.Dense):
         return super().__call__(x) + x @ down @ up
 
 
-class Headed(nn.Module):
-    kind: str
-
-    @nn.compact
-    def __call__(self, x):
-        x = Trunk()(x)
-        if self.kind == "convolution":
-            pooled = x.mean((1, 2), keepdims=True)
-            return nn.Conv(5, (1, 1), name="head")(pooled).reshape(len(x), 5)
-        h = x.mean((1, 2))
-        if self.kind == "DenseGeneral":
-            return nn.DenseGeneral((5,), name="head")(h)
-        if self.kind == "Einsum":
-            return nn.Einsum((8, 5), "bi,io->bo", name="head")(h)
-        if self.kind == "low rank":
-            return LowRank(5, name="head")(h)
-        if self.kind == "weight norm":
-            return nn.WeightNorm(nn.Dense(5, name="head"))(h)
-        if self.kind == "by keyword":
-            return nn.Dense(5, name="head")(inputs=h)
-        return 3 * nn.Dense(5, name="head")(h) + 1  # "scaled"
+HEADS = {
+    "convolution": lambda h: nn.Conv(5, (1, 1))(h[:, None, None]).reshape(len(h), 5),
+    "DenseGeneral": lambda h: nn.DenseGeneral((5,))(h),
+    "Einsum": lambda h: nn.Einsum((8, 5), "bi,io->bo")(h),
+    "low rank": lambda h: LowRank(5)(h),
+    "weight norm": lambda h: nn.WeightNorm(nn.Dense(5))(h),
+    "by keyword": lambda h: nn.Dense(5)(inputs=h),
+    "scaled": lambda h: 3 * nn.Dense(5)(h) + 1,
+}
 
 
-def model_of(module, **options):
-    variables = module.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
-    rng = np.random.default_rng(1)
-    variables = jax.tree.map(lambda x: x + rng.normal(size=x.shape).astype("f4") / 4, variables)
-    return si_jax.Model(module, variables, **IMAGE, **options)
-
-
-KINDS = ("convolution", "DenseGeneral", "Einsum", "low rank", "weight norm", "by keyword", "scaled")
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", HEADS)
 def test_the_weights_of_the_head_are_what_maps_features_to_logits(kind):
-    model = model_of(Headed(kind))
+    model = written(lambda x: HEADS[kind](trunk(x)), change=moved)
     out = model.outputs(IMAGES)
     weights, bias = model.head_weights(model.variables), model.head_bias(model.variables)
     assert weights.shape == (8, 5)
@@ -78,110 +69,45 @@ def test_the_weights_of_the_head_are_what_maps_features_to_logits(kind):
     np.testing.assert_allclose(given, out["logits"], rtol=1e-4, atol=1e-5)
 
 
-class Cosine(nn.Module):
-    """Logits of directions: not linear in the features."""
-
-    @nn.compact
-    def __call__(self, x):
-        h = Trunk()(x).mean((1, 2))
-        h = h / jnp.linalg.norm(h, axis=-1, keepdims=True)
-        kernel = self.param("kernel", nn.initializers.normal(), (8, 5))
-        return 16 * h @ (kernel / jnp.linalg.norm(kernel, axis=0))
-
-
 def test_a_network_without_a_linear_head_has_what_reads_logits_and_densities():
-    model = model_of(Cosine())
+    def cosine(x):  # logits of directions: not linear in the features
+        h = trunk(x)
+        kernel = jnp.cos(jnp.arange(40.0)).reshape(8, 5)
+        return 16 * h @ kernel / jnp.linalg.norm(h, axis=-1, keepdims=True)
+
+    model = written(cosine)
     assert model.head is None
     for name in ("si-c-forward", "gaia-z"):
         detector = si_jax.make_detector(name, model)
         if detector.needs_fit:
-            fit = np.random.default_rng(2).integers(0, 256, (60, 8, 8, 3), np.uint8)
-            detector.fit(fit, progress=False)
+            detector.fit(noise(60, seed=2), progress=False)
         assert np.isfinite(detector.score(IMAGES)).all()
-
-
-class Stacked(nn.Module):
-    """BatchNorm over the channels, wherever they lie."""
-
-    first: bool
-
-    @nn.compact
-    def __call__(self, x):
-        x = nn.Conv(4, (3, 3))(x)
-        norm = nn.BatchNorm(use_running_average=True, axis=1 if self.first else -1, name="norm")
-        x = jnp.moveaxis(norm(jnp.moveaxis(x, -1, 1)), 1, -1) if self.first else norm(x)
-        return nn.Dense(5)(nn.relu(x).mean((1, 2)))
 
 
 @pytest.mark.parametrize("name", ["gaia-a", "gaia-z"])
 def test_channels_are_where_the_norm_has_them(name):
-    scores = [
-        si_jax.make_detector(name, model_of(Stacked(first))).score(IMAGES)
-        for first in (True, False)
-    ]
-    np.testing.assert_allclose(*scores, rtol=1e-5)
+    def stacked(first):
+        def network(x):
+            x = nn.Conv(4, (3, 3))(x)
+            norm = nn.BatchNorm(use_running_average=True, axis=1 if first else -1, name="norm")
+            x = jnp.moveaxis(norm(jnp.moveaxis(x, -1, 1)), 1, -1) if first else norm(x)
+            return nn.Dense(5)(nn.relu(x).mean((1, 2)))
+
+        return si_jax.make_detector(name, written(network, change=moved)).score(IMAGES)
+
+    np.testing.assert_allclose(stacked(True), stacked(False), rtol=1e-5)
 
 
-class OverTheBatch(nn.Module):
-    by_hand: bool
-
-    @nn.compact
-    def __call__(self, x):
-        x = nn.Conv(4, (3, 3))(x)
-        if self.by_hand:
-            x = (x - x.mean((0, 1, 2))) / (x.std((0, 1, 2)) + 1e-3)
-        else:
-            x = nn.BatchNorm(use_running_average=False)(x)
-        return nn.Dense(5)(nn.relu(x).mean((1, 2)))
-
-
-@pytest.mark.parametrize("by_hand", [True, False])
-def test_a_network_that_mixes_the_images_of_a_batch_is_refused(by_hand):
+@pytest.mark.parametrize(
+    "norm",
+    [
+        lambda x: (x - x.mean((0, 1, 2))) / (x.std((0, 1, 2)) + 1e-3),
+        lambda x: nn.BatchNorm(use_running_average=False)(x),
+    ],
+)
+def test_a_network_that_mixes_the_images_of_a_batch_is_refused(norm):
     with pytest.raises(ValueError, match=r"other images|batch_stats. is immutable"):
-        model_of(OverTheBatch(by_hand))
-
-
-ACTIVATIONS = {
-    "nn.relu6": nn.relu6,
-    "clip": lambda x: jnp.clip(x, 0, 6),
-    "hard_tanh, shifted": lambda x: 3 * (nn.hard_tanh(x / 3 - 1) + 1),
-}
-
-
-class Activated(nn.Module):
-    activation: str
-
-    @nn.compact
-    def __call__(self, x):
-        x = nn.LayerNorm(name="norm")(nn.Conv(4, (3, 3))(x))
-        return nn.Dense(5)(ACTIVATIONS[self.activation](4 * x).mean((1, 2)))
-
-
-@pytest.mark.parametrize("name", ["gaia-z", "si-c-forward"])
-def test_spellings_of_one_activation_have_one_score(name):
-    scores = {}
-    for activation in ACTIVATIONS:
-        detector = si_jax.make_detector(name, model_of(Activated(activation)))
-        if detector.needs_fit:
-            fit = np.random.default_rng(2).integers(0, 256, (60, 8, 8, 3), np.uint8)
-            detector.fit(fit, progress=False)
-        scores[activation] = detector.score(IMAGES)
-    first, *others = scores.values()
-    for other in others:
-        np.testing.assert_allclose(other, first, rtol=1e-4)
-
-
-class NormFree(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        for i in range(2):
-            x = nn.relu(nn.Conv(4, (3, 3), name=f"conv{i}")(x))
-        return nn.Dense(5)(x.mean((1, 2)))
-
-
-def test_a_network_without_norms_is_tapped_at_what_enters_its_activations():
-    detector = si_jax.make_detector("gaia-z", model_of(NormFree()))
-    assert detector.settings["taps"] == ["conv0", "conv1"]
+        written(lambda x: nn.Dense(5)(nn.relu(norm(nn.Conv(4, (3, 3))(x))).mean((1, 2))))
 
 
 class Wrapped(nnx.Module):
@@ -203,43 +129,61 @@ class Wrapped(nnx.Module):
 
 
 def test_nnx_jit_has_the_same_scores_and_remat_says_why_not():
-    plain, jitted = (si_jax.Model(Wrapped(how), **IMAGE) for how in ("plain", "jit"))
+    plain, jitted = (si_jax.Model(Wrapped(how), None, 8, **CONSTANTS) for how in ("plain", "jit"))
     for name in ("gaia-a", "gaia-z"):
         a, b = (si_jax.make_detector(name, m).score(IMAGES) for m in (plain, jitted))
         np.testing.assert_allclose(a, b, rtol=1e-5)
     with pytest.raises(
         ValueError, match="conv, norm lies inside a transformation of the network's own"
     ):
-        si_jax.make_detector("gaia-z", si_jax.Model(Wrapped("remat"), **IMAGE))
+        si_jax.make_detector("gaia-z", si_jax.Model(Wrapped("remat"), None, 8, **CONSTANTS))
 
 
-def test_activations_inside_keras_layers_are_those_behind_them():
+@pytest.mark.parametrize("activations", [("relu", "relu"), ("silu", "gelu")])
+def test_an_activation_inside_a_layer_of_keras_is_read_as_one_behind_it(activations):
     keras = pytest.importorskip("keras")
+    is_relu = "relu" in activations
 
-    def model_of(inside):
+    def build(inside):
+        keras.utils.set_random_seed(0)
         x = inputs = keras.Input((8, 8, 3))
-        for i in range(2):
-            activation = "relu" if inside else None
-            x = keras.layers.Conv2D(4, 3, activation=activation, name=f"conv{i}")(x)
-            x = x if inside else keras.layers.Activation("relu")(x)
-            x = keras.layers.MaxPooling2D(2, 1)(x)
-        outputs = keras.layers.Dense(5)(keras.layers.Flatten()(x))
-        return keras.Model(inputs, outputs)
+        for name, activation in zip(("first", "second"), activations, strict=True):
+            given = {"activation": activation if inside else None, "name": name}
+            x = keras.layers.Conv2D(5, 3, **given)(x)
+            x = x if inside else keras.layers.Activation(activation)(x)
+            norm = keras.layers.LayerNormalization(name=f"norm_{name}")
+            x = keras.layers.MaxPooling2D(2, 1)(x) if is_relu else norm(x)
+        outputs = keras.layers.Dense(4)(keras.layers.GlobalAveragePooling2D()(x))
+        return si_jax.Model(keras.Model(inputs, outputs), None, 8, **CONSTANTS)
 
-    networks = [model_of(inside) for inside in (True, False)]
-    networks[1].set_weights(networks[0].get_weights())
-    models = [si_jax.Model(network, **IMAGE) for network in networks]
-    for name in ("gaia-z", "gaia-a"):
-        inside, behind = (si_jax.make_detector(name, model) for model in models)
-        assert inside.settings["taps"] == ["conv0/preactivation", "conv1/preactivation"]
-        assert behind.settings["taps"] == ["conv0", "conv1"]
-        np.testing.assert_allclose(inside.score(IMAGES), behind.score(IMAGES), rtol=1e-5)
-    output = keras.layers.Dense(5, activation="softmax")(networks[0].layers[-2].output)
-    network = keras.Model(networks[0].input, output)
+    models, found = [build(inside) for inside in (True, False)], []
+    paths = ("first/preactivation", "second/preactivation"), ("first", "second")
+    for model, expected in zip(models, paths, strict=True):
+        assert default_taps(model, "si-c") == expected
+        reader = readings.reader(model, components="zero-deflation")
+        assert reader.engine == "activation"
+        found.append([readings.readings(reader, model, IMAGES)["density"]])
+        if is_relu:  # in a network without norms, whose taps are what enters its activations
+            detectors = [si_jax.make_detector(name, model) for name in ("gaia-z", "gaia-a")]
+            assert detectors[0].settings["taps"] == [*expected]
+            found[-1] += [detector.score(IMAGES) for detector in detectors]
+        else:
+            with pytest.raises(ValueError, match=r"gaia-z .* no ReLU lies behind norm_first, norm"):
+                si_jax.make_detector("gaia-z", model)
+    assert found[0][0].shape == (5, 10) and 0.2 < found[0][0].mean() < 0.8
+    for inside, behind in zip(*found, strict=True):
+        np.testing.assert_allclose(inside, behind, rtol=1e-5, atol=1e-6)
+
+
+def test_probabilities_of_a_keras_network_are_refused_until_its_last_activation_is_taken_off():
+    keras = pytest.importorskip("keras")
+    inputs = keras.Input((8, 8, 3))
+    outputs = keras.layers.Dense(5, activation="softmax")(keras.layers.Flatten()(inputs))
+    network = keras.Model(inputs, outputs)
     with pytest.raises(ValueError, match=r"softmax.*classifier_activation=None"):
-        si_jax.Model(network, **IMAGE)
+        si_jax.Model(network, None, 8, **CONSTANTS)
     network.layers[-1].activation = keras.activations.linear
-    assert si_jax.Model(network, **IMAGE).num_classes == 5
+    assert si_jax.Model(network, None, 8, **CONSTANTS).num_classes == 5
 
 
 def test_the_model_owns_the_arrays_of_a_keras_network():
@@ -248,7 +192,7 @@ def test_the_model_owns_the_arrays_of_a_keras_network():
     x = keras.layers.BatchNormalization()(keras.layers.Conv2D(4, 3)(inputs))
     x = keras.layers.GlobalAveragePooling2D()(keras.layers.ReLU()(x))
     network = keras.Model(inputs, keras.layers.Dense(5)(x))
-    detector = si_jax.make_detector("energy", si_jax.Model(network, **IMAGE))
+    detector = si_jax.make_detector("energy", si_jax.Model(network, None, 8, **CONSTANTS))
     before = detector.score(IMAGES)
     network.compile("sgd", "mse")
     network.fit(IMAGES / 255, np.zeros((5, 5)), verbose=0)
@@ -285,26 +229,127 @@ def test_endings_are_told(name):
     assert output_activation(closed.jaxpr, closed.jaxpr.outvars[0]) == expected
 
 
-class Ending(nn.Module):
-    last: str
-    classes: int = 3
-
-    @nn.compact
-    def __call__(self, x):
-        x = nn.Dense(self.classes, name="head")(x.mean((1, 2)))
-        return getattr(nn, self.last)(x) if self.last else x
-
-
 @pytest.mark.parametrize(
-    ("module", "message"),
+    ("last", "classes", "message"),
     [
-        (Ending("softmax"), r"returns probabilities \(a softmax\).* what enters the softmax"),
-        (Ending("log_softmax"), r"log-probabilities \(a log-softmax\)"),
-        (Ending("sigmoid"), r"probabilities \(a sigmoid\), not logits"),
-        (Ending("", classes=1), r"gives one logit.* returns \(0, logit\) instead"),
+        (nn.softmax, 3, r"returns probabilities \(a softmax\).* what enters the softmax"),
+        (nn.log_softmax, 3, r"log-probabilities \(a log-softmax\)"),
+        (nn.sigmoid, 3, r"probabilities \(a sigmoid\), not logits"),
+        (lambda x: x, 1, r"gives one logit.* returns \(0, logit\) instead"),
     ],
-    ids=str,
 )
-def test_they_are_refused_with_the_model(module, message):
+def test_they_are_refused_with_the_model(last, classes, message):
     with pytest.raises(ValueError, match=message):
-        model_of(module)
+        written(lambda x: last(nn.Dense(classes, name="head")(x.mean((1, 2)))))
+
+
+GREY = {"mean": 0.5, "std": 0.5, "call_kwargs": {"train": False}}
+PIXELS = noise(5, 8, 8, 1)
+
+
+def network(returns="logits", bias=True):
+    """BatchNorm and Dropout with `train`, a module called twice, and several kinds of outputs."""
+
+    def call(x, train):
+        x = nn.Conv(6, (2, 2), strides=2, name="stem")(x)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train, name="norm")(x))
+        twice = nn.Conv(6, (3, 3), name="twice")
+        x = nn.relu(twice(nn.relu(twice(x))))
+        x = nn.Dropout(0.5, deterministic=not train)(x)
+        if returns == "pooled":  # a head that pools over the positions itself
+            return Written(lambda x: nn.Dense(4, name="dense")(x.mean((1, 2))), name="head")(x)
+        x = x.mean((1, 2))
+        logits = nn.Dense(4, use_bias=bias, name="head")(x)
+        return {"dict": {"x": x, "logits": logits}, "tuple": (x, logits)}.get(returns, logits)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return written(network(), **GREY)
+
+
+def with_head(model, change):
+    """The network's variables with another head."""
+    params = dict(model.variables["params"])
+    params["head"] = change(params["head"])
+    return {**model.variables, "params": params}
+
+
+VARIANTS = {
+    "a dict": (network("dict"), lambda h: h, "logits"),
+    "a tuple": (network("tuple"), lambda h: h, 1),
+    "pooled in the head": (network("pooled"), lambda h: {"dense": h}, None),
+    "no bias": (network(bias=False), lambda h: {"kernel": h["kernel"]}, None),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_shape_of_network_is_served(name, plain):
+    function, change, output = VARIANTS[name]
+    model = si_jax.Model(Written(function), with_head(plain, change), 8, output=output, **GREY)
+    assert model.head == ("head/dense" if name == "pooled in the head" else "head")
+    assert model.num_classes == 4
+    out = model.outputs(PIXELS)
+    kernel, bias = plain.variables["params"]["head"]["kernel"], model.head_bias(model.variables)
+    np.testing.assert_array_equal(model.head_weights(model.variables), kernel)
+    np.testing.assert_allclose(out["features"] @ kernel + bias, out["logits"], atol=1e-5)
+    np.testing.assert_allclose(out["logits"], plain.logits(PIXELS), atol=1e-5)
+
+
+def test_a_network_whose_argument_is_deterministic(plain):
+    def deterministic(x, deterministic):
+        return Written(network(), name="net")(x, train=not deterministic)
+
+    options = {**GREY, "call_kwargs": {"deterministic": True}}
+    variables = {kind: {"net": tree} for kind, tree in plain.variables.items()}
+    model = si_jax.Model(Written(deterministic), variables, 8, **options)
+    assert model.head == "net/head"
+    np.testing.assert_allclose(model.logits(PIXELS), plain.logits(PIXELS), rtol=1e-5, atol=1e-5)
+    for wrong in ({}, {"deterministic": False}):
+        with pytest.raises(ValueError, match="call_kwargs"):
+            si_jax.Model(model.module, variables, 8, **{**options, "call_kwargs": wrong})
+
+
+def test_two_paths_to_one_nnx_module():
+    class Shared(nnx.Module):
+        def __init__(self, rngs):
+            self.first = nnx.Linear(3, 3, rngs=rngs)
+            self.second = self.first
+            self.head = nnx.Linear(3, 4, rngs=rngs)
+
+        def __call__(self, x):
+            x = nnx.relu(self.second(nnx.relu(self.first(x))))
+            return self.head(x.mean((1, 2)))
+
+    net = Shared(nnx.Rngs(0))
+    model = si_jax.Model(net, None, 8, **CONSTANTS)
+    assert [call.path for call in model.calls] == ["first", "first#1", "head"]
+    with pytest.raises(ValueError, match=r"'second'\) is not called .* first, first#1, head"):
+        si_jax.Model(net, None, 8, **CONSTANTS, head="second")
+    expected = net(model.normalise(jnp.asarray(IMAGES)))
+    np.testing.assert_allclose(model.logits(IMAGES), expected, rtol=1e-5, atol=1e-6)
+    assert si_jax.make_detector("si-z", model, taps="first*").score(IMAGES).shape == (5,)
+
+
+def test_the_table_of_networks_without_relu(monkeypatch):
+    few = {part: tuple(x[:100] for x in digits.load(part)) for part in ("train", "test")}
+    monkeypatch.setattr(digits, "load", few.get)
+    rows = {row: without_relu.DETECTORS[row] for row in ("msp", "si-c-forward")}
+    monkeypatch.setattr(without_relu, "DETECTORS", rows)
+    name = "convolutions, SiLU"
+    measured = {name: without_relu.measure(name, [0], steps=40, count=20)}
+    accuracy, results = measured[name]
+    assert accuracy > 0.2 and results["si-c-forward"]["noise"] > 0.5
+    lines = without_relu.table(measured).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| msp", "| si-c-forward"]
+
+
+def test_a_framework_of_which_nothing_is_imported_serves_nothing(monkeypatch):
+    """No framework is imported to look whether a network is of it."""
+    imported = []
+    monkeypatch.setattr(framework.importlib, "import_module", imported.append)
+    with warnings.catch_warnings(), pytest.raises(ValueError, match="an Equinox or PyTorch module"):
+        framework.framework_of(object())
+    assert not imported

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from pictures import noise
+from small_networks import written
 
 import si_jax
 from si_jax import activation
@@ -15,10 +17,6 @@ from si_jax.taps import default_taps
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 
-def erf_gelu(x):
-    return x * 0.5 * (1 + jax.lax.erf(x / jnp.sqrt(2.0)))
-
-
 FUNCTIONS = {  # -> whether it is like a ReLU; whether it is certain that it switches nothing off
     "relu": (jax.nn.relu, True, False),
     "jnp.maximum": (lambda x: jnp.maximum(x, 0), True, False),
@@ -26,7 +24,7 @@ FUNCTIONS = {  # -> whether it is like a ReLU; whether it is certain that it swi
     "hard_swish": (jax.nn.hard_swish, True, False),
     "gelu by tanh": (jax.nn.gelu, True, True),
     "gelu by erfc": (lambda x: jax.nn.gelu(x, approximate=False), True, True),
-    "gelu by erf": (erf_gelu, True, True),
+    "gelu by erf": (lambda x: x * 0.5 * (1 + jax.lax.erf(x / jnp.sqrt(2.0))), True, True),
     "gelu under jit": (jax.jit(jax.nn.gelu), True, True),
     "gelu in bfloat16": (lambda x: jax.nn.gelu(x.astype(jnp.bfloat16)), True, True),
     "gelu beside a shortcut": (lambda x: x + jax.nn.gelu(x), True, True),
@@ -40,6 +38,7 @@ FUNCTIONS = {  # -> whether it is like a ReLU; whether it is certain that it swi
     "a clipped relu": (lambda x: jnp.clip(x, 0, 6), True, False),
     "hard_sigmoid": (jax.nn.hard_sigmoid, False, False),
     "hard_tanh": (jax.nn.hard_tanh, False, False),
+    "hard_tanh, shifted": (lambda x: 3 * (jax.nn.hard_tanh(x / 3 - 1) + 1), True, False),
     "leaky_relu": (jax.nn.leaky_relu, True, True),
     "elu": (jax.nn.elu, True, True),
     "celu": (jax.nn.celu, True, True),
@@ -82,11 +81,11 @@ def test_what_uses_the_inside_of_an_activation_makes_it_another():
         assert (Equations(traced).activation(x) is not None) == expected
 
 
-class Smooth(nn.Module):
+@pytest.fixture(scope="module")
+def smooth():
     """Attention between LayerNorms, a perceptron with GELU, and a convolution with SiLU."""
 
-    @nn.compact
-    def __call__(self, x):
+    def network(x):
         x = nn.silu(nn.GroupNorm(2, name="norm")(nn.Conv(6, (3, 3), name="conv")(x)))
         x = x.reshape(x.shape[0], -1, 6)
         y = nn.LayerNorm(name="ln_1")(x)
@@ -94,18 +93,14 @@ class Smooth(nn.Module):
         y = nn.gelu(nn.Dense(5, name="up")(nn.LayerNorm(name="ln_2")(x)))
         return nn.Dense(3, name="head")((x + nn.Dense(6, name="down")(y)).mean(1))
 
-
-@pytest.fixture(scope="module")
-def smooth():
-    variables = Smooth().init(jax.random.key(0), jnp.zeros((1, 4, 4, 3)))
-    return si_jax.Model(Smooth(), variables, input_size=4, mean=(0.5,) * 3, std=(0.25,) * 3)
+    return written(network, 4)
 
 
 def test_densities_are_those_of_positive_inputs_and_tokens_are_positions(smooth):
     taps = default_taps(smooth, "si-c")
     assert taps == ("norm", "up")  # the LayerNorms are followed by no activation
     assert activation.taps_without_relu(smooth, taps) == taps
-    images = np.random.default_rng(0).integers(0, 256, (40, 4, 4, 3), np.uint8)
+    images = noise(40, 4, 4, 3)
     detector = si_jax.make_detector("si-c", smooth)
     assert (detector.settings["engine"], detector.settings["taps"]) == ("activation", [*taps])
     found = readings.reader(smooth)
@@ -136,45 +131,3 @@ def test_some_taps_by_gradient_is_an_engine_of_its_own(smooth):
     """Stored scores and saved detectors are not taken for those with all taps by gradient."""
     settings = si_jax.make_detector("si-c", smooth, taps=["norm", "ln_2"]).settings
     assert (settings["engine"], settings["taps"]) == ("mixed", ["norm", "ln_2"])
-
-
-@pytest.fixture(scope="module")
-def of_keras():
-    """A network with its activations in its layers, and one with layers of their own for them."""
-    keras = pytest.importorskip("keras")
-
-    def layer(kind, *args, activation, inside, name, **options):
-        if inside:
-            return kind(*args, activation=activation, name=name, **options)
-        own = kind(*args, name=name, **options)
-        return lambda x: keras.layers.Activation(activation, name=f"{name}_{activation}")(own(x))
-
-    def build(inside):
-        keras.utils.set_random_seed(0)
-        inputs = keras.Input((4, 4, 3))
-        how = {"inside": inside}
-        convolve = layer(keras.layers.Conv2D, 5, 3, activation="silu", name="conv", **how)
-        x = convolve(inputs)
-        y = keras.layers.LayerNormalization(name="norm")(x)
-        y = layer(keras.layers.Dense, 6, activation="gelu", name="up", **how)(y)
-        x = keras.layers.GlobalAveragePooling2D()(x + keras.layers.Dense(5, name="down")(y))
-        net = keras.Model(inputs, keras.layers.Dense(3, name="head")(x))
-        return si_jax.Model(net, input_size=4, mean=(0.5,) * 3, std=(0.25,) * 3)
-
-    return build(inside=True), build(inside=False)
-
-
-def test_an_activation_inside_a_layer_of_keras_is_read_as_one_behind_it(of_keras):
-    images = np.random.default_rng(0).integers(0, 256, (40, 4, 4, 3), np.uint8)
-    densities = []
-    inside, behind = ("conv/preactivation", "up/preactivation"), ("conv", "up")
-    for model, taps in zip(of_keras, (inside, behind), strict=True):
-        assert default_taps(model, "si-c") == taps
-        reader = readings.reader(model, components="zero-deflation")
-        assert reader.engine == "activation"
-        densities.append(readings.readings(reader, model, images)["density"])
-        with pytest.raises(ValueError, match=r"gaia-z .* no ReLU lies behind norm: .*; use si-c,"):
-            si_jax.make_detector("gaia-z", model)
-    assert densities[0].shape == (40, 11) and 0.2 < densities[0].mean() < 0.8
-    np.testing.assert_allclose(*densities, atol=0.1 / 16)
-    assert np.ptp(si_jax.make_detector("si-c", of_keras[0]).fit(images).score(images)) > 0

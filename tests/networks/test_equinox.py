@@ -4,6 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import same_network as same
+from pictures import noise
+from small_networks import CONSTANTS
 
 import si_jax
 from si_jax import activation, splitting
@@ -12,23 +15,16 @@ from si_jax.taps import select
 eqx = pytest.importorskip("equinox")
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
-IMAGES = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), np.uint8)
-SIZE = {"input_size": 4, "mean": (0.5,) * 3, "std": (0.25,) * 3}
+IMAGES = noise(6, 4, 4, 3)
+SIZE = {"input_size": 4, **CONSTANTS}
 
 
 class Block(eqx.Module):
     lin: eqx.nn.Linear
     norm: eqx.nn.LayerNorm
 
-    def __init__(self, key):
-        self.lin, self.norm = eqx.nn.Linear(3, 3, key=key), eqx.nn.LayerNorm(3)
-
     def __call__(self, x):
         return jax.nn.relu(self.norm(self.lin(x)))
-
-
-def over_tokens(block, x):
-    return jax.vmap(block)(jnp.stack([x, x])).mean(0)
 
 
 def over_a_scan(block, x):
@@ -40,11 +36,15 @@ def over_a_scan(block, x):
 LIFTS = {
     "plain": lambda block, x: block(x),
     "jit": lambda block, x: eqx.filter_jit(block)(x),
-    "vmap": over_tokens,
+    "vmap": lambda block, x: jax.vmap(block)(jnp.stack([x, x])).mean(0),
     "filter_vmap": lambda block, x: eqx.filter_vmap(block)(jnp.stack([x, x])).mean(0),
     "checkpoint": lambda block, x: eqx.filter_checkpoint(block)(x),
     "scan": over_a_scan,
 }
+
+
+def linear(inputs, outputs, seed=0):
+    return eqx.nn.Linear(inputs, outputs, key=jax.random.key(seed))
 
 
 class Net(eqx.Module):
@@ -53,10 +53,8 @@ class Net(eqx.Module):
     lift: str = eqx.field(static=True)
 
     def __init__(self, lift):
-        keys = jax.random.split(jax.random.key(0), 3)
-        self.blocks = [Block(key) for key in keys[:2]]
-        self.head = eqx.nn.Linear(3, 4, key=keys[2])
-        self.lift = lift
+        self.blocks = [Block(linear(3, 3, seed), eqx.nn.LayerNorm(3)) for seed in (0, 1)]
+        self.head, self.lift = linear(3, 4), lift
 
     def __call__(self, x):
         x = x.mean((1, 2))
@@ -90,22 +88,14 @@ def test_tokens_and_feature_maps_have_their_channels_last():
         up: eqx.nn.Linear
         head: eqx.nn.Linear
 
-        def __init__(self, key):
-            self.conv = eqx.nn.Conv2d(3, 5, 1, key=key)
-            self.up = eqx.nn.Linear(5, 7, key=key)
-            self.head = eqx.nn.Linear(7, 4, key=key)
-
         def __call__(self, x, *, key):
             tokens = self.conv(x).reshape(5, -1).T
             return self.head(jax.nn.gelu(jax.vmap(self.up)(tokens)).mean(0))
 
-    net = Both(jax.random.key(0))
+    net = Both(eqx.nn.Conv2d(3, 5, 1, key=jax.random.key(0)), linear(5, 7), linear(7, 4))
     model = si_jax.Model(net, **SIZE, call_kwargs={"key": None})
-    assert {c.path: c.shape for c in model.calls} == {
-        "conv": (4, 4, 5),
-        "up": (16, 7),
-        "head": (4,),
-    }
+    shapes = {call.path: call.shape for call in model.calls}
+    assert shapes == {"conv": (4, 4, 5), "up": (16, 7), "head": (4,)}
     images = model.normalise(jnp.asarray(IMAGES))
     out = splitting.forward(model, model.variables, images, record=["conv", "up"]).outputs
     conv, up = net.conv, net.up
@@ -116,35 +106,11 @@ def test_tokens_and_feature_maps_have_their_channels_last():
     assert activation.taps_with_activation(model, ("conv", "up")) == ("up",)
 
 
-def test_the_users_module_stays_as_it_is_and_mistakes_are_told(tmp_path):
-    class Dropping(eqx.Module):
-        drop: eqx.nn.Dropout
-        head: eqx.nn.Linear
-
-        def __call__(self, x, key=None):
-            return self.head(self.drop(x.mean((1, 2)), key=key))
-
-    net = Dropping(eqx.nn.Dropout(0.5), eqx.nn.Linear(3, 4, key=jax.random.key(0)))
-    model = si_jax.Model(net, **SIZE)
-    assert not net.drop.inference and "Equinox" in repr(model)
-    assert "Equinox Dropping," in repr(model)
-    detector = si_jax.make_detector("knn", model, k=2).fit(IMAGES)
-    loaded = si_jax.load_detector(detector.save(tmp_path / "saved"), model=model)
-    np.testing.assert_array_equal(loaded.score(IMAGES), detector.score(IMAGES))
+def test_the_users_module_stays_as_it_is_and_mistakes_are_told():
+    net, state = same.made("equinox")
+    model = si_jax.Model(net, state, **same.IMAGE)
+    assert not net.dropout.inference and "Equinox Net," in repr(model)
     with pytest.raises(ValueError, match=r"variables must be the state .* eqx.nn.make_with_state"):
-        si_jax.Model(net, {"params": {}}, **SIZE)
-    with pytest.raises(ValueError, match=r"\(=Dropping\) is a class"):
-        si_jax.Model(Dropping, **SIZE)
-
-    class Stateful(Dropping):
-        norm: eqx.nn.BatchNorm
-
-        def __call__(self, x, state):
-            x, state = self.norm(x, state)
-            return self.head(x.mean((1, 2))), state
-
-    net, _ = eqx.nn.make_with_state(Stateful)(
-        net.drop, net.head, eqx.nn.BatchNorm(3, "b", mode="ema")
-    )
+        si_jax.Model(net, {"params": {}}, **same.IMAGE)
     with pytest.raises(ValueError, match="missing 1 required positional argument: 'state'"):
-        si_jax.Model(net, **SIZE)
+        si_jax.Model(net, **same.IMAGE)

@@ -1,7 +1,12 @@
-"""The same network in every framework gives the same numbers, under JAX's strict modes too."""
+"""The same network in every framework gives the same numbers, under JAX's strict modes too.
+
+So it does in two threads at once, inside another, and after an error: no call stays replaced.
+"""
 
 import dataclasses
 import gc
+import importlib
+import threading
 from functools import cache
 
 import jax
@@ -10,8 +15,9 @@ import numpy as np
 import pytest
 import same_network as same
 from flax import linen as nn
-from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
+from pictures import noise
+from small_networks import written
 
 import si_jax
 from si_jax import splitting
@@ -21,7 +27,7 @@ from si_jax.networks.framework import framework_of
 from si_jax.taps import select
 
 TAPS = ("bn", "block/bn")
-IMAGES = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 3), np.uint8)
+IMAGES = noise(24)
 OPTIONS = {
     "react": {},
     "odin": {},
@@ -125,11 +131,74 @@ def test_a_network_that_is_made_again_is_served_by_the_compilation_cache(
     """On one device, where scores are those on two."""
     on_two = scores(same.model(framework), "gaia-z")
     request.getfixturevalue("one_device")
-    expected = fresh_scores(same.NETWORKS[framework](), "gaia-z")
+    expected = fresh_scores(same.fresh_model(framework), "gaia-z")
     np.testing.assert_allclose(expected, on_two, rtol=0, atol=1e-5 * np.ptp(on_two))
     compiled = compiled_programs()
-    np.testing.assert_array_equal(fresh_scores(same.NETWORKS[framework](), "gaia-z"), expected)
+    np.testing.assert_array_equal(fresh_scores(same.fresh_model(framework), "gaia-z"), expected)
     assert compiled and compiled_programs() == compiled
+
+
+REPLACED = {
+    "Flax NNX": "flax.nnx.Linear",
+    "Keras": "keras.layers.Layer",
+    "Equinox": "equinox.nn.Linear",
+}
+"""Framework -> a class whose `__call__` is replaced while a network runs."""
+
+
+def call_of(model):
+    """What is replaced while the model runs, as it is now."""
+    if model.framework.name not in REPLACED:
+        return None
+    module, _, name = REPLACED[model.framework.name].rpartition(".")
+    return vars(getattr(importlib.import_module(module), name))["__call__"]
+
+
+def logits(model, edit=lambda z: z):
+    images = model.normalise(jnp.asarray(IMAGES))
+    return np.asarray(splitting.forward(model, model.variables, images, edit={"bn": edit}).logits)
+
+
+def test_two_models_in_two_threads_and_an_error_inside_leave_no_trace(other):
+    original = call_of(other)
+    models = [other, dataclasses.replace(other)]
+    expected = other.logits(IMAGES)
+    results = {}
+
+    def score(i):
+        for _ in range(3):
+            results[i] = logits(models[i], lambda z: z * i)
+
+    threads = [threading.Thread(target=score, args=(i,)) for i in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    np.testing.assert_allclose(results[1], expected, atol=1e-5)
+    assert not np.allclose(results[0], expected)
+
+    def broken(z):
+        raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        logits(other, broken)
+    assert call_of(other) is original
+    np.testing.assert_allclose(logits(other), expected, atol=1e-5)
+
+
+def test_a_model_inside_another_is_seen_for_itself(linen_model, other):
+    original = call_of(other)
+    expected = linen_model.logits(IMAGES)
+    for outer, inner in ((other, linen_model), (linen_model, other), (other, other)):
+        seen = []
+
+        def nested(z, inner=inner, seen=seen):
+            seen.append(logits(inner, lambda z: 2 * z))
+            return z
+
+        np.testing.assert_allclose(logits(outer, nested), expected, atol=1e-5)
+        np.testing.assert_allclose(seen[0], logits(linen_model, lambda z: 2 * z), atol=1e-5)
+    assert call_of(other) is original
 
 
 class Hidden(nn.Module):
@@ -155,20 +224,39 @@ LIFTS = {
 }
 
 
-class Normed(nn.Module):
+def normed(lift, **options):
     """Two hidden layers, perhaps lifted."""
 
-    lift: str = "none"
+    def network(x):
+        x = LIFTS[lift](name="b")(LIFTS[lift](name="a")(x))
+        return nn.Dense(3, name="head")(x.mean((1, 2)))
 
-    @nn.compact
-    def __call__(self, x):
-        x = LIFTS[self.lift](name="a")(x)
-        return nn.Dense(3, name="head")(LIFTS[self.lift](name="b")(x).mean((1, 2)))
+    return written(network, **options)
 
 
-class Scanned(nn.Module):
-    @nn.compact
-    def __call__(self, x):
+@cache
+def plain_network():
+    """A network without lifted modules, and its scores."""
+    model = normed("none")
+    return model, si_jax.make_detector("gaia-z", model).score(IMAGES)
+
+
+@pytest.mark.parametrize("lift", list(LIFTS)[1:])
+def test_lifted_modules_have_the_scores_of_plain_ones(lift):
+    plain, expected = plain_network()
+    model = normed(lift, change=lambda _: plain.variables)
+    assert [c.path for c in model.calls] == [c.path for c in plain.calls]
+    found = si_jax.make_detector("gaia-z", model).score(IMAGES)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    jax.jit(jax.checkpoint(lambda x: x))(1.0)  # nothing of JAX's own stays switched off
+    if lift == "remat":
+        assert "remat" in str(
+            jax.make_jaxpr(lambda x: model.module.apply(model.variables, x))(IMAGES[:1] / 255)
+        )
+
+
+def test_layers_under_scan_are_no_taps_but_logits_work():
+    def scanned(x):
         def body(module, x, _):
             return module(x), None
 
@@ -176,35 +264,8 @@ class Scanned(nn.Module):
         x, _ = block(Hidden(name="layers"), x, None)
         return nn.Dense(3, name="head")(x.mean((1, 2)))
 
-
-def init(module):
-    return module.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
-
-
-@cache
-def plain_network():
-    """A network without lifted modules, its variables, and its scores."""
-    variables = init(Normed())
-    model = si_jax.Model(Normed(), variables, **same.IMAGE)
-    return model, variables, si_jax.make_detector("gaia-z", model).score(IMAGES)
-
-
-@pytest.mark.parametrize("lift", list(LIFTS)[1:])
-def test_lifted_modules_have_the_scores_of_plain_ones(lift):
-    plain, variables, expected = plain_network()
-    model = si_jax.Model(Normed(lift), variables, **same.IMAGE)
-    assert [c.path for c in model.calls] == [c.path for c in plain.calls]
-    found = si_jax.make_detector("gaia-z", model).score(IMAGES)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-    jax.jit(jax.checkpoint(lambda x: x))(1.0)  # nothing of JAX's own stays switched off
-    again = jax.make_jaxpr(lambda x: Normed("remat").apply(variables, x))(IMAGES[:1] / 255)
-    assert "remat" in str(again)
-
-
-def test_layers_under_scan_are_no_taps_but_logits_work():
-    module = Scanned()
-    model = si_jax.Model(module, init(module), **same.IMAGE)
-    expected = module.apply(model.variables, model.normalise(jnp.asarray(IMAGES)))
+    model = written(scanned)
+    expected = model.module.apply(model.variables, model.normalise(jnp.asarray(IMAGES)))
     np.testing.assert_allclose(model.logits(IMAGES), expected, atol=1e-5)
     assert np.isfinite(si_jax.make_detector("energy", model).score(IMAGES)).all()
     for name in ("gaia-z", "rankfeat"):
@@ -213,21 +274,24 @@ def test_layers_under_scan_are_no_taps_but_logits_work():
 
 
 def test_grey_images_and_boxed_parameters():
-    class Boxed(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            kernel = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model"))
-            return nn.Dense(4, kernel_init=kernel, name="head")(nn.relu(x.mean((1, 2))))
+    def boxed(x):
+        kernel = nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model"))
+        return nn.Dense(4, kernel_init=kernel, name="head")(nn.relu(x.mean((1, 2))))
 
-    variables = Boxed().init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
-    model = si_jax.Model(Boxed(), variables, input_size=28, mean=0.5, std=0.5)
+    model = written(boxed, 28, mean=0.5, std=0.5)
     assert model.image_shape == (28, 28, 1)
-    images = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1), np.uint8)
-    assert np.isfinite(si_jax.make_detector("gradnorm", model).score(images)).all()
+    scores = si_jax.make_detector("gradnorm", model).score(noise(3, 28, 28, 1))
+    assert np.isfinite(scores).all()
+
+
+def test_a_detector_is_saved_and_takes_its_network_again(other, tmp_path):
+    detector = si_jax.make_detector("energy", other)
+    loaded = si_jax.load_detector(detector.save(tmp_path / "saved"), model=other)
+    np.testing.assert_array_equal(loaded.score(IMAGES), detector.score(IMAGES))
 
 
 def test_nnx_modules_stay_as_they_are():
-    net = same.NNXNet(nnx.Rngs(0))
+    net = same.NNXNet()
     si_jax.Model(net, **same.IMAGE).logits(IMAGES)
     assert not net.dropout.deterministic and not net.bn.use_running_average
     assert isinstance(net.head.kernel[...], jax.Array)

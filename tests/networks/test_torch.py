@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import same_network
 import torch_styles as styles
-from small_networks import random_images
+from pictures import noise
 from torch_networks import last, passed
 
 import si_jax
@@ -27,7 +27,7 @@ pytest.importorskip("torchax")
 pytestmark = pytest.mark.usefixtures("one_device")
 
 IMAGE = {"input_size": styles.SIZE, "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3)}
-IMAGES = random_images(5, styles.SIZE)
+IMAGES = noise(5, styles.SIZE, styles.SIZE, 3)
 
 
 NO_ZEROS = ("convnext", "vit", "swin")
@@ -228,7 +228,7 @@ def test_missing_torchax_names_the_command(monkeypatch):
 
 def test_from_fit_to_verdicts_saved_exported_and_explained(tmp_path):
     _, model = network_and_model("resnet")
-    images = random_images(40, styles.SIZE, seed=1)
+    images = noise(40, styles.SIZE, styles.SIZE, 3, seed=1)
     detector = si_jax.make_detector("mahalanobis", model).fit(images, np.arange(40) % 5)
     detector.calibrate(images)
     verdicts = detector.predict(IMAGES)
