@@ -184,22 +184,6 @@ def test_what_help_says_of_the_recipes_is_so():
     assert "with --epochs 100" in text and usual["epochs"] == 100
 
 
-IMPORTS = """
-import sys, si_jax.commands
-si_jax.commands.dispatch([])
-assert "jax" not in sys.modules  # help needs no more
-import si_jax.benchmarking
-assert "matplotlib" not in sys.modules  # it is imported where something is drawn
-import si_jax.reporting.figures
-assert "matplotlib.pyplot" not in sys.modules
-"""
-
-
-def test_nothing_is_imported_before_it_is_needed():
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", IMPORTS], check=True, env=environment)
-
-
 COMPILING = """
 import jax
 from si_jax import cli
