@@ -135,14 +135,12 @@ def computed(batches: Batches, function: Callable[[Inputs], Any]) -> Iterator[Re
 
 def of_logits(score: Callable[[Array, State], Array], fit: Fit | None = None) -> Plan:
     """A plan whose score is a function of the logits and of what was fitted."""
-    return Plan(lambda inputs, state: {"score": score(inputs.forward.logits, state)}, fit=fit)
+    return Plan(lambda x, state: {"score": score(x.forward.logits, state)}, fit=fit)
 
 
 def of_features(score: Callable[[Array, State], Array], fit: Fit, **settings: Any) -> Plan:
     """A plan whose score is a function of the features and of what was fitted."""
-    return Plan(
-        lambda inputs, state: {"score": score(inputs.forward.features, state)}, settings, fit=fit
-    )
+    return Plan(lambda x, state: {"score": score(x.forward.features, state)}, settings, fit=fit)
 
 
 def head_logits(

@@ -205,7 +205,7 @@ def grood(model: Model, *, max_images: Count = 50_000) -> Plan:
 
     def fit(batches: Batches) -> State:
         batches = batches.keeping()
-        means = _class_means(batches, model, FEATURES, least=None)[0].astype(np.float32)
+        means = _class_means(batches, model, FEATURES, least=np.inf)[0].astype(np.float32)
         sample = Sample(max_images)
         for _, h, _, right in _outcomes(batches, model):
             sample.add(np.asarray(gradients(h[right], means)))
@@ -226,11 +226,11 @@ def _outcomes(batches: Batches, model: Model) -> Iterator[tuple[np.ndarray, ...]
 
 
 def _class_means(
-    batches: Batches, model: Model, output: int, *, least: int | None
+    batches: Batches, model: Model, output: int, *, least: float
 ) -> tuple[Float[np.ndarray, "classes columns"], Bool[np.ndarray, "classes"]]:
-    """Class means of the images that are classified right, and which classes take all of theirs.
+    """Class means of the images that are classified right, or of all where these are too few.
 
-    Those are the classes with fewer than `least` of them; None for every class.
+    And which classes take all of theirs: those with fewer than `least` that are classified right.
     """
     classes = model.num_classes
     width = (classes, model.num_features)[output]
@@ -239,6 +239,6 @@ def _class_means(
         np.add.at(sums, (right.astype(int), labels), (logits, h)[output])
         np.add.at(counts, (right.astype(int), labels), 1)
     check_classes(counts.sum(axis=0))
-    of_all = counts[1] < (np.inf if least is None else least)
+    of_all = counts[1] < least
     means = sums[1] + of_all[:, None] * sums[0]
     return means / (counts[1] + of_all * counts[0])[:, None], of_all

@@ -255,9 +255,7 @@ class ClassMoments:
         )
 
 
-def _subspace(
-    model: Model, dim: int, batches: Batches
-) -> tuple[Float[np.ndarray, "features"], Float[np.ndarray, "features rest"]]:
+def _subspace(model: Model, dim: int, batches: Batches) -> tuple[np.ndarray, np.ndarray]:
     """The origin, and an orthonormal basis of what the principal subspace leaves out."""
     weights = np.asarray(model.head_weights(model.variables), np.float64)
     bias = np.asarray(model.head_bias(model.variables), np.float64)

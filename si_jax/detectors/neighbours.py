@@ -171,12 +171,9 @@ def nearest_distance(x: Rows, bank: Bank) -> Float[Array, "batch"]:
 
     The candidates are found by `x . b - b . b / 2`, which is largest for the nearest.
     """
-    halves = jnp.sum(bank**2, axis=-1, keepdims=True) / 2
-    ones = jnp.ones_like(x[:, :1])
-    candidates = min(CANDIDATES, len(bank))
-    _, near = largest_products(
-        jnp.concatenate([x, ones], axis=-1), jnp.concatenate([bank, -halves], axis=-1), candidates
-    )
+    with_halves = jnp.concatenate([bank, -jnp.sum(bank**2, axis=-1, keepdims=True) / 2], axis=-1)
+    with_one = jnp.concatenate([x, jnp.ones_like(x[:, :1])], axis=-1)
+    _, near = largest_products(with_one, with_halves, min(CANDIDATES, len(bank)))
     return jnp.sqrt(jnp.min(_squared_distances(x, bank, near), axis=0))
 
 
