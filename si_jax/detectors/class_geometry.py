@@ -226,7 +226,7 @@ def _outcomes(batches: Batches, model: Model) -> Iterator[tuple[np.ndarray, ...]
 
 
 def _class_means(
-    batches: Batches, model: Model, output: int, *, least: float
+    batches: Batches, model: Model, output: int, *, least: int | float
 ) -> tuple[Float[np.ndarray, "classes columns"], Bool[np.ndarray, "classes"]]:
     """Class means of the images that are classified right, or of all where these are too few.
 

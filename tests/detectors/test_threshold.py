@@ -62,8 +62,8 @@ def test_ranks_by_hand():
     [
         (18, 0.95, "18 calibration images are too few.*at least 19"),
         (98, 0.99, "at least 99"),
-        (50, 1.0, "tpr .=1.0. must be between"),
-        (50, True, "tpr .=True. must be a number"),
+        (50, 1.0, "tpr .=1.0. must be a number between"),
+        (50, True, "tpr .=True. must be a number between"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
