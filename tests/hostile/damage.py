@@ -19,61 +19,30 @@ class Planted:
         return open, (str(self.marker), "w")
 
 
-def _flip(data: bytearray, rng: np.random.Generator) -> bytes:
-    for offset in rng.integers(0, len(data), rng.integers(1, 9)):
-        data[offset] ^= 1 << rng.integers(0, 8)
+BYTES = ("flip", "overwrite", "cut", "drop", "insert", "huge", "header")
+VALUES = (b"-1", b"0", b"1e9", b"1e400", b"NaN", b'"x"', b"[]", b"{}", b"null", b"true",
+          b"[[[[1]]]]")  # fmt: skip
+
+
+def altered(how: str, data: bytearray, rng: np.random.Generator) -> bytes:
+    """Bytes after one of the ways to damage them."""
+    if how == "flip":
+        for offset in rng.integers(0, len(data), rng.integers(1, 9)):
+            data[offset] ^= 1 << rng.integers(0, 8)
+    elif how == "header":
+        for offset in rng.integers(0, min(len(data), 128), rng.integers(1, 5)):
+            data[offset] = rng.integers(0, 256)
+    else:
+        start = int(rng.integers(0, len(data) + (how == "insert")))
+        length = 4 if how == "huge" else 0 if how == "cut" else int(rng.integers(1, 65))
+        if how == "cut":
+            del data[start:]
+        elif how == "drop":
+            del data[start : start + length]
+        else:
+            end = start if how == "insert" else start + length
+            data[start:end] = b"\xff\xff\xff\x7f" if how == "huge" else rng.bytes(length)
     return bytes(data)
-
-
-def _overwrite(data: bytearray, rng: np.random.Generator) -> bytes:
-    start, length = rng.integers(0, len(data)), int(rng.integers(1, 65))
-    data[start : start + length] = rng.bytes(length)
-    return bytes(data)
-
-
-def _cut(data: bytearray, rng: np.random.Generator) -> bytes:
-    return bytes(data[: rng.integers(0, len(data))])
-
-
-def _drop(data: bytearray, rng: np.random.Generator) -> bytes:
-    start = rng.integers(0, len(data))
-    del data[start : start + int(rng.integers(1, 65))]
-    return bytes(data)
-
-
-def _insert(data: bytearray, rng: np.random.Generator) -> bytes:
-    start = rng.integers(0, len(data) + 1)
-    data[start:start] = rng.bytes(int(rng.integers(1, 65)))
-    return bytes(data)
-
-
-def _huge(data: bytearray, rng: np.random.Generator) -> bytes:
-    start = rng.integers(0, len(data))
-    data[start : start + 4] = b"\xff\xff\xff\x7f"
-    return bytes(data)
-
-
-def _header(data: bytearray, rng: np.random.Generator) -> bytes:
-    for offset in rng.integers(0, min(len(data), 128), rng.integers(1, 5)):
-        data[offset] = rng.integers(0, 256)
-    return bytes(data)
-
-
-BYTES = (_flip, _overwrite, _cut, _drop, _insert, _huge, _header)
-
-VALUES = (
-    b"-1",
-    b"0",
-    b"1e9",
-    b"1e400",
-    b"NaN",
-    b'"x"',
-    b"[]",
-    b"{}",
-    b"null",
-    b"true",
-    b"[[[[1]]]]",
-)
 
 
 def alter(path: Path, rng: np.random.Generator) -> str:
@@ -85,8 +54,8 @@ def alter(path: Path, rng: np.random.Generator) -> str:
         path.write_bytes(data[: chosen.start()] + value + data[chosen.end() :])
         return f"number -> {value.decode()}"
     how = BYTES[rng.integers(len(BYTES))]
-    path.write_bytes(how(bytearray(data), rng) if data else rng.bytes(64))
-    return how.__name__.strip("_")
+    path.write_bytes(altered(how, bytearray(data), rng) if data else rng.bytes(64))
+    return how
 
 
 def plant(path: Path, marker: Path, rng: np.random.Generator) -> str:

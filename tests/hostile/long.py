@@ -22,8 +22,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=200, help="damages of each kind of file, a"
         " quarter of it where a whole command reads it; default 200")  # fmt: skip
     parser.add_argument("--kills", type=int, default=20, help="evaluations, and trainings, killed")
-    both = ["evaluation", "training"]
-    parser.add_argument("--killed", nargs="+", choices=both, default=both, help="default: both")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", help="only these kinds of files")
     parser.add_argument("--json", help="file to write the counts to")
@@ -40,16 +38,17 @@ def main() -> None:
         if process.exitcode:
             sys.exit((root.parent / "make.log").read_text())
         os.environ["SI_JAX_CACHE"] = str(root.parent / "cache")
-        for kind in args.kinds or world.KINDS:
-            share = 4 if kind.startswith("si-jax") else 1  # whole commands take longer
-            rounds = -(-args.rounds // share)
-            counts[kind], bad = trial.damage_kind(forks, root, kind, args.seed, rounds)
-            faults += bad
-            _tell(kind, counts[kind], began)
-        for which in args.killed if args.kills else ():
-            counts[which], bad = trial.kills(forks, root, which, args.seed, args.kills)
-            faults += bad
-            _tell(which, counts[which], began)
+        killed = ("evaluation", "training") if args.kills else ()
+        for name in (*(args.kinds or world.KINDS), *killed):
+            if name in killed:
+                found = trial.kills(forks, root, name, args.seed, args.kills)
+            else:
+                share = 4 if name.startswith("si-jax") else 1  # whole commands take longer
+                found = trial.damage_kind(forks, root, name, args.seed, -(-args.rounds // share))
+            counts[name] = found[0]
+            faults += found[1]
+            text = ", ".join(f"{count} {outcome}" for outcome, count in sorted(found[0].items()))
+            print(f"{name:22} {text}  ({time.monotonic() - began:.0f} s)", flush=True)
         cpu = sum(map(float, (root.parent / "seconds").read_text().split()))
     if args.json:
         Path(args.json).write_text(json.dumps(counts, indent=2))
@@ -57,11 +56,6 @@ def main() -> None:
         print(fault)
     print(f"{len(faults)} faults; {cpu:.0f} s of CPU time")
     sys.exit(bool(faults))
-
-
-def _tell(name: str, counts: dict[str, int], began: float) -> None:
-    text = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
-    print(f"{name:22} {text}  ({time.monotonic() - began:.0f} s)", flush=True)
 
 
 if __name__ == "__main__":

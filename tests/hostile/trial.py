@@ -11,8 +11,12 @@ import signal
 import sys
 import time
 import traceback
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import util
 from pathlib import Path
 
+import damage
 import numpy as np
 
 SECONDS = 300  # for one reading; it takes a second on an idle machine
@@ -35,17 +39,20 @@ def context():
 
 
 def isolate(root: Path, log: Path) -> None:
-    """In a fresh process: what is printed goes to `log`, what is kept lies below `root`."""
+    """In a fresh process: what is printed goes to `log`, what is kept lies below `root`.
+
+    At its end, if it is not killed, it notes the CPU time that it took.
+    """
     os.environ["SI_JAX_CACHE"] = str(root.parent / "cache")
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.chdir(root.parent)
+    util.Finalize(None, note_seconds, (root.parent / "seconds",), exitpriority=0)
 
 
-def note_seconds(root: Path) -> None:
-    """At the end of a process that was not killed: note the CPU time that it took."""
-    with (root.parent / "seconds").open("a") as file:
+def note_seconds(path: Path) -> None:
+    with path.open("a") as file:
         file.write(f"{time.process_time():.2f}\n")
 
 
@@ -59,64 +66,60 @@ def make_world(root: Path) -> None:
     root.mkdir()
     isolate(root, root.parent / "make.log")
     world.make(root)
-    note_seconds(root)
 
 
-def damage_rounds(root: Path, kind: str, seed: int, start: int, rounds: int, pipe) -> None:
-    """In a fresh process: damage the files of one kind, round after round, and read them.
+KNOWN = {}
+"""In a process that reads damaged files: how they are read, and what was read undamaged."""
 
-    Sends (round, None) before each and (round, (outcome, detail)) after it.
-    """
-    import damage
+
+def begin(root: Path, kind: str) -> None:
+    """In a fresh process: read the undamaged files of one kind."""
     import world
 
     from si_jax import cli
 
-    log = root.parent / "reading.log"
-    log.write_bytes(b"")
-    isolate(root, log)
+    isolate(root, root.parent / "reading.log")
     cli.cache_compilations()
-    read = world.reader(world.Readers(root), kind)
-    copy, marker = root.parent / "copy" / "world", root.parent / "executed"
-    expected = None
-    for number in range(start - 1, start + rounds):  # the first reads the undamaged world
-        pipe.send((number, None))
-        shutil.rmtree(copy.parent, ignore_errors=True)
-        copy_part(root, copy, world.KINDS[kind][1])
-        rng = np.random.default_rng([seed, *kind.encode(), max(number, 0)])
-        how, victim = "", None
-        if expected is not None:
-            paths = world.victims(copy, kind)
-            victim = paths[rng.integers(len(paths))]
-            planted = rng.random() < 0.15
-            how = damage.plant(victim, marker, rng) if planted else damage.alter(victim, rng)
-        before = log.stat().st_size
-        outcome, detail = attempt(read, copy)
-        printed = log.read_bytes()[before:].decode(errors="replace")
-        if expected is None:
-            if outcome != "read":
-                raise RuntimeError(f"{kind}: the undamaged world is not read: {detail}{printed}")
-            expected = detail
-            limit_memory()
-            continue
-        if outcome == "read":
-            outcome = "same" if detail == expected else "other values"
-            if outcome == "other values" and world.KINDS[kind][2]:
-                outcome, detail = "fault", "read with other values"
-        if "Traceback (most recent call last)" in printed and outcome != "fault":
-            outcome, detail = "fault", printed
-        if marker.exists():
-            outcome, detail = "executed", ""
-            marker.unlink()
-        about = f"{victim.relative_to(copy)}, {how}: {detail}" if outcome in FAULTS else ""
-        pipe.send((number, (outcome, about)))
-    note_seconds(root)
+    KNOWN["read"] = world.reader(world.Readers(root), kind)
+    outcome, KNOWN["bits"] = attempt(KNOWN["read"], copied(root, kind))
+    if outcome != "read":
+        raise RuntimeError(f"{kind}: the undamaged world is not read: {KNOWN['bits']}")
+    limit_memory()
 
 
-def copy_part(root: Path, copy: Path, pattern: str) -> None:
-    """Copy the part of the world that is damaged; the rest of it is linked."""
+def damaged(root: Path, kind: str, seed: int, number: int) -> tuple[str, str]:
+    """Damage a file and read it: an outcome, and what is to be said of it."""
+    import world
+
+    log, marker, copy = root.parent / "reading.log", root.parent / "executed", copied(root, kind)
+    rng = np.random.default_rng([seed, *kind.encode(), number])
+    paths = world.victims(copy, kind)
+    victim = paths[rng.integers(len(paths))]
+    planted = rng.random() < 0.15
+    how = damage.plant(victim, marker, rng) if planted else damage.alter(victim, rng)
+    before = log.stat().st_size
+    outcome, detail = attempt(KNOWN["read"], copy)
+    printed = log.read_bytes()[before:].decode(errors="replace")
+    if outcome == "read":
+        outcome = "same" if detail == KNOWN["bits"] else "other values"
+        if outcome == "other values" and world.KINDS[kind][2]:
+            outcome, detail = "fault", "read with other values"
+    if "Traceback (most recent call last)" in printed and outcome != "fault":
+        outcome, detail = "fault", printed
+    if marker.exists():
+        outcome, detail = "executed", ""
+        marker.unlink()
+    return outcome, f"{victim.relative_to(copy)}, {how}: {detail}"
+
+
+def copied(root: Path, kind: str) -> Path:
+    """A copy of the part of the world that is damaged, to which the rest of it is linked."""
+    import world
+
+    copy = root.parent / "copy" / "world"
+    shutil.rmtree(copy.parent, ignore_errors=True)
     copy.mkdir(parents=True)
-    first = pattern.split("/")[0]
+    first = world.KINDS[kind][1].split("/")[0]
     for path in root.iterdir():
         if path.name != first:
             (copy / path.name).symlink_to(path)
@@ -124,6 +127,7 @@ def copy_part(root: Path, copy: Path, pattern: str) -> None:
             shutil.copytree(path, copy / path.name)
         else:
             shutil.copy(path, copy / path.name)
+    return copy
 
 
 def attempt(read, copy: Path) -> tuple[str, str]:
@@ -158,35 +162,25 @@ def limit_memory() -> None:
 
 def damage_kind(forks, root: Path, kind: str, seed: int, rounds: int) -> tuple[dict, list[str]]:
     """Outcome -> count of one kind, and what must not be."""
-    counts, faults, done = collections.Counter(), [], 0
-    while done < rounds:
-        ours, theirs = forks.Pipe(duplex=False)
-        arguments = (root, kind, seed, done, rounds - done, theirs)
-        process = forks.Process(target=damage_rounds, args=arguments)
-        process.start()
-        theirs.close()
-        current, ended = None, "crash"
-        with contextlib.suppress(EOFError):
-            while True:
-                if not ours.poll(SECONDS):
-                    ended = "no end"
-                    process.kill()
-                    break
-                number, outcome = ours.recv()
-                current = number
-                if outcome is not None:
-                    counts[outcome[0]] += 1
-                    done = number + 1
-                    if outcome[0] in FAULTS:
-                        faults.append(f"{kind}, round {number}: {outcome[0]}: {outcome[1]}")
-        process.join()
-        if done < rounds:
-            if current is None or current < done:
-                log = (root.parent / "reading.log").read_text(errors="replace")
-                raise RuntimeError(f"{kind}: reading did not begin: {log[-3000:]}")
-            counts[ended] += 1
-            faults.append(f"{kind}, round {current}: {ended}, exit status {process.exitcode}")
-            done = current + 1
+    counts, faults, reading = collections.Counter(), [], None
+    for number in range(rounds):
+        if reading is None:
+            reading = ProcessPoolExecutor(1, forks, initializer=begin, initargs=(root, kind))
+        try:
+            found = reading.submit(damaged, root, kind, seed, number)
+            outcome, about = found.result(SECONDS)
+        except (TimeoutError, BrokenProcessPool) as error:
+            outcome = "no end" if isinstance(error, TimeoutError) else "crash"
+            about = (root.parent / "reading.log").read_text(errors="replace")[-3000:]
+            for process in list(reading._processes.values()):
+                process.kill()
+            reading.shutdown()
+            reading = None
+        counts[outcome] += 1
+        if outcome in FAULTS:
+            faults.append(f"{kind}, round {number}: {outcome}: {about}")
+    if reading is not None:
+        reading.shutdown()
     return dict(counts), faults
 
 
@@ -198,17 +192,14 @@ def run_command(root: Path, which: str, out: Path) -> None:
     import world
 
     isolate(root, out.parent / f"{out.name}.log")
-    arguments = {"evaluation": world.evaluate_arguments, "training": world.train_arguments}
-    world.command(arguments[which](root, out))
-    note_seconds(root)
+    world.command(world.arguments(which, root, out))
 
 
 def kills(forks, root: Path, which: str, seed: int, rounds: int) -> tuple[dict, list[str]]:
     """Kill a command at random moments, run it again to its end, and compare the bits.
 
-    Returns:
-        Outcome -> count: `same` if it was killed and then ended with the same bits, `not killed`
-        if it had ended before; and what must not be.
+    Gives outcome -> count, `same` if it was killed and then ended with the same bits, `not killed`
+    if it had ended before; and what must not be.
     """
     import world
 

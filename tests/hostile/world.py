@@ -39,10 +39,9 @@ DETECTORS = ("msp", FITTED)
 def digest(*arrays: object) -> str:
     """Hash of arrays and of whatever else can be written as text."""
     sha = hashlib.sha256()
-    for array in arrays:
-        array = np.asarray(array)
+    for array in map(np.asarray, arrays):
         sha.update(f"{array.dtype}{array.shape}".encode())
-        sha.update(np.ascontiguousarray(array).tobytes() if array.dtype != object else b"")
+        sha.update(array.tobytes() if array.dtype != object else b"")
     return sha.hexdigest()
 
 
@@ -68,7 +67,7 @@ def make(root: Path) -> None:
     held_out = ["--images", str(root / "data" / "val")]
     out = ["--out", str(root / "detector")]
     command(["calibrate", str(root / "checkpoint"), "--detector", "msp", *held_out, *out])
-    command(evaluate_arguments(root, root / "run"))
+    command(arguments("evaluation", root, root / "run"))
     readers = Readers(root)
     readers.scores(root)
     readers.fit(root)
@@ -87,18 +86,16 @@ def command(argv: list[str]) -> None:
     cli.run(lambda: commands.dispatch(argv))
 
 
-def evaluate_arguments(root: Path, out: Path) -> list[str]:
-    """The command that evaluates."""
-    given = {"--dataset": root / "data", "--checkpoint": root / "checkpoint", "--out": out}
-    options = [str(x) for pair in given.items() for x in pair]
-    return ["evaluate", *options, "--detectors", *DETECTORS, "--batch-size", "8"]
-
-
-def train_arguments(root: Path, out: Path) -> list[str]:
-    """The command that trains."""
-    given = {"--dataset": root / "data", "--init": root / "checkpoint", "--out": out}
-    options = [str(x) for pair in given.items() for x in pair]
-    return ["train", *options, "--epochs", "8", "--batch-size", "8"]
+def arguments(which: str, root: Path, out: Path) -> list[str]:
+    """The command that evaluates, or that trains."""
+    options = {"--dataset": root / "data", "--out": out, "--batch-size": 8}
+    if which == "evaluation":
+        options["--checkpoint"] = root / "checkpoint"
+        line = ["evaluate", "--detectors", *DETECTORS]
+    else:
+        options |= {"--init": root / "checkpoint", "--epochs": 8}
+        line = ["train"]
+    return [*line, *(str(x) for pair in options.items() for x in pair)]
 
 
 def evaluated(out: Path) -> str:
@@ -119,8 +116,7 @@ def trained(out: Path) -> str:
 class Readers:
     """Everything that reads files, by the name of what it reads.
 
-    Args:
-        root: an undamaged world, for what is needed beside the damaged file.
+    `root` is an undamaged world, for what is needed beside the damaged file.
     """
 
     def __init__(self, root: Path):
@@ -142,72 +138,61 @@ class Readers:
         )
 
     def scores(self, root: Path) -> str:
-        """Score what is not stored."""
         scored = scoring.score_job(self.job, root / "store")
         return digest(*(one.arrays["msp"]["score"] for one in scored.values()))
 
     def fit(self, root: Path) -> str:
-        """Fit what is not stored."""
         made = make_detectors([FITTED], self.model, batch_size=8)
         job = dataclasses.replace(self.job, detectors=made, train=self.sets["train"])
         scoring.fit_job(job, root / "fits")
         return digest(*(v for _, v in sorted(made[FITTED].state.items())))
 
     def training(self, root: Path) -> str:
-        """Train, from the state that was saved."""
         images, labels = self.batch
         recipe = training.Recipe(epochs=1, batch_size=10)
         trained = training.train(self.model, images, labels, recipe, directory=root / "training")
         return weights_hash(dict(trained.variables))
 
     def run(self, root: Path) -> str:
-        """Read a finished run whole."""
         run = runs.load(root / "run")
         scores = [a["score"] for sets in run.arrays.values() for a in sets.values()]
         picks = [image for kept in run.thumbnails.values() for image in kept.values()]
         return digest(*scores, *picks) + json.dumps(run.results.to_json(), sort_keys=True)
 
     def checkpoint(self, root: Path) -> str:
-        """Load a network."""
         model = load_model(root / "checkpoint")
         facts = {k: v for k, v in model.card.items() if k != "versions"}
         return weights_hash(dict(model.variables)) + json.dumps(facts, sort_keys=True)
 
     def detector(self, root: Path) -> str:
-        """Load a detector."""
         detector = load_detector(root / "detector")
         return weights_hash(dict(detector.model.variables)) + digest(detector.threshold.scores)
 
     def archive(self, root: Path) -> str:
-        """Images of a `.npz`."""
         return _pixels(sources.from_npz(root / "images.npz"))
 
     def matlab(self, root: Path) -> str:
-        """Images of a `.mat`."""
         return _pixels(sources.from_svhn_mat(root / "test_32x32.mat"))
 
     def images(self, root: Path) -> str:
-        """Images of a folder."""
         return _pixels(from_folder(root / "data" / "val" / "class0"))
 
     def weights(self, root: Path) -> str:
-        """Another framework's weights."""
         state = load_state(root / "weights.npz", None, [])[0]
         return digest(*(to_float32(k, v) for k, v in sorted(state.items())))
 
     def report(self, root: Path) -> str:
-        """Rebuild a report, by the command."""
-        with contextlib.redirect_stdout(io.StringIO()) as out:
-            command(["report", str(root / "run"), "--out", str(root / "report")])
-        return out.getvalue().replace(str(root), "")
+        return printed(root, "report", root / "run", "--out", root / "report")
 
     def predict(self, root: Path) -> str:
-        """Predict, by the command."""
-        with contextlib.redirect_stdout(io.StringIO()) as out:
-            command(
-                ["predict", str(root / "detector"), str(root / "data" / "ood" / "one"), "--json"]
-            )
-        return out.getvalue().replace(str(root), "")
+        return printed(root, "predict", root / "detector", root / "data" / "ood" / "one", "--json")
+
+
+def printed(root: Path, *words: object) -> str:
+    """What a command prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        command([str(word) for word in words])
+    return out.getvalue().replace(str(root), "")
 
 
 def _pixels(images: ImageSet) -> str:
