@@ -27,7 +27,6 @@ NETWORKS = {  # our name -> the recipe's, classes, image size
 }
 TAGS = {
     "add_a0.001": {"combine": "add", "step_size": 0.001},
-    "add_a0.1": {"combine": "add", "step_size": 0.1},
     "multiply_a1over255": {"preset": "published-defaults"},
     "multiply_a0.1": {"combine": "multiply", "step_size": 0.1},
 }
@@ -38,9 +37,9 @@ ZERO_DEFLATION = [  # network, variant of its taps, settings, engine
     ("resnet34", None, "add_a0.001", "general"),
     ("wrn_40_2", None, "multiply_a1over255", "general"),
     ("bit_r101x1", "gn", "multiply_a0.1", "general"),
-    *((net, None, "add_a0.001", e) for net in NETWORKS for e in ("gradient", "activation")),
+    ("resnet34", None, "add_a0.001", "gradient"),
+    *((net, None, "add_a0.001", "activation") for net in NETWORKS),
     *((net, None, "multiply_a0.1", "closed") for net in NETWORKS),
-    ("resnet34", None, "multiply_a1over255", "closed"),
 ]
 """Every engine, and every setting; that engines are equal anywhere, `test_oracle.py` shows."""
 
@@ -93,13 +92,11 @@ def test_si_z(name, variant, tag, engine):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tag", ["add_a0.1", "multiply_a1over255"])
-def test_si_a(tag):
+def test_si_a():
     model, images = model_and_images("bit_r101x1")
-    found = si_jax.make_detector(
-        "si-a", model, batch_size=2, tap_chunk=ALL_TAPS, **TAGS[tag]
-    ).score(images)
-    stored = golden("bit_r101x1")[f"channel_average/{tag}/score"]
+    options = {"batch_size": 2, "tap_chunk": ALL_TAPS, "preset": "published-defaults"}
+    found = si_jax.make_detector("si-a", model, **options).score(images)
+    stored = golden("bit_r101x1")["channel_average/multiply_a1over255/score"]
     np.testing.assert_allclose(-found, stored, rtol=1e-3)
 
 
@@ -127,12 +124,12 @@ def test_every_gradient_of_every_step(name):
     names = taps.default_taps(model, "si-z")
     attribution, ascent = gradients(name, 0.1)
     for key, found in (("grad_norm", attribution), ("ce_norm", ascent)):
-        norms = np.stack([norm(found[tap]) for tap in names])
+        norms, expected = np.stack([norm(found[tap]) for tap in names]), stored[prefix + key]
         # A saturated softmax leaves cross-entropy gradients that are rounding errors. BiT's first
         # tap has some whose sign, and so the step of 0.1, differs even between float32 and float64.
         tolerance = 2e-2 if name.startswith("bit") else 5e-3
-        np.testing.assert_allclose(norms[:, 0], stored[prefix + key][:, 0], rtol=5e-3, atol=1e-15)
-        np.testing.assert_allclose(norms, stored[prefix + key], rtol=tolerance, atol=1e-15)
+        np.testing.assert_allclose(norms[:, 0], expected[:, 0, :1], rtol=5e-3, atol=1e-15)
+        np.testing.assert_allclose(norms, expected[..., :1], rtol=tolerance, atol=1e-15)
     compared = 0
     for index, tap in enumerate(names):
         for step in range(2):
@@ -150,7 +147,7 @@ def test_every_gradient_of_every_step(name):
 
 
 def gradients(name, step_size):
-    """(tap -> gradients of the target, tap -> those that give the step) at two steps, stacked."""
+    """Of the first image: tap -> gradients of the target, and of what gives the step, two steps."""
     model, images = model_and_images(name)
     names = taps.default_taps(model, "si-z")
 
@@ -165,7 +162,7 @@ def gradients(name, step_size):
 
     # without optimisation its loops take minutes
     options = {"xla_backend_optimization_level": 1}
-    return jax.jit(walk, compiler_options=options)(model.variables, images)
+    return jax.jit(walk, compiler_options=options)(model.variables, images[:1])
 
 
 def norm(gradient):
