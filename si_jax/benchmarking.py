@@ -172,6 +172,7 @@ def evaluate(
     directory = None if out is None else checked_directory(out)
     drawn: dict[str, Any] = {"limit": limit, "seed": seed}
     given: dict[str, Any] = {"fit_limit": fit_limit, "batch_size": batch_size, "scale": scale}
+    given["skip_unreadable"] = skip_unreadable
     job = make_job(model, sets, detectors, options, **drawn, **given)
     about = {**drawn, "checkpoint": label or f"{model.name}, given as a model", **job.facts}
     about |= {"groups": dict(job.groups), "settings": job.settings}
@@ -180,8 +181,8 @@ def evaluate(
         where.mkdir(parents=True, exist_ok=True)
         if directory:
             _report_other_run(where, about)
-        fit, notes = fit_job(job, where / "fits", skip_unreadable=skip_unreadable)
-        scored = score_job(job, where / "scores", skip_unreadable=skip_unreadable)
+        fit, notes = fit_job(job, where / "fits")
+        scored = score_job(job, where / "scores")
         arrays = {name: one.arrays for name, one in scored.items()}
         known = arrays[job.id_set.name][PREDICTION]
         seconds = {name: one.seconds for name, one in scored.items()}

@@ -41,6 +41,7 @@ class Job:
     facts: Mapping[str, str] = field(default_factory=dict)
     shifted_sets: Mapping[str, ImageSet] = field(default_factory=dict)
     train: ImageSet | None = None
+    skip_unreadable: bool = False
 
     @property
     def sets(self) -> tuple[ImageSet, ...]:
@@ -132,6 +133,7 @@ def make_job(
     seed: int = 0,
     batch_size: int | None = None,
     scale: str | None = None,
+    skip_unreadable: bool = False,
 ) -> Job:
     """What `si_jax.evaluate` evaluates on what; its arguments, and what it raises."""
     check_least(1, limit=limit, fit_limit=fit_limit)
@@ -163,6 +165,7 @@ def make_job(
         },
         shifted_sets={s.name: subset(s, limit, seed) for s in sets.shifted},
         train=sets.train and subset(sets.train, fit_limit, seed),
+        skip_unreadable=skip_unreadable,
     )
     check_names([image_set.name for image_set in job.sets])
     return job

@@ -129,7 +129,7 @@ class Results:
         if problem := fields_problem(content, cls):
             raise ValueError(problem)
         results = cls(**content, extra=extra)
-        if problem := _mismatch(results):
+        for problem in _mismatches(results):
             raise ValueError(problem)
         return results
 
@@ -138,49 +138,46 @@ FIELDS = tuple(one.name for one in dataclasses.fields(Results) if one.name != "e
 """The names in `results.json`, in order."""
 
 
-def _mismatch(results: Results) -> str:
-    """How the parts of a record contradict each other; '' if they do not."""
+def _mismatches(results: Results) -> Iterator[str]:
+    """How the parts of a record contradict each other."""
     if not results.results:
-        return "it holds no detector"
+        yield "it holds no detector"
     for name in (results.in_distribution, *results.groups, *results.shifted):
         if results.counts.get(name, 0) < 1:
-            return f"'counts' lacks the set {name!r}"
+            yield f"'counts' lacks the set {name!r}"
     for key, kind in (("name", str), ("parameters", int)):
         if not isinstance(results.model.get(key), kind):
-            return f"'model' lacks {key!r}"
+            yield f"'model' lacks {key!r}"
     for key in ("input_size", "mean", "std"):
         if not isinstance(results.model.get(key, []), list):
-            return f"{key!r} of 'model' must be a list"
-    if problem := _rows_problem(results.groups, results.results, results.averages):
-        return problem
+            yield f"{key!r} of 'model' must be a list"
+    yield from _row_problems(results.groups, results.results, results.averages)
     if full := results.full_spectrum:
         if set(full) != {"results", "averages"} or not results.shifted:
-            return "'full_spectrum' must hold 'results' and 'averages', beside 'shifted'"
+            yield "'full_spectrum' must hold 'results' and 'averages', beside 'shifted'"
         if set(full["results"]) != set(results.results):
-            return "the detectors of 'full_spectrum' are others"
-        if problem := _rows_problem(results.groups, full["results"], full["averages"]):
-            return f"in 'full_spectrum', {problem}"
+            yield "the detectors of 'full_spectrum' are others"
+        for problem in _row_problems(results.groups, full["results"], full["averages"]):
+            yield f"in 'full_spectrum', {problem}"
     for measured in (*results.intervals.values(), *results.average_intervals.values()):
         for intervals in measured.values():
             if any(len(ends) != 2 for ends in intervals.values()):
-                return "'intervals' must be pairs of numbers"
+                yield "'intervals' must be pairs of numbers"
     if results.bootstrap and not {"resamples", "seed"} <= set(results.bootstrap):
-        return "'bootstrap' lacks 'resamples' or 'seed'"
-    return ""
+        yield "'bootstrap' lacks 'resamples' or 'seed'"
 
 
-def _rows_problem(groups: Mapping[str, str], results: Rows, averages: Rows) -> str:
-    """What is wrong with metrics by set and by group; '' if nothing."""
+def _row_problems(groups: Mapping[str, str], results: Rows, averages: Rows) -> Iterator[str]:
+    """What is wrong with metrics by set and by group."""
     for detector, rows in results.items():
-        if set(rows) != set(groups):
-            return f"the sets of detector {detector!r} are not those of 'groups'"
         means = averages.get(detector, {})
+        if set(rows) != set(groups):
+            yield f"the sets of detector {detector!r} are not those of 'groups'"
         if set(means) != set(groups.values()):
-            return f"the averages of detector {detector!r} are not those of 'groups'"
+            yield f"the averages of detector {detector!r} are not those of 'groups'"
         for name, row in (rows | means).items():
             if "auroc" not in row or not all(0 <= value <= 1 for value in row.values()):
-                return f"not all metrics of {detector!r} on {name!r} are numbers from 0 to 1"
-    return ""
+                yield f"not all metrics of {detector!r} on {name!r} are numbers from 0 to 1"
 
 
 REPORTED_TIES = 0.01

@@ -34,9 +34,7 @@ Found = dict[str, dict[str, np.ndarray]]
 """Detector's name -> name -> array with a row for each image."""
 
 
-def fit_job(
-    job: Job, directory: Path, *, skip_unreadable: bool = False
-) -> tuple[dict[str, Any], list[str]]:
+def fit_job(job: Job, directory: Path) -> tuple[dict[str, Any], list[str]]:
     """Fit a job's detectors, or load their fits; what to report of it, and notes on the sets.
 
     While fitting, the logits and features of all images are held: (features + classes) * 4 bytes
@@ -46,7 +44,7 @@ def fit_job(
     train = job.train
     if train is None or not unfitted:
         return {}, []
-    skip = {"skip_unreadable": skip_unreadable}
+    skip = {"skip_unreadable": job.skip_unreadable}
     facts = {**job.score_facts, "fit": train.fingerprint, **skip}
     files = {
         name: (directory / f"{store.escaped(name)}.npz", store.key_of(facts | detector_facts(d)))
@@ -165,11 +163,12 @@ def scorer_of(job: Job) -> Scorer:
     return Scorer({**job.detectors, PREDICTION: prediction})
 
 
-def score_job(job: Job, directory: Path, **options: bool) -> dict[str, Scored]:
+def score_job(job: Job, directory: Path) -> dict[str, Scored]:
     """Score all sets, as `score_set`; a label that is no class of the network's is an error."""
-    scorer, scored, where = scorer_of(job), {}, {"facts": job.score_facts, "directory": directory}
+    scorer, scored = scorer_of(job), {}
+    options: dict[str, Any] = {"facts": job.score_facts, "skip_unreadable": job.skip_unreadable}
     for image_set in job.sets:
-        found = score_set(scorer, image_set, job.transform, **where, **options)
+        found = score_set(scorer, image_set, job.transform, directory=directory, **options)
         scored[image_set.name] = found
         if image_set is job.id_set or image_set.name in job.shifted_sets:
             most = int(found.arrays[PREDICTION]["label"].max(initial=-1))

@@ -25,7 +25,6 @@ def score_share(
     *,
     share: tuple[int, int],
     out: str | os.PathLike,
-    skip_unreadable: bool = False,
     **options: Any,
 ) -> None:
     """Score and store every n-th chunk of all sets; results are left to `si_jax.evaluate`.
@@ -35,7 +34,6 @@ def score_share(
         sets: what `si_jax.find_sets` found.
         share: (k, n), the k-th of n shares, from 1 on.
         out: directory of the results, which all shares have in common.
-        skip_unreadable: whether images that cannot be read are left out; otherwise an error.
         **options: of `si_jax.evaluate`, on which scores depend; the same as are given there.
 
     Raises:
@@ -46,19 +44,13 @@ def score_share(
     if not 1 <= k <= n:
         raise ValueError(f"share (={k}/{n}) must be from 1/{n} to {n}/{n}")
     job = make_job(model, sets, **options)
-    fit_job(job, Path(out) / "fits", skip_unreadable=skip_unreadable)
+    fit_job(job, Path(out) / "fits")
+    where: dict[str, Any] = {"facts": job.score_facts, "directory": Path(out) / "scores"}
+    where["skip_unreadable"] = job.skip_unreadable
     scorer, first = scorer_of(job), k - 1
     for image_set in job.sets:
         count = len(chunks_of(len(image_set)))
-        score_chunks(
-            scorer,
-            image_set,
-            job.transform,
-            range(first, count, n),
-            facts=job.score_facts,
-            directory=Path(out) / "scores",
-            skip_unreadable=skip_unreadable,
-        )
+        score_chunks(scorer, image_set, job.transform, range(first, count, n), **where)
         first = (first - count) % n
 
 
@@ -69,7 +61,6 @@ def score_with_ray(
     workers: int,
     out: str | os.PathLike,
     gpus: float = 0,
-    skip_unreadable: bool = False,
     **options: Any,
 ) -> None:
     """Score all sets by Ray's workers, a share each; one that dies is started again by Ray.
@@ -83,7 +74,6 @@ def score_with_ray(
         out: directory of the results.
         gpus: GPUs of each worker. Where this process has one of them, set
             `$XLA_PYTHON_CLIENT_PREALLOCATE` to `false`, lest it take the memory.
-        skip_unreadable: as for `score_share`.
         **options: as for `score_share`.
 
     Raises:
@@ -95,15 +85,14 @@ def score_with_ray(
     except ImportError:
         raise ValueError('workers need Ray: pip install "si-jax[ray]"') from None
     job = make_job(model, sets, **options)  # refuses here what each worker would refuse
-    fit_job(job, Path(out) / "fits", skip_unreadable=skip_unreadable)
+    fit_job(job, Path(out) / "fits")
     if started := not ray.is_initialized():
         local: dict[str, Any] = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers}
         ray.init(include_dashboard=False, log_to_driver=False, **local)
     fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}  # no caches
-    where = {"out": str(Path(out).resolve()), "skip_unreadable": skip_unreadable}
     run = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_worker)
     try:
-        given: Any = ray.put((fields, sets, {**options, **where}))
+        given: Any = ray.put((fields, sets, {**options, "out": str(Path(out).resolve())}))
         ray.get([run.remote(given, (k, workers)) for k in range(1, workers + 1)])
     except TypeError as error:
         raise ValueError(f"{model.name} or a set cannot be sent to Ray: score shares") from error
