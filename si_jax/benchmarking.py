@@ -251,7 +251,9 @@ def evaluate_benchmark(
 
 
 def find_and_load(
-    benchmark: str | os.PathLike | None, search: Mapping[str, Any], load: Callable
+    benchmark: str | os.PathLike | None,
+    search: Mapping[str, Any],
+    load: Callable[[], tuple[Model, str]],
 ) -> tuple[Resolved, Model, str]:
     """The sets, the network and what reports call it; of a benchmark, weights are loaded last.
 

@@ -124,10 +124,12 @@ def directory_of(path: str | Path) -> Path:
     if not directory.is_dir():
         raise ValueError(f"{path} is no run directory: there is no such directory")
     if not (directory / RESULTS).is_file():
-        lacking = "results.json, which a finished si-jax evaluate leaves"
-        if path.is_file():
-            raise ValueError(f"{path} is a file of no run: beside it lies no {lacking}")
-        raise ValueError(f"{path} is no run directory: it holds no {lacking}")
+        what = (
+            "a file of no run: beside it lies" if path.is_file() else "no run directory: it holds"
+        )
+        raise ValueError(
+            f"{path} is {what} no results.json, which a finished si-jax evaluate leaves"
+        )
     return directory
 
 
