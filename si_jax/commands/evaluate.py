@@ -29,8 +29,7 @@ ASIDE = ("benchmark", "protocol", "out", "data_dir", "ood_root", "download", "ba
          "ray", "gpus")  # fmt: skip
 """Options on which no result depends, or which the directory's name says."""
 
-HIDDEN = dict.fromkeys(("label", "taps", "variant", "tap_chunk"), "")
-"""Arguments of the library that are no options."""
+HIDDEN = dict.fromkeys(("label", "taps", "variant", "tap_chunk"), "")  # they are no options
 
 
 @command("si-jax evaluate", find_sets, evaluate, job.benchmark_model, si_z, **HIDDEN)

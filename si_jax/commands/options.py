@@ -27,8 +27,7 @@ NAMES = {
 }
 """What a function of the library calls an argument -> its option, where the two differ."""
 
-FILLED = ("command", "given")
-"""Arguments that are no options: the command line, and what differs from its default."""
+FILLED = ("command", "given")  # no options: the line, and what differs from its default
 
 
 def command(name: str, *functions: Callable, **names: str) -> Callable:

@@ -19,10 +19,8 @@ OodScores = Float[np.ndarray, "ood"]
 Correct = Bool[np.ndarray, "id"]
 Draws = Float[np.ndarray, "resamples"]
 
-PROBABILITIES = ("msp", "temperature-scaling")
-"""Detectors whose score is the probability of the predicted class."""
-
-BINS = 15
+PROBABILITIES = ("msp", "temperature-scaling")  # their score is that of the predicted class
+BINS = 15  # of the calibration error
 
 
 @dataclass(frozen=True)

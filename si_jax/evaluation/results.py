@@ -15,13 +15,10 @@ from si_jax.evaluation.job import Job
 from si_jax.evaluation.metrics import METRICS, PROBABILITIES
 from si_jax.evaluation.store import PREDICTION, Arrays
 
-SCHEMA = 2
-"""Version of the record. Files without one are of version 1, and can be read."""
+SCHEMA = 2  # version of the record; files without one are of version 1, and can be read
 
 Number = int | float
-
-Rows = dict[str, dict[str, dict[str, Number]]]
-"""Detector -> set or group -> metric -> a fraction."""
+Rows = dict[str, dict[str, dict[str, Number]]]  # detector -> set or group -> metric -> a fraction
 
 
 @dataclass(frozen=True)
@@ -180,8 +177,7 @@ def _row_problems(groups: Mapping[str, str], results: Rows, averages: Rows) -> I
                 yield f"not all metrics of {detector!r} on {name!r} are numbers from 0 to 1"
 
 
-REPORTED_TIES = 0.01
-"""Share of a set's scores that may tie at the threshold of FPR95 without being reported."""
+REPORTED_TIES = 0.01  # share of a set's scores that may tie at FPR95's threshold unreported
 
 
 def measure(job: Job, arrays: Arrays) -> dict[str, Any]:

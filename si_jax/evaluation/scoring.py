@@ -25,13 +25,10 @@ from si_jax.evaluation.job import Job
 from si_jax.evaluation.store import PREDICTION, Chunk, Scores, detector_facts
 from si_jax.weights.saved import weights_hash
 
-CHUNK = 512
-"""Images of a score file, less what does not fill a batch."""
+CHUNK = 512  # images of a score file, less what does not fill a batch
 
 Transform = Callable[[np.ndarray], np.ndarray]
-
-Found = dict[str, dict[str, np.ndarray]]
-"""Detector's name -> name -> array with a row for each image."""
+Found = dict[str, dict[str, np.ndarray]]  # detector -> name -> array with a row for each image
 
 
 def fit_job(job: Job, directory: Path) -> tuple[dict[str, Any], list[str]]:

@@ -15,8 +15,7 @@ from si_jax.evaluation.job import make_job
 from si_jax.evaluation.scoring import chunks_of, fit_job, score_chunks, scorer_of
 from si_jax.model import Model
 
-RETRIES = 3
-"""How often Ray starts a share again whose worker died; it goes on where that one was."""
+RETRIES = 3  # of a share whose worker died; Ray starts it again, and it goes on where it was
 
 
 def score_share(

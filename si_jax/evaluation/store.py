@@ -30,20 +30,13 @@ from si_jax.detectors import Detector
 from si_jax.model import Model
 from si_jax.weights.saved import weights_hash
 
-FORMAT = 3
-"""Raised when the arrays of a score file, or what is hashed here, change their meaning."""
-
-HELD = ("score", "index", "label")
-"""What every score file has, with one number an image; these alone are held in memory."""
-
-LONGEST = 150
-"""Bytes of a set's name, escaped; file systems allow 255, prefixes and endings included."""
+FORMAT = 3  # raised when the arrays of a score file, or what is hashed here, change their meaning
+HELD = ("score", "index", "label")  # in every file, a number an image; these alone stay in memory
+LONGEST = 150  # bytes of a set's name, escaped; file systems allow 255, with prefixes and endings
+PREDICTION = "prediction"  # in place of a detector: the predicted class
 
 Arrays = Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
 """Set -> detector -> name -> array with a row for each image."""
-
-PREDICTION = "prediction"
-"""In place of a detector: the predicted class."""
 
 
 def check_names(names: Iterable[str], what: str = "set") -> None:
