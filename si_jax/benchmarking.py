@@ -212,7 +212,7 @@ def evaluate(
             command=command,
         )
         image_sets = (job.id_set, *job.ood_sets.values())
-        runs.save_thumbnails(where, arrays, image_sets, job.transform, list(job.detectors))
+        runs.save_thumbnails(where, arrays, image_sets, job.transform)
         run = Run(where.resolve().name, results, arrays, runs.load_thumbnails(where))
         if not directory:  # the files are about to go
             whole = {k: {d: dict(x) for d, x in found.items()} for k, found in arrays.items()}

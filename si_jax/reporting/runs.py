@@ -209,16 +209,13 @@ def extremes(scored: Mapping[str, np.ndarray]) -> list[tuple[int, float]]:
 
 
 def save_thumbnails(
-    directory: Path,
-    arrays: Arrays,
-    image_sets: Sequence[ImageSet],
-    transform: Callable[[np.ndarray], np.ndarray],
-    detectors: Sequence[str],
-) -> Path:
+    directory: Path, arrays: Arrays, sets: Sequence[ImageSet], transform: Callable
+) -> None:
     """Write small copies of the extreme images of every set by every detector, each image once."""
     rows: list[tuple[ImageSet, int]] = []
-    for images in image_sets:
-        found = [index for d in detectors for index, _ in extremes(arrays[images.name][d])]
+    for images in sets:
+        scored = [one for name, one in arrays[images.name].items() if name != PREDICTION]
+        found = [index for one in scored for index, _ in extremes(one)]
         rows += [(images, index) for index in dict.fromkeys(found)]
     content: dict[str, Any] = {
         "image": np.stack([_thumbnail(images.load(i)[0], transform) for images, i in rows]),
@@ -226,9 +223,7 @@ def save_thumbnails(
         "pick_index": np.array([index for _, index in rows]),
         "pick_row": np.arange(len(rows)),
     }
-    path = Path(directory) / THUMBNAILS
-    write_atomically(path, lambda file: np.savez_compressed(file, **content))
-    return path
+    write_atomically(directory / THUMBNAILS, lambda file: np.savez_compressed(file, **content))
 
 
 def _thumbnail(image: np.ndarray, transform: Callable) -> np.ndarray:
@@ -244,7 +239,7 @@ def _thumbnail(image: np.ndarray, transform: Callable) -> np.ndarray:
 
 def load_thumbnails(directory: Path) -> Thumbnails:
     """What `save_thumbnails` wrote; empty where there is no such file."""
-    path = Path(directory) / THUMBNAILS
+    path = directory / THUMBNAILS
     if not path.is_file():
         return {}
     kept: dict[str, dict[int, np.ndarray]] = {}

@@ -81,5 +81,5 @@ def make_run(directory, *, seed=0, shift=0.0, **changes):
     } | changes  # fmt: skip
     runs.write(Results.from_json(content), directory)
     sets = [image_set(name, size) for name, size in SETS.items()]
-    runs.save_thumbnails(directory, arrays, sets, lambda image: image[:120], list(SETTINGS))
+    runs.save_thumbnails(directory, arrays, sets, lambda image: image[:120])
     return directory

@@ -61,7 +61,7 @@ def test_thumbnails_are_kept_once_and_small_images_not_enlarged(tmp_path):
         return np.zeros((8, 9, 3), np.uint8), -1
 
     images = ImageSet("s", 4, "s", load, str)
-    runs.save_thumbnails(tmp_path, arrays, [images], lambda image: image, ["a", "b"])
+    runs.save_thumbnails(tmp_path, arrays, [images], lambda image: image)
     assert sorted(loaded) == [0, 1, 2, 3]
     kept = runs.load_thumbnails(tmp_path)["s"]
     assert sorted(kept) == [0, 1, 2, 3] and kept[0].shape == (8, 9, 3)
