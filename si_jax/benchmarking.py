@@ -175,7 +175,7 @@ def evaluate(
     given["skip_unreadable"] = skip_unreadable
     job = make_job(model, sets, detectors, options, **drawn, **given)
     about = {**drawn, "checkpoint": label or f"{model.name}, given as a model", **job.facts}
-    about |= {"groups": dict(job.groups), "settings": job.settings}
+    about |= {"groups": job.groups, "settings": job.settings}
     with contextlib.ExitStack() as stack:
         where = directory or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         where.mkdir(parents=True, exist_ok=True)
@@ -184,7 +184,7 @@ def evaluate(
         fit, notes = fit_job(job, where / "fits")
         scored = score_job(job, where / "scores")
         arrays = {name: one.arrays for name, one in scored.items()}
-        known = arrays[job.id_set.name][PREDICTION]
+        known = arrays[sets.test.name][PREDICTION]
         seconds = {name: one.seconds for name, one in scored.items()}
         results = Results(
             **record.measure(job, arrays),
@@ -198,12 +198,12 @@ def evaluate(
                 **{k: job.score_facts[k] for k in ("input_size", "mean", "std", "precision")},
                 "weights_sha256": job.score_facts["weights"],
             },
-            in_distribution=job.id_set.name,
+            in_distribution=sets.test.name,
             fit=fit,
             absent=[missing.name for missing in sets.absent],
             incomplete=list(sets.incomplete),
             unreadable={name: list(s.unreadable) for name, s in scored.items() if s.unreadable},
-            notes=[*sets.notes, *notes, *record.order_note(job.id_set, known)],
+            notes=[*sets.notes, *notes, *record.order_note(sets.test, known)],
             warning=record.chance_warning(known, model.num_classes),
             device=f"{jax.local_device_count()} x {jax.devices()[0].device_kind}",
             computed={name: one.computed for name, one in scored.items()},
@@ -211,8 +211,8 @@ def evaluate(
             versions=cli.versions(),
             command=command,
         )
-        image_sets = (job.id_set, *job.ood_sets.values())
-        runs.save_thumbnails(where, arrays, image_sets, job.transform)
+        shown = job.sets[: 1 + len(job.groups)]  # not the shifted ones
+        runs.save_thumbnails(where, arrays, shown, job.found.preprocessing)
         run = Run(where.resolve().name, results, arrays, runs.load_thumbnails(where))
         if not directory:  # the files are about to go
             whole = {k: {d: dict(x) for d, x in found.items()} for k, found in arrays.items()}

@@ -5,11 +5,9 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from si_jax.checks import check_least
 from si_jax.data.benchmarks import BENCHMARKS, Benchmark, Resolved
@@ -24,29 +22,32 @@ from si_jax.weights.torch_modules import torch_model
 
 @dataclass(frozen=True)
 class Job:
-    """What is evaluated on what: detectors by their labels, sets by their names.
+    """What is evaluated on what: detectors by their labels, and the sets that were found.
 
-    `groups` says in which group an out-of-distribution set is averaged; `transform` brings a
-    decoded image to the model's input size; `facts` are the names of `benchmark`, `protocol` and
-    `preprocessing`. With shifted sets, all is measured a second time with them counted as
-    in-distribution: the full spectrum.
+    With shifted sets, all is measured a second time with them counted as in-distribution: the full
+    spectrum.
     """
 
     model: Model
     detectors: Mapping[str, Detector]
-    id_set: ImageSet
-    ood_sets: Mapping[str, ImageSet]
-    groups: Mapping[str, str]
-    transform: Callable[[np.ndarray], np.ndarray]
-    facts: Mapping[str, str] = field(default_factory=dict)
-    shifted_sets: Mapping[str, ImageSet] = field(default_factory=dict)
-    train: ImageSet | None = None
+    found: Resolved
     skip_unreadable: bool = False
 
     @property
     def sets(self) -> tuple[ImageSet, ...]:
         """All sets: in-distribution, out-of-distribution, shifted."""
-        return (self.id_set, *self.ood_sets.values(), *self.shifted_sets.values())
+        return (self.found.test, *(o.images for o in self.found.ood), *self.found.shifted)
+
+    @property
+    def groups(self) -> dict[str, str]:
+        """Out-of-distribution set -> the group in which it is averaged."""
+        return {o.name: o.group for o in self.found.ood}
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """The names of benchmark, protocol and preprocessing."""
+        names = ("benchmark", "protocol", "preprocessing")
+        return {name: str(getattr(self.found, name)) for name in names}
 
     @property
     def settings(self) -> dict[str, dict[str, Any]]:
@@ -60,7 +61,8 @@ class Job:
     def score_facts(self) -> dict[str, Any]:
         """What determines the scores beside detector and images, for the keys of stored files."""
         scale = {"scale": self.model.scale} if self.model.scale else {}
-        return {**self.facts, "transform": str(self.transform), **scale, **model_facts(self.model)}
+        transform = str(self.found.preprocessing)
+        return {**self.facts, "transform": transform, **scale, **model_facts(self.model)}
 
 
 DEFAULT = ("si-c", "si-z", "gaia-z", "msp", "max-logit", "energy")
@@ -151,22 +153,14 @@ def make_job(
         for label in unfitted:
             print(f"{label} is left out: it {why}", file=sys.stderr)
             del made[label]
-    job = Job(
-        model=model,
-        detectors=made,
-        id_set=subset(sets.test, limit, seed),
-        ood_sets={o.name: subset(o.images, limit, seed) for o in sets.ood},
-        groups={o.name: o.group for o in sets.ood},
-        transform=sets.preprocessing,
-        facts={
-            "benchmark": sets.benchmark,
-            "protocol": sets.protocol,
-            "preprocessing": str(sets.preprocessing),
-        },
-        shifted_sets={s.name: subset(s, limit, seed) for s in sets.shifted},
+    found = dataclasses.replace(
+        sets,
+        test=subset(sets.test, limit, seed),
         train=sets.train and subset(sets.train, fit_limit, seed),
-        skip_unreadable=skip_unreadable,
+        ood=tuple(o._replace(images=subset(o.images, limit, seed)) for o in sets.ood),
+        shifted=tuple(subset(images, limit, seed) for images in sets.shifted),
     )
+    job = Job(model, made, found, skip_unreadable)
     check_names([image_set.name for image_set in job.sets])
     return job
 

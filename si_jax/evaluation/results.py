@@ -182,14 +182,14 @@ REPORTED_TIES = 0.01  # share of a set's scores that may tie at FPR95's threshol
 
 def measure(job: Job, arrays: Arrays) -> dict[str, Any]:
     """Fields of `Results`: how well each detector separates the sets, and the classifier."""
-    known = arrays[job.id_set.name]
+    known = arrays[job.found.test.name]
     correct = _correct(known[PREDICTION])
     ties: dict[str, dict[str, int]] = {}
-    for detector, name, inside, outside in _pairs(job, arrays, [job.id_set.name]):
+    for detector, name, inside, outside in _pairs(job, arrays):
         if (tied := metrics.tied_at_threshold(inside, outside)) > REPORTED_TIES * len(outside):
             ties.setdefault(detector, {})[name] = tied
     fields: dict[str, Any] = {
-        **_rows(job, arrays, [job.id_set.name]),
+        **_rows(job, arrays),
         "ties": ties,
         "accuracy": _accuracy(known[PREDICTION]),
         "calibration_error": {
@@ -198,26 +198,28 @@ def measure(job: Job, arrays: Arrays) -> dict[str, Any]:
             if d.name in PROBABILITIES and correct is not None
         },
     }
-    if shifted := list(job.shifted_sets):  # the full spectrum (Yang et al., IJCV 2023)
+    if shifted := [images.name for images in job.found.shifted]:
+        # the full spectrum (Yang et al., IJCV 2023)
         fields["shifted"] = {name: _accuracy(arrays[name][PREDICTION]) for name in shifted}
-        fields["full_spectrum"] = _rows(job, arrays, [job.id_set.name, *shifted])
+        fields["full_spectrum"] = _rows(job, arrays, shifted)
     return fields
 
 
-def _pairs(job: Job, arrays: Arrays, id_names: Sequence[str]) -> Iterator[tuple]:
-    """Detector, OOD set, the scores of these in-distribution sets, and those of the OOD set."""
+def _pairs(job: Job, arrays: Arrays, shifted: Sequence[str] = ()) -> Iterator[tuple]:
+    """Detector, OOD set, the scores in distribution (and shifted), and those of the OOD set."""
     for detector in job.detectors:
-        known = np.concatenate([arrays[name][detector]["score"] for name in id_names])
-        for name in job.ood_sets:
+        names = (job.found.test.name, *shifted)
+        known = np.concatenate([arrays[name][detector]["score"] for name in names])
+        for name in job.groups:
             yield detector, name, known, arrays[name][detector]["score"]
 
 
-def _rows(job: Job, arrays: Arrays, id_names: Sequence[str]) -> dict[str, Rows]:
-    """Metrics by set and by group, with these sets as in-distribution."""
-    predicted = [arrays[name][PREDICTION] for name in id_names]
+def _rows(job: Job, arrays: Arrays, shifted: Sequence[str] = ()) -> dict[str, Rows]:
+    """Metrics by set and by group, with these sets as in-distribution too."""
+    predicted = [arrays[name][PREDICTION] for name in (job.found.test.name, *shifted)]
     correct = _correct({k: np.concatenate([p[k] for p in predicted]) for k in ("score", "label")})
     results: Rows = {detector: {} for detector in job.detectors}
-    for detector, name, inside, outside in _pairs(job, arrays, id_names):
+    for detector, name, inside, outside in _pairs(job, arrays, shifted):
         results[detector][name] = metrics.evaluate(inside, outside, correct)
     averages = {d: metrics.averages(rows, job.groups) for d, rows in results.items()}
     return {"results": results, "averages": averages}
@@ -225,12 +227,12 @@ def _rows(job: Job, arrays: Arrays, id_names: Sequence[str]) -> dict[str, Rows]:
 
 def intervals(job: Job, arrays: Arrays, *, resamples: int = 200, seed: int = 0) -> dict[str, Any]:
     """Fields of `Results`: bootstrap confidence intervals of what `measure` gives."""
-    correct = _correct(arrays[job.id_set.name][PREDICTION])
+    correct = _correct(arrays[job.found.test.name][PREDICTION])
     chosen = [name for name in metrics.measurable(correct) if METRICS[name].report]
     options: dict[str, Any] = {"metrics": chosen, "resamples": resamples, "seed": seed}
     drawn: dict[str, dict] = {detector: {} for detector in job.detectors}
     # one seed for all sets, so that the same in-distribution images are drawn for each of them
-    for detector, name, inside, outside in _pairs(job, arrays, [job.id_set.name]):
+    for detector, name, inside, outside in _pairs(job, arrays):
         drawn[detector][name] = metrics.draws(inside, outside, correct=correct, **options)
     means = {detector: metrics.averages(rows, job.groups) for detector, rows in drawn.items()}
     return {

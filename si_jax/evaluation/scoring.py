@@ -38,7 +38,7 @@ def fit_job(job: Job, directory: Path) -> tuple[dict[str, Any], list[str]]:
     an image. A fit is stored as `<directory>/<detector>.npz`.
     """
     unfitted = {name: detector for name, detector in job.detectors.items() if detector.needs_fit}
-    train = job.train
+    train = job.found.train
     if train is None or not unfitted:
         return {}, []
     skip = {"skip_unreadable": job.skip_unreadable}
@@ -57,7 +57,9 @@ def fit_job(job: Job, directory: Path) -> tuple[dict[str, Any], list[str]]:
     options: dict[str, Any] = {"image_shape": job.model.image_shape, **skip}
 
     def stream():
-        for batch in shown(batches(train, job.transform, 64, **options), train, "fitting"):
+        for batch in shown(
+            batches(train, job.found.preprocessing, 64, **options), train, "fitting"
+        ):
             unreadable.update(dict.fromkeys(batch.unreadable))
             yield batch.readable
 
@@ -164,10 +166,11 @@ def score_job(job: Job, directory: Path) -> dict[str, Scored]:
     """Score all sets, as `score_set`; a label that is no class of the network's is an error."""
     scorer, scored = scorer_of(job), {}
     options: dict[str, Any] = {"facts": job.score_facts, "skip_unreadable": job.skip_unreadable}
+    options["directory"] = directory
     for image_set in job.sets:
-        found = score_set(scorer, image_set, job.transform, directory=directory, **options)
+        found = score_set(scorer, image_set, job.found.preprocessing, **options)
         scored[image_set.name] = found
-        if image_set is job.id_set or image_set.name in job.shifted_sets:
+        if image_set.name not in job.groups:
             most = int(found.arrays[PREDICTION]["label"].max(initial=-1))
             if most >= job.model.num_classes:
                 raise ValueError(

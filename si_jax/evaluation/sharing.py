@@ -49,7 +49,7 @@ def score_share(
     scorer, first = scorer_of(job), k - 1
     for image_set in job.sets:
         count = len(chunks_of(len(image_set)))
-        score_chunks(scorer, image_set, job.transform, range(first, count, n), **where)
+        score_chunks(scorer, image_set, job.found.preprocessing, range(first, count, n), **where)
         first = (first - count) % n
 
 

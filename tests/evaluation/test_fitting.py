@@ -7,6 +7,8 @@ import pytest
 
 import si_jax
 from si_jax.data import sources
+from si_jax.data.benchmarks import Resolved
+from si_jax.data.preprocessing import Preprocessing
 from si_jax.evaluation import job, scoring
 
 IMAGES = np.random.default_rng(1).integers(0, 256, (100, 8, 8, 3), np.uint8)
@@ -17,11 +19,12 @@ NAMES = ("knn", "vim", "energy")
 def fit(small, tmp_path):
     """Fits beside what else determines them; the detectors."""
     train = sources.from_arrays("train", IMAGES)
-    empty = job.Job(small, {}, train, {}, {}, lambda image: image, train=train)
+    preprocessing = Preprocessing(resize=8, crop=(8, 8))
+    sets = Resolved("made", 4, "published", preprocessing, train, train, ood=())
 
     def run(protocol="published"):
         made = job.make_detectors(NAMES, small, options={"knn": {"k": 5}})
-        given = dataclasses.replace(empty, detectors=made, facts={"protocol": protocol})
+        given = job.Job(small, made, dataclasses.replace(sets, protocol=protocol))
         told, (note,) = scoring.fit_job(given, tmp_path)
         assert told == {"set": "train", "images": 100, "detectors": ["knn", "vim"]}
         assert note.startswith("train: 100 of its 100 images are, byte for byte, among the 100")

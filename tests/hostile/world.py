@@ -19,6 +19,7 @@ from scipy.io import savemat
 import si_jax
 from si_jax import cli, commands
 from si_jax.data import sources
+from si_jax.data.benchmarks import OodSet, Resolved
 from si_jax.data.folders import from_folder
 from si_jax.data.image_set import ImageSet
 from si_jax.data.preprocessing import Preprocessing
@@ -127,15 +128,16 @@ class Readers:
         }
         with np.load(root / "images.npz") as file:
             self.batch = file["images"], file["labels"]
-        self.transform = Preprocessing(resize=8, crop=(8, 8))
-        self.job = Job(
-            self.model,
-            make_detectors(["msp"], self.model, batch_size=8),
-            self.sets["known"],
-            {"one": self.sets["one"]},
-            {"one": "far"},
-            self.transform,
+        sets = Resolved(
+            benchmark="known",
+            num_classes=self.model.num_classes,
+            protocol="own",
+            preprocessing=Preprocessing(resize=8, crop=(8, 8)),
+            test=self.sets["known"],
+            train=self.sets["train"],
+            ood=(OodSet("one", "far", self.sets["one"]),),
         )
+        self.job = Job(self.model, make_detectors(["msp"], self.model, batch_size=8), sets)
 
     def scores(self, root: Path) -> str:
         scored = scoring.score_job(self.job, root / "store")
@@ -143,7 +145,7 @@ class Readers:
 
     def fit(self, root: Path) -> str:
         made = make_detectors([FITTED], self.model, batch_size=8)
-        job = dataclasses.replace(self.job, detectors=made, train=self.sets["train"])
+        job = dataclasses.replace(self.job, detectors=made)
         scoring.fit_job(job, root / "fits")
         return digest(*(v for _, v in sorted(made[FITTED].state.items())))
 
