@@ -5,7 +5,6 @@ imports this one. To add a sub-command, add a module and its line in `COMMANDS`;
 a parameter of its `main`, or of a function of the library that is named beside it.
 """
 
-import ast
 import importlib
 import sys
 from collections.abc import Iterator
@@ -50,5 +49,5 @@ def summaries() -> Iterator[str]:
     """A line of each sub-command: what its module says first, which is not imported."""
     for name in COMMANDS:
         source = Path(__file__).with_name(f"{name.replace('-', '_')}.py").read_text()
-        first, _, _ = (ast.get_docstring(ast.parse(source)) or "").partition("\n")
-        yield f"  {name:12} {first[:1].lower()}{first[1:].rstrip('.')}"
+        first = source.splitlines()[0].strip('".')
+        yield f"  {name:12} {first[:1].lower()}{first[1:]}"
