@@ -32,7 +32,6 @@ from si_jax.decision.predictor import FilePrediction, find_images, predict_files
 from si_jax.detectors import Detector
 from si_jax.detectors.loading import find_detector, load_detector
 from si_jax.detectors.predictions import check_calibrated, check_preprocessing
-from si_jax.model import Model
 from si_jax.weights.checkpoint import CARD, INSIDE, Card
 from si_jax.weights.saved import read_card
 from si_jax.weights.torch_modules import torch_model
@@ -64,7 +63,12 @@ def main(
         explain: directory to write a picture to that explains each decision.
     """
     check_least(1, batch_size=batch_size)
-    loaded = load_detector(detector, model=saved_with(detector, torch) if torch else None)
+    network = None
+    if torch:  # with any weights, in whose place the detector's come
+        card = read_card(find_detector(detector) / INSIDE / CARD, Card)
+        size, mean, std = card.input_size, card.mean, card.std
+        network = torch_model(torch, input_size=size, mean=mean, std=std, pretrained=False)
+    loaded = load_detector(detector, model=network)
     threshold = check_calibrated(loaded)
     check_preprocessing(loaded)
     if tpr is not None:
@@ -106,13 +110,6 @@ def main(
     )
     if counts["unreadable"]:
         sys.exit(1)
-
-
-def saved_with(detector: str, name: str) -> Model:
-    """The PyTorch network of a saved detector, with any weights."""
-    card = read_card(find_detector(detector) / INSIDE / CARD, Card)
-    size, mean, std = card.input_size, card.mean, card.std
-    return torch_model(name, input_size=size, mean=mean, std=std, pretrained=False)
 
 
 def line(detector: Detector, row: FilePrediction) -> str:

@@ -27,12 +27,7 @@ from si_jax.training.training import Recipe
 
 @command("si-jax train", train_checkpoint, Recipe)
 def main(
-    train: partial,
-    recipe: partial,
-    *,
-    dataset: str = "digits",
-    out: str,
-    epochs: int | None = None,
+    train: partial, recipe: partial, *, dataset: str = "digits", out: str, epochs: int | None = None
 ) -> None:
     """Train, evaluate and save.
 

@@ -284,11 +284,15 @@ def _scored(
     made = batches(remaining, transform, batch_size, image_shape=model.image_shape, **options)
 
     def started() -> Iterator[tuple[Batch, Callable[[], dict]]]:
+        pending = deque[tuple[Batch, Callable[[], dict]]]()  # begun while the devices work
         for batch, names in zip(made, wanted, strict=True):
             images = model.prepare_images(batch.readable[0])
-            yield batch, scorer.start(images, names, few=small) if len(images) else dict
+            pending.append((batch, scorer.start(images, names, few=small) if len(images) else dict))
+            if len(pending) > PREFETCH:
+                yield pending.popleft()
+        yield from pending
 
-    running = _ahead(started())
+    running = started()
     with tqdm(total=total, initial=total - len(positions), desc=image_set.name, unit="img") as bar:
         for span, names in chunks:
             parts: dict[str, list[dict[str, np.ndarray]]] = {}
@@ -304,15 +308,6 @@ def _scored(
                     parts.setdefault(name, []).append(rows)
                 bar.update(batch.size)
             yield {name: _joined(parts[name]) if name in parts else EMPTY for name in names}
-
-
-def _ahead(items: Iterator[tuple[Batch, Callable]]) -> Iterator[tuple[Batch, Callable]]:
-    """The same, `PREFETCH` behind: more are decoded and begun while the devices work."""
-    pending = deque(itertools.islice(items, PREFETCH))
-    for item in items:
-        pending.append(item)
-        yield pending.popleft()
-    yield from pending
 
 
 def _joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -19,12 +19,7 @@ RETRIES = 3  # of a share whose worker died; Ray starts it again, and it goes on
 
 
 def score_share(
-    model: Model,
-    sets: Resolved,
-    *,
-    share: tuple[int, int],
-    out: str | os.PathLike,
-    **options: Any,
+    model: Model, sets: Resolved, *, share: tuple[int, int], out: str | os.PathLike, **options: Any
 ) -> None:
     """Score and store every n-th chunk of all sets; results are left to `si_jax.evaluate`.
 

@@ -143,8 +143,7 @@ def refuse_test_images(validation: Sequence[ImageSet], tests: Iterable[ImageSet]
                 images, index = same
                 raise ValueError(
                     f"{images.name}: {images.ident(index)} is also in the test set {test.name}"
-                    f" ({test.ident(i)}): what is chosen by test images cannot be tested on them;"
-                    " give other images"
+                    f" ({test.ident(i)}): give images that are not tested on"
                 )
 
 

@@ -54,6 +54,7 @@ def write(run: Run, directory: Path) -> Path:
     The run's scores are loaded. The first chart is written beside it, as `overview.png`.
     """
     results, overview = run.results, None
+    what = f"{results.benchmark} ({results.protocol}), {results.model['name']}"
     if run.ood_sets:
         chart = figures.encode(figures.overview(run))
         write_atomically(directory / "overview.png", lambda file: file.write(chart))
@@ -62,7 +63,7 @@ def write(run: Run, directory: Path) -> Path:
     return _write(
         directory,
         "run.html",
-        title=report.title(results),
+        title=f"Out-of-distribution detection: {what}",
         warnings=report.warnings(results),
         headline=report.headline(results),
         overview=overview,

@@ -68,12 +68,6 @@ def titles() -> dict[str, str]:
     return {name: metric.report for name, metric in METRICS.items() if metric.report}
 
 
-def title(run: Results) -> str:
-    """A run in a few words."""
-    name = run.model["name"]
-    return f"Out-of-distribution detection: {run.benchmark} ({run.protocol}), {name}"
-
-
 def summary(run: Results) -> list[tuple[str, str]]:
     """(name, value) of what was evaluated."""
     model, counts = run.model, run.counts
