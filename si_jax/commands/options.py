@@ -66,15 +66,14 @@ def command(name: str, *functions: Callable, **names: str) -> Callable:
             texts = _texts(main, *functions)
             shown = [_shown(options[key], flags, texts.get(key, "")) for key in options]
             called.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+            usual = Parameter(consume_multiple=True, allow_repeating=True, negative=())
             app = App(
                 name=name,
                 help=inspect.getdoc(sys.modules[main.__module__]),
                 help_format="plaintext",
                 version_flags=(),
                 suppress_keyboard_interrupt=False,  # `cli.run` says what an interruption saved
-                default_parameter=Parameter(
-                    consume_multiple=True, allow_repeating=True, negative=()
-                ),
+                default_parameter=usual,
                 result_action="return_none",
             )
             app.default(called)

@@ -102,21 +102,20 @@ class Scorer:
         `wanted` detectors are needed; `few` says that these are all images of a set, so that fewer
         than a batch may make a smaller one.
         """
-        started: list[tuple[Mapping[str, Detector], Callable[[], dict]]] = []
+        started: list[tuple[Mapping[str, Detector], list[Callable[[], dict]]]] = []
         for group, run in self._groups:
             if set(group) & set(wanted):
                 size = max(d.batch_size for d in group.values())
                 size = fitting_batch_size(len(images), size) if few else size
-                for i in range(0, len(images), size):
-                    started.append((group, run.start(images[i : i + size], batch_size=size)))
+                parts = (images[i : i + size] for i in range(0, len(images), size))
+                started.append((group, [run.start(part, batch_size=size) for part in parts]))
 
         def fetch():
-            parts: dict[str, list[dict[str, np.ndarray]]] = {}
-            for group, get in started:
-                found = get() if len(group) > 1 else dict.fromkeys(group, get())
-                for name, arrays in found.items():
-                    parts.setdefault(name, []).append(arrays)
-            return {name: _joined(rows) for name, rows in parts.items()}
+            results: Found = {}
+            for group, parts in started:
+                found = _joined([get() for get in parts])
+                results |= found if len(group) > 1 else dict.fromkeys(group, found)
+            return results
 
         return fetch
 
@@ -310,7 +309,8 @@ def _scored(
             yield {name: _joined(parts[name]) if name in parts else EMPTY for name in names}
 
 
-def _joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def _joined(parts: Sequence[Any]) -> Any:
+    """Trees of arrays, one behind the other."""
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
 
