@@ -80,15 +80,20 @@ class Value:
         array: the value itself.
         known: the concrete value of a weight or a constant.
         made: the equation that makes it, its operands, and which of the results it is.
-        constant: whether it depends on weights and constants alone.
         graded: whether gradients come back through it to some tap.
     """
 
     array: Any
     known: Any = None
     made: tuple[Any, tuple["Value", ...], int] | None = None
-    constant: bool = False
     graded: bool = False
+
+    @cached_property
+    def constant(self) -> bool:
+        """Whether it depends on weights and constants alone."""
+        if self.made is None:
+            return self.known is not None
+        return all(v.constant for v in self.made[1])
 
     @cached_property
     def nonzero(self) -> bool:
@@ -156,8 +161,8 @@ class Node:
     @property
     def pointwise(self) -> bool:
         """Whether it keeps positions apart: one of the tap makes one of the result."""
-        alike = all(shape == self.shape for shape in self.graded_shapes)
-        return (self.elementwise and alike) or self.name in LAYOUT
+        alike = self.elementwise and set(self.graded_shapes) <= {self.shape}
+        return alike or self.name in LAYOUT
 
     @cached_property
     def served(self) -> bool:
@@ -336,69 +341,51 @@ def look(model: Model, taps: Sequence[str]) -> dict[str, Look]:
 def record(traced: Traced, values: Mapping[Any, Array], weights: Any, taps: Iterable[str]) -> Tape:
     """The tape of a pass; `weights`, outside of any trace, show whether they hold zeros."""
     jaxpr = traced.closed.jaxpr
-    leaves = jax.tree.leaves(weights)
-    env = {}
-    for i, var in enumerate(jaxpr.invars):
-        known = leaves[i] if i < len(leaves) else None
-        env[var] = Value(values.get(var), known, constant=known is not None)
-    recorder = _Recorder({traced.taps[tap] for tap in taps})
-    recorder.walk(jaxpr, traced.closed.consts, env, values)
-    return Tape(recorder.nodes, {tap: env[traced.taps[tap]] for tap in taps}, env[traced.logits])
+    known = [*jax.tree.leaves(weights), *[None] * len(jaxpr.invars)]
+    env = {v: Value(values.get(v), x) for v, x in zip(jaxpr.invars, known, strict=False)}
+    tapped = {traced.taps[tap] for tap in taps}
+    nodes: list[Node] = []
+    moved: set[Value] = set()  # what depends on a tap
 
+    def value(v, env):
+        return _constant(v.val) if is_literal(v) else env[v]
 
-@dataclass
-class _Recorder:
-    """Goes through equations, and those that they call, and keeps those that depend on a tap."""
-
-    tapped: set[Any]
-    nodes: list[Node] = field(default_factory=list)
-    moved: set[Value] = field(default_factory=set)
-
-    def walk(self, jaxpr: Any, consts: Sequence[Any], env: dict[Any, Value], values: Any) -> None:
+    def walk(jaxpr, consts, env, values):
         """Add what a jaxpr makes to `env`; its values are given, or computed."""
-        for var, x in zip(jaxpr.constvars, consts, strict=True):
-            env[var] = _constant(x)
+        env.update(zip(jaxpr.constvars, map(_constant, consts), strict=True))
         for eqn in jaxpr.eqns:
-            inputs = tuple(_constant(v.val) if is_literal(v) else env[v] for v in eqn.invars)
-            depends = not self.moved.isdisjoint(inputs)
+            inputs = tuple(value(v, env) for v in eqn.invars)
+            depends = not moved.isdisjoint(inputs)
             elementwise = depends and is_elementwise(eqn)
             called = inner(eqn)
             if depends and called and not elementwise and eqn.primitive.name != "custom_vjp_call":
                 own = dict(zip(called.jaxpr.invars, inputs, strict=True))
-                self.walk(called.jaxpr, called.consts, own, None)
-                outputs = [
-                    _constant(v.val) if is_literal(v) else own[v] for v in called.jaxpr.outvars
-                ]
+                walk(called.jaxpr, called.consts, own, None)
+                outputs = [value(v, own) for v in called.jaxpr.outvars]
             else:
                 if values is None:
                     arrays = _run(eqn, [v.array for v in inputs])
                 else:
                     arrays = [values.get(v) for v in eqn.outvars]
-                outputs = _results(eqn, inputs, arrays)
+                outputs = [Value(x, made=(eqn, inputs, i)) for i, x in enumerate(arrays)]
+                graded = eqn.primitive.name != "stop_gradient" and any(v.graded for v in inputs)
+                for made, v in zip(outputs, eqn.outvars, strict=True):
+                    made.graded = graded and jnp.issubdtype(v.aval.dtype, jnp.inexact)
                 if depends:
-                    fixed = self.moved.isdisjoint(v for v in inputs if not v.graded)
-                    self.nodes.append(Node(eqn, inputs, tuple(outputs), elementwise, fixed))
-                    self.moved.update(outputs)
+                    fixed = moved.isdisjoint(v for v in inputs if not v.graded)
+                    nodes.append(Node(eqn, inputs, tuple(outputs), elementwise, fixed))
+                    moved.update(outputs)
             env.update(zip(eqn.outvars, outputs, strict=True))
-            for var in self.tapped.intersection(eqn.outvars):
-                self.moved.add(env[var])
-                env[var].graded = True
+            for v in tapped.intersection(eqn.outvars):
+                moved.add(env[v])
+                env[v].graded = True
+
+    walk(jaxpr, traced.closed.consts, env, values)
+    return Tape(nodes, {tap: env[traced.taps[tap]] for tap in taps}, env[traced.logits])
 
 
 def _constant(x: Any) -> Value:
-    known = None if isinstance(x, jax.core.Tracer) else x
-    return Value(x, known, constant=known is not None)
-
-
-def _results(eqn: Any, inputs: tuple[Value, ...], arrays: Sequence[Any]) -> list[Value]:
-    constant = all(v.constant for v in inputs)
-    graded = any(v.graded for v in inputs) and eqn.primitive.name != "stop_gradient"
-    results = []
-    for i, (var, array) in enumerate(zip(eqn.outvars, arrays, strict=True)):
-        real = jnp.issubdtype(var.aval.dtype, jnp.inexact)
-        made = (eqn, inputs, i)
-        results.append(Value(array, made=made, constant=constant, graded=graded and real))
-    return results
+    return Value(x, None if isinstance(x, jax.core.Tracer) else x)
 
 
 def is_elementwise(eqn: Any) -> bool:
@@ -423,13 +410,13 @@ def _back(
     """Carry counts back: value -> what each equation that reads it adds; see `Tape.parts`."""
     parts: dict[Value, list[tuple[Node, Array]]] = {}
     for node in reversed([node for node in nodes if node.served]):
-        outs = []
-        for value in node.outputs:
-            counts = [start[value]] if value in start else []
-            counts += [c for _, c in parts.get(value, ())]
-            outs.append(_sum(counts) if counts else None)
-        if all(c is None for c in outs):
+        entering = [
+            [*([start[v]] if v in start else []), *(c for _, c in parts.get(v, ()))]
+            for v in node.outputs
+        ]
+        if not any(entering):
             continue
+        outs = [_sum(counts) if counts else None for counts in entering]
         for value in dict.fromkeys(v for v in node.inputs if v.graded):
             pulled = _pull(node, value, outs, lambda v: arrays.get(v, v.array), open_)
             parts.setdefault(value, []).append((node, pulled))
