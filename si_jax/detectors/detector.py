@@ -322,8 +322,7 @@ class Detector:
         if len(bad := np.flatnonzero(~np.isfinite(scores))):
             raise ValueError(
                 f"detector {self.name!r} gives {len(bad)} of {len(scores)} images, image {bad[0]}"
-                " the first, a score that is NaN or infinite: the network's weights are broken, or"
-                " the images hold values that are too large"
+                " the first, a NaN or infinite score: broken weights, or values that are too large"
             )
         if varied and len(scores) >= LEAST_TO_WARN and np.ptp(scores) == 0:
             warnings.warn(
@@ -372,13 +371,7 @@ class Detector:
             yield batch, found, results
 
     def _batches(
-        self,
-        images: Any,
-        size: int,
-        *,
-        progress: str = "",
-        may_be_empty: bool = False,
-        **options: Any,
+        self, images, size: int, *, progress: str = "", may_be_empty: bool = False, **options: Any
     ) -> Iterator[Batch]:
         """The one generator of batches: images of any form, as the detector prepares them."""
         shape = self.model.image_shape
