@@ -130,9 +130,7 @@ def ledoit_wolf(standardised: Rows, covariance: Square, count: int) -> float:
     return max(share, LEAST_SHRINKAGE)
 
 
-def _densities(
-    moments: Moments, channels: Channels, shrinkage: float | str, rows: list[np.ndarray]
-) -> dict[str, np.ndarray]:
+def _densities(moments: Moments, channels: Channels, shrinkage: float | str, rows: list) -> dict:
     """What is learnt of the densities from the first part; see `fit`."""
     covariance = moments.covariance()
     variance = np.diag(covariance).copy()

@@ -21,6 +21,9 @@ from si_jax.integration import max_logit
 from si_jax.model import Model
 from si_jax.taps import Taps, default_taps, select
 
+Names = str | Sequence[str]
+Shapes = Mapping[str, Sequence[int]]
+
 
 @dataclass(frozen=True)
 class Channels:
@@ -52,9 +55,7 @@ class Reader:
     engine: str | None
 
 
-def canonical_components(
-    components: str | Sequence[str], known: Sequence[str] = ALL
-) -> tuple[str, ...]:
+def canonical_components(components: Names, known: Sequence[str] = ALL) -> tuple[str, ...]:
     """The components asked for, each once, in the order of `known`."""
     given = components
     if isinstance(given, str):
@@ -71,7 +72,7 @@ def canonical_components(
 def reader(
     model: Model,
     *,
-    components: str | Sequence[str] = ALL,
+    components: Names = ALL,
     max_channels: int = 4096,
     taps: Taps = None,
     inner: Taps = None,
@@ -133,22 +134,17 @@ def reader(
     return Reader(read, components, channels, inner_paths, engine)
 
 
-def readings(
-    reading: Reader, model: Model, images: np.ndarray, *, batch_size: int = 64
-) -> dict[str, np.ndarray]:
+def readings(reading: Reader, model: Model, images: np.ndarray, *, batch_size: int = 64) -> dict:
     """The readings of images, to be fitted and scored without the network.
 
     float32 arrays: `"confidence"` (N,), `"energy"` (N,), and where the components need them
     `"channel_average"` (N,) and `"density"` (N, D).
     """
-    return batched(reading, model)(
-        model.prepare_images(images), batch_size=batch_size, allow_small_batch=True
-    )
+    images = model.prepare_images(images)
+    return batched(reading, model)(images, batch_size=batch_size, allow_small_batch=True)
 
 
-def select_channels(
-    taps: Mapping[str, Sequence[int]], max_channels: int, seed: int = 0
-) -> Channels:
+def select_channels(taps: Shapes, max_channels: int, seed: int = 0) -> Channels:
     """All channels, or `max_channels` drawn at random, from each tap in proportion."""
     counts = [shape[-1] for shape in taps.values()]
     if max_channels < len(counts):
