@@ -171,10 +171,7 @@ class Scores(Mapping[str, np.ndarray]):
         filled = [len(chunk["index"]) > 0 for chunk in chunks]
         self._filled = list(itertools.compress(paths, filled))
         self._names = list(next(itertools.compress(chunks, filled), HELD))
-        self.held = {
-            name: np.concatenate([chunk[name] for chunk in chunks] or [np.zeros(0)])
-            for name in HELD
-        }
+        self.held = {k: np.concatenate([c[k] for c in chunks] or [np.zeros(0)]) for k in HELD}
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name in self.held:

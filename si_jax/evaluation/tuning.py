@@ -256,10 +256,7 @@ def tune_on_benchmark(
     count = min(limit, len(train) // 2)
     validation, _ = _load(take(train, np.sort(order[:count])), transform)
     fit = _load(take(train, np.sort(order[count : count + fit_limit])), transform)
-    given = [
-        subset(sources.from_path(path, name=name), limit, seed)
-        for name, path in (ood or {}).items()
-    ]
+    given = [subset(sources.from_path(p, name=k), limit, seed) for k, p in (ood or {}).items()]
     tests: dict[str, ImageSet] = {}
     for every in preprocessing.PROTOCOLS if given else ():
         sets = benchmarks.resolve(benchmark, every, data_dir, ood_root, allow_missing=True)

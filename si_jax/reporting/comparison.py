@@ -76,8 +76,7 @@ def metric_tables(entries: Sequence[Entry]) -> list[Table]:
     shown = []
     for metric in report.titles():
         rows = [
-            (Cell(d), Cell(entry.name), *(_joined(d, entry, c, metric) for c in columns))
-            for d, entry in lines
+            (Cell(d), Cell(e.name), *(_joined(d, e, c, metric) for c in columns)) for d, e in lines
         ]
         shown.append(report.metric_table(metric, header, rows, stubs=2))
     return shown
@@ -159,10 +158,6 @@ def _flat(run: Results) -> dict[str, str]:
     facts = {name: getattr(run, name) for name in names}
     facts |= {f"model: {k}": v for k, v in run.model.items() if k != "weights_sha256"}
     facts["model: weights"] = str(run.model.get("weights_sha256", ""))[:12]
-    facts |= {
-        f"{detector}: {k}": v
-        for detector in run.results
-        for k, v in run.settings.get(detector, {}).items()
-    }
+    facts |= {f"{d}: {k}": v for d in run.results for k, v in run.settings.get(d, {}).items()}
     facts |= {f"version of {k}": v for k, v in run.versions.items()}
     return {name: report.listed(value) for name, value in facts.items()}

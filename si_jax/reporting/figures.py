@@ -83,12 +83,10 @@ def overview(run: Run) -> Figure:
 def coincidences(run: Run) -> list[str]:
     """A sentence for each group of detectors whose ROC curves are the same on every set."""
     groups: dict[bytes, list[str]] = {}
-    for detector in run.detectors:
-        curves = [
-            np.concatenate(_roc(run.scores(run.id_set, detector), run.scores(name, detector)))
-            for name in run.ood_sets
-        ]
-        groups.setdefault(np.concatenate(curves).round(9).tobytes(), []).append(detector)
+    for d in run.detectors:
+        curves = [_roc(run.scores(run.id_set, d), run.scores(name, d)) for name in run.ood_sets]
+        rates = np.concatenate([rate for curve in curves for rate in curve])
+        groups.setdefault(rates.round(9).tobytes(), []).append(d)
     return [
         f"The curves of {', '.join(same[:-1])} and {same[-1]} coincide: one hides the other."
         for same in groups.values()

@@ -235,17 +235,12 @@ def metric_tables(run: Results, metrics: Sequence[str] = ()) -> list[Table]:
     header = ("detector", *(column.title for column in shown_columns))
     shown = []
     for metric in [name for name in titles() if not metrics or name in metrics]:
-        rows = [
-            (Cell(d), *(cell(run, d, column, metric) for column in shown_columns))
-            for d in run.results
-        ]
+        rows = [(Cell(d), *(cell(run, d, c, metric) for c in shown_columns)) for d in run.results]
         if any(one.value is not None for row in rows for one in row):  # not of an older run
             shown.append(metric_table(metric, header, rows))
     if full := full_spectrum(run):
-        shown += [
-            dataclasses.replace(table, title=f"Full spectrum: {table.title}")
-            for table in metric_tables(full, metrics)
-        ]
+        for table in metric_tables(full, metrics):
+            shown.append(dataclasses.replace(table, title=f"Full spectrum: {table.title}"))
     return shown
 
 
@@ -318,10 +313,7 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def plain(table: Table) -> str:
     """A table as text, the best values marked by a star."""
-    rows = [
-        [f"{cell.text} {cell.detail}".strip() + " *" * cell.best for cell in row]
-        for row in table.rows
-    ]
+    rows = [[f"{c.text} {c.detail}".strip() + " *" * c.best for c in row] for row in table.rows]
     return text_table(table.header, rows)
 
 
