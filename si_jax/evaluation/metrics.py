@@ -253,9 +253,7 @@ def _checked(name: str, scores: np.ndarray) -> Float[np.ndarray, "n"]:
     return scores.astype(np.float64)
 
 
-def averages(
-    rows: Mapping[str, Mapping[str, Any]], groups: Mapping[str, str]
-) -> dict[str, dict[str, Any]]:
+def averages(rows: Mapping[str, Mapping], groups: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """Group -> metric -> mean over the group's sets, of values or, draw by draw, of draws."""
     means = {}
     for group in dict.fromkeys(groups[name] for name in rows):

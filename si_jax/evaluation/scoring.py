@@ -29,6 +29,7 @@ CHUNK = 512  # images of a score file, less what does not fill a batch
 
 Transform = Callable[[np.ndarray], np.ndarray]
 Found = dict[str, dict[str, np.ndarray]]  # detector -> name -> array with a row for each image
+Fetch = Callable[[], Found]  # waits for what was begun
 
 
 def fit_job(job: Job, directory: Path) -> tuple[dict[str, Any], list[str]]:
@@ -94,9 +95,7 @@ class Scorer:
         """Detector's name -> its arrays for these images; see `Detector.details`."""
         return self.start(images, list(self.detectors))()
 
-    def start(
-        self, images: np.ndarray, wanted: Sequence[str], *, few: bool = False
-    ) -> Callable[[], Found]:
+    def start(self, images: np.ndarray, wanted: Sequence[str], *, few: bool = False) -> Fetch:
         """Begin to score images; what is returned waits for the results and gives them.
 
         `wanted` detectors are needed; `few` says that these are all images of a set, so that fewer
@@ -282,8 +281,8 @@ def _scored(
     small = len(image_set) < batch_size  # also where a part is lacking: bits are the same
     made = batches(remaining, transform, batch_size, image_shape=model.image_shape, **options)
 
-    def started() -> Iterator[tuple[Batch, Callable[[], dict]]]:
-        pending = deque[tuple[Batch, Callable[[], dict]]]()  # begun while the devices work
+    def started() -> Iterator[tuple[Batch, Fetch]]:
+        pending = deque[tuple[Batch, Fetch]]()  # begun while the devices work
         for batch, names in zip(made, wanted, strict=True):
             images = model.prepare_images(batch.readable[0])
             pending.append((batch, scorer.start(images, names, few=small) if len(images) else dict))

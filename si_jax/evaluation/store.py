@@ -205,9 +205,7 @@ def load_scores(directory: Path, detector: str, image_set: str) -> Scores:
     for path in paths:
         chunk = read_chunk(path, key)
         if chunk is None or (len(chunk["index"]) and chunk["index"][0] <= end):
-            raise ValueError(
-                f"{path} is no score file of that run: evaluate again into the same directory"
-            )
+            raise ValueError(f"{path} is no score file of that run: evaluate there again")
         end = max(end, *chunk["index"][-1:])
         chunks.append(chunk)
     return Scores(paths, key, chunks)

@@ -74,11 +74,9 @@ def metric_tables(entries: Sequence[Entry]) -> list[Table]:
     ]
     header = ("detector", "run", *(column.title for column in columns))
     shown = []
-    for metric in report.titles():
-        rows = [
-            (Cell(d), Cell(e.name), *(_joined(d, e, c, metric) for c in columns)) for d, e in lines
-        ]
-        shown.append(report.metric_table(metric, header, rows, stubs=2))
+    for m in report.titles():
+        rows = [(Cell(d), Cell(e.name), *(_joined(d, e, c, m) for c in columns)) for d, e in lines]
+        shown.append(report.metric_table(m, header, rows, stubs=2))
     return shown
 
 

@@ -123,14 +123,10 @@ def directory_of(path: str | Path) -> Path:
     directory = path.parent if path.is_file() else path
     if not directory.is_dir():
         raise ValueError(f"{path} is no run directory: there is no such directory")
-    if not (directory / RESULTS).is_file():
-        what = (
-            "a file of no run: beside it lies" if path.is_file() else "no run directory: it holds"
-        )
-        raise ValueError(
-            f"{path} is {what} no results.json, which a finished si-jax evaluate leaves"
-        )
-    return directory
+    if (directory / RESULTS).is_file():
+        return directory
+    what = "a file of no run: beside it lies" if path.is_file() else "no run directory: it holds"
+    raise ValueError(f"{path} is {what} no results.json, which a finished si-jax evaluate leaves")
 
 
 def load(directory: str | Path, *, scores: bool = True) -> Run:
