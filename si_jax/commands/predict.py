@@ -36,6 +36,7 @@ from si_jax.weights.checkpoint import CARD, INSIDE, Card
 from si_jax.weights.saved import read_card
 from si_jax.weights.torch_modules import torch_model
 
+KINDS = ("in-distribution", "out-of-distribution", "unreadable")
 HEADER = "verdict  p-value      score  class  probability  file"
 
 
@@ -93,7 +94,7 @@ def main(
     counts: collections.Counter[str] = collections.Counter()
     with tqdm(desc="images", unit="img", disable=None, delay=2) as bar:
         for row in predict_files(loaded, itertools.chain([first], files)):
-            counts["unreadable" if row.error else "ood" if row.is_ood else "trusted"] += 1
+            counts[KINDS[2 if row.error else bool(row.is_ood)]] += 1
             if row.error:
                 bar.write(f"unreadable: {row.error}", file=sys.stderr)
             if json or not row.error:
@@ -103,11 +104,8 @@ def main(
             bar.update()
     for note in left_out_note(left_out):
         print(note, file=sys.stderr)
-    print(
-        f"{counts.total()} images: {counts['trusted']} in-distribution, {counts['ood']}"
-        f" out-of-distribution, {counts['unreadable']} unreadable",
-        file=sys.stderr,
-    )
+    told = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS)
+    print(f"{counts.total()} images: {told}", file=sys.stderr)
     if counts["unreadable"]:
         sys.exit(1)
 

@@ -256,9 +256,8 @@ def benchmark_model(
         make = functools.partial(torch_model, torch, checkpoint, input_size=input_size, **options)
     elif checkpoint is None:
         raise ValueError(
-            f"no checkpoint for {benchmark or 'custom data'} comes with the package: give the"
-            " directory of a checkpoint, a PyTorch file together with its architecture, or train"
-            " one with si-jax train"
+            f"no checkpoint for {benchmark or 'custom data'} comes with the package: give one's"
+            " directory, a PyTorch file and its architecture, or train one with si-jax train"
         )
     elif given:
         raise ValueError(

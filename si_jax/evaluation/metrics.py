@@ -50,7 +50,7 @@ def _auroc(counts: Counts, won: np.ndarray | None = None) -> float:
     return float(pairs / (2 * counts.id.sum() * counts.ood.sum()))
 
 
-def _fpr95(counts: Counts) -> float:
+def _fpr(counts: Counts) -> float:
     return float(counts.ood[_threshold(counts) + 1 :].sum() / counts.ood.sum())
 
 
@@ -82,10 +82,7 @@ def _precision_area(positive: np.ndarray, negative: np.ndarray) -> float:
 METRICS: dict[str, Metric] = {
     "auroc": Metric("AUROC", _auroc, True, "AUROC"),
     "fpr95": Metric(
-        "FPR95 (ID positive)",
-        _fpr95,
-        False,
-        "FPR95, published convention (in-distribution positive)",
+        "FPR95 (ID positive)", _fpr, False, "FPR95, published convention (in-distribution positive)"
     ),
     "fpr95_ood_positive": Metric(
         "FPR95 (OOD positive)",
@@ -162,7 +159,7 @@ def fpr95(id_scores: IdScores, ood_scores: OodScores) -> float:
     Raises:
         ValueError: as for `evaluate`.
     """
-    return _fpr95(count(id_scores, ood_scores))
+    return _fpr(count(id_scores, ood_scores))
 
 
 def fpr95_ood_positive(id_scores: IdScores, ood_scores: OodScores) -> float:
