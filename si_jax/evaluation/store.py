@@ -82,12 +82,8 @@ def detector_facts(detector: Detector) -> dict[str, Any]:
     A method without a version has a key of its own each time, so that nothing stored under it is
     ever taken for current.
     """
-    version = detector.version
-    return {
-        "detector": detector.name,
-        "settings": detector.settings,
-        "version": uuid.uuid4().hex if version is None else version,
-    }
+    version = uuid.uuid4().hex if detector.version is None else detector.version
+    return {"detector": detector.name, "settings": detector.settings, "version": version}
 
 
 def model_facts(model: Model) -> dict[str, Any]:

@@ -175,10 +175,8 @@ def validation_ood(
 
 def describe(name: str, options: Mapping[str, Any]) -> str:
     """Options as `si-jax evaluate` takes them behind `--set`."""
-    return " ".join(
-        f"{name}.{option}={value if isinstance(value, str) else json.dumps(value, default=str)}"
-        for option, value in options.items()
-    )
+    dumped = {k: json.dumps(v, default=str) for k, v in options.items() if not isinstance(v, str)}
+    return " ".join(f"{name}.{option}={value}" for option, value in {**options, **dumped}.items())
 
 
 @dataclass(frozen=True)

@@ -66,12 +66,8 @@ def sections(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
 def metric_tables(entries: Sequence[Entry]) -> list[Table]:
     """One table per metric: detectors and runs by sets and averages, in per cent."""
     columns = list(dict.fromkeys(c for entry in entries for c in report.columns(entry.first)))
-    lines = [
-        (detector, entry)
-        for detector in dict.fromkeys(d for e in entries for d in e.runs[0].detectors)
-        for entry in entries
-        if detector in entry.first.results
-    ]
+    detectors = dict.fromkeys(d for entry in entries for d in entry.first.results)
+    lines = [(d, e) for d in detectors for e in entries if d in e.first.results]
     header = ("detector", "run", *(column.title for column in columns))
     shown = []
     for m in report.titles():

@@ -94,6 +94,7 @@ def summary(run: Results) -> list[tuple[str, str]]:
 def metadata(run: Results) -> list[tuple[str, str]]:
     """(name, value) of all that a reader must know of a run, in order."""
     model, images = run.model, ", ".join(f"{name} {run.counts[name]:,}" for name in run.groups)
+    took = f"{run.seconds.get('total', 0):.1f} (scores already stored take none)"
     rows = {
         "out-of-distribution images": images,
         "at most per set": "" if run.limit is None else f"{run.limit:,} (subset)",
@@ -103,9 +104,7 @@ def metadata(run: Results) -> list[tuple[str, str]]:
         "normalisation": f"mean {listed(model.get('mean'))}, std {listed(model.get('std'))}",
         "device": run.device,
         "matrix products": f"{model['precision']} precision" if "precision" in model else "",
-        "seconds": f"{run.seconds['total']:.1f} (scores already stored take none)"
-        if "total" in run.seconds
-        else "",
+        "seconds": took if "total" in run.seconds else "",
         "versions": ", ".join(f"{name} {version}" for name, version in run.versions.items()),
         "command": run.command,
     }
@@ -147,10 +146,8 @@ def headline(run: Results) -> str:
     id_set, count = run.in_distribution, len(run.results)
     if not best:
         return f"{id_set} was scored; there is no out-of-distribution set to separate it from."
-    said = "; ".join(
-        f"{name} {'is best' if count > 1 else 'was evaluated'} {' and '.join(places)}"
-        for name, places in best.items()
-    )
+    verb = "is best" if count > 1 else "was evaluated"
+    said = "; ".join(f"{name} {verb} {' and '.join(places)}" for name, places in best.items())
     lead = f"Of {count} detectors, " if count > 1 else ""
     return f"{lead}{said}. In-distribution is {id_set}."
 
@@ -177,10 +174,8 @@ def tie_notes(run: Results) -> list[str]:
     """A sentence for each detector whose scores tie at the threshold of FPR95, where it matters."""
     shown = []
     for detector, sets in run.ties.items():
-        if all(
-            sets.get(name) == run.counts[name] and row["auroc"] == 0.5
-            for name, row in run.results[detector].items()
-        ):
+        rows = run.results[detector].items()
+        if all(sets.get(k) == run.counts[k] and row["auroc"] == 0.5 for k, row in rows):
             shown.append(
                 f"{detector} gives every image of every set the same score: it is useless on"
                 " this network, and its FPR95 means nothing. Use another detector."
