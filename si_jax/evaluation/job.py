@@ -89,9 +89,8 @@ def labelled(detectors: Detectors) -> dict[str, tuple[str, dict[str, Any]]]:
             case _:
                 raise ValueError(f"detector {label!r} (={value!r}): give a name or (name, options)")
     if unknown := [name for name, _ in found.values() if name not in DETECTORS]:
-        raise ValueError(
-            f"unknown detector {', '.join(map(repr, unknown))}: choose among {', '.join(DETECTORS)}"
-        )
+        names = ", ".join(map(repr, unknown))
+        raise ValueError(f"unknown detector {names}: choose among {', '.join(DETECTORS)}")
     for label, (name, _) in found.items():
         if label == PREDICTION or (label != name and label in DETECTORS):
             raise ValueError(f"{label!r} means something else than {name}: choose another label")

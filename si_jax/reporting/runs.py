@@ -28,6 +28,7 @@ from si_jax.reporting.report import html_table
 
 RESULTS = "results.json"
 THUMBNAILS = "thumbnails.npz"
+REMEDY = "delete it for a report without images, or evaluate again"
 COUNT = 6  # images at either end of the scores
 SIDE = 96  # pixels, the longer side of a thumbnail
 
@@ -149,10 +150,8 @@ def load(directory: str | Path, *, scores: bool = True) -> Run:
     for name, found in arrays.items() if run.thumbnails else ():
         picked = {index for detector in run.detectors for index, _ in extremes(found[detector])}
         if not picked <= run.thumbnails.get(name, {}).keys():
-            raise ValueError(
-                f"{directory / THUMBNAILS} is of another computation than the scores: delete it"
-                " for a report without images, or evaluate again"
-            )
+            path = directory / THUMBNAILS
+            raise ValueError(f"{path} is of another computation than the scores: {REMEDY}")
     return run
 
 
@@ -245,7 +244,5 @@ def load_thumbnails(directory: Path) -> Thumbnails:
         for image_set, index, row in zip(*columns, strict=True):
             kept.setdefault(image_set, {})[index] = arrays["image"][row]
     except READ_ERRORS as error:
-        raise ValueError(
-            f"{path} is broken ({error}): delete it for a report without images, or evaluate again"
-        ) from None
+        raise ValueError(f"{path} is broken ({error}): {REMEDY}") from None
     return kept
