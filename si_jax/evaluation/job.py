@@ -75,6 +75,8 @@ Detectors = Sequence[str] | Mapping[str, str | tuple[str, Mapping[str, Any]]]
 """Names of detectors; or label -> name, or name and options: `{"lts-85": ("lts", {"percentile":
 85})}`."""
 
+Options = Mapping[str, Mapping[str, Any]] | None  # label -> option -> value
+
 
 def labelled(detectors: Detectors) -> dict[str, tuple[str, dict[str, Any]]]:
     """Label -> name and options of each detector; a name is its own label."""
@@ -98,11 +100,7 @@ def labelled(detectors: Detectors) -> dict[str, tuple[str, dict[str, Any]]]:
 
 
 def make_detectors(
-    detectors: Detectors,
-    model: Model,
-    *,
-    options: Mapping[str, Mapping[str, Any]] | None = None,
-    batch_size: int | None = None,
+    detectors: Detectors, model: Model, *, options: Options = None, batch_size: int | None = None
 ) -> dict[str, Detector]:
     """Label -> detector; `options` are by label, under `EVERY` for all that take them."""
     options, chosen = dict(options or {}), labelled(detectors)
@@ -127,7 +125,7 @@ def make_job(
     model: Model,
     sets: Resolved,
     detectors: Detectors | None = None,
-    options: Mapping[str, Mapping[str, Any]] | None = None,
+    options: Options = None,
     *,
     limit: int | None = None,
     fit_limit: int | None = 10_000,
