@@ -158,10 +158,7 @@ def _font(name: str) -> ImageFont.FreeTypeFont:
 
 
 def _draw_letter(letter: str, font: str, *, stroke: int, angle: float, height: int) -> np.ndarray:
-    """Draw one letter as a 0/1 bitmap of its bounding box, at most `height` high and SIZE wide.
-
-    Print is thinner than the digits' pen; `stroke` thickens it, in pixels of the 96-pixel font.
-    """
+    """A letter as a 0/1 bitmap, at most `height` high; `stroke` thickens print as a pen does."""
     canvas = Image.new("L", (192, 192))
     ImageDraw.Draw(canvas).text(
         (96, 96), letter, fill=255, font=_font(font), anchor="mm", stroke_width=stroke

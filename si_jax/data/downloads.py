@@ -1,7 +1,6 @@
 """`prepare`, which downloads the public sets of a benchmark that are not on this machine.
 
-Files are downloaded by gdown (the extra `download`), what TFDS alone prepares by TFDS. Archives are
-unpacked all or nothing, inside the folder, without links and bombs.
+Archives are unpacked all or nothing, inside the folder, without links and bombs.
 """
 
 import contextlib
@@ -137,10 +136,7 @@ def download_set(download: Download, root: Path) -> Path:
 
 
 def fetch(url: str, path: Path, md5: str = "") -> str:
-    """Download a file, going on where an earlier attempt ended; return its MD5 sum.
-
-    Nothing is at `path` before the sum has been compared with `md5` ('' where none is known).
-    """
+    """Download a file, or its rest, to `path` if its MD5 sum is `md5` or none is known; the sum."""
     try:
         import gdown
     except ImportError as error:
@@ -192,11 +188,9 @@ def unpack(archive: Path, root: Path, folder: str) -> Path:
         if target.exists():
             target.rmdir()
         whole.rename(target)
-    except UnsafeArchive:
-        raise
     except files.READ_ERRORS as error:
-        if isinstance(error, OSError) and error.errno is not None:  # of the disk; damage has none
-            raise
+        if isinstance(error, UnsafeArchive) or getattr(error, "errno", None) is not None:
+            raise  # of the disk; damage has no number
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UnsafeArchive(
             f"{archive} cannot be unpacked ({reason}): delete it and download it again"

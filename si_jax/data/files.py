@@ -1,7 +1,4 @@
-"""Files and directories that are written whole or not at all, and reading what may be anything.
-
-JSON is read within bounds, checked against a dataclass, and hashed.
-"""
+"""Files and directories that are written whole or not at all, and reading what may be anything."""
 
 import contextlib
 import errno
@@ -202,10 +199,7 @@ def default_data_dir() -> Path:
 
 @contextlib.contextmanager
 def written_whole(directory: Path) -> Iterator[Path]:
-    """A hidden directory to fill, which replaces `directory` once the block ends well.
-
-    What processes that were killed while they wrote left behind beside it is removed.
-    """
+    """A hidden directory to fill, which replaces `directory` once the block ends well."""
     hidden = make_hidden(directory)
     old, unlocked = hidden.with_name(f"{hidden.name}.old"), hidden / f"{MARKER}.new"
     with contextlib.ExitStack() as stack:

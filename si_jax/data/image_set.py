@@ -210,8 +210,7 @@ def make_set(
 ) -> ImageSet:
     """A set that hashes what `read` gives of an image: its content, or else its pixels, and facts.
 
-    Hashes are recalled while what `origin` gives is the same: files, and what else counts. Images
-    without names are numbered.
+    Hashes are recalled while what `origin` gives is the same: files, and what else counts.
     """
     if not size:
         raise MissingSet(f"{name} is empty: it holds no images; give at least one")

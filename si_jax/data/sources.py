@@ -1,7 +1,4 @@
-"""Images in memory and in files become an `ImageSet`: arrays, archives, lists, whatever a path is.
-
-Nothing in the files of numbers is run: `.npz`, and those of SVHN's and CIFAR's authors.
-"""
+"""Images in memory and in files become an `ImageSet`; nothing that a file holds is run."""
 
 import dataclasses
 import glob
@@ -249,10 +246,7 @@ def from_cifar_binary(paths: Sequence[AnyPath], *, name: str = "") -> ImageSet:
 
 
 def from_corruptions(folder: AnyPath, *, name: str = "", drawn: int | None = DRAWN) -> ImageSet:
-    """Read CIFAR-10-C or CIFAR-100-C as published: a `.npy` file a corruption, and `labels.npy`.
-
-    Files are mapped into memory; `drawn` images are taken at random, and a note says so.
-    """
+    """Read `drawn` images of CIFAR-10-C or CIFAR-100-C: a `.npy` file a corruption, and labels."""
     folder = Path(folder).expanduser()
     paths = [p for p in sorted(folder.glob("*.npy")) if p.stem not in (*ASIDE, "labels")]
     if not paths:

@@ -1,7 +1,4 @@
-"""Out-of-distribution sets made of in-distribution images, for where there are none.
-
-They are easy next to real ones, and say little of near OOD; but there is always a table.
-"""
+"""Out-of-distribution sets made of in-distribution images, easy ones, for where there are none."""
 
 from collections.abc import Callable
 

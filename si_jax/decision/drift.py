@@ -1,10 +1,4 @@
-"""Watch an endless stream, and say when more of it is rejected than the threshold allows.
-
-The threshold rejects a share of in-distribution images that is known but for the luck of the
-calibration images. An alarm is raised when a test martingale, the wealth of bets on a larger share,
-exceeds 2 / alpha, which by Ville's inequality has a probability of at most alpha / 2, however long
-the stream.
-"""
+"""Watch an endless stream, and say when more of it is rejected than the threshold allows."""
 
 import functools
 from collections import deque

@@ -1,8 +1,4 @@
-"""A detector as one file that runs without this library.
-
-By `jax.export`, for JAX on CPU, CUDA or TPU; or as ONNX, for any runtime of that, where `jax2onnx`
-has what the detector needs. The network, the fit and the threshold are constants in it.
-"""
+"""A detector as one file that runs without this library: of `jax.export`, or of ONNX."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -60,7 +56,8 @@ def export_jax(detector: Detector, path: AnyPath, *, platforms: Sequence[str] = 
     """Write a fitted detector as a program for `jax.export`, which `LOADER` runs; returns the path.
 
     It takes uint8 images in the model's input size, any number of them, and gives the arrays of
-    `Detector.predict`; without a threshold, `is_ood` and `p_value` are left out.
+    `Detector.predict`; without a threshold, `is_ood` and `p_value` are left out. The network, the
+    fit and the threshold are constants in it.
 
     Raises:
         ValueError: if the detector is not fitted.

@@ -124,11 +124,7 @@ class FilePrediction:
 
 
 def find_images(paths: Iterable[AnyPath], left_out: list[str] | None = None) -> Iterator[str]:
-    """The image files that paths stand for, one at a time.
-
-    Files are taken whatever their ending, folders searched as by
-    `si_jax.data.folders.from_folder`, globs (`"photos/**/*.jpg"`) followed.
-    """
+    """The images that paths stand for, one at a time: any files, folders' images, globs."""
     for given in paths:
         path = os.path.expanduser(os.fspath(given))
         if os.path.isdir(path):

@@ -1,8 +1,4 @@
-"""One picture of why a detector trusts an image, or does not.
-
-The image, where the network's evidence for its class lies, how abnormal each layer is among the
-calibration images, where the score lies among theirs, and the nearest of them.
-"""
+"""One picture of why a detector trusts an image, or does not; see `Detector.explain`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -122,9 +118,8 @@ def _gradients(model: Model, taps: tuple[str, ...]) -> Callable[..., Mapping[str
 def layer_positions(detector: Any, rows: Mapping[str, np.ndarray]) -> tuple[list, np.ndarray, bool]:
     """Where each layer that the detector reads lies among the calibration images.
 
-    Names of the layers; their p-values, where the detector gives them, else their distance from the
-    calibration images' median, in halves of the range from their 5 % to their 95 % quantile; and
-    which of the two it is.
+    Names of the layers; their p-values, where there are some, else their distance from the median
+    in halves of the range from the 5 % to the 95 % quantile; and which of the two it is.
     """
     threshold = predictions.check_calibrated(detector)
     for name in threshold.layers:

@@ -104,10 +104,7 @@ def check_calibrated(detector: Any) -> Threshold:
 
 
 def check_preprocessing(detector: Any) -> None:
-    """Refuse files that are not prepared as at the calibration.
-
-    Calibration images that came in the input size may have been prepared in any way.
-    """
+    """Refuse files that are not prepared as those of the calibration, if it was of files."""
     calibrated_on = check_calibrated(detector).preprocessing
     if calibrated_on not in ("", str(detector.preprocessing)):
         raise ValueError(
@@ -117,11 +114,7 @@ def check_preprocessing(detector: Any) -> None:
 
 
 def prediction_rows(inputs: Any, details: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """A detector's details of a batch beside the network's prediction.
-
-    `"score"`, `"settled"` and what there is of each layer (`"tap_..."`) of the details; `"label"`,
-    `"probability"`; and `"features"`, scaled to length 1. The batch is the first axis of each.
-    """
+    """The details of a batch that are kept, and label, probability, features of length 1."""
     logits = inputs.forward.logits
     features = inputs.forward.features.reshape(logits.shape[0], -1)
     norm = jnp.linalg.norm(features, axis=-1, keepdims=True)

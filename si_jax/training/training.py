@@ -95,11 +95,7 @@ class State(BaseModel):
 
 
 class Run:
-    """The directory of a training: its state after the last epoch, and `log.csv`.
-
-    The data order and the random draws are functions of the seed and the step, so the step is all
-    of them that there is to save. Without a directory nothing is kept; `log` has a row an epoch.
-    """
+    """The directory of a training, if any: its state after the last epoch, and `log.csv`."""
 
     def __init__(self, directory, model: Model, recipe: Recipe, images, labels):
         self.directory = None if directory is None else Path(directory).resolve()
