@@ -88,11 +88,10 @@ def walk(root: Path) -> Iterator[tuple[str, bool]]:
                     subfolders.clear()
                     continue
                 seen.add((status.st_dev, status.st_ino))
-                for full in [Path(folder, sub) for sub in subfolders]:
-                    if full.is_symlink():
-                        subfolders.remove(full.name)
-                        if not Path(folder).resolve().is_relative_to(full.resolve()):
-                            links.append(full)
+                # `os.walk` lists links to folders, and does not follow them
+                here, inner = Path(folder).resolve(), [Path(folder, sub) for sub in subfolders]
+                linked = [path for path in inner if path.is_symlink()]
+                links += [path for path in linked if not here.is_relative_to(path.resolve())]
                 for full in [Path(folder, name) for name in sorted(names)]:
                     if not full.name.startswith("."):
                         yield full.relative_to(root).as_posix(), holds_image(full)
@@ -101,11 +100,8 @@ def walk(root: Path) -> Iterator[tuple[str, bool]]:
 
 def _scan(root: Path) -> tuple[list[str], list[str]]:
     """The sorted names, as `walk` gives them, of all images below a folder, and of other files."""
-    images: list[str] = []
-    others: list[str] = []
-    for name, is_image in walk(root):
-        (images if is_image else others).append(name)
-    return sorted(images), sorted(others)
+    found = sorted(walk(root))
+    return [n for n, is_image in found if is_image], [n for n, is_image in found if not is_image]
 
 
 def left_out_note(left_out: Sequence[str]) -> tuple[str, ...]:
@@ -119,8 +115,8 @@ def left_out_note(left_out: Sequence[str]) -> tuple[str, ...]:
 
 def _labels(root: Path, names: list[str], num_classes: int | None, classes: Sequence[str]) -> tuple:
     """Give the images' labels, and what each would be if class folders were sorted as text."""
-    tops = [_class_name(name.split("/", 1)[0]) if "/" in name else None for name in names]
-    folders = sorted({top for top in tops if top is not None})
+    tops = [_class_of(name) for name in names]
+    folders = sorted({*tops} - {""})
     beside = root.resolve().with_name(f"{root.resolve().name}.wnid_to_index.json")
     other: tuple[int, ...] = ()
     if classes or beside.is_file():
@@ -133,7 +129,7 @@ def _labels(root: Path, names: list[str], num_classes: int | None, classes: Sequ
             ) from error
         if not isinstance(given, dict) or not all(type(label) is int for label in given.values()):
             raise ValueError(f"{beside} must map folder names to integer labels, as {{'n01': 0}}")
-        table = {_class_name(name): label for name, label in given.items()}
+        table = {unicodedata.normalize("NFC", name): label for name, label in given.items()}
         if unknown := [top for top in folders if top not in table]:
             raise ValueError(
                 f"{root} has the class folder {unknown[0]!r} ({len(unknown)} such), which {where}"
@@ -145,27 +141,25 @@ def _labels(root: Path, names: list[str], num_classes: int | None, classes: Sequ
             other = tuple(folders.index(folder) for folder in ordered)
         table = {top: index for index, top in enumerate(ordered)}
         if num_classes is not None and len(folders) != num_classes:
-            advice = (
-                "sort its images, which lie flat, into a folder a class"
-                if not folders
-                else f"complete the folder or put {beside.name} (folder name to label) beside it"
-            )
+            advice = f"complete the folder or put {beside.name} (folder name to label) beside it"
+            if not folders:
+                advice = "sort its images, which lie flat, into a folder a class"
             raise ValueError(
                 f"{root} has {len(folders)} class folders where the classifier has {num_classes}"
                 f" classes, so labels do not follow from their order: {advice}"
             )
-    labels = [NO_LABEL if top is None else table[top] for top in tops]
+    labels = [table[top] if top else NO_LABEL for top in tops]
     return np.array(labels, np.int64), other
 
 
 def class_folders(root: Path) -> list[str]:
     """Names of the top-level folders of `root` that hold images, in the order of their labels."""
-    return in_order({_class_name(name.split("/", 1)[0]) for name in _scan(root)[0] if "/" in name})
+    return in_order({_class_of(name) for name in _scan(root)[0]} - {""})
 
 
-def _class_name(folder: str) -> str:
-    """A folder's name in one form, whether its accents are composed or not."""
-    return unicodedata.normalize("NFC", folder)
+def _class_of(name: str) -> str:
+    """The top-level folder of an image, '' if it lies flat; in one form, however accents are."""
+    return unicodedata.normalize("NFC", name.rpartition("/")[0].partition("/")[0])
 
 
 def in_order(folders: Collection[str]) -> list[str]:
