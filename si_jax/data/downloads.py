@@ -114,10 +114,9 @@ def download_set(download: Download, root: Path) -> Path:
     archive = target if single else root / "downloads" / download.name
     sums = root / "downloads/md5.json"
     if not archive.exists():
-        try:
-            recorded: dict[str, Any] = dict(json.loads(files.read_bytes(sums)))
-        except (OSError, ValueError, TypeError):
-            recorded = {}
+        recorded: dict[str, Any] = {}
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            recorded = dict(json.loads(files.read_bytes(sums)))
         md5 = fetch(download.url, archive, download.md5 or str(recorded.get(download.name, "")))
         if not download.md5:
             files.write_text(sums, json.dumps({**recorded, download.name: md5}, indent=1) + "\n")

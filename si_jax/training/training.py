@@ -268,12 +268,9 @@ def _optimiser(recipe: Recipe, steps: int) -> optax.GradientTransformation:
     schedule = optax.warmup_cosine_decay_schedule(
         0.0, recipe.learning_rate, max(1, round(recipe.warmup * steps)), max(2, steps)
     )
-
-    def is_kernel(params: Any) -> Any:
-        return jax.tree.map(lambda x: x.ndim > 1, params)
-
+    kernels = partial(jax.tree.map, lambda x: x.ndim > 1)
     return optax.chain(
-        optax.add_decayed_weights(recipe.weight_decay, mask=is_kernel),
+        optax.add_decayed_weights(recipe.weight_decay, mask=kernels),
         optax.sgd(lambda step: schedule(step.astype(jnp.float32)), recipe.momentum, nesterov=True),
     )
 
