@@ -105,7 +105,7 @@ def test_predictions_are_json_and_what_can_be_read_is_explained(energy, folder, 
 MISTAKES = [
     ("calibrate {checkpoint} --images {folder} --out {new}", "learns from training images"),
     ("calibrate {checkpoint} {energy} --limit 9 --out {new}", "9 calibration images are too"),
-    ("calibrate {checkpoint} {energy} --classes a --out {new}", "names 1, but the network"),
+    ("calibrate {checkpoint} {energy} --classes a --out {new}", "names 1 of 5 classes"),
     ("calibrate {checkpoint} {energy} --set k=1 --out {new}", "does not take the option k"),
     ("calibrate {checkpoint} {energy} --out {folder}", "exists already"),
     ("export {folder} --out {new}", "holds no detector.json"),
