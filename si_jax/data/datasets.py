@@ -165,8 +165,11 @@ _ROWS = (
             *("svhn/test", "svhn", "SVHN"),
         ),
         Download(
-            *("http://ufldl.stanford.edu/housenumbers/test_32x32.mat", "svhn/test_32x32.mat"),
-            *("26032 test images 32x32, 64 MB", 26032, "eb5a983be6a315427106f1b164d9cef3"),
+            "http://ufldl.stanford.edu/housenumbers/test_32x32.mat",
+            "svhn/test_32x32.mat",
+            "26032 test images 32x32, 64 MB",
+            26032,
+            "eb5a983be6a315427106f1b164d9cef3",
             terms="non-commercial",
         ),
         _drive("1DQfc11HOtB1nEwqS4pWUFp8vtQ3DczvI", "images_classic/svhn", "SVHN as PNG files"),
@@ -204,8 +207,11 @@ _ROWS = (
             Tfds("dtd", "train+validation+test"),  # together all 5640 images
         ),
         Download(
-            *("https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz", "dtd"),
-            *("5640 photographs, 600 MB", 5640, "fff73e5086ae6bdbea199a49dfb8a4c1"),
+            "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz",
+            "dtd",
+            "5640 photographs, 600 MB",
+            5640,
+            "fff73e5086ae6bdbea199a49dfb8a4c1",
             terms="research only",
         ),
         _drive("1OSz1m3hHfVWbRdmMwKbUzoU8Hg9UKcam", "images_classic/texture", images=5640),
