@@ -1,6 +1,7 @@
 """Run-time checks of the annotated shapes, two fake devices, and small networks to test with."""
 
 import dataclasses
+import functools
 import gc
 import os
 
@@ -48,10 +49,16 @@ hook = install_import_hook([*SHAPED, "si_jax.detectors.si_c"], "beartype.beartyp
 
 import si_jax  # noqa: E402
 from si_jax.data.benchmarks import BENCHMARKS  # noqa: E402
+from si_jax.data.datasets import DATASETS  # noqa: E402
 from si_jax.detectors import DETECTORS  # noqa: E402
 from si_jax.evaluation.metrics import METRICS  # noqa: E402
 from si_jax.models import ARCHITECTURES  # noqa: E402
 from si_jax.networks.framework import REGISTERED  # noqa: E402
+from si_jax.testing import small_model  # noqa: E402
+
+for made in DATASETS.values():  # the digits and what is drawn beside them, once for all tests
+    if made.make is not None:
+        object.__setattr__(made, "make", functools.cache(made.make))
 
 gc.freeze()  # what is imported is no garbage, and is not searched for any
 
@@ -109,6 +116,14 @@ def one_device(monkeypatch):
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Evaluations without intervals and without a page, which take most of a small one's time."""
+    monkeypatch.setattr("si_jax.evaluation.results.intervals", lambda job, arrays: {})
+    page = "si_jax.reporting.html.write"
+    monkeypatch.setattr(page, lambda run, directory: directory / "report.html")
+
+
 @pytest.fixture(autouse=True)
 def tables_as_they_were():
     """What a test or an example adds to a table is gone after it."""
@@ -134,6 +149,12 @@ def with_variables():
 @pytest.fixture(scope="session")
 def digits_model():
     return si_jax.load_model("digits")
+
+
+@pytest.fixture(scope="session")
+def small():
+    """A network of four classes on 8x8 images that is quick to trace and to compile."""
+    return small_model()
 
 
 @pytest.fixture(scope="session")
