@@ -17,13 +17,11 @@ from scipy.stats import multivariate_normal, weibull_min
 import compare_published
 import si_jax
 from si_jax import splitting
-from si_jax.detectors import DETECTORS, features
+from si_jax.detectors import DETECTORS, layers
 from si_jax.detectors.fitting import Batches, reservoir
-from si_jax.detectors.layers import gram_sums
 from si_jax.detectors.neighbours import nearest_distance
 from si_jax.evaluation.scoring import Scorer
-from si_jax.testing import small_model
-from si_jax.testing.battery import random_images
+from si_jax.testing import random_images, small_model
 
 pytestmark = pytest.mark.usefixtures("one_device")  # programs compile faster
 CASES = []
@@ -661,19 +659,19 @@ def test_the_nearest_is_exact_however_near(monkeypatch):
 
 def test_sums_of_high_powers_and_of_nothing():
     x = np.random.default_rng(0).gamma(1, 3, (5, 3, 4, 6)).astype(np.float32)
-    found = np.asarray(gram_sums(jnp.asarray(x), 10))
+    found = np.asarray(layers.gram_sums(jnp.asarray(x), 10))
     close(found, numpy_gram([x.astype(np.float64)], 10), rtol=1e-4)
-    huge = gram_sums(jnp.asarray(100 * x), 10)  # the tenth power overflows float32
+    huge = layers.gram_sums(jnp.asarray(100 * x), 10)  # the tenth power overflows float32
     close(huge, 1e4 * found, rtol=1e-4)
-    assert not np.asarray(gram_sums(jnp.zeros((1, 2, 2, 3)), 4)).any()
+    assert not np.asarray(layers.gram_sums(jnp.zeros((1, 2, 2, 3)), 4)).any()
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 5, 7), (3, 2, 2, 9)])
 def test_without_rank_one_is_numpys_svd(shape):
     maps = np.random.default_rng(0).normal(1, 1, shape).astype(np.float32)
-    found = np.asarray(features.without_rank_one(jnp.asarray(maps)))
+    found = np.asarray(layers.without_rank_one(jnp.asarray(maps)))
     close(found, without_rank_one(maps), atol=1e-5)
-    assert not np.asarray(features.without_rank_one(jnp.zeros(shape))).any()
+    assert not np.asarray(layers.without_rank_one(jnp.zeros(shape))).any()
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,54 @@ def test_ranks_by_hand():
     )
 
 
+IMAGES = np.random.default_rng(5).integers(0, 256, (40, 8, 8, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def calibrated(small):
+    return si_jax.make_detector("energy", small, batch_size=8).calibrate(IMAGES, keep_images=7)
+
+
+def test_predictions(calibrated, small, tiny_images):
+    result = calibrated.predict(tiny_images)
+    logits = jax.nn.softmax(small.logits(tiny_images))
+    np.testing.assert_array_equal(result.label, logits.argmax(axis=-1))
+    np.testing.assert_allclose(result.probability, logits.max(axis=-1), rtol=1e-5)
+    np.testing.assert_allclose(result.score, calibrated.score(tiny_images), rtol=1e-6)
+    np.testing.assert_array_equal(result.is_ood, result.score < calibrated.threshold.value)
+    assert len(result) == 13 and set(result.as_dict()) >= {"label", "is_ood", "p_value"}
+    parts = [calibrated.predict(tiny_images[i : i + 1]).score for i in range(13)]
+    np.testing.assert_allclose(np.concatenate(parts), result.score, rtol=1e-5)
+
+
+def test_kept_images_are_some_of_the_calibration_images(calibrated):
+    kept = {example.tobytes() for example in calibrated.threshold.examples}
+    assert len(kept) == 7 and kept <= {image.tobytes() for image in IMAGES}
+
+
+def test_files_are_turned_upright(calibrated):
+    image = np.random.default_rng(2).integers(0, 256, (8, 8, 3), np.uint8)
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    Image.fromarray(np.rot90(image).copy()).save(file, "png", exif=exif)
+    found = calibrated.score(file.getvalue())
+    np.testing.assert_allclose(found, calibrated.score(image[None]), rtol=1e-5)
+
+
+def test_the_card_says_how_files_are_prepared(small):
+    assert preprocessing_for((8, 8)) == Preprocessing((8, 8), 8)
+    assert preprocessing_for((8, 6)) == Preprocessing((8, 6), (8, 6))
+    entry = {"resize": None, "crop": [8, 8]}
+    card = {**small.card, "preprocessing": entry}
+    detector = si_jax.make_detector("energy", dataclasses.replace(small, card=card))
+    assert detector.preprocessing == Preprocessing((8, 8), None)
+    for bad in ({"crop": [8, 8]}, {"resize": 8, "crop": 8}, "resize"):
+        with pytest.raises(ValueError, match=r"card's preprocessing .*must be like"):
+            preprocessing_for((8, 8), {"preprocessing": bad})
+    with pytest.raises(ValueError, match="crops to 8x8, but the network takes 9x9"):
+        preprocessing_for((9, 9), {"preprocessing": entry})
+
+
 @pytest.mark.parametrize(
     ("count", "tpr", "message"),
     [
@@ -72,69 +120,18 @@ def test_thresholds_that_cannot_be(count, tpr, message):
         Threshold(np.zeros(count, np.float32), tpr)
 
 
-@pytest.fixture(scope="module")
-def calibrated(tiny):
-    images = np.random.default_rng(5).integers(0, 256, (40, 8, 8, 3), np.uint8)
-    return si_jax.make_detector("energy", tiny, batch_size=8).calibrate(images, keep_images=7)
-
-
-def test_predictions(calibrated, tiny, tiny_images):
-    result = calibrated.predict(tiny_images)
-    logits = jax.nn.softmax(tiny.logits(tiny_images))
-    np.testing.assert_array_equal(result.label, logits.argmax(axis=-1))
-    np.testing.assert_allclose(result.probability, logits.max(axis=-1), rtol=1e-5)
-    np.testing.assert_allclose(result.score, calibrated.score(tiny_images), rtol=1e-6)
-    np.testing.assert_array_equal(result.is_ood, result.score < calibrated.threshold.value)
-    assert len(result) == 13 and set(result.as_dict()) >= {"label", "is_ood", "p_value"}
-    parts = [calibrated.predict(tiny_images[i : i + 1]).score for i in range(13)]
-    np.testing.assert_allclose(np.concatenate(parts), result.score, rtol=1e-5)
-
-
-def test_kept_images_are_some_of_the_calibration_images(calibrated):
-    images = np.random.default_rng(5).integers(0, 256, (40, 8, 8, 3), np.uint8)
-    kept = calibrated.threshold.examples
-    assert kept.shape == (7, 8, 8, 3)
-    assert all(any(np.array_equal(example, image) for image in images) for example in kept)
-    assert len({example.tobytes() for example in kept}) == 7
-
-
-def test_files_are_turned_upright(calibrated):
-    image = np.random.default_rng(2).integers(0, 256, (8, 8, 3), np.uint8)
-    exif, file = Image.Exif(), io.BytesIO()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    Image.fromarray(np.rot90(image).copy()).save(file, "png", exif=exif)
-    found = calibrated.score(file.getvalue())
-    np.testing.assert_allclose(found, calibrated.score(image[None]), rtol=1e-5)
-
-
-def test_the_card_says_how_files_are_prepared(tiny):
-    assert preprocessing_for((8, 8)) == Preprocessing((8, 8), 8)
-    assert preprocessing_for((8, 6)) == Preprocessing((8, 6), (8, 6))
-    entry = {"resize": None, "crop": [8, 8]}
-    card = {**tiny.card, "preprocessing": entry}
-    detector = si_jax.make_detector("energy", dataclasses.replace(tiny, card=card))
-    assert detector.preprocessing == Preprocessing((8, 8), None)
-    for bad in ({"crop": [8, 8]}, {"resize": 8, "crop": 8}, "resize"):
-        with pytest.raises(ValueError, match=r"card's preprocessing .*must be like"):
-            preprocessing_for((8, 8), {"preprocessing": bad})
-    with pytest.raises(ValueError, match="crops to 8x8, but the network takes 9x9"):
-        preprocessing_for((9, 9), {"preprocessing": entry})
-
-
-def test_mistakes(tiny, tiny_images):
-    detector = si_jax.make_detector("energy", tiny)
+def test_what_has_no_threshold_or_no_fit(small, tiny_images):
+    detector = si_jax.make_detector("energy", small)
     for call in (detector.predict, detector.explain):
         with pytest.raises(ValueError, match="no threshold: call calibrate"):
             call(tiny_images[:1])
-    with pytest.raises(ValueError, match=r"13 calibration images are too few.*at least 19"):
-        detector.calibrate(tiny_images)
     with pytest.raises(ValueError, match="must be fitted first"):
-        si_jax.make_detector("knn", tiny).calibrate(tiny_images)
+        si_jax.make_detector("knn", small).calibrate(tiny_images)
 
 
-def test_a_threshold_does_not_outlive_its_fit_nor_another_preprocessing(tiny, tiny_images):
+def test_a_threshold_does_not_outlive_its_fit_nor_another_preprocessing(small, tiny_images):
     pictures = [Image.fromarray(image) for image in tiny_images] * 2
-    detector = si_jax.make_detector("knn", tiny, k=2).fit(tiny_images).calibrate(pictures)
+    detector = si_jax.make_detector("knn", small, k=2).fit(tiny_images).calibrate(pictures)
     prepared = "shorter side to 8, centre crop 8x8"
     assert detector.threshold.preprocessing == detector.predict(pictures).preprocessing == prepared
     assert detector.predict(tiny_images).preprocessing == ""
@@ -147,11 +144,11 @@ def test_a_threshold_does_not_outlive_its_fit_nor_another_preprocessing(tiny, ti
         detector.predict(tiny_images)
 
 
-def test_nan_is_no_ground_for_a_decision(tiny, tiny_images, with_variables):
-    broken = jax.tree.map(lambda x: np.full_like(x, np.nan), dict(tiny.variables))
-    detector = si_jax.make_detector("energy", with_variables(tiny, broken))
+def test_nan_is_no_ground_for_a_decision(small, tiny_images, with_variables):
+    broken = jax.tree.map(lambda x: np.full_like(x, np.nan), dict(small.variables))
+    detector = si_jax.make_detector("energy", with_variables(small, broken))
     with pytest.raises(ValueError, match="calibration image's score is NaN"):
-        detector.calibrate(np.concatenate([tiny_images] * 2))
+        detector.calibrate(IMAGES)
     detector.threshold = Threshold(np.arange(20, dtype=np.float32))
     with pytest.raises(ValueError, match="score of image 0 is NaN"):
         detector.predict(tiny_images)
