@@ -32,7 +32,6 @@ CONTENT = {
 
 def test_there_and_back():
     results = Results.from_json(CONTENT)
-    assert results.benchmark == "cifar10"
     assert results.limit is None and results.extra["note of another version"] == [1, 2]
     written = json.loads(json.dumps(results.to_json()))
     assert written["schema"] == results["schema"] == SCHEMA
@@ -41,14 +40,10 @@ def test_there_and_back():
     assert Results.from_json({**CONTENT, "schema": 1}) == results
 
 
-def test_a_record_of_the_future_is_refused():
-    with pytest.raises(ValueError, match=f"'schema' is {SCHEMA + 1}, and this version"):
-        Results.from_json({**CONTENT, "schema": SCHEMA + 1})
-
-
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
+        ("schema", SCHEMA + 1, f"'schema' is {SCHEMA + 1}, and this version"),
         ("results", {}, "it holds no detector"),
         ("results", {"msp": {"svhn": ROW}}, "the sets of detector 'msp' are not those of"),
         ("results", {"msp": {"svhn": ROW | {"auroc": "x"}}}, "type for 'msp' on 'svhn' on 'auroc'"),
@@ -109,7 +104,7 @@ def altered(seed):
 
 def test_altered_records_are_read_or_refused_in_one_sentence():
     """A ValueError, or a record that can be shown."""
-    for seed in range(300):
+    for seed in range(150):
         try:
             results = Results.from_json(altered(seed))
         except ValueError as error:

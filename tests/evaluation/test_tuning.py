@@ -1,5 +1,7 @@
 """A detector's options are chosen without test images."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -67,8 +69,7 @@ def test_validation_ood(images):
     again = tuning.validation_ood(images, seed=3)
     assert set(found) == {"noise", "shuffled"}
     for name, others in found.items():
-        assert others.shape == images.shape
-        assert others.dtype == images.dtype
+        assert (others.shape, others.dtype) == (images.shape, images.dtype)
         np.testing.assert_array_equal(others, again[name])
         assert not np.array_equal(others, tuning.validation_ood(images, seed=4)[name])
     pixels = {p.tobytes() for p in images.reshape(-1, 3)}
@@ -80,15 +81,12 @@ def test_shuffling_moves_whole_patches_and_keeps_the_remainder():
     shuffled = tuning.validation_ood(images)["shuffled"]
     np.testing.assert_array_equal(shuffled[:, 8:], images[:, 8:])
     np.testing.assert_array_equal(shuffled[:, :, 12:], images[:, :, 12:])
+    corners = list(itertools.product(range(0, 8, 2), range(0, 12, 3)))
     for old, new in zip(images, shuffled, strict=True):
-        patches = [
-            sorted(
-                x[i : i + 2, j : j + 3].tobytes() for i in range(0, 8, 2) for j in range(0, 12, 3)
-            )
-            for x in (old, new)
-        ]
-        assert patches[0] == patches[1]
-        assert not np.array_equal(old, new)
+        before, after = (
+            [x[i : i + 2, j : j + 3].tobytes() for i, j in corners] for x in (old, new)
+        )
+        assert sorted(before) == sorted(after) and before != after
     with pytest.raises(ValueError, match="too small"):
         tuning.validation_ood(np.zeros((1, 3, 8, 3), np.uint8))
 
@@ -107,41 +105,41 @@ def test_script_on_digits(capsys):
     assert "chosen: --set gen.gamma=0." in printed
 
 
-def test_script_refuses_what_it_does_not_know():
-    for given, message in (
-        (["msp"], "'msp' has no grid"),
-        (["knn", "--grid", "size=1"], "does not take the option size"),
-        (["gen", "--limit", "0"], "limit"),
-        (["gen", "--grid", "gamma"], "write it as OPTION=VALUE,VALUE"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            script.main(given)
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("msp", "'msp' has no grid"),
+        ("knn --grid size=1", "does not take the option size"),
+        ("gen --limit 0", "limit"),
+        ("gen --grid gamma", "write it as OPTION=VALUE,VALUE"),
+        ("gen --ood-val a=x --ood-val a=x", "--ood-val: a is given twice"),
+    ],
+)
+def test_script_refuses_what_it_does_not_know(given, message):
+    with pytest.raises(ValueError, match=message):
+        script.main(given.split())
 
 
 def test_script_takes_validation_sets_but_none_that_is_tested_on(monkeypatch, tmp_path):
     rng, tried = np.random.default_rng(0), []
-    paths = {name: tmp_path / f"{name}.npz" for name in ("a", "b", "mine")}
-    for path in paths.values():
-        np.savez(path, images=rng.integers(0, 256, (20, 32, 32, 3), np.uint8))
-    mixed = rng.integers(0, 256, (5, 32, 32, 3), np.uint8)
-    mixed[3] = digits.load("test")[0][17]
-    np.savez(paths["mine"], images=mixed)
+    sets = {name: rng.integers(0, 256, (20, 32, 32, 3), np.uint8) for name in ("a", "b", "mixed")}
+    sets["mixed"][3] = digits.load("test")[0][17]
+    for name, images in sets.items():
+        np.savez(tmp_path / f"{name}.npz", images=images)
 
     def tune(name, model, fit, validation, ood, **options):
         tried.append({name: images.shape for name, images in ood.items()})
         return [tuning.Trial({}, dict.fromkeys(ood, 0.5))], {}
 
     monkeypatch.setattr(tuning, "tune", tune)
-    own = [f"{name}={path}" for name, path in paths.items()]
     argv = ["gen", "--limit", "15", "--fit-limit", "10", "--ood-val"]
-    script.main([*argv, own[0], "--ood-val", own[1]])
+    with pytest.raises(ValueError, match=r"mixed: .*3.* is also in the test set digits"):
+        script.main([*argv, f"mixed={tmp_path / 'mixed.npz'}"])
+    monkeypatch.setattr(tuning, "_test_sets", lambda *places: [])
+    script.main([*argv, *(f"{name}={tmp_path / name}.npz" for name in "ab")])
     assert tried == [{"a": (15, 32, 32, 3), "b": (15, 32, 32, 3)}]
-    with pytest.raises(ValueError, match="--ood-val: a is given twice"):
-        script.main([*argv, own[0], own[0]])
-    with pytest.raises(ValueError, match=r"mine: .*3.* is also in the test set digits"):
-        script.main([*argv, own[2]])
-    similar = sources.from_arrays("similar", mixed[:3])
-    tuning.refuse_test_images([similar], [sources.from_arrays("test", mixed[3:])])
+    similar, test = sources.from_arrays("similar", sets["mixed"][:3]), sets["mixed"][3:]
+    tuning.refuse_test_images([similar], [sources.from_arrays("test", test)])
 
 
 def test_unreadable_images_are_like_no_other():
