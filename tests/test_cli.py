@@ -60,10 +60,16 @@ def test_nothing_is_lost_with_a_stream(tmp_path):
         assert failed == (redirection == "> /dev/full")
 
 
+def raising(error):
+    def main():
+        raise error
+
+    return main
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (ValueError("that is wrong"), "error: that is wrong\n"),
         (
             ValueError("pass ood={'my set': PATH}, or allow_missing=True"),
             "error: pass --ood my set=PATH, or --allow-missing\n",
@@ -76,12 +82,9 @@ def test_nothing_is_lost_with_a_stream(tmp_path):
     ],
 )
 def test_a_mistake_or_a_fault_of_the_machine_is_one_sentence(error, message, capsys):
-    def main():
-        raise error
-
     before = sys.stdout, sys.stderr
     with pytest.raises(SystemExit) as stopped:
-        cli.run(main)
+        cli.run(raising(error))
     assert stopped.value.code == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and message in said and said.count("\n") == 1
@@ -89,11 +92,8 @@ def test_a_mistake_or_a_fault_of_the_machine_is_one_sentence(error, message, cap
 
 
 def test_other_faults_of_the_run_time_stay_what_they_are():
-    def main():
-        raise RuntimeError("a fault of the program")
-
     with pytest.raises(RuntimeError, match="a fault of the program"):
-        cli.run(main)
+        cli.run(raising(RuntimeError("a fault of the program")))
 
 
 SHOWN = {
@@ -101,6 +101,7 @@ SHOWN = {
     "train": ("[default: 0.1]", "--no-flip", "--epochs"),
     "calibrate": ("[default: 0.95]", "--keep-images", "--set"),
 }
+OPTION = ("│ --", "│    --", "│ *  --")
 
 
 @pytest.mark.parametrize("name", commands.COMMANDS)
@@ -109,12 +110,8 @@ def test_help_lists_every_option_with_its_default(name, capsys, monkeypatch):
     commands.dispatch([name, "--help"])
     printed = capsys.readouterr().out
     assert f"Usage: si-jax {name} " in printed
-    lines = [
-        line for line in printed.splitlines() if line.startswith(("│ --", "│    --", "│ *  --"))
-    ]
-    assert lines
-    for line in lines:
-        assert len(line.split()) > 4 and "None" not in line, line
+    lines = [line for line in printed.splitlines() if line.startswith(OPTION)]
+    assert lines and all(len(line.split()) > 4 and "None" not in line for line in lines), lines
     for word in SHOWN.get(name, ()):
         assert word in printed
 
@@ -125,19 +122,25 @@ def test_the_commands(capsys):
     assert all(f"  {name} " in printed for name in commands.COMMANDS)
     commands.dispatch(["--version"])
     assert capsys.readouterr().out == f"si-jax {si_jax.__version__}\n"
-    for argv, message in (
-        (["evalute"], "no command 'evalute': choose one of .*evaluate"),
-        (["evaluate", "--limt", "3"], "Did you mean --limit?"),
-        (["evaluate", "--limit", "x"], 'Invalid value for --limit: unable to convert "x" into int'),
-        (["evaluate", "--limit"], "--limit requires an argument"),
-        (["predict"], "DETECTOR requires an argument"),
-        (["predict", "digits", "--jsn"], "--jsn does not exist"),
-        (["predict", "digits"], "no image is named"),
-        (["export", "digits", "--out", "x", "--platforms", "gpu"], '"gpu" for --platforms.*cuda'),
-        (["convert", "x", "--model", "resnet8", "--out", "y", "--input-size", "3"], "2 positional"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            commands.dispatch(argv)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("evalute", "no command 'evalute': choose one of .*evaluate"),
+        ("evaluate --limt 3", r"Did you mean --limit\?"),
+        ("evaluate --limit x", 'Invalid value for --limit: unable to convert "x" into int'),
+        ("evaluate --limit", "--limit requires an argument"),
+        ("predict", "DETECTOR requires an argument"),
+        ("predict digits --jsn", "--jsn does not exist"),
+        ("predict digits", "no image is named"),
+        ("export digits --out x --platforms gpu", '"gpu" for --platforms.*cuda'),
+        ("convert x --model resnet8 --out y --input-size 3", "2 positional"),
+    ],
+)
+def test_a_command_line_that_cannot_be_read(line, message):
+    with pytest.raises(ValueError, match=message):
+        commands.dispatch(line.split())
 
 
 def test_what_a_command_gets():
@@ -171,16 +174,16 @@ def test_what_a_command_gets():
 
 def test_what_help_says_of_the_recipes_is_so():
     text = " ".join(train.__doc__.split())
-    for recipe, start in ((DEFAULTS["digits"][1], "Digits have others: "),
-                          (FINE_TUNING, "so has --init: ")):  # fmt: skip
-        said = text.partition(start)[2]
-        usual = dataclasses.asdict(DEFAULTS["cifar100"][1])
-        changed = {k: v for k, v in dataclasses.asdict(recipe).items() if v != usual[k]}
+    usual = dataclasses.asdict(DEFAULTS["cifar100"][1])
+    recipes = {"Digits have others: ": DEFAULTS["digits"][1], "so has --init: ": FINE_TUNING}
+    for start, recipe in recipes.items():
+        changed = dict(dataclasses.asdict(recipe).items() - usual.items())
         flags = [
-            f"--no-{k}" if v is False else f"--{k.replace('_', '-')} {v:g}"
-            for k, v in changed.items()
+            f"--no-{k}" if changed[k] is False else f"--{k.replace('_', '-')} {changed[k]:g}"
+            for k in usual
+            if k in changed
         ]
-        assert said.startswith(" ".join(flags)), flags
+        assert text.partition(start)[2].startswith(" ".join(flags)), flags
     assert "with --epochs 100" in text and usual["epochs"] == 100
 
 
