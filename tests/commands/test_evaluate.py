@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from pictures import noise, put
 
 from si_jax import cli
 from si_jax.commands import evaluate
@@ -42,9 +42,8 @@ def no_checkpoint(monkeypatch):
 def arguments(tmp_path_factory):
     """The command line of an evaluation of `NETWORK` on custom sets."""
     root = tmp_path_factory.mktemp("world")
-    rng = np.random.default_rng(0)
     for name, size in SETS.items():
-        images = rng.integers(0, 256, (size, 8, 8, 3), np.uint8)
+        images = noise(size, seed=size)
         np.savez(root / f"{name}.npz", images=images, labels=np.arange(size) % 4)
     paths = [f"{name}={root / name}.npz" for name in SETS]
 
@@ -185,12 +184,8 @@ def test_killed_and_run_again(no_pictures, finished, tmp_path, arguments, monkey
 
 def test_unreadable_images_of_a_folder(by_pixels, tmp_path, capsys, arguments):
     folder = tmp_path / "odd"
-    (folder / "deep").mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for number in range(5):
-        image = rng.integers(0, 256, (10, 9, 3), np.uint8)
-        Image.fromarray(image).save(folder / "deep" / f"{number}.png")
-    (folder / "deep" / "broken.png").write_bytes((folder / "deep" / "3.png").read_bytes()[:100])
+    first, *_ = put(folder / "deep", noise(5, 10, 9, 3))
+    first.with_name("broken.png").write_bytes(first.read_bytes()[:100])
     given = arguments(tmp_path / "run", "--ood", f"odd={folder}", detectors=["energy"], limit=30)
     with pytest.raises(SystemExit) as ended:
         cli.run(lambda: run(given))

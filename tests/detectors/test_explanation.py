@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 from flax import linen as nn
+from pictures import noise
 from PIL import Image
 
 import si_jax
 from si_jax.detectors.explanation import attribution_maps, explanation, layer_positions
 
-IMAGES = np.random.default_rng(3).integers(0, 256, (60, 8, 8, 3), np.uint8)
+IMAGES = noise(60, seed=3)
 
 
 @pytest.fixture(scope="module")

@@ -379,10 +379,9 @@ def relative_mahalanobis(new, known, normalise=False):
 
 @options({"taps": TAPS}, {"taps": "layers_2"}, rtol=1e-3)
 def multi_mahalanobis(new, known, taps):
-    pairs = [[x.mean(axis=(1, 2)) for x in maps] for maps in zip(new.maps, known.maps, strict=True)]
-    return -sum(
-        class_distances(*pair, known.labels) for pair in pairs[-1 if taps == "block2" else 0 :]
-    )
+    means = zip(*([z.mean(axis=(1, 2)) for z in x.maps] for x in (new, known)), strict=True)
+    distances = [class_distances(*pair, known.labels) for pair in means]
+    return -sum(distances) if taps == TAPS else -distances[-1]
 
 
 @options({}, {"reg": 0.1}, rtol=1e-3, atol=1e-3)

@@ -9,28 +9,26 @@ import jax
 import numpy as np
 import pytest
 from flax import linen as nn
+from pictures import noise
 
 import si_jax
 from si_jax.data.preprocessing import Preprocessing
 from si_jax.testing import small_model
 
-
-@pytest.fixture(scope="module")
-def many_images():
-    return np.random.default_rng(7).integers(0, 256, (60, 8, 8, 3), np.uint8)
+IMAGES = noise(60, seed=7)
 
 
 @pytest.fixture(scope="module")
-def saved(tiny, many_images, tmp_path_factory):
+def saved(tiny, tmp_path_factory):
     """A saved detector, and the detector."""
-    detector = si_jax.make_detector("knn", tiny, k=2, batch_size=8).fit(many_images[:20])
+    detector = si_jax.make_detector("knn", tiny, k=2, batch_size=8).fit(IMAGES[:20])
     detector.preprocessing = Preprocessing((8, 8), 9)
-    detector.calibrate(many_images[20:], tpr=0.9, keep_images=3)
+    detector.calibrate(IMAGES[20:], tpr=0.9, keep_images=3)
     detector.card["data"] = "noise"
     return detector.save(tmp_path_factory.mktemp("saved") / "knn"), detector
 
 
-def test_a_round_trip(saved, many_images):
+def test_a_round_trip(saved):
     directory, detector = saved
     loaded = si_jax.load_detector(directory)
     for key in ("name", "settings", "options", "batch_size", "preprocessing", "card"):
@@ -40,14 +38,14 @@ def test_a_round_trip(saved, many_images):
         values = getattr(loaded.threshold, key), getattr(detector.threshold, key)
         np.testing.assert_array_equal(*values)
     assert (loaded.threshold.tpr, loaded.threshold.value) == (0.9, detector.threshold.value)
-    for key, values in detector.predict(many_images).as_dict().items():
-        np.testing.assert_array_equal(loaded.predict(many_images).as_dict()[key], values)
+    for key, values in detector.predict(IMAGES).as_dict().items():
+        np.testing.assert_array_equal(loaded.predict(IMAGES).as_dict()[key], values)
     files = [p.name for p in directory.rglob("*")]
     assert not any(name.endswith((".pkl", ".pickle", "commit_success.txt")) for name in files)
 
 
-def test_a_fit_of_booleans_comes_back(tiny, many_images, tmp_path):
-    detector = si_jax.make_detector("dice", tiny).fit(many_images)
+def test_a_fit_of_booleans_comes_back(tiny, tmp_path):
+    detector = si_jax.make_detector("dice", tiny).fit(IMAGES)
     loaded = si_jax.load_detector(detector.save(tmp_path / "dice"))
     assert loaded.state["kept"].dtype == bool and loaded.threshold is None
     np.testing.assert_array_equal(loaded.state["kept"], detector.state["kept"])
@@ -140,13 +138,11 @@ def test_a_directory_is_not_replaced_unless_asked(saved, tiny, tmp_path, monkeyp
     assert si_jax.load_detector(copy).name == "energy"
 
 
-def test_a_network_of_the_user_is_given_again(small, many_images, tmp_path):
-    detector = si_jax.make_detector("energy", small).calibrate(many_images)
+def test_a_network_of_the_user_is_given_again(small, tmp_path):
+    detector = si_jax.make_detector("energy", small).calibrate(IMAGES)
     directory = detector.save(tmp_path / "mine")
     loaded = si_jax.load_detector(directory, model=small_model(seed=1))  # fresh weights
-    np.testing.assert_array_equal(
-        loaded.predict(many_images).score, detector.predict(many_images).score
-    )
+    np.testing.assert_array_equal(loaded.predict(IMAGES).score, detector.predict(IMAGES).score)
     for other, message in (
         (None, r"code is not saved.*load_detector.*model="),
         (small_model("two classes"), r"wrong shape: params/head/bias .*\(4,?\), where"),

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 from flax import linen as nn
+from pictures import noise
 
 import si_jax
 
@@ -33,7 +34,7 @@ def test_gaia_a_by_hand():
     model = si_jax.Model(
         Linear(), variables, input_size=(2, 2), mean=(0.5,) * 3, std=(0.5,) * 3, head="head"
     )
-    images = np.random.default_rng(0).integers(0, 256, (5, 2, 2, 3), np.uint8)
+    images = noise(5, 2, 2, 3)
     w = np.asarray(variables["params"]["head"]["kernel"], np.float64)
     logits = model.logits(images).astype(np.float64)
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)

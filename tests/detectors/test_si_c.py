@@ -275,8 +275,7 @@ def test_images_that_do_not_serve(model, train, with_variables):
         detector.fit(np.repeat(train[:1], 40, axis=0))
     broken = jax.tree.map(np.copy, model.variables)
     broken["params"]["head"]["bias"][0] = np.nan
-    for components in ("energy", "channel-average", "zero-deflation"):
-        nan = si_jax.make_detector("si-c", with_variables(model, broken), components=components)
-        with pytest.raises(ValueError, match="NaN or infinite"):
-            nan.fit(train)
+    nan = with_variables(model, broken)  # that no density shows
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        si_jax.make_detector("si-c", nan, components="zero-deflation").fit(train)
     assert detector.state is None

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
+from pictures import noise, put
 
 import si_jax
 from si_jax import evaluate, evaluate_benchmark, find_sets
@@ -21,8 +21,7 @@ from si_jax.detectors import Method, Plan, register_detector
 from si_jax.evaluation import job, metrics, results
 from si_jax.reporting import report, runs
 
-RNG = np.random.default_rng(0)
-KNOWN, LETTERS, NOISE = (RNG.integers(0, 256, (40, 8, 8, 3), np.uint8) for _ in range(3))
+KNOWN, LETTERS, NOISE = noise(3, 40, 8, 8, 3)
 OOD = NOISE[:4]
 TEMPERATURE = {"energy": {"temperature": 2}}
 OPTIONS = {"detectors": ["msp", "energy"], "limit": 30, "options": TEMPERATURE}
@@ -168,12 +167,9 @@ def test_the_default_directory_differs_with_what_decides_the_results(monkeypatch
 def root(tmp_path_factory):
     """Four classes with numbers for names; two of the held-out images are training images."""
     root = tmp_path_factory.mktemp("data") / "pets"
-    for split in ("train", "val"):
-        for name in ("0", "1", "2", "10"):
-            (root / split / name).mkdir(parents=True)
-            for k in range(2):
-                pixels = RNG.integers(0, 256, (10, 12, 3), np.uint8)
-                Image.fromarray(pixels).save(root / split / name / f"{k}.png")
+    for number, name in enumerate(("0", "1", "2", "10")):
+        put(root / "train" / name, noise(2, 10, 12, 3, seed=number))
+        put(root / "val" / name, noise(2, 10, 12, 3, seed=10 + number))
     for name in ("0/0.png", "2/1.png"):
         (root / "val" / name).write_bytes((root / "train" / name).read_bytes())
     return root

@@ -10,10 +10,13 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from pictures import noise
 
 import si_jax
 from si_jax.data import pipeline, sources
+from si_jax.data.benchmarks import Resolved
 from si_jax.data.image_set import ImageSet, UnreadableImage
+from si_jax.data.preprocessing import Preprocessing
 from si_jax.detectors import make_detector
 from si_jax.evaluation import job, scoring
 
@@ -294,7 +297,7 @@ def test_images_that_do_not_fit_the_network(small, tmp_path):
         score(small, tmp_path, images)
 
 
-IMAGES = np.random.default_rng(1).integers(0, 256, (100, 8, 8, 3), np.uint8)
+IMAGES = noise(100)
 NAMES = ("knn", "vim", "energy")
 
 
@@ -302,11 +305,12 @@ NAMES = ("knn", "vim", "energy")
 def fit(small, tmp_path):
     """Fits beside what else determines them; the detectors."""
     train = sources.from_arrays("train", IMAGES)
-    empty = job.Job(small, {}, train, {}, {}, lambda image: image, train=train)
+    preprocessing = Preprocessing(resize=8, crop=(8, 8))
+    sets = Resolved("made", 4, "published", preprocessing, train, train, ood=())
 
     def run(protocol="published"):
         made = job.make_detectors(NAMES, small, options={"knn": {"k": 5}})
-        given = dataclasses.replace(empty, detectors=made, facts={"protocol": protocol})
+        given = job.Job(small, made, dataclasses.replace(sets, protocol=protocol))
         told, (note,) = scoring.fit_job(given, tmp_path)
         assert told == {"set": "train", "images": 100, "detectors": ["knn", "vim"]}
         assert note.startswith("train: 100 of its 100 images are, byte for byte, among the 100")

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pictures import noise
 
 import si_jax
 from si_jax.commands import evaluate as command
 from si_jax.evaluation import job, scoring
 from si_jax.evaluation.sharing import score_share, score_with_ray
 
-RNG = np.random.default_rng(0)
-KNOWN, OTHER, TRAIN = (RNG.integers(0, 256, (n, 8, 8, 3), np.uint8) for n in (1100, 2000, 200))
+KNOWN, OTHER, TRAIN = (noise(count, seed=count) for count in (1100, 2000, 200))
 OPTIONS = {"detectors": ["msp", "knn"], "options": {"knn": {"k": 3}}}
 
 

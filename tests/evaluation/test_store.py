@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
 import si_jax
 from si_jax.detectors import DETECTORS, Method, Plan, make_detector, register_detector
 from si_jax.evaluation import store
 from si_jax.evaluation.store import check_names, chunk_path, load_scores, read_chunk, write_keyed
+from si_jax.networks.function import tap
 
 
 def test_different_names_have_different_folders(tmp_path):
@@ -119,60 +119,45 @@ def test_a_finished_set_is_read_whole_or_not_at_all(tmp_path):
             load_scores(tmp_path, "msp", "x")
 
 
-class Net(nn.Module):
-    power: int = 1
-
-    @nn.compact
-    def __call__(self, x, train: bool = False):
-        x = nn.relu(nn.Dense(4)(x.reshape((len(x), -1))))
-        return nn.Dense(3, name="head")(x**self.power)
+WEIGHTS = {"hidden": np.ones((16, 4), np.float32), "head": np.ones((4, 3), np.float32)}
 
 
-class Documented(Net):
-    """The same network, with a docstring and a comment."""
-
-    @nn.compact
-    def __call__(self, x, train: bool = False):
-        """Logits."""
-        flat = x.reshape((len(x), -1))  # the same under another name
-        return nn.Dense(3, name="head")(nn.relu(nn.Dense(4)(flat)) ** self.power)
+def network(weights, x, power=1):
+    x = jax.nn.relu(x.reshape(len(x), -1) @ weights["hidden"])
+    return tap(x**power, "head") @ weights["head"]
 
 
-class Dropping(Net):
-    @nn.compact
-    def __call__(self, x, train: bool = False):
-        x = nn.relu(nn.Dense(4)(x.reshape((len(x), -1))))
-        return nn.Dense(3, name="head")(jnp.abs(x) + 1)
+def documented(weights, x, power=1):
+    """The same."""
+    flat = x.reshape(len(x), -1)  # under another name
+    return tap(jax.nn.relu(flat @ weights["hidden"]) ** power, "head") @ weights["head"]
 
 
-@pytest.fixture(scope="module")
-def variables():
-    return jax.jit(Net().init)(jax.random.key(0), jnp.ones((1, 4, 4, 1)))
+def another(weights, x):
+    x = jax.nn.relu(x.reshape(len(x), -1) @ weights["hidden"])
+    return tap(jnp.abs(x) + 1, "head") @ weights["head"]
 
 
-def facts(module, variables, **changes):
-    model = si_jax.Model(
-        module, variables, input_size=(4, 4), mean=(0.5,), std=(0.5,), head="head", **changes
-    )
+def facts(function=network, weights=WEIGHTS, **changes):
+    model = si_jax.Model(function, weights, (4, 4), (0.5,), (0.5,), head="head", **changes)
     return store.key_of(store.model_facts(model))
 
 
-def test_what_changes_scores_changes_the_key_and_nothing_else(variables, monkeypatch):
-    usual = facts(Net(), variables)
-    assert usual == facts(Net(), variables) == facts(Documented(), variables)
+def test_what_changes_scores_changes_the_key_and_nothing_else(monkeypatch):
+    usual = facts()
+    assert usual == facts() == facts(documented)
     others = [
-        facts(Net(power=2), variables),
-        facts(Dropping(), variables),  # the same fields and weights, another program
-        facts(Net(), jax.tree.map(lambda x: x + 1, variables)),
-        facts(Net(), variables, precision="high"),
-        facts(Net(), variables, call_kwargs={"train": False}),
-        facts(dataclasses.replace(Net(), power=3), variables),
+        facts(another),
+        facts(weights={name: 2 * array for name, array in WEIGHTS.items()}),
+        facts(precision="high"),
+        facts(call_kwargs={"power": 1}),
+        facts(call_kwargs={"power": 2}),
     ]
     version = importlib.metadata.version
     monkeypatch.setattr(
         importlib.metadata, "version", lambda name: "0" if name == "jax" else version(name)
     )
-    others.append(facts(Net(), variables))
+    others.append(facts())
     assert len({usual, *others}) == len(others) + 1
 
 

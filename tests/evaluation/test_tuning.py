@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from pictures import noise
 
 import si_jax
 from si_jax.commands import tune as script
@@ -16,8 +17,7 @@ from si_jax.evaluation import tuning
 
 @pytest.fixture(scope="module")
 def images():
-    blocks = np.random.default_rng(0).integers(0, 256, (60, 2, 2, 3), np.uint8)
-    return blocks.repeat(4, axis=1).repeat(4, axis=2)
+    return noise(60, 2, 2, 3).repeat(4, axis=1).repeat(4, axis=2)
 
 
 def test_grids_are_options_of_their_detectors():
@@ -77,7 +77,7 @@ def test_validation_ood(images):
 
 
 def test_shuffling_moves_whole_patches_and_keeps_the_remainder():
-    images = np.random.default_rng(0).integers(0, 256, (5, 10, 13, 1), np.uint8)
+    images = noise(5, 10, 13, 1)
     shuffled = tuning.validation_ood(images)["shuffled"]
     np.testing.assert_array_equal(shuffled[:, 8:], images[:, 8:])
     np.testing.assert_array_equal(shuffled[:, :, 12:], images[:, :, 12:])
@@ -121,8 +121,7 @@ def test_script_refuses_what_it_does_not_know(given, message):
 
 
 def test_script_takes_validation_sets_but_none_that_is_tested_on(monkeypatch, tmp_path):
-    rng, tried = np.random.default_rng(0), []
-    sets = {name: rng.integers(0, 256, (20, 32, 32, 3), np.uint8) for name in ("a", "b", "mixed")}
+    sets, tried = {name: noise(20, 32, 32, 3) for name in ("a", "b", "mixed")}, []
     sets["mixed"][3] = digits.load("test")[0][17]
     for name, images in sets.items():
         np.savez(tmp_path / f"{name}.npz", images=images)
@@ -135,7 +134,6 @@ def test_script_takes_validation_sets_but_none_that_is_tested_on(monkeypatch, tm
     argv = ["gen", "--limit", "15", "--fit-limit", "10", "--ood-val"]
     with pytest.raises(ValueError, match=r"mixed: .*3.* is also in the test set digits"):
         script.main([*argv, f"mixed={tmp_path / 'mixed.npz'}"])
-    monkeypatch.setattr(tuning, "_test_sets", lambda *places: [])
     script.main([*argv, *(f"{name}={tmp_path / name}.npz" for name in "ab")])
     assert tried == [{"a": (15, 32, 32, 3), "b": (15, 32, 32, 3)}]
     similar, test = sources.from_arrays("similar", sets["mixed"][:3]), sets["mixed"][3:]

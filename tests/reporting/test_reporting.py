@@ -31,15 +31,23 @@ def image_set(name, size):
     return ImageSet(name, size, name, load, lambda index: f"{name}/{index}.png")
 
 
+ABOUT = {
+    "benchmark": "synthetic",
+    "in_distribution": "known",
+    "protocol": "published",
+    "preprocessing": "no resize",
+    "checkpoint": "<script>alert(1)</script>",
+    "accuracy": None,
+    "seed": 0,
+}
+
+
 def minimal(**changes):
     """Results of one detector, but for what is given."""
-    content = {
-        "results": {"msp": {}}, "settings": {"msp": {"seed": changes.get("seed", 0)}},
-        "model": {"name": "resnet8", "weights_sha256": "0"}, "checkpoint": "c", "seed": 0,
-        "averages": {}, "groups": {}, "counts": {}, "accuracy": None, "benchmark": "b",
-        "in_distribution": "a", "protocol": "published", "preprocessing": "none",
-    }  # fmt: skip
-    return Results(**content | changes)
+    model = {"name": "resnet8", "weights_sha256": "0"}
+    settings = {"msp": {"seed": changes.get("seed", 0)}}
+    empty = {"averages": {}, "groups": {}, "counts": {}, "results": {"msp": {}}}
+    return Results(**ABOUT | empty | {"model": model, "settings": settings} | changes)
 
 
 def make_run(directory, *, seed=0, shift=0.0, **changes):
@@ -63,25 +71,18 @@ def make_run(directory, *, seed=0, shift=0.0, **changes):
         d: {n: metrics.evaluate(arrays["known"][d]["score"], arrays[n][d]["score"]) for n in GROUPS}
         for d in SETTINGS
     }
-    intervals = {d: {n: {"auroc": [0.25, 0.75]} for n in GROUPS} for d in SETTINGS}
-    content = {
+    content = ABOUT | {
         "results": results,
         "averages": {d: metrics.averages(rows, GROUPS) for d, rows in results.items()},
-        "intervals": intervals,
+        "intervals": {d: {n: {"auroc": [0.25, 0.75]} for n in GROUPS} for d in SETTINGS},
         "bootstrap": {"resamples": 200, "seed": 0, "level": 0.95},
         "groups": GROUPS,
         "counts": SETS,
-        "in_distribution": "known",
         "accuracy": 0.9 + 0.01 * seed,
         "model": {"name": "resnet8", "parameters": 78042, "classes": 10, "input_size": [32, 32],
                   "mean": [0.5] * 3, "std": [0.5] * 3, "weights_sha256": "ab"},
         "settings": SETTINGS,
-        "benchmark": "synthetic",
-        "protocol": "published",
-        "preprocessing": "no resize",
-        "checkpoint": "<script>alert(1)</script>",
         "seed": seed,
-        "limit": None,
         "absent": {"lsun": "places"},
         "incomplete": ["far"],
         "versions": {"python": "3.11"},
@@ -90,7 +91,7 @@ def make_run(directory, *, seed=0, shift=0.0, **changes):
     } | changes  # fmt: skip
     runs.write(Results.from_json(content), directory)
     sets = [image_set(name, size) for name, size in SETS.items()]
-    runs.save_thumbnails(directory, arrays, sets, lambda image: image[:120], list(SETTINGS))
+    runs.save_thumbnails(directory, arrays, sets, lambda image: image[:120])
     return directory
 
 
@@ -302,7 +303,7 @@ def test_figures_leave_matplotlib_alone(run):
 def test_figures_of_constant_scores_of_one_image_each(tmp_path):
     one = {"score": np.ones(1, np.float32), "index": np.arange(1)}
     row = metrics.evaluate(one["score"], one["score"])
-    results = minimal(results={"msp": {"b": row}}, groups={"b": "far"})
+    results = minimal(results={"msp": {"b": row}}, groups={"b": "far"}, in_distribution="a")
     run = runs.Run("x", results, {"a": {"msp": one}, "b": {"msp": one}})
     for figure in (figures.histograms(run, "msp"), figures.roc_curves(run)):
         assert figures.encode(figure, dpi=40)
@@ -340,7 +341,7 @@ def test_thumbnails_are_kept_once_and_small_images_not_enlarged(tmp_path):
         return np.zeros((8, 9, 3), np.uint8), -1
 
     images = ImageSet("s", 4, "s", load, str)
-    runs.save_thumbnails(tmp_path, arrays, [images], lambda image: image, ["a", "b"])
+    runs.save_thumbnails(tmp_path, arrays, [images], lambda image: image)
     assert sorted(loaded) == [0, 1, 2, 3]
     kept = runs.load_thumbnails(tmp_path)["s"]
     assert sorted(kept) == [0, 1, 2, 3] and kept[0].shape == (8, 9, 3)
