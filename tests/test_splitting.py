@@ -1,19 +1,17 @@
-"""Taps by path, glob and predicate: our networks', those of others, and those of a new family."""
+"""Taps by path, glob and predicate, on our networks and on one that is not ours."""
 
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from pictures import noise
-from small_networks import torch_state, written
+from small_networks import written
 
 import si_jax
 from si_jax import activation, splitting, taps
-from si_jax.models import ARCHITECTURES, Architecture, architecture, family_of
-from si_jax.models.family import Family, IfPresent, Layout
+from si_jax.models import architecture, family_of
+from si_jax.models.family import IfPresent
 from si_jax.weights.checkpoint import abstract_variables
 
 
@@ -136,62 +134,19 @@ def test_the_published_taps(name):
             taps.default_taps(model, "si-z", "nothing")
 
 
-class Mine(nn.Module):
-    num_classes: int
-    widths: tuple[int, ...] = (4, 6)
+def test_a_pattern_of_a_family_that_matches_nothing_is_an_error_unless_it_may(monkeypatch):
+    model = si_jax.build_model("resnet8", 3, input_size=(8, 8))
 
-    @nn.compact
-    def __call__(self, x, train: bool = False):
-        for i, width in enumerate(self.widths):
-            x = nn.Conv(width, (3, 3), strides=2, name=f"conv{i}")(x)
-            x = nn.relu(nn.BatchNorm(use_running_average=not train, name=f"norm{i}")(x))
-        return nn.Dense(self.num_classes, name="out")(jnp.mean(x, axis=(1, 2)))
+    def found(role, *patterns):
+        family = dataclasses.replace(family_of(model.module), taps=lambda module: {role: patterns})
+        monkeypatch.setattr(taps, "family_of", lambda module: family)
+        return taps.default_taps(model, role)
 
-
-def mine_taps(module):
-    norms = ("norm*", IfPresent("extra*"))
-    roles = dict.fromkeys(("si-z", "gaia-z", "inner", "si-c", "si-c-inner"), norms)
-    return {**roles, "outer": ("(features)",), "inner:last": (f"norm{len(module.widths) - 1}",)}
-
-
-def widths(shapes):
-    kernels = [k for k in sorted(shapes) if k.startswith("conv") and k.endswith("weight")]
-    return {"widths": tuple(shapes[k][0] for k in kernels)}
-
-
-FAMILY = Family(
-    title="network of mine",
-    build=Mine,
-    head="out",
-    taps=mine_taps,
-    stages=lambda module: tuple(f"norm{i}" for i in range(len(module.widths))),
-    layouts=(Layout(block=r"norm\d+\.", modules=(), head="out.weight", infer=widths),),
-)
-
-
-@pytest.fixture
-def mine(monkeypatch):
-    row = Architecture(FAMILY, 5, (8, 8), "half", {"widths": (4, 6)})
-    monkeypatch.setitem(ARCHITECTURES, "mine", row)
-
-
-def test_one_declaration_serves_taps_stages_checkpoints_and_the_converter(mine, tmp_path):
-    model = si_jax.build_model("mine", 3, seed=1)
-    assert family_of(model.module) is FAMILY
-    assert taps.default_taps(model, "si-z") == ("norm0", "norm1")
-    assert taps.default_taps(model, "inner", "last") == ("norm1",)
-    assert taps.default_taps(model, "outer") == ("(features)",)
-    assert si_jax.make_detector("rankfeat", model, stages=1).settings["taps"] == ["norm1"]
-    loaded = si_jax.load_model(si_jax.save_checkpoint(tmp_path / "mine", model))
-    converted = si_jax.convert_torch("mine", torch_state(model.variables))
-    images = noise(3)
-    for other in (loaded, converted):
-        np.testing.assert_array_equal(other.logits(images), model.logits(images))
-
-
-def test_a_pattern_that_matches_nothing_is_an_error_unless_it_may(mine, monkeypatch):
-    model = si_jax.build_model("mine", 3)
-    misspelt = dataclasses.replace(FAMILY, taps=lambda module: {"si-z": ("norm*", "nrom*")})
-    monkeypatch.setitem(ARCHITECTURES, "mine", Architecture(misspelt, 5, (8, 8), "half"))
-    with pytest.raises(ValueError, match=r"nothing in the network matches 'nrom\*'"):
-        taps.default_taps(model, "si-z")
+    assert found("si-z", "bn?", IfPresent("extra*"), "layer3_0/bn?") == (
+        "bn1",
+        "layer3_0/bn1",
+        "layer3_0/bn2",
+    )
+    assert found("outer", splitting.FEATURES) == (splitting.FEATURES,)
+    with pytest.raises(ValueError, match=r"nothing in the network matches 'nb\?'"):
+        found("si-z", "bn?", "nb?")

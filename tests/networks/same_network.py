@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax import nnx
-from small_networks import Written, torch_state, transposed
+from small_networks import Written
 
 import si_jax
 
@@ -61,6 +61,11 @@ def weights(dtype=jnp.float32):
     """Path such as `block/bn/scale` -> array."""
     leaves = jax.tree.leaves_with_path(variables(dtype))
     return {"/".join(key.key for key in path[1:]): leaf for path, leaf in leaves}
+
+
+def transposed(leaf):
+    """A kernel with its output channels first, as PyTorch and Equinox have them."""
+    return leaf.transpose({4: (3, 2, 0, 1), 2: (1, 0)}.get(leaf.ndim, (0,)))
 
 
 def linen(does="good", dtype=jnp.float32):
@@ -218,8 +223,11 @@ def in_torch(does="good", dtype=jnp.float32):
             x = self.dropout(x.mean((2, 3)))
             return ended(does, x, self.head, nn.functional.dropout)
 
-    net = Net()
-    state = {name: torch.tensor(leaf) for name, leaf in torch_state(variables()).items()}
+    names = {"scale": "weight", "kernel": "weight", "mean": "running_mean", "var": "running_var"}
+    net, state = Net(), {}
+    for path, leaf in weights().items():
+        *place, name = path.split("/")
+        state[".".join([*place, names.get(name, name)])] = torch.tensor(transposed(leaf))
     net.load_state_dict(state, strict=False)
     return (net.to(getattr(torch, jnp.dtype(dtype).name)),)
 

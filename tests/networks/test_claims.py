@@ -298,18 +298,10 @@ def test_every_shape_of_network_is_served(name, plain):
     np.testing.assert_allclose(out["logits"], plain.logits(PIXELS), atol=1e-5)
 
 
-def test_a_network_whose_argument_is_deterministic(plain):
-    def deterministic(x, deterministic):
-        return Written(network(), name="net")(x, train=not deterministic)
-
-    options = {**GREY, "call_kwargs": {"deterministic": True}}
-    variables = {kind: {"net": tree} for kind, tree in plain.variables.items()}
-    model = si_jax.Model(Written(deterministic), variables, 8, **options)
-    assert model.head == "net/head"
-    np.testing.assert_allclose(model.logits(PIXELS), plain.logits(PIXELS), rtol=1e-5, atol=1e-5)
-    for wrong in ({}, {"deterministic": False}):
+def test_what_a_network_needs_beside_images_is_named(plain):
+    for wrong in ({}, {"train": True}):
         with pytest.raises(ValueError, match="call_kwargs"):
-            si_jax.Model(model.module, variables, 8, **{**options, "call_kwargs": wrong})
+            si_jax.Model(plain.module, plain.variables, 8, **{**GREY, "call_kwargs": wrong})
 
 
 def test_two_paths_to_one_nnx_module():

@@ -44,6 +44,16 @@ PROMOTING = ("Keras", "PyTorch")
 pytestmark = pytest.mark.usefixtures("quick_to_compile", "unchecked")
 
 
+@pytest.fixture(scope="session")
+def linen_model():
+    return same.model("linen")
+
+
+@pytest.fixture(scope="session", params=[k for k in same.NETWORKS if k != "linen"])
+def other(request):
+    return same.model(request.param)
+
+
 def test_outputs_features_and_gradients_are_the_same(linen_model, other):
     assert other.num_classes == same.CLASSES and other.num_features == same.WIDTH
     assert select(linen_model) == select(other) == TAPS
