@@ -62,32 +62,6 @@ def vgg():
     return nn.Sequential(OrderedDict(features=features, avgpool=pool, classifier=classifier))
 
 
-class DenseLayer(nn.Sequential):
-    def __init__(self, inputs):
-        first = nn.BatchNorm2d(inputs), nn.ReLU(True), conv(inputs, 8)
-        super().__init__(*first, nn.BatchNorm2d(8), nn.ReLU(True), conv(8, 4))
-
-    def forward(self, maps):
-        return F.dropout(super().forward(torch.cat(maps, 1)), 0.5, training=self.training)
-
-
-class DenseNet(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.stem = conv(3, 6, 3, 2)
-        self.layers = nn.ModuleDict({f"layer{i}": DenseLayer(6 + 4 * i) for i in range(2)})
-        pool = nn.AvgPool2d(2, 2)
-        self.transition = nn.Sequential(nn.BatchNorm2d(14), nn.ReLU(True), conv(14, 8, 1), pool)
-        self.norm5, self.classifier = nn.BatchNorm2d(8), nn.Linear(8, CLASSES)
-
-    def forward(self, x):
-        maps = [self.stem(x)]
-        for layer in self.layers.values():
-            maps.append(layer(maps))
-        x = F.relu(self.norm5(self.transition(torch.cat(maps, 1))), inplace=True)
-        return self.classifier(torch.flatten(F.adaptive_avg_pool2d(x, (1, 1)), 1))
-
-
 class SqueezeExcite(nn.Module):
     def __init__(self, width):
         super().__init__()
@@ -187,6 +161,13 @@ def swin():
     )  # fmt: skip
 
 
+class Joined(nn.Sequential):
+    """Layers behind a list of maps, as DenseNets have them."""
+
+    def forward(self, maps):
+        return super().forward(torch.cat(maps, 1))
+
+
 class Odd(nn.Module):
     """What else people write: what is shared, made on the way, held beside, or changed in place."""
 
@@ -198,6 +179,7 @@ class Odd(nn.Module):
         self.mean = torch.tensor([0.1, -0.2, 0.3])  # no buffer
         self.lists = [torch.tensor(0.5)]
         self.register_buffer("scale", torch.rand(6))
+        self.join = Joined(nn.BatchNorm2d(12), nn.ReLU(True), conv(12, 6))
         self.prelu, self.rms = nn.PReLU(6), nn.RMSNorm(6)
         self.head = nn.Linear(6, CLASSES)
         self.head.bias = self.prelu.bias = None
@@ -212,6 +194,8 @@ class Odd(nn.Module):
         ramp = torch.arange(x.shape[-1]) / x.shape[-1]
         x = torch.where(x > 0, x, 0.3 * x) + ramp
         x = F.max_pool2d(F.hardswish(x), 3, 2, ceil_mode=True)
+        x = F.dropout(self.join([x, x.flip(1)]), 0.5, training=self.training)
+        x = F.avg_pool2d(F.relu(x, inplace=True), 2)
         x = torch.einsum("nchw->nc", x) / math.prod(x.shape[2:])
         return self.head(self.rms(x))
 
@@ -219,7 +203,6 @@ class Odd(nn.Module):
 STYLES = {
     "vgg": vgg,
     "resnet": lambda: ImageNetResNet((2, 1), classes=CLASSES, base=6),
-    "densenet": DenseNet,
     "mobilenet": mobilenet,
     "efficientnet": lambda: mobilenet(nn.SiLU, SqueezeExcite),
     "convnext": convnext,
