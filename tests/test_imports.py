@@ -112,9 +112,9 @@ def test_public_names_are_what_type_checkers_are_told():
             assert value is getattr(importlib.import_module(module), inner), name
 
 
-THEIRS = {"_flatten_layers", "_trace", "_pytree"}
-"""Private names of libraries that offer no public one: a layer's layers, an array's trace,
-PyTorch's trees."""
+THEIRS = {"_flatten_layers", "_trace", "_pytree", "_replace"}
+"""Names with an underscore that have no other: a layer's layers, an array's trace, PyTorch's trees,
+what changes a named tuple."""
 
 
 def is_private(name: str) -> bool:

@@ -228,10 +228,11 @@ def resolve(
         advice = "Or pass allow_missing=True to leave them out"
         if allow_missing:
             advice = f"{table.test.name} cannot be left out, being in-distribution"
+        command = f"si-jax prepare-data --dataset {table.name} --protocol {protocol}"
+        where = "ood={NAME: PATH}, --ood NAME=PATH, --id PATH"
         raise MissingSet(
             f"{table.name} ({protocol}) lacks {len(absent)} of its sets\n{lines}Download what is"
-            f" public: si-jax prepare-data --dataset {table.name} --protocol {protocol}\n"
-            f"Or say where a set is: ood={{NAME: PATH}}, --ood NAME=PATH, --id PATH\n{advice}"
+            f" public: {command}\nOr say where a set is: {where}\n{advice}"
         )
     lacking = {item.name for item in absent} | set(unlisted)
     incomplete = {g for g, spec in specs if g in groups and lacking & {spec.name, table.test.name}}
