@@ -1,6 +1,8 @@
-"""Small images, in memory and as files."""
+"""Small images, in memory and as files; files of arrays, and archives."""
 
 import io
+import tarfile
+import zipfile
 
 import numpy as np
 from PIL import Image
@@ -62,3 +64,39 @@ class Dataset:
 
     def __getitem__(self, index):
         return self.items[index]
+
+
+def tarred(members, mode="w:gz"):
+    """A tar archive of pairs of name and content, which for a link or device is its type alone."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode=mode) as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            if isinstance(content, tuple):
+                (info.type,), info.linkname, content = content, "/etc/passwd", b""
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return file.getvalue()
+
+
+def zipped(members, compression=zipfile.ZIP_DEFLATED):
+    """A zip archive of pairs of name and content."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for name, content in members:
+            archive.writestr(name, content)
+    return file.getvalue()
+
+
+def npy(array, shape=None):
+    """A `.npy` of an array, which may claim another shape."""
+    file = io.BytesIO()
+    np.save(file, array)
+    claimed = repr(shape or array.shape).ljust(len(repr(array.shape)))
+    return file.getvalue().replace(repr(array.shape).encode(), claimed.encode())
+
+
+def npz(**arrays):
+    """A `.npz` of arrays, or of the bytes of members."""
+    members = [(f"{k}.npy", x if isinstance(x, bytes) else npy(x)) for k, x in arrays.items()]
+    return zipped(members, zipfile.ZIP_STORED)

@@ -15,7 +15,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from pictures import encode, write
+from pictures import encode, tarred, write, zipped
 from scipy.io import loadmat, savemat
 
 from si_jax.commands import prepare_data as command
@@ -33,22 +33,9 @@ def left_behind(folder):
     return sorted(file.name for file in folder.iterdir())
 
 
-def make_tar(path, members):
-    with tarfile.open(path, "w:gz") as archive:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            if isinstance(content, tuple):
-                (info.type,), info.linkname, content = content, "/etc/passwd", b""
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return path
-
-
-def make_zip(path, members):
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members:
-            archive.writestr(name, content)
-    return path
+def archived(folder, content):
+    (folder / "archive").write_bytes(content)
+    return folder / "archive"
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -185,11 +172,11 @@ def public(server, tmp_path, monkeypatch):
             savemat(content, {"X": images, "y": np.array([[1], [2], [10]], np.uint8)})
             data = content.getvalue()
         elif name := {"cifar-10-b": "cifar10", "cifar-100-": "cifar100"}.get(file.folder[:10]):
-            data = make_tar(tmp_path / "made", binary_version(name)).read_bytes()
+            data = tarred(binary_version(name))
         else:
             prefix = prefixes.get(file.folder, file.folder)
             members = [(f"{prefix}/{k}.png", png(k)) for k in range(3)]
-            data = make_tar(tmp_path / "made", members).read_bytes()
+            data = tarred(members)
         server.files[f"/{file.name}"] = data
         return dataclasses.replace(
             file,
@@ -210,7 +197,7 @@ def test_one_command_brings_a_benchmark(public, server, capsys):
     """Without TensorFlow; a set that fails keeps no other from coming, and comes the next time."""
     arguments = ["--data-dir", str(public), "--dataset"]
     good = dict(server.files)
-    evil = make_tar(public.parent / "evil", [("../../out.png", png(0))]).read_bytes()
+    evil = tarred([("../../out.png", png(0))])
     bad = {"/LSUN": 404, "/dtd": b"<html>moved</html>", "/iSUN": evil, "/LSUN_resize": evil}
     server.files |= bad
     with pytest.raises(ValueError, match="has no training split here: run si-jax prepare-data"):
@@ -219,7 +206,7 @@ def test_one_command_brings_a_benchmark(public, server, capsys):
         command.main([*arguments, "cifar10"])
     printed = capsys.readouterr().out
     assert "404" in printed and "outside the destination" in printed and "MD5 sum" in printed
-    assert sorted(f.name for f in public.parent.iterdir()) == ["data", "evil", "made"]
+    assert sorted(f.name for f in public.parent.iterdir()) == ["data"]
 
     server.files |= {path: good[path] for path in bad}
     shutil.rmtree(public / "downloads")  # where the sums of what came wrongly are kept
@@ -251,7 +238,7 @@ def test_one_command_brings_a_benchmark(public, server, capsys):
 
 def test_a_set_of_another_number_of_images_is_deleted_and_recorded_sums_count(public, server):
     isun, good = DATASETS["isun"].download, server.files["/iSUN"]
-    server.files["/iSUN"] = make_tar(public.parent / "made", [("iSUN/9.png", png(9))]).read_bytes()
+    server.files["/iSUN"] = tarred([("iSUN/9.png", png(9))])
     with pytest.raises(ValueError, match="holds 1 images where 3 are known"):
         downloads.download_set(isun, public)
     assert not (public / "iSUN").exists()
@@ -283,7 +270,7 @@ def test_the_list_and_wrong_names(capsys):
         command.main([])
 
 
-MAKERS = pytest.mark.parametrize("make", [make_tar, make_zip])
+MAKERS = pytest.mark.parametrize("make", [tarred, zipped])
 
 
 @MAKERS
@@ -291,7 +278,7 @@ MAKERS = pytest.mark.parametrize("make", [make_tar, make_zip])
 def test_a_set_lands_in_its_folder_whatever_its_paths_repeat(tmp_path, make, prefix):
     members = [(f"{prefix}val/1.png", b"one"), (f"{prefix}val/2.png", b"two")]
     members += [("__MACOSX/1.png", b"x"), (f"{prefix}val/._1.png", b"x")]  # as a Mac adds them
-    archive = make(tmp_path / "archive", members)
+    archive = archived(tmp_path, make(members))
     found = unpack(archive, tmp_path / "root", "images_classic/tin")
     assert found == tmp_path / "root/images_classic/tin"
     assert (found / "val/1.png").read_bytes() == b"one"
@@ -306,7 +293,7 @@ def test_a_set_lands_in_its_folder_whatever_its_paths_repeat(tmp_path, make, pre
 )
 def test_nothing_is_written_outside_the_folder(tmp_path, make, name):
     name = name.format(root=tmp_path)
-    archive = make(tmp_path / "archive", [("set/1.png", b"one"), (name, b"out")])
+    archive = archived(tmp_path, make([("set/1.png", b"one"), (name, b"out")]))
     try:
         unpack(archive, tmp_path / "root", "set")
     except UnsafeArchive as error:
@@ -318,19 +305,19 @@ def test_nothing_is_written_outside_the_folder(tmp_path, make, name):
 
 def test_links_and_devices_are_refused_and_links_in_zip_files_become_files(tmp_path):
     for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE):
-        archive = make_tar(tmp_path / "archive", [("set/link.png", (kind,))])
+        archive = archived(tmp_path, tarred([("set/link.png", (kind,))]))
         with pytest.raises(UnsafeArchive, match="a link or device"):
             unpack(archive, tmp_path / "root", "set")
     info = zipfile.ZipInfo("set/link.png")
     info.create_system, info.external_attr = 3, 0o120777 << 16
-    found = unpack(make_zip(tmp_path / "archive", [(info, "/etc/passwd")]), tmp_path, "set")
+    found = unpack(archived(tmp_path, zipped([(info, "/etc/passwd")])), tmp_path, "set")
     assert not (found / "link.png").is_symlink()
     assert (found / "link.png").read_text() == "/etc/passwd"
 
 
 @MAKERS
 def test_bombs_are_refused(tmp_path, make, monkeypatch):
-    archive = make(tmp_path / "archive", [(f"{k}.png", bytes(100_000)) for k in range(30)])
+    archive = archived(tmp_path, make([(f"{k}.png", bytes(100_000)) for k in range(30)]))
     for limit in (("files.LEAST_UNPACKED", 2**20), ("MOST_FILES", 20)):
         with monkeypatch.context() as patch:
             patch.setattr(f"si_jax.data.downloads.{limit[0]}", limit[1])
@@ -347,7 +334,7 @@ def test_damaged_archives_leave_nothing(tmp_path, make):
         with pytest.raises(UnsafeArchive, match="cannot be unpacked"):
             unpack(tmp_path / "archive", tmp_path / "root", "set")
     rng = np.random.default_rng(0)
-    whole = make(tmp_path / "whole", [(f"{k}.png", rng.bytes(500)) for k in range(5)]).read_bytes()
+    whole = make([(f"{k}.png", rng.bytes(500)) for k in range(5)])
     for round_ in range(24):
         data = bytearray(whole[: len(whole) if round_ % 2 else rng.integers(len(whole))])
         for position in rng.integers(len(data), size=3) if data else ():

@@ -1,11 +1,10 @@
 """Arrays, archives, CIFAR's and SVHN's own files, lists; and subsets of them."""
 
 import io
-import zipfile
 
 import numpy as np
 import pytest
-from pictures import RNG, idents, labels, replicate, write
+from pictures import RNG, idents, labels, npy, npz, replicate, write
 from scipy.io import savemat
 
 from si_jax.data import files, sources
@@ -180,23 +179,6 @@ def test_corrupted_copies(corrupted):
     assert from_corruptions(corrupted, drawn=5).fingerprint != before[0]
 
 
-def npz(**members):
-    """A `.npz` of bytes."""
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        for name, content in members.items():
-            archive.writestr(f"{name}.npy", content)
-    return file.getvalue()
-
-
-def npy(array, shape=None):
-    """A `.npy` of an array, which may claim another shape."""
-    file = io.BytesIO()
-    np.save(file, array)
-    claimed = repr(shape or array.shape).ljust(len(repr(array.shape)))
-    return file.getvalue().replace(repr(array.shape).encode(), claimed.encode())
-
-
 CORRUPTED = {"c/labels.npy": npy(np.arange(7)), "c/fog.npy": npy(IMAGES)}
 WNIDS_JSON = "n.wnid_to_index.json"
 BYTES = np.zeros(100_000, np.uint8)
@@ -206,14 +188,14 @@ REFUSED = [  # what is opened, what lies there, and what is said
     ("absent.txt", {}, r"absent\.txt is not a file"),
     ("empty", {"empty/classless/.DS_Store": b"x"}, "empty holds no images"),
     ("a.txt", {"a.txt": b"\xff\xfe\x00"}, "cannot be read as a list"),
-    ("a.npz", {"a.npz": npz(pictures=npy(ARRAY))}, "no array called 'images'"),
+    ("a.npz", {"a.npz": npz(pictures=ARRAY)}, "no array called 'images'"),
     *(
         ("a.npz", {"a.npz": data}, rf"a\.npz cannot be read.*{reason}.*write it anew")
         for data, reason in (
             (b"", ""),
             (b"not a zip", ""),
-            (npz(images=npy(ARRAY))[:300], ""),
-            (npz(images=npy(np.array([{}], object))), ""),
+            (npz(images=ARRAY)[:300], ""),
+            (npz(images=np.array([{}], object)), ""),
             (npz(images=npy(BYTES, (10**12,))), ""),
             (npz(images=npy(BYTES, (-2, -5))), ""),
             (npz(images=npy(BYTES, (5, 10))), "images is longer than its header says"),

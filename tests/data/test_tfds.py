@@ -6,7 +6,7 @@ import types
 
 import numpy as np
 import pytest
-from pictures import encode, labels
+from pictures import encode, labels, noise
 
 from si_jax.data import tfds_sets
 from si_jax.data.image_set import MissingSet, UnreadableImage
@@ -17,20 +17,13 @@ tfds = pytest.importorskip("tensorflow_datasets")
 from array_record.python.array_record_module import ArrayRecordWriter  # noqa: E402
 from tensorflow_datasets.proto import tf_example_pb2  # noqa: E402
 
-PACKAGE = "tensorflow_datasets.core.features."
-LABEL = {
-    "pythonClassName": f"{PACKAGE}class_label_feature.ClassLabel",
-    "classLabel": {"numClasses": "10"},
-}
-
 
 def write_set(directory, splits, *, labelled=True, file_format="array_record"):
     """Write a set as TFDS prepares it; `splits` maps names to lists of shards of images."""
     directory.mkdir(parents=True)
-    dimensions = [str(n) for n in next(iter(splits.values()))[0].shape[1:]]
-    image = {"dtype": "uint8", "shape": {"dimensions": dimensions}}
-    features = {"image": {"pythonClassName": f"{PACKAGE}image_feature.Image", "image": image}}
-    features |= {"label": LABEL} if labelled else {}
+    features = {"image": tfds.features.Image(shape=next(iter(splits.values()))[0].shape[1:])}
+    features |= {"label": tfds.features.ClassLabel(num_classes=10)} if labelled else {}
+    tfds.features.FeaturesDict(features).save_config(directory)
     name, infos = directory.parent.name, []
     for split, shards in splits.items():
         for number, images in enumerate(shards):
@@ -47,21 +40,12 @@ def write_set(directory, splits, *, labelled=True, file_format="array_record"):
         template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
         infos.append({"name": split, "filepathTemplate": template, **shape})
     about = {"name": name, "version": directory.name, "moduleName": "none.such", "splits": infos}
-    for file, content in (
-        ("dataset_info.json", {"fileFormat": file_format, **about}),
-        (
-            "features.json",
-            {
-                "pythonClassName": f"{PACKAGE}features_dict.FeaturesDict",
-                "featuresDict": {"features": features},
-            },
-        ),
-    ):
-        (directory / file).write_text(json.dumps(content))
+    content = json.dumps({"fileFormat": file_format, **about})
+    (directory / "dataset_info.json").write_text(content)
 
 
 def make_images(count, channels=3):
-    images = np.random.default_rng(0).integers(0, 256, (count, 6, 5, channels), np.uint8)
+    images = noise(count, 6, 5, channels)
     images[:, 0, 0, 0] = np.arange(count) % 10  # the label
     return images
 

@@ -8,8 +8,8 @@ import study_calibrated
 from si_jax.data import benchmarks
 from si_jax.detectors import DETECTORS
 from si_jax.detectors.si_c.readings import reader
-from si_jax.evaluation import metrics
-from si_jax.reporting import runs
+from si_jax.evaluation import metrics, results
+from si_jax.reporting import html, runs
 from study import ablations, cases, comparison, report
 from study.ablations import ALL, Fit
 from study.readings import fewer_channels, read_case
@@ -25,7 +25,10 @@ def out(tmp_path_factory):
     counts = [f"--{name}={value}" for name, value in DRAWS.items()]
     names = ["--detectors", "si-c", "lts"]
     options = ["--network", "digits=digits", "--protocols", "published", "--resamples=20"]
-    study_calibrated.main([*options, *names, *counts, "--limit=40", "--out", str(directory)])
+    with pytest.MonkeyPatch.context() as patch:  # the study has its own intervals and figures
+        patch.setattr(results, "intervals", lambda job, arrays: {})
+        patch.setattr(html, "write", lambda run, directory: directory / "report.html")
+        study_calibrated.main([*options, *names, *counts, "--limit=40", "--out", str(directory)])
     return directory
 
 
@@ -48,15 +51,15 @@ def readings(case):
 
 
 def test_one_run(out, found):
-    results = found["results"]
+    result = found["results"]
     forms = {f"si-c-{form}" for form in comparison.FORMS}
-    assert set(results["results"]) == {*forms, "lts", "lts-85", "msp"}
-    assert results["settings"]["lts-85"]["percentile"] == 85 and not found["failures"]
+    assert set(result["results"]) == {*forms, "lts", "lts-85", "msp"}
+    assert result["settings"]["lts-85"]["percentile"] == 85 and not found["failures"]
     calibration = {"set": "digits_train", "images": 100, "draws": 2, "disjoint_draws": 2}
     assert found["calibration"] == calibration | {"note": ""}
-    for name, rows in results["intervals"].items():
+    for name, rows in result["intervals"].items():
         low, high = rows["far"]["auroc"]
-        assert low <= results["averages"][name]["far"]["auroc"] <= high
+        assert low <= result["averages"][name]["far"]["auroc"] <= high
     assert found["over_msp"]["msp"]["far"] == {m: [0, 0, 0] for m in comparison.MEASURED}
     for row in found["ablations"]:
         assert bool(row["failure"]) == (row["table"] == "images" and row["images"] > 100)

@@ -81,12 +81,6 @@ def run(capsys, *arguments):
     return status, *capsys.readouterr()
 
 
-def npz(**arrays):
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    return buffer.getvalue()
-
-
 def safetensors_bytes(state):
     return pytest.importorskip("safetensors.numpy", reason="it is not installed").save(state)
 

@@ -4,24 +4,13 @@ import hashlib
 import json
 import sys
 
+import checkpoint_states as made
 import jax
 import numpy as np
 import pytest
 import recipe
-from checkpoint_states import (
-    TEXT,
-    TINY_BIT,
-    assert_same,
-    draw,
-    google,
-    npz,
-    resnet8,
-    run,
-    safetensors_bytes,
-    tensors,
-    tiny_bit,
-    torch_bytes,
-)
+from checkpoint_states import assert_same, resnet8
+from pictures import npz
 
 import si_jax
 from si_jax.models import ARCHITECTURES, NORMALISATIONS
@@ -30,7 +19,7 @@ from si_jax.weights import convert
 
 @pytest.fixture(autouse=True)
 def tiny_bit_in_the_table():
-    ARCHITECTURES["bit_tiny"] = TINY_BIT
+    ARCHITECTURES["bit_tiny"] = made.TINY_BIT
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +48,14 @@ def test_a_mapping_lands_where_the_names_say(expected):
 
 FILES = {
     "a.npz": lambda: npz(**resnet8()),
-    "a.safetensors": lambda: safetensors_bytes(resnet8()),
-    "a.pth": lambda: torch_bytes(tensors),
-    "a.PT": lambda: torch_bytes(lambda torch: {"model": tensors(torch), "best": torch.ones(1)}),
+    "a.safetensors": lambda: made.safetensors_bytes(resnet8()),
+    "a.pth": lambda: made.torch_bytes(made.tensors),
+    "a.PT": lambda: made.torch_bytes(
+        lambda torch: {"model": made.tensors(torch), "best": torch.ones(1)}
+    ),
     # what ends in .tar is mostly old, and so in the older of PyTorch's two formats
-    "a.tar": lambda: torch_bytes(
-        lambda torch: {"state_dict": tensors(torch), "epoch": 3},
+    "a.tar": lambda: made.torch_bytes(
+        lambda torch: {"state_dict": made.tensors(torch), "epoch": 3},
         _use_new_zipfile_serialization=False,
     ),
 }
@@ -98,13 +89,13 @@ def test_narrow_types_become_float32(tmp_path):
 
 
 def test_both_names_of_bits_last_norm_and_googles_file(tmp_path):
-    state = tiny_bit()
+    state = made.tiny_bit()
     published = {"module." + k.replace("before_head.gn", "head.gn"): v for k, v in state.items()}
     model = si_jax.convert_torch("bit_tiny", published)
     assert (model.num_classes, model.module.units) == (7, (1, 2, 1, 1))
     params = model.variables["params"]
     np.testing.assert_array_equal(params["head"]["kernel"], state["head.conv.weight"][:, :, 0, 0].T)
-    np.savez(tmp_path / "BiT.npz", **google(state))
+    np.savez(tmp_path / "BiT.npz", **made.google(state))
     assert_same(si_jax.convert_torch("bit_tiny", tmp_path / "BiT.npz"), model)
 
 
@@ -114,7 +105,7 @@ def test_classes_shortcut_and_normalisation_are_inferred():
     assert (model.num_classes, model.module.shortcut) == (23, "pad")
     assert model.card["normalisation"] == "cifar100"
     options = {"normalisation": "imagenet", "input_size": (24, 16)}
-    model = si_jax.convert_torch("wrn_16_4", draw(recipe.wrn_shapes(5, 16, 4)), **options)
+    model = si_jax.convert_torch("wrn_16_4", made.draw(recipe.wrn_shapes(5, 16, 4)), **options)
     assert (model.num_classes, model.module.depth, model.module.widen) == (5, 16, 4)
     assert (model.mean, model.std) == NORMALISATIONS["imagenet"]
     assert (model.input_size, model.card["input_size"]) == ((24, 16), [24, 16])
@@ -206,12 +197,12 @@ def kernel(value):
 SHAPE = (16, 3, 3, 3)
 REFUSED = [
     ("resnet34", resnet8, r"not a resnet34.*blocks \(1, 1, 1\).*convert it as 'resnet8'"),
-    ("resnet18", lambda: draw(recipe.resnet34_shapes(10, (1,), (4,))), "no architecture here"),
+    ("resnet18", lambda: made.draw(recipe.resnet34_shapes(10, (1,), (4,))), "no architecture here"),
     ("wrn_16_4", resnet8, r"not a wrn_16_4: its names are a ResNet's.*Wide ResNet$"),
-    ("wrn_40_2", lambda: draw(recipe.wrn_shapes(9, 16, 4)), "convert it as 'wrn_16_4'"),
-    ("bit_r50x1", tiny_bit, r"not a bit_r50x1.*convert it as 'bit_tiny'"),
-    ("bit_r50x1", lambda: google(tiny_bit()), "convert it as 'bit_tiny'"),
-    ("resnet8", lambda: google(tiny_bit()), "its names are a BiT ResNetV2's"),
+    ("wrn_40_2", lambda: made.draw(recipe.wrn_shapes(9, 16, 4)), "convert it as 'wrn_16_4'"),
+    ("bit_r50x1", made.tiny_bit, r"not a bit_r50x1.*convert it as 'bit_tiny'"),
+    ("bit_r50x1", lambda: made.google(made.tiny_bit()), "convert it as 'bit_tiny'"),
+    ("resnet8", lambda: made.google(made.tiny_bit()), "its names are a BiT ResNetV2's"),
     ("resnet8", lambda: {"encoder.weight": np.ones(3)}, r"such as 'encoder.weight'"),
     ("resnet9", dict, r"unknown model 'resnet9'.*resnet8"),
     ("resnet8", dict, "the mapping holds no state dict"),
@@ -271,7 +262,7 @@ def test_the_script_writes_a_checkpoint_with_a_card(tmp_path, capsys):
     source.write_bytes(npz(**resnet8()))
     mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
     line = [source, "--model", "resnet8", "--out", out, "--input-size", 16, 24]
-    status, printed, err = run(capsys, *line, "--mean", *mean, "--std", *std)
+    status, printed, err = made.run(capsys, *line, "--mean", *mean, "--std", *std)
     assert (status, err) == (0, "")
     options = {"input_size": (16, 24), "mean": mean, "std": std}
     expected = si_jax.convert_torch("resnet8", resnet8(), **options)
@@ -291,7 +282,7 @@ def test_the_script_writes_a_checkpoint_with_a_card(tmp_path, capsys):
     assert card["options"]["shortcut"] == "conv"
 
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
-    status, _, err = run(capsys, *line)
+    status, _, err = made.run(capsys, *line)
     assert status == 2 and "exists already" in err
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
 
@@ -301,7 +292,7 @@ def test_what_does_not_read_back_is_removed(tmp_path, capsys, monkeypatch):
     changed = si_jax.convert_torch("resnet8", other())
     monkeypatch.setattr(convert, "load_model", lambda path: changed)
     line = [tmp_path / "a.npz", "--model", "resnet8", "--out", tmp_path / "b"]
-    status, out, err = run(capsys, *line)
+    status, out, err = made.run(capsys, *line)
     assert (status, out) == (2, "") and "has been removed" in err
     assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
 
@@ -313,9 +304,9 @@ def test_without_the_package_that_reads_a_file(package, suffix, tmp_path, monkey
     for name in [m for m in sys.modules if m.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
-    (tmp_path / f"a{suffix}").write_bytes(TEXT)
+    (tmp_path / f"a{suffix}").write_bytes(made.TEXT)
     line = [tmp_path / f"a{suffix}", "--model", "resnet8", "--out", tmp_path / "b"]
-    status, _, err = run(capsys, *line)
+    status, _, err = made.run(capsys, *line)
     assert status == 2
     assert f'pip install "si-jax[{package}]"' in err and err.count("\n") == 1
     assert not (tmp_path / "b").exists()

@@ -5,39 +5,18 @@ import importlib.util
 import io
 import os
 import re
-import tarfile
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoint_states import TEXT, npz, resnet8, run, safetensors_bytes, tensors, torch_bytes
+from checkpoint_states import TEXT, resnet8, run, safetensors_bytes, tensors, torch_bytes
+from pictures import npy, npz, tarred, zipped
 
 from si_jax.weights.convert import load_state
 
 
-def zipped(**members):
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, text in members.items():
-            archive.writestr(name, text)
-    return buffer.getvalue()
-
-
-def npy():
-    buffer = io.BytesIO()
-    np.save(buffer, np.zeros(3))
-    return buffer.getvalue()
-
-
 def old_tar():
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for part in ("storages", "tensors", "pickle"):
-            member = tarfile.TarInfo(part)
-            member.size = 5
-            archive.addfile(member, io.BytesIO(b"\x80\x02K\x00."))
-    return buffer.getvalue()
+    return tarred([(part, b"\x80\x02K\x00.") for part in ("storages", "tensors", "pickle")], "w")
 
 
 def scaled():  # each by itself is credible
@@ -60,12 +39,12 @@ NO_NPZ = r"a\.npz can.* be read as a \.npz file"
 NO_PTH = "is no PyTorch checkpoint"
 MISTAKES = {  # file's name, its bytes, what the message must say
     "text npz": ("a.npz", lambda: TEXT, NO_NPZ),
-    "npy": ("a.npz", npy, NO_NPZ),
-    "zip npz": ("a.npz", lambda: zipped(a="text"), NO_NPZ),
-    "bad npy in npz": ("a.npz", lambda: zipped(**{"a.npy": "text"}), NO_NPZ),
+    "npy": ("a.npz", lambda: npy(np.zeros(3)), NO_NPZ),
+    "zip npz": ("a.npz", lambda: zipped([("a", "text")]), NO_NPZ),
+    "bad npy in npz": ("a.npz", lambda: npz(a=b"text"), NO_NPZ),
     "objects": ("a.npz", lambda: npz(a=np.array([{}], object)), NO_NPZ),
     "cut npz": ("a.npz", lambda: npz(**resnet8())[:-100], NO_NPZ),
-    "empty npz": ("a.npz", lambda: npz(), "holds no state dict"),
+    "empty npz": ("a.npz", npz, "holds no state dict"),
     "scaled": ("a.npz", lambda: npz(**scaled()), "NaN or infinite logits"),
     "huge": (
         "a.npz",
@@ -74,12 +53,12 @@ MISTAKES = {  # file's name, its bytes, what the message must say
     ),
     "text suffix": ("a.txt", lambda: TEXT, r"must end in one of.*\.npz.*\.pth"),
     "text safetensors": ("a.safetensors", lambda: TEXT, "is no safetensors file"),
-    "zip safetensors": ("a.safetensors", lambda: zipped(a="text"), "is no safetensors file"),
+    "zip safetensors": ("a.safetensors", lambda: zipped([("a", "text")]), "is no safetensors file"),
     "cut safetensors": ("a.safetensors", lambda: safetensors_bytes(resnet8())[:-9], "cut short"),
     "no tensors": ("a.safetensors", lambda: safetensors_bytes({}), "holds no state dict"),
     "text pth": ("a.pth", lambda: torch_bytes(tensors) and TEXT, NO_PTH),
     "empty pth": ("a.pth", lambda: torch_bytes(tensors) and b"", NO_PTH),
-    "zip pth": ("a.pth", lambda: torch_bytes(tensors) and zipped(a="x"), NO_PTH),
+    "zip pth": ("a.pth", lambda: torch_bytes(tensors) and zipped([("a", "x")]), NO_PTH),
     "npz as pth": ("a.pth", lambda: torch_bytes(tensors) and npz(a=np.ones(2)), NO_PTH),
     "cut pth": ("a.pth", lambda: torch_bytes(tensors)[:-2000], "or is damaged or cut short"),
     "cut tar": ("a.tar", cut_tar, "or is damaged or cut short"),

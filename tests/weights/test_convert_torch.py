@@ -4,6 +4,7 @@ Weights and running statistics are random. A unit within rounding error of zero 
 other side of its ReLU, which changes gradients, so images are drawn until no unit is that near.
 """
 
+import functools
 import hashlib
 import re
 
@@ -56,21 +57,13 @@ EXTRA = {  # small networks of other shapes than those of the table
 }  # fmt: skip
 
 
-# torchvision 0.29's own, and for ResNets also timm 1.0's: SHA-256 of the sorted lines "name shape",
-# its first 16 digits
-STATES = {
-    "resnet18": "5191d63ec3989592",
-    "resnet34": "f8de2a1812ef85e4",
-    "resnet50": "a87e91cd6bd1f939",
-    "resnet101": "dbc3ca74fffafc72",
-    "vit_b_16": "2c2360f6707280a8",
-}
-IMAGENET = {
-    "resnet18": lambda: ImageNetResNet((2, 2, 2, 2)),
-    "resnet34": lambda: ImageNetResNet((3, 4, 6, 3)),
-    "resnet50": lambda: ImageNetResNet((3, 4, 6, 3), bottleneck=True),
-    "resnet101": lambda: ImageNetResNet((3, 4, 23, 3), bottleneck=True),
-    "vit_b_16": lambda: VisionTransformer(224, 16, 12, 12, 768, 3072),
+IMAGENET = {  # network -> SHA-256 of the sorted lines "name shape", its first 16 digits, which is
+    # torchvision 0.29's, and for ResNets also timm 1.0's
+    "resnet18": (lambda: ImageNetResNet((2, 2, 2, 2)), "5191d63ec3989592"),
+    "resnet34": (lambda: ImageNetResNet((3, 4, 6, 3)), "f8de2a1812ef85e4"),
+    "resnet50": (lambda: ImageNetResNet((3, 4, 6, 3), bottleneck=True), "a87e91cd6bd1f939"),
+    "resnet101": (lambda: ImageNetResNet((3, 4, 23, 3), bottleneck=True), "dbc3ca74fffafc72"),
+    "vit_b_16": (lambda: VisionTransformer(224, 16, 12, 12, 768, 3072), "2c2360f6707280a8"),
 }
 
 NETWORKS = {  # architecture -> PyTorch network
@@ -139,15 +132,16 @@ def test_logits_and_gradients_at_every_tap(name, tmp_path):
         np.testing.assert_allclose(value, grad, rtol=0, atol=tolerance, err_msg=path)
 
 
+@functools.cache
 def state_of(name):
     """Names of a network's weights, and arrays of their shapes."""
     with torch.device("meta"):
-        state = IMAGENET[name]().state_dict()
+        state = IMAGENET[name][0]().state_dict()
     return {key: np.broadcast_to(np.float32(1), x.shape) for key, x in state.items()}
 
 
 def test_imagenets_networks_have_torchvisions_names_and_shapes():
-    for name, expected in STATES.items():
+    for name, (_, expected) in IMAGENET.items():
         lines = "\n".join(f"{key} {x.shape}" for key, x in sorted(state_of(name).items()))
         assert hashlib.sha256(lines.encode()).hexdigest()[:16] == expected, name
 

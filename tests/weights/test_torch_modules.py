@@ -10,6 +10,8 @@ from pictures import noise, put
 
 import si_jax
 from si_jax import commands
+from si_jax.evaluation import results
+from si_jax.reporting import html
 from si_jax.weights.torch_modules import torch_model
 
 torch = pytest.importorskip("torch")
@@ -123,7 +125,9 @@ def test_from_calibration_to_verdicts_on_the_command_line(folder, capsys):
     np.testing.assert_allclose(loaded.score(IMAGES), expected, rtol=1e-5)
 
 
-def test_an_evaluation_on_the_command_line(folder, capsys):
+def test_an_evaluation_on_the_command_line(folder, capsys, monkeypatch):
+    monkeypatch.setattr(results, "intervals", lambda job, arrays: {})
+    monkeypatch.setattr(html, "write", lambda run, directory: directory / "report.html")
     name, _ = folder
     line = ["evaluate", "--torch", f"{name}:make", "--checkpoint", "net.pth", *OPTIONS]
     commands.dispatch([*line, "--detectors", "msp", "--limit", "20", "--out", "results"])
