@@ -39,7 +39,7 @@ def computed():
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_device", "quick_to_compile")
+@pytest.mark.usefixtures("one_device")
 def test_no_score_changes_without_a_new_version():
     golden = json.loads(PATH.read_text())
     assert set(golden) == set(BUILT_IN), "write the golden scores anew: see this file's head"
