@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from si_jax.checks import check_least
-from si_jax.data.benchmarks import BENCHMARKS, Benchmark, Resolved
+from si_jax.data.benchmarks import BENCHMARKS, Benchmark, OodSet, Resolved
 from si_jax.data.image_set import ImageSet, subset
 from si_jax.detectors import DETECTORS, Detector, default_options, make_detector, si
 from si_jax.evaluation.store import PREDICTION, check_names, model_facts
@@ -154,7 +154,7 @@ def make_job(
         sets,
         test=subset(sets.test, limit, seed),
         train=sets.train and subset(sets.train, fit_limit, seed),
-        ood=tuple(o._replace(images=subset(o.images, limit, seed)) for o in sets.ood),
+        ood=tuple(OodSet(o.name, o.group, subset(o.images, limit, seed)) for o in sets.ood),
         shifted=tuple(subset(images, limit, seed) for images in sets.shifted),
     )
     job = Job(model, made, found, skip_unreadable)
