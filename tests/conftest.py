@@ -43,7 +43,8 @@ os.environ["SI_JAX_CACHE"] = tempfile.mkdtemp(prefix="si_jax_cache_")
 SHAPED = [
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for path in (ROOT / "si_jax").rglob("[!_]*.py")
-    if "jaxtyping" in path.read_text() and path.stem not in ("activation", "support")
+    if ("jaxtyping" in path.read_text() or path.parent.name == "models")
+    and path.stem not in ("activation", "support")
 ]
 hook = install_import_hook([*SHAPED, "si_jax.detectors.si_c"], "beartype.beartype")
 

@@ -116,7 +116,7 @@ EXPECTED = {  # the table of method, role by role: network -> role -> number of 
 def test_the_published_taps(name):
     arch = architecture(name)
     size = (64, 64) if name.startswith("bit") else arch.input_size
-    module = arch.build(num_classes=10, **arch.options)
+    module = arch.family.build(num_classes=10, **arch.options)
     shapes = abstract_variables(module, size)
     model = si_jax.build_model(name, 10, variables=shapes, input_size=size)
     for role, (count, first, last) in EXPECTED[name].items():

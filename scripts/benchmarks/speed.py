@@ -82,9 +82,9 @@ def random_model(
         mean, std = models.NORMALISATIONS["imagenet"]
     else:
         arch = models.architecture(name)
-        module = arch.build(num_classes=arch.num_classes, **arch.options)
-        size, mean, std = input_size or arch.input_size, arch.mean, arch.std
-        head, call = arch.head, {"train": False}
+        module = arch.family.build(num_classes=arch.num_classes, **arch.options)
+        size, (mean, std) = input_size or arch.input_size, models.NORMALISATIONS[arch.normalisation]
+        head, call = arch.family.head, {"train": False}
     images = jax.ShapeDtypeStruct((1, *size, len(mean)), np.float32)
     shapes = jax.eval_shape(module.init, jax.random.key(0), images)
     rng = np.random.default_rng(0)

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from flax import linen as nn
-
 from si_jax.models import bit, resnet, vit, wide_resnet
 from si_jax.models.family import Family
 
@@ -43,26 +41,6 @@ class Architecture:
     normalisation: str
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def build(self) -> Callable[..., nn.Module]:
-        """`num_classes` and options by keyword -> module."""
-        return self.family.build
-
-    @property
-    def head(self) -> str:
-        """Path of the last linear layer."""
-        return self.family.head
-
-    @property
-    def mean(self) -> tuple[float, ...]:
-        """Mean of each channel, in [0, 1] units."""
-        return NORMALISATIONS[self.normalisation][0]
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        """Standard deviation of each channel, in [0, 1] units."""
-        return NORMALISATIONS[self.normalisation][1]
-
 
 _cifar = partial(Architecture, num_classes=100, input_size=(32, 32), normalisation="cifar100")
 _imagenet = partial(Architecture, num_classes=1000, input_size=(224, 224), normalisation="imagenet")
@@ -85,6 +63,8 @@ def _bit(*units: int, width_factor: int) -> Architecture:
     return Architecture(bit.FAMILY, 1000, (480, 480), "half", options)
 
 
+_B16 = {"patch": 16, "layers": 12, "width": 768, "hidden": 3072, "heads": 12}
+
 ARCHITECTURES: dict[str, Architecture] = {
     "resnet8": _resnet(_cifar, 1, 1, 1),
     "resnet14": _resnet(_cifar, 2, 2, 2),
@@ -98,10 +78,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "imagenet_resnet34": _resnet(_imagenet, 3, 4, 6, 3),
     "imagenet_resnet50": _resnet(_imagenet, 3, 4, 6, 3, bottleneck=True),
     "imagenet_resnet101": _resnet(_imagenet, 3, 4, 23, 3, bottleneck=True),
-    "imagenet_vit_b16": _imagenet(
-        vit.FAMILY,
-        options={"patch": 16, "layers": 12, "width": 768, "hidden": 3072, "heads": 12},
-    ),
+    "imagenet_vit_b16": _imagenet(vit.FAMILY, options=_B16),
     "wrn_16_4": _wrn(16, 4),
     "wrn_28_10": _wrn(28, 10),
     "wrn_40_2": _wrn(40, 2),

@@ -1,6 +1,5 @@
 """BiT's ResNetV2: GroupNorm and weight standardisation (Kolesnikov et al., 2020)."""
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -8,10 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
 
 from si_jax.checks import check_counts
-from si_jax.models.family import MAX_BLOCKS, Family, Layout, Shapes
+from si_jax.models import family
+
+group_norm = partial(nn.GroupNorm, 32, epsilon=1e-5, use_fast_variance=False)  # PyTorch's epsilon
 
 
 class StdConv(nn.Module):
@@ -23,14 +23,11 @@ class StdConv(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch height width channels"]
-    ) -> Float[Array, "batch new_height new_width features"]:
+    def __call__(self, x: family.Maps) -> family.NewMaps:
         """Convolve, zero-padded by half the kernel."""
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.he_normal(), shape)
-        mean = jnp.mean(kernel, axis=(0, 1, 2))
-        variance = jnp.var(kernel, axis=(0, 1, 2))
+        mean, variance = (f(kernel, axis=(0, 1, 2)) for f in (jnp.mean, jnp.var))
         kernel = (kernel - mean) / jnp.sqrt(variance + 1e-10)
         padding = self.kernel_size // 2
         return jax.lax.conv_general_dilated(
@@ -51,9 +48,7 @@ class Bottleneck(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch height width channels"]
-    ) -> Float[Array, "batch new_height new_width new_channels"]:
+    def __call__(self, x: family.Maps) -> family.NewMaps:
         """Apply the unit."""
         conv = partial(StdConv, dtype=self.dtype)
         norm = partial(group_norm, dtype=self.dtype)
@@ -73,9 +68,7 @@ class BeforeHead(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch height width channels"]
-    ) -> Float[Array, "batch channels"]:
+    def __call__(self, x: family.Maps) -> family.Pooled:
         """Pool the normalised, rectified feature map."""
         return jnp.mean(nn.relu(group_norm(dtype=self.dtype, name="gn")(x)), axis=(1, 2))
 
@@ -96,32 +89,22 @@ class BiT(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch height width 3"], train: bool = False
-    ) -> Float[Array, "batch classes"]:
+    def __call__(self, x: family.Images, train: bool = False) -> family.Logits:
         """Logits of normalised images; `train` changes nothing, as no statistics are kept."""
-        check_counts("units", self.units, most=MAX_BLOCKS, length=4)
+        check_counts("units", self.units, most=family.MAX_BLOCKS, length=4)
         check_counts("width_factor", (self.width_factor,), most=1000)
         x = StdConv(64 * self.width_factor, 7, 2, dtype=self.dtype, name="root")(x)
         # The root's max-pool is padded with zeros, not with minus infinity.
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         x = nn.max_pool(x, (3, 3), strides=(2, 2))
+        width = 256 * self.width_factor
         for block, units in enumerate(self.units, 1):
             for unit in range(1, units + 1):
-                x = Bottleneck(
-                    256 * self.width_factor * 2 ** (block - 1),
-                    stride=2 if unit == 1 and block > 1 else 1,
-                    project=unit == 1,
-                    dtype=self.dtype,
-                    name=f"block{block}_unit{unit:02d}",
-                )(x)
+                stride = 2 if unit == 1 and block > 1 else 1
+                options = (width * 2 ** (block - 1), stride, unit == 1, self.dtype)
+                x = Bottleneck(*options, name=f"block{block}_unit{unit:02d}")(x)
         x = BeforeHead(dtype=self.dtype, name="before_head")(x)
         return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x)
-
-
-def group_norm(*, dtype: Any, name: str) -> nn.GroupNorm:
-    """GroupNorm over 32 groups with PyTorch's epsilon."""
-    return nn.GroupNorm(32, epsilon=1e-5, use_fast_variance=False, dtype=dtype, name=name)
 
 
 def _taps(module: BiT) -> Mapping[str, Sequence[str]]:
@@ -148,12 +131,9 @@ def _stages(module: BiT) -> tuple[str, ...]:
     return tuple(f"block{block}_unit{n:02d}" for block, n in enumerate(module.units, 1))
 
 
-def _infer(shapes: Shapes, *, unit: str, root: str, width_axis: int) -> dict[str, Any]:
+def _infer(unit: str, root: str, width_axis: int, shapes: family.Shapes) -> dict[str, Any]:
     """Units and width factor; `unit` is a pattern with the block's number left open."""
-    units = []
-    for block in (1, 2, 3, 4):
-        matches = [re.match(unit.format(block), name) for name in shapes]
-        units.append(max((int(match[1]) for match in matches if match), default=0))
+    units = [max(family.numbers(shapes, unit.format(block)), default=0) for block in (1, 2, 3, 4)]
     width = shapes.get(root, ())
     if not min(units) or len(width) != 4:
         return {}
@@ -161,7 +141,7 @@ def _infer(shapes: Shapes, *, unit: str, root: str, width_axis: int) -> dict[str
 
 
 _UNIT = r"^block(\d+)_unit(\d+)/"
-_TORCH = Layout(
+_TORCH = family.Layout(
     block=r"body\.block\d+\.unit\d+\.",
     modules=(
         (r"^root$", "root.conv"),
@@ -170,15 +150,14 @@ _TORCH = Layout(
         (r"^head$", "head.conv"),
     ),
     head="head.conv.weight",
-    infer=partial(
-        _infer, unit=r"body\.block{}\.unit(\d+)\.", root="root.conv.weight", width_axis=0
-    ),
+    infer=partial(_infer, r"body\.block{}\.unit(\d+)\.", "root.conv.weight", 0),
     aliases=((r"^head\.gn\.", "before_head.gn."),),
 )
-_GOOGLE = Layout(
+_ROOT = "resnet/root_block/standardized_conv2d"
+_GOOGLE = family.Layout(
     block=r"resnet/block\d+/unit\d+/",
     modules=(
-        (r"^root$", "resnet/root_block/standardized_conv2d"),
+        (r"^root$", _ROOT),
         (_UNIT + "gn1$", r"resnet/block\1/unit\2/a/group_norm"),
         (_UNIT + "gn2$", r"resnet/block\1/unit\2/b/group_norm"),
         (_UNIT + "gn3$", r"resnet/block\1/unit\2/c/group_norm"),
@@ -190,18 +169,13 @@ _GOOGLE = Layout(
         (r"^head$", "resnet/head/conv2d"),
     ),
     head="resnet/head/conv2d/kernel",
-    infer=partial(
-        _infer,
-        unit="resnet/block{}/unit(\\d+)/",
-        root="resnet/root_block/standardized_conv2d/kernel",
-        width_axis=3,
-    ),
-    leaves={"kernel": "kernel", "scale": "gamma", "bias": "beta"},
+    infer=partial(_infer, r"resnet/block{}/unit(\d+)/", f"{_ROOT}/kernel", 3),
+    leaves={"scale": "gamma", "bias": "beta"},
     special={"params/head/bias": "resnet/head/conv2d/bias"},  # a norm's is called beta
     separator="/",
     oihw=False,
 )
-FAMILY = Family(
+FAMILY = family.Family(
     title="BiT ResNetV2",
     build=BiT,
     head="head",

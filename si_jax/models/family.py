@@ -1,20 +1,37 @@
 """What a family of networks declares: its taps, its stages, and how checkpoints name it."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 MAX_BLOCKS = 1000
 MAX_WIDTH = 100_000
+
+Images = Float[Array, "batch height width 3"]
+Maps = Float[Array, "batch height width channels"]
+NewMaps = Float[Array, "batch new_height new_width new_channels"]
+Pooled = Float[Array, "batch channels"]
+Logits = Float[Array, "batch classes"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Name of a weight, as in a layout's table -> its shape in the file; () for what is no array."""
 
 
+def numbers(shapes: Shapes, pattern: str) -> list[int]:
+    """The numbers in those names of weights that begin as the pattern says."""
+    return [int(match[1]) for name in shapes if (match := re.match(pattern, name))]
+
+
 class IfPresent(str):
     """A tap pattern that may match nothing, as the layer depends on the network's options."""
+
+
+PYTORCH = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+"""Flax leaf name -> PyTorch's, where it is another."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +43,7 @@ class Layout:
         modules: (pattern, replacement) pairs that turn a Flax module path into the other name.
         head: name of the head's weight matrix.
         infer: names and shapes -> the options that they imply; nothing where they imply none.
-        leaves: Flax leaf name -> the other leaf name.
+        leaves: Flax leaf name -> the other leaf name, where it is another.
         special: Flax path -> the other name, where no rule fits.
         aliases: other spellings of the same names, as (pattern, replacement) pairs.
         separator: what stands between the module's name and the leaf's.
@@ -38,15 +55,7 @@ class Layout:
     modules: Sequence[tuple[str, str]]
     head: str
     infer: Callable[[Shapes], dict[str, Any]]
-    leaves: Mapping[str, str] = field(
-        default_factory=lambda: {
-            "kernel": "weight",
-            "scale": "weight",
-            "bias": "bias",
-            "mean": "running_mean",
-            "var": "running_var",
-        }
-    )
+    leaves: Mapping[str, str] = field(default_factory=PYTORCH.copy)
     special: Mapping[str, str] = field(default_factory=dict)
     aliases: Sequence[tuple[str, str]] = ()
     separator: str = "."

@@ -1,16 +1,14 @@
 """ResNets (He et al., 2016): CIFAR's with a 3x3 stem, ImageNet's with a 7x7 one and a max-pool."""
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
 
 from si_jax.checks import check_choice, check_counts
-from si_jax.models.family import MAX_BLOCKS, MAX_WIDTH, Family, IfPresent, Layout, Shapes
+from si_jax.models import family
 
 STEMS = ("cifar", "imagenet")
 
@@ -30,9 +28,7 @@ class Block(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch height width channels"], train: bool = False
-    ) -> Float[Array, "batch new_height new_width new_channels"]:
+    def __call__(self, x: family.Maps, train: bool = False) -> family.NewMaps:
         """Apply the block."""
         conv = partial(nn.Conv, use_bias=False, dtype=self.dtype)
         norm = partial(batch_norm, train=train, dtype=self.dtype)
@@ -80,41 +76,27 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch height width 3"], train: bool = False
-    ) -> Float[Array, "batch classes"]:
+    def __call__(self, x: family.Images, train: bool = False) -> family.Logits:
         """Logits of normalised images."""
         self._check()
         large = self.stem == "imagenet"
         size, stride = (7, 2) if large else (3, 1)
-        x = nn.Conv(
-            self.widths[0],
-            (size, size),
-            strides=stride,
-            padding=size // 2,
-            use_bias=False,
-            dtype=self.dtype,
-            name="conv1",
-        )(x)
+        conv = partial(nn.Conv, use_bias=False, dtype=self.dtype)
+        x = conv(self.widths[0], (size, size), stride, padding=size // 2, name="conv1")(x)
         x = nn.relu(batch_norm(train=train, dtype=self.dtype, name="bn1")(x))
         if large:  # padded with minus infinity
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for stage, (blocks, width) in enumerate(zip(self.blocks, self.widths, strict=True), 1):
             for index in range(blocks):
-                x = Block(
-                    width,
-                    2 if index == 0 and stage > 1 else 1,
-                    self.shortcut,
-                    self.bottleneck,
-                    self.dtype,
-                    name=f"layer{stage}_{index}",
-                )(x, train)
+                kinds = (self.shortcut, self.bottleneck, self.dtype)
+                stride = 2 if index == 0 and stage > 1 else 1
+                x = Block(width, stride, *kinds, name=f"layer{stage}_{index}")(x, train)
         x = jnp.mean(x, axis=(1, 2))
         return nn.Dense(self.num_classes, dtype=self.dtype, name="linear")(x)
 
     def _check(self) -> None:
-        check_counts("blocks", self.blocks, most=MAX_BLOCKS)
-        check_counts("widths", self.widths, most=MAX_WIDTH, length=len(self.blocks))
+        check_counts("blocks", self.blocks, most=family.MAX_BLOCKS)
+        check_counts("widths", self.widths, most=family.MAX_WIDTH, length=len(self.blocks))
         check_choice(("conv", "pad"), shortcut=self.shortcut)
         check_choice(STEMS, stem=self.stem)
         if self.bottleneck not in (True, False):
@@ -136,11 +118,11 @@ def _taps(module: ResNet) -> Mapping[str, Sequence[str]]:
     An ImageNet stem has no taps: through its max-pool only one of nine positions has a gradient.
     """
     last = len(module.blocks)
-    norms = ("layer*/bn?", IfPresent("layer*/shortcut_bn"))
+    norms = ("layer*/bn?", family.IfPresent("layer*/shortcut_bn"))
     late = tuple(
         kind(pattern.format(stage))
         for stage in sorted({max(1, last - 1), last})
-        for kind, pattern in ((str, "layer{}_*/bn?"), (IfPresent, "layer{}_*/shortcut_bn"))
+        for kind, pattern in ((str, "layer{}_*/bn?"), (family.IfPresent, "layer{}_*/shortcut_bn"))
     )
     small = module.stem == "cifar"
     return {
@@ -157,21 +139,18 @@ def _stages(module: ResNet) -> tuple[str, ...]:
     return tuple(f"layer{stage}_{n - 1}" for stage, n in enumerate(module.blocks, 1))
 
 
-def _infer(shapes: Shapes) -> dict[str, Any]:
+def _infer(shapes: family.Shapes) -> dict[str, Any]:
     """Blocks, widths, stem, and the kinds of blocks and shortcuts."""
-    blocks: dict[int, int] = {}
-    for name in shapes:
-        if match := re.match(r"layer(\d+)\.(\d+)\.conv1\.weight$", name):
-            stage, index = int(match[1]), int(match[2])
-            blocks[stage] = max(blocks.get(stage, 0), index + 1)
-    if sorted(blocks) != list(range(1, len(blocks) + 1)):
+    stages = sorted({*family.numbers(shapes, r"layer(\d+)\.\d+\.conv1\.weight$")})
+    if stages != list(range(1, len(stages) + 1)):
         return {}
-    convs = [shapes.get(f"layer{stage}.0.conv1.weight", ()) for stage in sorted(blocks)]
+    blocks = [max(family.numbers(shapes, rf"layer{n}\.(\d+)\.conv1\.weight$")) + 1 for n in stages]
+    convs = [shapes.get(f"layer{n}.0.conv1.weight", ()) for n in stages]
     stem = shapes.get("conv1.weight", ())
     projected = any(".shortcut." in name for name in shapes)
     bottleneck = "layer1.0.conv3.weight" in shapes
     return {
-        "blocks": tuple(blocks[stage] for stage in sorted(blocks)),
+        "blocks": tuple(blocks),
         "widths": tuple(shape[0] if len(shape) == 4 else 0 for shape in convs),
         "shortcut": "conv" if projected or bottleneck else "pad",
         "stem": "imagenet" if len(stem) == 4 and stem[-1] == 7 else "cifar",
@@ -189,14 +168,14 @@ def _assumed(options: Mapping[str, Any]) -> list[str]:
     return assumed
 
 
-FAMILY = Family(
+FAMILY = family.Family(
     title="ResNet",
     build=ResNet,
     head="linear",
     taps=_taps,
     stages=_stages,
     layouts=(
-        Layout(
+        family.Layout(
             block=r"layer\d+\.\d+\.",
             modules=(
                 (r"^layer(\d+)_(\d+)/", r"layer\1.\2."),

@@ -1,6 +1,5 @@
 """Vision transformers as torchvision has them (Dosovitskiy et al., 2021): class token, pre-norm."""
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -11,7 +10,11 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from si_jax.checks import check_counts
-from si_jax.models.family import MAX_BLOCKS, MAX_WIDTH, Family, Layout, Shapes
+from si_jax.models import family
+
+Tokens = Float[Array, "batch tokens width"]
+
+layer_norm = partial(nn.LayerNorm, epsilon=1e-6, use_fast_variance=False)  # torchvision's epsilon
 
 
 class Attention(nn.Module):
@@ -21,7 +24,7 @@ class Attention(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
+    def __call__(self, x: Tokens) -> Tokens:
         """Attend."""
         batch, tokens, width = x.shape
         qkv = nn.Dense(3 * width, dtype=self.dtype, name="in_proj")(x)
@@ -41,7 +44,7 @@ class EncoderLayer(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
+    def __call__(self, x: Tokens) -> Tokens:
         """Apply the layer."""
         norm, dense = partial(layer_norm, dtype=self.dtype), partial(nn.Dense, dtype=self.dtype)
         x = x + Attention(self.heads, self.dtype, name="attention")(norm(name="ln_1")(x))
@@ -71,37 +74,26 @@ class VisionTransformer(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch height width 3"], train: bool = False
-    ) -> Float[Array, "batch classes"]:
+    def __call__(self, x: family.Images, train: bool = False) -> family.Logits:
         """Logits of normalised images; `train` changes nothing, as there is no dropout."""
-        check_counts("layers", (self.layers,), most=MAX_BLOCKS)
-        check_counts("width", (self.width,), most=MAX_WIDTH)
-        check_counts("hidden", (self.hidden,), most=MAX_WIDTH)
+        check_counts("layers", (self.layers,), most=family.MAX_BLOCKS)
+        check_counts("width", (self.width,), most=family.MAX_WIDTH)
+        check_counts("hidden", (self.hidden,), most=family.MAX_WIDTH)
         check_counts("patch", (self.patch,), most=min(x.shape[1:3]))
         check_counts("heads", (self.heads,), most=self.width)
         if self.width % self.heads:
             raise ValueError(f"width (={self.width}) must be a multiple of heads (={self.heads})")
         size = (self.patch, self.patch)
-        conv = nn.Conv(
-            self.width, size, strides=size, padding="VALID", dtype=self.dtype, name="conv_proj"
-        )
-        x = conv(x)
-        x = x.reshape(x.shape[0], -1, self.width)
+        conv = partial(nn.Conv, padding="VALID", dtype=self.dtype, name="conv_proj")
+        x = conv(self.width, size, size)(x).reshape(x.shape[0], -1, self.width)
         token = self.param("class_token", nn.initializers.zeros, (1, 1, self.width))
         x = jnp.concatenate([jnp.tile(token, (x.shape[0], 1, 1)).astype(x.dtype), x], axis=1)
         init = nn.initializers.normal(0.02)
         x = x + self.param("pos_embedding", init, (1, x.shape[1], self.width)).astype(x.dtype)
         for index in range(self.layers):
-            layer = EncoderLayer(self.heads, self.hidden, self.dtype, name=f"layer_{index:02d}")
-            x = layer(x)
+            x = EncoderLayer(self.heads, self.hidden, self.dtype, name=f"layer_{index:02d}")(x)
         x = layer_norm(dtype=self.dtype, name="ln")(x)[:, 0]
         return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x)
-
-
-def layer_norm(*, dtype: Any, name: str) -> nn.LayerNorm:
-    """LayerNorm with torchvision's epsilon."""
-    return nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=dtype, name=name)
 
 
 def _taps(module: VisionTransformer) -> Mapping[str, Sequence[str]]:
@@ -118,13 +110,9 @@ def _taps(module: VisionTransformer) -> Mapping[str, Sequence[str]]:
     }
 
 
-def _infer(shapes: Shapes) -> dict[str, Any]:
+def _infer(shapes: family.Shapes) -> dict[str, Any]:
     """Patch, layers and widths; the number of heads is assumed to be one for 64 channels."""
-    layers = {
-        int(match[1])
-        for name in shapes
-        if (match := re.match(r"encoder\.layers\.encoder_layer_(\d+)\.", name))
-    }
+    layers = family.numbers(shapes, r"encoder\.layers\.encoder_layer_(\d+)\.")
     conv = shapes.get("conv_proj.weight", ())
     hidden = shapes.get("encoder.layers.encoder_layer_0.mlp.0.weight", ())
     if not layers or len(conv) != 4 or len(hidden) != 2:
@@ -143,14 +131,14 @@ def _assumed(options: Mapping[str, Any]) -> list[str]:
     return [f"{options['heads']} heads of {options['width'] // options['heads']} channels"]
 
 
-FAMILY = Family(
+FAMILY = family.Family(
     title="Vision Transformer",
     build=VisionTransformer,
     head="head",
     taps=_taps,
     stages=lambda module: (),
     layouts=(
-        Layout(
+        family.Layout(
             block=r"encoder\.layers\.encoder_layer_\d+\.",
             modules=(
                 (r"^layer_0*(\d+)/", r"encoder.layers.encoder_layer_\1."),

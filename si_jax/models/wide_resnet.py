@@ -1,16 +1,14 @@
 """Wide ResNets with pre-activation blocks (Zagoruyko & Komodakis, 2016)."""
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
 
 from si_jax.checks import check_counts
-from si_jax.models.family import Family, Layout, Shapes
+from si_jax.models import family
 from si_jax.models.resnet import batch_norm
 
 
@@ -23,9 +21,7 @@ class WideBlock(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch height width channels"], train: bool = False
-    ) -> Float[Array, "batch new_height new_width new_channels"]:
+    def __call__(self, x: family.Maps, train: bool = False) -> family.NewMaps:
         """Apply the block."""
         conv = partial(nn.Conv, features=self.width, use_bias=False, dtype=self.dtype)
         norm = partial(batch_norm, train=train, dtype=self.dtype)
@@ -57,9 +53,7 @@ class WideResNet(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch height width 3"], train: bool = False
-    ) -> Float[Array, "batch classes"]:
+    def __call__(self, x: family.Images, train: bool = False) -> family.Logits:
         """Logits of normalised images."""
         if type(self.depth) is not int or not 10 <= self.depth <= 1000 or (self.depth - 4) % 6:
             raise ValueError(f"depth (={self.depth!r}) must be 6n + 4 with n >= 1, such as 40")
@@ -67,13 +61,9 @@ class WideResNet(nn.Module):
         x = nn.Conv(16, (3, 3), padding=1, use_bias=False, dtype=self.dtype, name="conv1")(x)
         for stage, width in enumerate((16, 32, 64), 1):
             for index in range((self.depth - 4) // 6):
-                x = WideBlock(
-                    width * self.widen,
-                    stride=2 if index == 0 and stage > 1 else 1,
-                    dropout=self.dropout,
-                    dtype=self.dtype,
-                    name=f"block{stage}_{index}",
-                )(x, train)
+                stride = 2 if index == 0 and stage > 1 else 1
+                options = (width * self.widen, stride, self.dropout, self.dtype)
+                x = WideBlock(*options, name=f"block{stage}_{index}")(x, train)
         x = nn.relu(batch_norm(train=train, dtype=self.dtype, name="bn1")(x))
         x = AveragePool(name="pool")(x)
         return nn.Dense(self.num_classes, dtype=self.dtype, name="fc")(x)
@@ -83,9 +73,7 @@ class AveragePool(nn.Module):
     """Mean over all positions, a module so that its output can be a tap."""
 
     @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch height width channels"]
-    ) -> Float[Array, "batch channels"]:
+    def __call__(self, x: family.Maps) -> family.Pooled:
         """Pool."""
         return jnp.mean(x, axis=(1, 2))
 
@@ -106,27 +94,23 @@ def _stages(module: WideResNet) -> tuple[str, ...]:
     return tuple(f"block{stage}_{(module.depth - 4) // 6 - 1}" for stage in (1, 2, 3))
 
 
-def _infer(shapes: Shapes) -> dict[str, Any]:
+def _infer(shapes: family.Shapes) -> dict[str, Any]:
     """Depth and widening factor."""
-    indices = [
-        int(match[1])
-        for name in shapes
-        if (match := re.match(r"block1\.layer\.(\d+)\.conv1\.weight$", name))
-    ]
+    indices = family.numbers(shapes, r"block1\.layer\.(\d+)\.conv1\.weight$")
     width = shapes.get("block1.layer.0.conv1.weight", ())
     if not indices or len(width) != 4:
         return {}
     return {"depth": 6 * (max(indices) + 1) + 4, "widen": max(1, width[0] // 16)}
 
 
-FAMILY = Family(
+FAMILY = family.Family(
     title="Wide ResNet",
     build=WideResNet,
     head="fc",
     taps=_taps,
     stages=_stages,
     layouts=(
-        Layout(
+        family.Layout(
             block=r"block\d+\.layer\.\d+\.",
             modules=(
                 (r"^block(\d+)_(\d+)/", r"block\1.layer.\2."),

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from si_jax.data.files import write_text
 from si_jax.model import Model, checked_size
-from si_jax.models import ARCHITECTURES, architecture
+from si_jax.models import ARCHITECTURES, NORMALISATIONS, architecture
 from si_jax.weights.saved import (
     SUMS,
     WEIGHTS,
@@ -105,6 +105,8 @@ def build_model(
     arch = architecture(name)
     num_classes = num_classes or arch.num_classes
     input_size = checked_size(input_size or arch.input_size)
+    own_mean, own_std = NORMALISATIONS[arch.normalisation]
+    mean, std = tuple(mean or own_mean), tuple(std or own_std)
     module = make_module(name, num_classes, options)
     if variables is None:
         variables = jax.device_get(init(module, input_size, seed))
@@ -112,9 +114,9 @@ def build_model(
         module,
         variables,
         input_size=input_size,
-        mean=tuple(mean or arch.mean),
-        std=tuple(std or arch.std),
-        head=arch.head,
+        mean=mean,
+        std=std,
+        head=arch.family.head,
         name=name,
         call_kwargs={"train": False},
         precision=precision,
@@ -123,8 +125,8 @@ def build_model(
             "options": {**arch.options, **options},
             "num_classes": num_classes,
             "input_size": list(input_size),
-            "mean": list(mean or arch.mean),
-            "std": list(std or arch.std),
+            "mean": list(mean),
+            "std": list(std),
             **(card or {}),
         },
     )
@@ -163,7 +165,7 @@ def make_module(name: str, num_classes: int, options: Mapping[str, Any]) -> nn.M
     merged = {**arch.options, **options}
     merged = {k: tuple(v) if isinstance(v, list) else v for k, v in merged.items()}
     try:
-        return arch.build(num_classes=num_classes, **merged)
+        return arch.family.build(num_classes=num_classes, **merged)
     except TypeError as error:
         raise ValueError(f"model {name!r} does not take these options: {error}") from None
 

@@ -197,7 +197,8 @@ def _check_options(name: str, options: Mapping[str, Any]) -> None:
     same = [
         other
         for other, a in ARCHITECTURES.items()
-        if a.build is arch.build and all(options[k] == v for k, v in a.options.items())
+        if a.family.build is arch.family.build
+        and all(options[k] == v for k, v in a.options.items())
     ]
     different = [k for k, v in arch.options.items() if options[k] != v]
     has = ", ".join(f"{k} {options[k]}" for k in different)

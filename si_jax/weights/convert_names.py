@@ -23,7 +23,7 @@ def source_name(path: tuple[Any, ...], layout: Layout) -> str:
     module, leaf = flax_name(path[1:-1]), path[-1].key
     for pattern, replacement in layout.modules:
         module = re.sub(pattern, replacement, module)
-    return module + layout.separator + layout.leaves[leaf]
+    return module + layout.separator + layout.leaves.get(leaf, leaf)
 
 
 def canonical(
