@@ -50,7 +50,7 @@ class Gate:
         operands = [values[v] for v in self.operands]
 
         def run(z):
-            inputs = splitting.evaluate(jaxpr, [v for v, _ in self.inputs], [z, *operands], [])
+            inputs = splitting.evaluate(jaxpr, [v for v, _ in self.inputs], [z, *operands])
             orders = [order for _, order in self.inputs]
             return [x.transpose(np.argsort(o)) for x, o in zip(inputs, orders, strict=True)]
 

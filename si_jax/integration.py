@@ -9,7 +9,7 @@ and the integrated gradient is the sum or the product of g[0] ... g[T-1].
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
@@ -20,23 +20,12 @@ from si_jax import splitting
 from si_jax.checks import check_choice
 from si_jax.splitting import Forward, Target
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "published": {"steps": 2, "step_size": 0.001, "combine": "add", "objective": "ce"},
-    "published-defaults": {
-        "steps": 2,
-        "step_size": 1 / 255,
-        "combine": "multiply",
-        "objective": "ce",
-    },
-}
-"""Settings of the published run script, and the defaults of the published evaluation script."""
-
 COMBINE: dict[str, Callable[[Array, Array], Array]] = {"add": jnp.add, "multiply": jnp.multiply}
 
 
 @dataclass(frozen=True)
 class AscentPath:
-    """The adversarial path and what is made of the gradients along it.
+    """The adversarial path and what is made of the gradients along it, by default as published.
 
     Attributes:
         steps: T, the number of gradients; T = 1 takes no adversarial step.
@@ -58,6 +47,13 @@ class AscentPath:
             raise ValueError(f"step_size (={self.step_size}) must be finite and not negative")
         check_choice(COMBINE, combine=self.combine)
         check_choice(("ce", "max"), objective=self.objective)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "published": asdict(AscentPath()),
+    "published-defaults": asdict(AscentPath(step_size=1 / 255, combine="multiply")),
+}
+"""Settings of the published run script, and the defaults of the published evaluation script."""
 
 
 def max_logit(out: Forward) -> Float[Array, "batch"]:
@@ -104,7 +100,8 @@ def integrate(
     results: dict[str, Array] = {}
     previous: list[Array] = []
     # from the network's end on: when the long passes come, least is left to be held
-    for chunk in reversed(_chunks(taps, tap_chunk)):
+    chunks = [taps[i : i + tap_chunk] for i in range(0, len(taps), tap_chunk)]
+    for chunk in reversed(chunks):
 
         def step(carry, _):
             z, up, combined = carry
@@ -116,7 +113,7 @@ def integrate(
         z = _after(previous, _select(linear.out.outputs, chunk))
         start = (z, _select(ascent, chunk), _select(first, chunk))
         # the last step's direction is never used, so that step is taken outside the scan
-        (z, up, combined) = start
+        z, up, combined = start
         if path.steps > 2:
             (z, up, combined), _ = jax.lax.scan(step, start, length=path.steps - 2)
         last = linear.split(_moved(z, up, path))(target)
@@ -152,10 +149,6 @@ def _after(previous: Sequence[Array], z: dict[str, Array]) -> dict[str, Array]:
         tap: jnp.where(broken.reshape(-1, *[1] * (array.ndim - 1)), jnp.nan, array)
         for tap, array in z.items()
     }
-
-
-def _chunks(taps: Sequence[str], size: int) -> list[Sequence[str]]:
-    return [taps[i : i + size] for i in range(0, len(taps), size)]
 
 
 def _select(arrays: Mapping[str, Array], taps: Sequence[str]) -> dict[str, Array]:

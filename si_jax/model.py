@@ -14,15 +14,8 @@ from jaxtyping import Array, Float
 from si_jax import batching, splitting
 from si_jax.checks import check_choice
 from si_jax.networks import checking
+from si_jax.networks import head as heads
 from si_jax.networks.framework import framework_of
-from si_jax.networks.head import (
-    LinearHead,
-    head_of,
-    linear_head,
-    no_head,
-    no_logits,
-    output_activation,
-)
 from si_jax.networks.network import Network, may_mix_images
 
 PRECISIONS = ("highest", "high", "default")
@@ -54,19 +47,6 @@ class Model(Network):
             None where float32 arrays are normalised and others refused.
     """
 
-    module: Any
-    variables: Mapping[str, Any]
-    input_size: tuple[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    head: str
-    name: str
-    call_kwargs: Mapping[str, Any]
-    precision: str
-    card: Mapping[str, Any]
-    output: str | int | None
-    scale: str | None
-
     def __init__(
         self,
         module: Any,
@@ -94,22 +74,20 @@ class Model(Network):
         check_choice(PRECISIONS, precision=precision)
         framework = framework_of(module)
         module, variables = framework.prepare(module, variables)
-        values = {
-            "module": module,
-            "variables": jax.tree.map(_own, variables),
-            "input_size": checked_size(input_size),
-            "mean": _channels("mean", mean),
-            "std": _channels("std", std),
-            "head": head,
-            "name": name,
-            "call_kwargs": dict(call_kwargs or {}),
-            "precision": precision,
-            "card": dict(card or {}),
-            "output": output,
-            "scale": scale,
-        }
-        for key, value in values.items():
-            object.__setattr__(self, key, value)
+        vars(self).update(
+            module=module,
+            variables=jax.tree.map(_own, variables),
+            input_size=checked_size(input_size),
+            mean=_channels("mean", mean),
+            std=_channels("std", std),
+            head=head,
+            name=name,
+            call_kwargs=dict(call_kwargs or {}),
+            precision=precision,
+            card=dict(card or {}),
+            output=output,
+            scale=scale,
+        )
         if len(self.mean) != len(self.std):
             raise ValueError(
                 f"mean (={self.mean}) and std (={self.std}) must have one value per channel each"
@@ -119,29 +97,26 @@ class Model(Network):
         checking.check_constants(self.mean, self.std)
         checking.check_weights(variables)
         if jax.tree.leaves(variables):  # else weights are still to come
-            self._check_logits()
-            object.__setattr__(self, "head", head_of(self, head))
-            self._check_independence()
+            vars(self)["head"] = self._checked_head(head)
 
-    def _check_logits(self) -> None:
-        """Refuse what certainly is no logits."""
+    def _checked_head(self, head: str | None) -> str | None:
+        """The head, of a network that gives logits of each image for itself, as it must."""
         if self.num_classes < 2:
             raise ValueError(
                 "the network gives one logit, and detectors need one for each of two classes or"
                 " more: give a network that returns (0, logit) instead"
             )
         look = self.outline
-        if kind := output_activation(look.closed.jaxpr, look.logit_values):
-            raise ValueError(no_logits(kind))
-
-    def _check_independence(self) -> None:
-        """Refuse a network whose logits depend on the other images of a batch."""
+        if kind := heads.output_activation(look.closed.jaxpr, look.logits):
+            raise ValueError(heads.no_logits(kind))
+        found = heads.head_of(self, head)
         if may_mix_images(self) and self.is_concrete and self._mixes_images():
             raise ValueError(
                 "the network's logits of an image depend on the other images of its batch, as where"
                 " BatchNorm uses the statistics of the batch: have it use the running ones, by an"
                 ' argument of the network\'s in call_kwargs, such as {"train": False}'
             )
+        return found
 
     @property
     def is_concrete(self) -> bool:
@@ -194,13 +169,13 @@ class Model(Network):
         return self._head(variables)[1]
 
     @cached_property
-    def linear_head(self) -> LinearHead | None:
+    def linear_head(self) -> heads.LinearHead | None:
         """The linear map from the features to the logits; None if they are not linear in them."""
-        return linear_head(self, self.head) if self.head else None
+        return heads.linear_head(self, self.head) if self.head else None
 
     def _head(self, variables):
         if not self.head:
-            raise ValueError(no_head(self))
+            raise ValueError(heads.no_head(self))
         if self.linear_head is None:
             raise ValueError(
                 f"head (={self.head!r}) is not linear: the network's logits are not its input times"
@@ -229,16 +204,11 @@ class Model(Network):
         if images.dtype != jnp.uint8:
             return images
         shape = (1,) * (images.ndim - 1) + (-1,)
-        mean = jnp.asarray(self.mean, jnp.float32).reshape(shape)
-        std = jnp.asarray(self.std, jnp.float32).reshape(shape)
+        mean, std = (jnp.asarray(x, jnp.float32).reshape(shape) for x in (self.mean, self.std))
         return (images.astype(jnp.float32) / 255 - mean) / std
 
     def logits(
-        self,
-        images: Any,
-        *,
-        batch_size: int = DEFAULT_BATCH_SIZE,
-        scale: str | None = None,
+        self, images: Any, *, batch_size: int = DEFAULT_BATCH_SIZE, scale: str | None = None
     ) -> Float[np.ndarray, "batch classes"]:
         """Logits of images.
 
@@ -266,7 +236,7 @@ class Model(Network):
             ValueError: as `logits`, and if the network has no head.
         """
         if not self.head:
-            raise ValueError(no_head(self))
+            raise ValueError(heads.no_head(self))
         return self.outputs(images, batch_size=batch_size, scale=scale)["features"]
 
     def outputs(
@@ -319,19 +289,10 @@ def _own(x: Any) -> Any:
 
 
 def checked_size(input_size: int | Sequence[int] | None) -> tuple[int, int]:
-    """A height and a width in pixels; one number is both.
-
-    Raises:
-        ValueError: if they are not two positive whole numbers.
-    """
-    size: tuple[Any, ...] = (input_size,)
-    if isinstance(input_size, numbers.Integral):
-        size = (input_size, input_size)
-    elif isinstance(input_size, Sequence) and not isinstance(input_size, str):
-        size = tuple(input_size)
-    if len(size) != 2 or any(
-        isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < 1 for n in size
-    ):
+    """A height and a width in pixels; one number is both."""
+    size = input_size if isinstance(input_size, Sequence) else (input_size, input_size)
+    whole = [isinstance(n, numbers.Integral) and not isinstance(n, bool) and n > 0 for n in size]
+    if len(size) != 2 or not all(whole):
         raise ValueError(
             f"input_size (={input_size!r}) must be a height and a width of at least 1 pixel"
         )

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from si_jax.networks.equations import is_literal
-from si_jax.networks.network import Network, run, vector_shape
+from si_jax.networks.framework import Named
+from si_jax.networks.network import Images, Network, run, vector_shape
 
 FEATURES = "(features)"
 """Name of the one tap that is no module's output: the input of the classifier head."""
@@ -43,8 +44,8 @@ class Forward(NamedTuple):
 
 def forward(
     model: Network,
-    variables: Mapping[str, Any],
-    images: Float[Array, "batch height width channels"],
+    variables: Named,
+    images: Images,
     *,
     record: Iterable[str] = (),
     edit: Mapping[str, Callable[[Array], Array]] | None = None,
@@ -61,9 +62,9 @@ def forward(
     def visit(path, module, call, args):
         if path == model.head:
             shape = (args[0].shape[0], *vector_shape(args[0].shape[1:]))
-            x = done(FEATURES, args[0] if shape == args[0].shape else args[0].reshape(shape))
+            x = done(FEATURES, args[0].reshape(shape))
             features.append(x.astype(jnp.float32))
-            args = (x if shape == args[0].shape else x.reshape(args[0].shape), *args[1:])
+            args = (x.reshape(args[0].shape), *args[1:])
         return done(path, call(*args))
 
     def done(path, out):
@@ -74,8 +75,7 @@ def forward(
             outputs[path] = out = jax.tree.map(jnp.copy, out)
         return out
 
-    logits = run(model, variables, images, visit)
-    logits = logits.astype(jnp.float32)
+    logits = run(model, variables, images, visit).astype(jnp.float32)
     return Forward(logits, features[-1] if model.head else logits, outputs)
 
 
@@ -114,7 +114,6 @@ class Traced:
         for path, offset in (offsets or {}).items():
             added.setdefault(self.taps[path], []).append(offset)
         values: dict[Any, Any] = {}
-        needed = frozenset(self.variables)
 
         def put(variables, arrays):
             for v, x in zip(variables, arrays, strict=True):
@@ -122,16 +121,9 @@ class Traced:
 
         put(jaxpr.invars, jax.tree.leaves(self.arguments))
         put(jaxpr.constvars, self.closed.consts)
-        equations: list[Any] = []
         for eqn in jaxpr.eqns:
-            equations.append(eqn)
-            if eqn is jaxpr.eqns[-1] or not added.keys().isdisjoint(eqn.outvars):
-                read = [v for e in equations for v in e.invars if not is_literal(v)]
-                given = [v for v in dict.fromkeys(read) if v in values]
-                made = [v for e in equations for v in e.outvars if v in needed]
-                part = jaxpr.replace(constvars=[], invars=given, eqns=equations)
-                put(made, evaluate(part, made, [values[v] for v in given], []))
-                equations = []
+            inputs = _inputs(eqn)
+            put(eqn.outvars, apply(eqn, inputs, *(values[v] for v in inputs)))
         return [values[v] for v in self.variables]
 
     def outputs(self, values: Mapping[Any, Any]) -> Forward:
@@ -169,12 +161,7 @@ class Linearised:
         return _differentiate(run, dict(replaced), total)[0]
 
 
-def trace(
-    model: Network,
-    variables: Mapping[str, Any],
-    images: Float[Array | jax.ShapeDtypeStruct, "batch height width channels"],
-    taps: Iterable[str],
-) -> Traced:
+def trace(model: Network, variables: Named, images: Images, taps: Iterable[str]) -> Traced:
     """Trace one forward pass, without computing it; of the images the shape is enough."""
     taps = tuple(dict.fromkeys(taps))
 
@@ -184,9 +171,8 @@ def trace(
 
     closed = jax.make_jaxpr(run)(variables, images)
     logits, features, *tapped = closed.jaxpr.outvars
-    return Traced(
-        closed, (variables, images), logits, features, dict(zip(taps, tapped, strict=True))
-    )
+    places = dict(zip(taps, tapped, strict=True))
+    return Traced(closed, (variables, images), logits, features, places)
 
 
 def outline(model: Network, taps: Sequence[str]) -> Traced:
@@ -207,12 +193,7 @@ OUTLINES: WeakKeyDictionary[Network, Traced] = WeakKeyDictionary()
 
 
 def linearise(
-    model: Network,
-    variables: Mapping[str, Any],
-    images: Float[Array, "batch height width channels"],
-    taps: Iterable[str],
-    *,
-    watch: Iterable[str] = (),
+    model: Network, variables: Named, images: Images, taps: Iterable[str], watch: Iterable[str] = ()
 ) -> Linearised:
     """One forward pass and its linearisation at taps: nothing before the first is differentiated.
 
@@ -235,12 +216,26 @@ def linearise(
     return Linearised(traced, values, traced.outputs(values), gradient)
 
 
-def evaluate(
-    jaxpr: Any, outputs: Sequence[Any], inputs: Sequence[Any], consts: Sequence[Any]
-) -> list[Any]:
+def evaluate(jaxpr: Any, outputs: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
     """Values of the variables `outputs` of a jaxpr; `jit` computes only what they need."""
     part = jaxpr.replace(outvars=list(outputs), debug_info=jaxpr.debug_info.with_unknown_names())
-    return jax.core.eval_jaxpr(part, consts, *inputs)
+    return jax.core.eval_jaxpr(part, (), *inputs)
+
+
+def apply(eqn: Any, inputs: Iterable[Any], *operands: Any) -> list[Any]:
+    """What an equation makes of the values of its `inputs`."""
+    one = _empty().replace(invars=list(inputs), eqns=[eqn])
+    return evaluate(one, eqn.outvars, operands)
+
+
+@functools.cache
+def _empty() -> Any:
+    return jax.make_jaxpr(lambda: ())().jaxpr
+
+
+def _inputs(eqn: Any) -> tuple[Any, ...]:
+    """The variables that enter an equation, each once."""
+    return tuple(dict.fromkeys(v for v in eqn.invars if not is_literal(v)))
 
 
 def _differentiate(run, at, total) -> tuple[Gradients, Any]:
@@ -279,17 +274,15 @@ def _rows(traced, values, replaced) -> tuple[Array, Array]:
             rows[variable] = ([*indices, *own], stacked)
 
     for eqn in traced.closed.jaxpr.eqns:
-        inputs = list(dict.fromkeys(v for v in eqn.invars if not is_literal(v)))
+        inputs = _inputs(eqn)
         indices = sorted({i for v in inputs if v in rows for i in rows[v][0]})
         results = [None] * len(eqn.outvars)
         if indices:
             operands = [
                 _aligned(*rows[v], values[v], indices) if v in rows else values[v] for v in inputs
             ]
-            one = traced.closed.jaxpr.replace(constvars=[], invars=inputs, eqns=[eqn])
-            axes = (tuple(0 if v in rows else None for v in inputs),)
-            run = partial(_apply, one, list(eqn.outvars))
-            results = jax.vmap(run, in_axes=axes)(tuple(operands))
+            axes = [0 if v in rows else None for v in inputs]
+            results = jax.vmap(partial(apply, eqn, inputs), in_axes=axes)(*operands)
         for variable, stacked in zip(eqn.outvars, results, strict=True):
             put(variable, indices, stacked)
     everything = list(range(len(new)))
@@ -299,10 +292,6 @@ def _rows(traced, values, replaced) -> tuple[Array, Array]:
         return _aligned(indices, stacked, values[variable], everything)
 
     return all_rows(traced.logits), all_rows(traced.features)
-
-
-def _apply(jaxpr, outputs, operands):
-    return evaluate(jaxpr, outputs, operands, [])
 
 
 def _aligned(indices, stacked, plain, wanted) -> Array:

@@ -24,7 +24,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -36,7 +36,7 @@ from jaxtyping import Array, Bool
 from si_jax import splitting
 from si_jax.model import Model
 from si_jax.networks.equations import BROADCAST, ELEMENTWISE, PRODUCTS, inner, is_literal
-from si_jax.splitting import Traced, evaluate
+from si_jax.splitting import Traced, apply
 
 SURE = 1e9
 """The count of a position that is read whichever units are on."""
@@ -587,13 +587,7 @@ def _padded(x: Array, axis: int, before: int, after: int) -> Array:
 def _run(eqn: Any, arrays: Sequence[Any]) -> list[Any]:
     """The results of an equation."""
     operands = {v: x for v, x in zip(eqn.invars, arrays, strict=True) if not is_literal(v)}
-    one = _empty().replace(invars=list(operands), eqns=[eqn])
-    return evaluate(one, eqn.outvars, list(operands.values()), [])
-
-
-@cache
-def _empty() -> Any:
-    return jax.make_jaxpr(lambda: ())().jaxpr
+    return apply(eqn, operands, *operands.values())
 
 
 def _sum(counts: Sequence[Array]) -> Array:

@@ -184,10 +184,7 @@ FAMILY = family.Family(
             ),
             head="linear.weight",
             infer=_infer,
-            aliases=(
-                (r"^(fc|classifier)\.", "linear."),
-                (r"\.downsample\.", ".shortcut."),
-            ),
+            aliases=((r"^(fc|classifier)\.", "linear."), (r"\.downsample\.", ".shortcut.")),
             assumed=_assumed,
         ),
     ),

@@ -19,10 +19,11 @@ WAYS = (
     " the model's mean and std are already taken off, to Model or to this call"
 )
 LARGEST_WEIGHT = 1e20  # its square is beyond float32
+Shape, Numbers = tuple[int, int, int], Sequence[float]
 FAR = 10  # how many times a normalised image's range is certainly none
 
 
-def check_constants(mean: Sequence[float], std: Sequence[float]) -> None:
+def check_constants(mean: Numbers, std: Numbers) -> None:
     """Refuse a mean or a deviation that no images in [0, 1] units can have."""
     for name, values, interval in (("mean", mean, "[0, 1]"), ("std", std, "(0, 1]")):
         array = np.asarray(values, np.float64)
@@ -64,17 +65,9 @@ def check_weights(variables: Any) -> None:
 
 
 def as_images(
-    images: Any,
-    shape: tuple[int, int, int],
-    mean: Sequence[float],
-    std: Sequence[float],
-    scale: str | None = None,
+    images: Any, shape: Shape, mean: Numbers, std: Numbers, scale: str | None = None
 ) -> np.ndarray:
-    """Images as a model takes them: uint8, or float32 normalised.
-
-    `scale` is one of `SCALES`; None for uint8 arrays, which always hold 0 to 255, or float32 arrays
-    that are normalised.
-    """
+    """Images as a model takes them, uint8 or float32 normalised: the latter too without `scale`."""
     if scale is not None:
         check_choice(SCALES, scale=scale)
     name = "images" if hasattr(images, "shape") else "np.asarray(images)"
@@ -85,7 +78,13 @@ def as_images(
             f"images (shape {tuple(images.shape)}) must have shape (N, {expected}): the model's"
             f" height, width and channels, channels last{_hint(name, images.shape, shape)}"
         )
-    _check_dtype(images, scale)
+    if scale is None and images.dtype not in (np.uint8, np.float32):
+        raise ValueError(
+            f"images (dtype {images.dtype}) must be uint8, or float32 if already normalised; for"
+            f" others {WAYS}"
+        )
+    if not jax.numpy.issubdtype(images.dtype, jax.numpy.number) or np.iscomplexobj(images):
+        raise ValueError(f"images (dtype {images.dtype}) must be real numbers")
     if images.dtype == np.uint8 or not len(images):
         return images
     if not bool(np.isfinite(images).all()):
@@ -131,7 +130,7 @@ def _array(images: Any) -> np.ndarray:
     return array
 
 
-def _hint(name: str, given: tuple[int, ...], shape: tuple[int, int, int]) -> str:
+def _hint(name: str, given: tuple[int, ...], shape: Shape) -> str:
     """What is probably wrong with a shape, and what to give instead of what is called `name`."""
     size, channels = tuple(shape[:2]), shape[2]
     one = f"; this is one image without a batch axis: give {name}"
@@ -157,17 +156,7 @@ def _hint(name: str, given: tuple[int, ...], shape: tuple[int, int, int]) -> str
     return ""
 
 
-def _check_dtype(images: np.ndarray, scale: str | None) -> None:
-    if scale is None and images.dtype not in (np.uint8, np.float32):
-        raise ValueError(
-            f"images (dtype {images.dtype}) must be uint8, or float32 if already normalised; for"
-            f" others {WAYS}"
-        )
-    if not jax.numpy.issubdtype(images.dtype, jax.numpy.number) or np.iscomplexobj(images):
-        raise ValueError(f"images (dtype {images.dtype}) must be real numbers")
-
-
-def _check_normalised(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> None:
+def _check_normalised(images: np.ndarray, mean: Numbers, std: Numbers) -> None:
     """Refuse float images that are certainly not normalised."""
     means, deviations = np.asarray(mean, np.float64), np.asarray(std, np.float64)
     reach = FAR * max(1.0, float(np.max(np.maximum(means, 1 - means) / deviations)))

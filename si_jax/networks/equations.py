@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.extend.core import ClosedJaxpr
 from scipy import special
 
 FAR = np.array([-80.0, -40.0, -20.0, -3.5, -0.5, 0.0, 1e-3, 0.5, 3.5, 20.0, 40.0, 80.0])
@@ -27,39 +28,15 @@ LONGEST = 32
 """Most equations of an activation, as far as one is looked for from its output."""
 
 
-def _same(x, **params):
-    return x
-
-
 ELEMENTWISE: dict[str, Callable[..., Any]] = {
-    "abs": np.abs,
-    "add": np.add,
-    "convert_element_type": _same,
-    "copy": _same,
-    "div": np.divide,
-    "erf": special.erf,
-    "erfc": special.erfc,
-    "exp": np.exp,
-    "expm1": np.expm1,
-    "ge": np.greater_equal,
-    "gt": np.greater,
-    "integer_pow": lambda x, y: x**y,
-    "le": np.less_equal,
-    "log1p": np.log1p,
-    "logistic": special.expit,
-    "lt": np.less,
-    "max": np.maximum,
-    "min": np.minimum,
-    "mul": np.multiply,
-    "ne": np.not_equal,
-    "neg": np.negative,
-    "pow": np.power,
-    "select_n": lambda which, *cases: np.choose(which, cases),
-    "sqrt": np.sqrt,
-    "square": np.square,
-    "sub": np.subtract,
-    "tanh": np.tanh,
-}
+    "abs": np.abs, "add": np.add, "convert_element_type": np.asarray, "copy": np.asarray,
+    "div": np.divide, "erf": special.erf, "erfc": special.erfc, "exp": np.exp, "expm1": np.expm1,
+    "ge": np.greater_equal, "gt": np.greater, "integer_pow": lambda x, y: x**y,
+    "le": np.less_equal, "log1p": np.log1p, "logistic": special.expit, "lt": np.less,
+    "max": np.maximum, "min": np.minimum, "mul": np.multiply, "ne": np.not_equal,
+    "neg": np.negative, "pow": np.power, "select_n": lambda which, *cases: np.choose(which, cases),
+    "sqrt": np.sqrt, "square": np.square, "sub": np.subtract, "tanh": np.tanh,
+}  # fmt: skip
 """Primitive -> what it does to NumPy arrays."""
 
 PRODUCTS = ("conv_general_dilated", "dot_general")
@@ -95,22 +72,15 @@ def is_relu(eqn: Any) -> bool:
     return len(equations) == 1 and len(eqn.invars) == 1 and is_relu(equations[0])
 
 
-class Inner(NamedTuple):
-    """The equations that an equation calls, and their constants."""
-
-    jaxpr: Any
-    consts: Sequence[Any]
-
-
 CALLS = ("jit", "pjit", "closed_call", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call")
 
 
-def inner(eqn: Any) -> Inner | None:
-    """What an equation calls, as those of `jax.jit` and `jax.custom_jvp` do; else None."""
+def inner(eqn: Any) -> Any:
+    """The closed jaxpr that an equation calls, as `jax.jit` and `jax.custom_jvp` do; else None."""
     if eqn.primitive.name not in CALLS:
         return None
     called = eqn.params.get("call_jaxpr") or eqn.params["jaxpr"]
-    return Inner(getattr(called, "jaxpr", called), getattr(called, "consts", ()))
+    return called if hasattr(called, "consts") else ClosedJaxpr(called, ())
 
 
 def inner_jaxprs(eqn: Any) -> Iterator[Any]:
@@ -154,7 +124,7 @@ class Equations:
 
     def __init__(self, closed: Any):
         self.jaxpr = closed.jaxpr
-        self._consts = _scalars(closed)
+        self._closed = closed
 
     @cached_property
     def _order(self) -> dict[int, int]:
@@ -172,16 +142,7 @@ class Equations:
     @cached_property
     def _constants(self) -> dict[Any, Any]:
         """Variables that hold one number, whatever the images are -> the number."""
-        known = dict(self._consts)
-        for eqn in self.jaxpr.eqns:
-            if len(eqn.outvars) != 1 or any(
-                not is_literal(v) and v not in known for v in eqn.invars
-            ):
-                continue
-            value = _apply(eqn, known)
-            if value is not None and np.ndim(value) == 0:
-                known[eqn.outvars[0]] = value
-        return known
+        return _computed(self._closed, {})
 
     def activation(self, x: Any, made_of_it: Any = None) -> Activation | None:
         """The activation like a ReLU whose input is the variable `x`; None if there is none.
@@ -265,10 +226,17 @@ class Equations:
         return inside if closed and not inner & outputs(self.jaxpr) else set()
 
 
-def _scalars(closed: Any) -> dict[Any, Any]:
-    """Those of the constants of a closed jaxpr that are one number."""
+def _computed(closed: Any, inputs: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Variable -> value, for what follows from inputs and scalars by element-wise arithmetic."""
     pairs = zip(closed.jaxpr.constvars, closed.consts, strict=True)
-    return {v: x for v, x in pairs if np.ndim(x) == 0 and not isinstance(x, jax.core.Tracer)}
+    scalars = {v: x for v, x in pairs if np.ndim(x) == 0 and not isinstance(x, jax.core.Tracer)}
+    known = {**scalars, **inputs}
+    for eqn in closed.jaxpr.eqns:
+        given = all(is_literal(v) or v in known for v in eqn.invars)
+        value = _apply(eqn, known) if given and len(eqn.outvars) == 1 else None
+        if value is not None:
+            known[eqn.outvars[0]] = value
+    return known
 
 
 def outputs(jaxpr: Any) -> set[Any]:
@@ -297,13 +265,7 @@ def _apply(eqn: Any, values: Mapping[Any, Any]) -> Any:
     if any(np.ndim(x) and np.shape(x) != FAR.shape for x in operands):
         return None
     if called := inner(eqn):
-        known = {**_scalars(called), **dict(zip(called.jaxpr.invars, operands, strict=True))}
-        for step in called.jaxpr.eqns:
-            if any(not is_literal(v) and v not in known for v in step.invars):
-                return None
-            if len(step.outvars) != 1 or (value := _apply(step, known)) is None:
-                return None
-            known[step.outvars[0]] = value
+        known = _computed(called, dict(zip(called.jaxpr.invars, operands, strict=True)))
         out = called.jaxpr.outvars[0]
         return out.val if is_literal(out) else known.get(out)
     name = eqn.primitive.name

@@ -15,15 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
-from si_jax.networks.framework import (
-    Framework,
-    Named,
-    Visit,
-    first_positional,
-    holding,
-    intercepted,
-    is_a,
-)
+from si_jax.networks import framework
+from si_jax.networks.framework import Framework, Named, Visit, holding, is_a
 from si_jax.networks.network import trace_of
 
 NORMS = (eqx.nn.BatchNorm, eqx.nn.GroupNorm, eqx.nn.LayerNorm, eqx.nn.RMSNorm)
@@ -85,7 +78,7 @@ def run(network: Inference, variables: Named, images: Any, kwargs: Named, visit:
         with holding(_level, trace_of(image)):
             return stateless(filled.module(image, *state, **kwargs))
 
-    with intercepted({type(module) for module in modules.values()}, seam):
+    with framework.intercepted({type(module) for module in modules.values()}, seam):
         return jax.vmap(one)(jnp.moveaxis(images, -1, 1))
 
 
@@ -103,7 +96,7 @@ def wrap_call(visit: Callable, call: Callable, given: Any, shared_traces: tuple)
     """
     arrays, level = _arrays(given), _level.get()
     if foreign(given, shared_traces):  # which `Outline` reports
-        return visit(*first_positional(call, *given))
+        return visit(*framework.first_positional(call, *given))
     if all(trace_of(x) in shared_traces for x in arrays):  # of a constant
         return call(*given[0], **given[1])
     states = [x for x in jax.tree.leaves(given, is_leaf=_is_state) if _is_state(x)]
@@ -121,7 +114,7 @@ def wrap_call(visit: Callable, call: Callable, given: Any, shared_traces: tuple)
             return stateless(with_arrays(output[0], [_last(x, inner) for x in outputs]))
 
         args, kwargs = with_arrays(given, [_last(x, inner) for x in arrays])
-        shown = visit(*first_positional(whole, args, kwargs))
+        shown = visit(*framework.first_positional(whole, args, kwargs))
         return [_first(x, inner) for x in _arrays(shown)]
 
     def batched(function, arrays, inner):

@@ -84,18 +84,16 @@ def register_framework(base: type, framework: Framework) -> None:
 
 def framework_of(network: Any) -> Framework:
     """The framework that a network belongs to."""
-    for cls, framework in REGISTERED.items():
-        if isinstance(network, cls):
-            return framework
-        _refuse_class(network, cls)
-    for (package, base), module in FRAMEWORKS.items():
-        # what was not imported cannot have made the network
-        known = getattr(sys.modules.get(package), base, None)
-        if known is None:
-            continue
-        if isinstance(network, known):
-            return importlib.import_module(module).FRAMEWORK
-        _refuse_class(network, known)
+    # what was not imported cannot have made the network
+    known = [(getattr(sys.modules.get(k), base, None), m) for (k, base), m in FRAMEWORKS.items()]
+    for cls, found in (*REGISTERED.items(), *known):
+        if cls is not None and isinstance(network, cls):
+            return importlib.import_module(found).FRAMEWORK if isinstance(found, str) else found
+        if cls is not None and isinstance(network, type) and issubclass(network, cls):
+            raise ValueError(
+                f"network (={network.__name__}) is a class: give an instance of it, such as"
+                f" {network.__name__}(...)"
+            )
     if inspect.isroutine(network) or hasattr(network, "__wrapped__") or hasattr(network, "func"):
         return importlib.import_module("si_jax.networks.function").FRAMEWORK
     raise ValueError(
@@ -103,14 +101,6 @@ def framework_of(network: Any) -> Framework:
         " that is served: give a Flax Linen or Flax NNX module, a Keras 3 model on the JAX backend,"
         " an Equinox or PyTorch module, or a function of (variables, images)"
     )
-
-
-def _refuse_class(network: Any, base: type) -> None:
-    if isinstance(network, type) and issubclass(network, base):
-        raise ValueError(
-            f"network (={network.__name__}) is a class: give an instance of it, such as"
-            f" {network.__name__}(...)"
-        )
 
 
 class StochasticNetworkError(ValueError):
@@ -201,11 +191,7 @@ def _replacement(original: Callable[..., Any]) -> Callable[..., Any]:
         seam = _seam.get()
         if seam is None or _calling.get() is self:
             return original(self, *args, **kwargs)
-
-        def inner(*args, **kwargs):
-            with holding(_calling, self):
-                return original(self, *args, **kwargs)
-
+        inner = holding(_calling, self)(functools.partial(original, self))
         return seam(self, inner, args, kwargs)
 
     return call

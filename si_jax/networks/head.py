@@ -46,7 +46,7 @@ class LinearHead(NamedTuple):
 def linear_head(network: Network, path: str) -> LinearHead | None:
     """The linear map from the input of a call to the logits; None if it is more than that."""
     look = network.outline
-    x, y = look.values.get(path, (None, None))[0], look.logit_values
+    x, y = look.values.get(path, (None, None))[0], look.logits
     if x is None or is_literal(x) or not _maps(look, x, y):
         return None
     jaxpr, consts = look.closed.jaxpr, look.closed.consts
@@ -110,7 +110,7 @@ def _found(look: Outline) -> str | None:
     That is one that multiplies by the weights itself, or, if there is none, as for a tap of a
     function, one behind which that is done.
     """
-    y, behind = look.logit_values, None
+    y, behind = look.logits, None
     for path, (x, out) in reversed([*look.values.items()]):
         if x is None or is_literal(x) or not _maps(look, x, y):
             continue
@@ -125,7 +125,7 @@ def _maps(look: Outline, x: Any, y: Any = None, product: bool = True) -> bool:
 
     Other variables that depend on the images may not enter; `y` is the logits by default.
     """
-    y = look.logit_values if y is None else y
+    y = look.logits if y is None else y
     if x is None or is_literal(x) or is_literal(y):
         return False
     linear = {x: False}

@@ -1,20 +1,13 @@
 """Keras 3 on the JAX backend: `stateless_call`, with the calls of layers intercepted."""
 
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
 import keras
 
-from si_jax.networks.framework import (
-    Framework,
-    Named,
-    StochasticNetworkError,
-    Visit,
-    check_left_out,
-    first_positional,
-    intercepted,
-    is_a,
-)
+from si_jax.networks import framework
+from si_jax.networks.framework import Framework, Named, Visit, holding, is_a
 
 NORMS = (
     keras.layers.BatchNormalization,
@@ -25,6 +18,8 @@ NORMS = (
 
 PREACTIVATION = "preactivation"
 """Under a layer that applies its activation itself: the tap of what enters that."""
+
+_inside: ContextVar[str] = ContextVar("inside", default="")  # path of the layer that is called
 
 
 def prepare(network: keras.Model, variables: Any) -> tuple[keras.Model, Named]:
@@ -43,41 +38,32 @@ def prepare(network: keras.Model, variables: Any) -> tuple[keras.Model, Named]:
             kind: {path: variable.value for path, variable in owned.items()}
             for kind, owned in _owned(network).items()
         }
-    check_left_out(variables, "Keras model")
+    framework.check_left_out(variables, "Keras model")
     return network, variables
 
 
 def run(network: keras.Model, variables: Named, images: Any, kwargs: Named, visit: Visit) -> Any:
     """Call the model with `variables` and with `visit` around each layer's call."""
-    inside: list[str] = []
     twins: list[keras.Layer] = []  # layers that show what enters their activation
 
     def seam(layer, call, args, kwargs):
         if layer is network or any(layer is twin for twin in twins):
             return call(*args, **kwargs)
-        path = "/".join([*inside, layer.name])
+        path = f"{_inside.get()}{layer.name}"
         if _activates(layer):
             shown = partial(visit, f"{path}/{PREACTIVATION}", layer.activation)
             call = _with_activation(layer, shown)
             twins.append(call)
-        call, args = first_positional(call, args, kwargs)
-
-        def inner(*args):
-            inside.append(layer.name)
-            try:
-                return call(*args)
-            finally:
-                inside.pop()
-
-        return visit(path, layer, inner, args)
+        call, args = framework.first_positional(call, args, kwargs)
+        return visit(path, layer, holding(_inside, f"{path}/")(call), args)
 
     owned = _owned(network)
     params, state = ([variables[kind][path] for path in owned[kind]] for kind in owned)
-    with intercepted([keras.layers.Layer], seam):
+    with framework.intercepted([keras.layers.Layer], seam), holding(_inside, ""):
         out, after = network.stateless_call(params, state, images, **{"training": False, **kwargs})
     seeds = [path.rpartition("/")[2].startswith("seed_generator_state") for path in owned["state"]]
     if any(a is not b for seed, a, b in zip(seeds, state, after, strict=True) if seed):
-        raise StochasticNetworkError
+        raise framework.StochasticNetworkError
     return out
 
 

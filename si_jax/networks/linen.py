@@ -14,6 +14,7 @@ from si_jax.networks.framework import Framework, Named, Visit, first_positional,
 NORMS = (nn.BatchNorm, nn.GroupNorm, nn.InstanceNorm, nn.LayerNorm, nn.RMSNorm)
 
 _inlining: ContextVar[bool] = ContextVar("inlining", default=False)
+_inside: ContextVar[str] = ContextVar("inside", default="")  # path of the module that is called
 
 
 def prepare(network: nn.Module, variables: Any) -> tuple[nn.Module, Named]:
@@ -33,25 +34,16 @@ def prepare(network: nn.Module, variables: Any) -> tuple[nn.Module, Named]:
 
 def run(network: nn.Module, variables: Named, images: Any, kwargs: Named, visit: Visit) -> Any:
     """Apply the network with `visit` around each sub-module's `__call__`."""
-    inside: list[str] = []
 
     def interceptor(call, args, kwargs, context):
         path = "/".join(context.module.path)
-        is_parents = inside[-1:] == [path]  # a class's call of its parent's `__call__`
+        is_parents = path == _inside.get()  # a class's call of its parent's `__call__`
         if context.method_name != "__call__" or not path or is_parents:
             return call(*args, **kwargs)
         call, args = first_positional(call, args, kwargs)
+        return visit(path, context.module, holding(_inside, path)(call), args)
 
-        def inner(*args):
-            inside.append(path)
-            try:
-                return call(*args)
-            finally:
-                inside.pop()
-
-        return visit(path, context.module, inner, args)
-
-    with nn.intercept_methods(interceptor):
+    with nn.intercept_methods(interceptor), holding(_inside, ""):
         return network.apply(variables, images, **kwargs)
 
 

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from si_jax.networks.equations import inner_jaxprs, is_literal, spread
-from si_jax.networks.framework import Framework, StochasticNetworkError, Visit, framework_of
+from si_jax.networks.framework import Framework, Named, StochasticNetworkError, Visit, framework_of
+
+Images = Float[Array | jax.ShapeDtypeStruct, "batch height width channels"]
 
 HIDDEN = (
     "lies inside a transformation of the network's own, such as nn.scan, nn.vmap or jax.lax.scan,"
@@ -24,16 +26,12 @@ HIDDEN = (
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a sub-module at a path, the tap's name.
-
-    `shape` is its output's without the batch axis, None where that is no array; `leaf` is whether
-    no other sub-module was called inside.
-    """
+    """One call of a sub-module at a path, the tap's name."""
 
     path: str
     module: Any = field(compare=False)
-    shape: tuple[int, ...] | None
-    leaf: bool
+    shape: tuple[int, ...] | None  # of its output, without the batch axis; None if it is no array
+    leaf: bool  # whether no other sub-module was called inside
 
 
 class Outline(NamedTuple):
@@ -41,33 +39,27 @@ class Outline(NamedTuple):
 
     Attributes:
         calls: every sub-module's call, in the order in which they end.
-        logits: shape of the network's output, without the batch axis.
-        closed: the run's equations (a closed jaxpr), whose inputs are the leaves of the variables
-            and the images.
+        closed: the run's equations, whose inputs are the leaves of the variables and the images.
         values: path -> variables of the first input and of the output of each call, in the order in
             which they begin; None where that is no array or cannot be reached.
-        logit_values: the variable of the logits.
-        axes: path -> the axis of the channels in the output, where it is not the last: taps have
-            it last.
-        unknown: paths of maps of which the channels' axis is unknown, in a network in which it
-            is not always the last.
-        hidden: paths of calls inside a transformation, such as `nn.scan`: no value of theirs can be
-            recorded or replaced, so they are no taps.
-        inline: whether `jax.jit` and `nn.remat` inside the network are left out, so that what they
-            hold can be reached.
+        logits: the variable of the logits.
+        axes: path -> the axis of the channels in the output, where it is not the last, as in taps.
+        unknown: paths of maps of which the channels' axis is unknown, where it is not always last.
+        hidden: paths of calls inside a transformation, such as `nn.scan`, which can be no taps.
+        inline: whether `jax.jit` and `nn.remat` inside are left out, to reach what they hold.
     """
 
     calls: tuple[Call, ...]
-    logits: tuple[int, ...]
     closed: Any
     values: Mapping[str, tuple[Any, Any]]
-    logit_values: Any
+    logits: Any
     axes: Mapping[str, int]
     unknown: frozenset[str]
     hidden: frozenset[str]
     inline: bool
 
 
+@dataclass(frozen=True, eq=False)
 class Network:
     """A network of any framework with its weights; `si_jax.Model` is one, and describes these."""
 
@@ -75,10 +67,14 @@ class Network:
     variables: Mapping[str, Any]
     input_size: tuple[int, int]
     mean: tuple[float, ...]
+    std: tuple[float, ...]
     head: str
+    name: str
     call_kwargs: Mapping[str, Any]
-    output: str | int | None
     precision: str
+    card: Mapping[str, Any]
+    output: str | int | None
+    scale: str | None
 
     @cached_property
     def framework(self) -> Framework:
@@ -108,7 +104,7 @@ class Network:
     @property
     def num_classes(self) -> int:
         """Number of logits."""
-        return self.outline.logits[-1]
+        return self.outline.logits.aval.shape[-1]
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
@@ -122,12 +118,7 @@ class Network:
         return self.feature_shape[-1] if self.feature_shape else 0
 
 
-def run(
-    network: Network,
-    variables: Mapping[str, Any],
-    images: Float[Array, "batch height width channels"],
-    visit: Visit,
-) -> Any:
+def run(network: Network, variables: Named, images: Images, visit: Visit) -> Any:
     """The network's logits, with `visit` around each sub-module's call."""
     look = network.outline
 
@@ -153,25 +144,24 @@ def outline(network: Network, *, inline: bool) -> Outline:
     hidden: set[str] = set()
 
     def trace(variables, images):
-        inputs: dict[str, Any] = {}
-        outputs: dict[str, Any] = {}
+        pairs: dict[str, Any] = {}  # path -> input and output, in the order in which calls begin
         outer = (None, trace_of(images))
 
         def visit(path, module, call, args):
             if any(trace_of(x) not in outer for x in jax.tree.leaves(args)):
                 hidden.add(path)
                 return call(*args)
-            begun.append(path)
-            before = len(ended)
+            pairs[path], before = None, len(ended)
             out = call(*args)
             ended.append((path, network.framework.unbound(module), len(ended) == before))
-            inputs[path], outputs[path] = (args[0] if args else None), out
+            ends = (*args[:1], out) if args else (None, out)
+            pairs[path] = tuple(x if isinstance(x, jax.Array) else None for x in ends)
             return out
 
         try:
             out = _run(network, variables, images, visit, inline)
         except Exception as error:
-            raise explained(error, network.image_shape) from error
+            raise explained(error, images.shape) from error
         logits = _logits(network, out)
         if getattr(logits, "ndim", None) != 2 or logits.shape[0] != 1:
             raise ValueError(
@@ -179,41 +169,30 @@ def outline(network: Network, *, inline: bool) -> Outline:
                 f" returns {jax.tree.map(jnp.shape, out)}: where one entry is the logits, give its"
                 " key or index as output"
             )
-        kept = {
-            path: tuple(
-                x if isinstance(x, jax.Array) else None for x in (inputs[path], outputs[path])
-            )
-            for path in begun
-        }
-        return logits, kept
+        begun.extend(pairs)
+        return logits, pairs
 
     image = jax.ShapeDtypeStruct((1, *network.image_shape), jnp.float32)
     closed, shapes = jax.make_jaxpr(trace, return_shape=True)(network.variables, image)
     logits, found = jax.tree.unflatten(jax.tree.structure(shapes), closed.jaxpr.outvars)
     values = {path: found[path] for path in begun}
     channels = channel_axes(closed.jaxpr)
-    axes, unknown = {}, set()
-    for path, (_, out) in values.items():
-        ndim = 0 if out is None else out.aval.ndim
-        axis = None if ndim < 3 else channels.get(out)
-        if axis is not None and axis != ndim - 1:
-            axes[path] = axis
-        elif axis is None and ndim > 3:
-            unknown.add(path)
-    calls = []
+    calls, axes, unknown = [], {}, set()
     for path, module, leaf in ended:
         _, out = values[path]
-        shape = None if out is None else tuple(out.aval.shape)[1:]
-        if path in axes and shape is not None:
-            place = axes[path] - 1
-            shape = (*shape[:place], *shape[place + 1 :], shape[place])
-        calls.append(Call(path, module, shape, leaf))
+        shape = () if out is None else tuple(out.aval.shape)
+        axis = channels.get(out) if len(shape) > 2 else None
+        if axis is None and len(shape) > 3:
+            unknown.add(path)
+        elif axis is not None and axis != len(shape) - 1:
+            axes[path] = axis
+            shape = (*shape[:axis], *shape[axis + 1 :], shape[axis])
+        calls.append(Call(path, module, None if out is None else shape[1:], leaf))
     return Outline(
         calls=tuple(calls),
-        logits=tuple(logits.aval.shape)[1:],
         closed=closed,
         values=values,
-        logit_values=logits,
+        logits=logits,
         axes=axes,
         unknown=frozenset(unknown if axes else ()),
         hidden=frozenset(hidden),
@@ -232,7 +211,7 @@ def may_mix_images(network: Network) -> bool:
     try:
         closed = jax.make_jaxpr(logits)(network.variables, images)
     except Exception as error:
-        raise explained(error, (size, *network.image_shape)) from error
+        raise explained(error, images.shape) from error
     return may_mix(closed.jaxpr, size)
 
 
@@ -279,44 +258,31 @@ def vector_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape if len(shape) < 2 or len(long) > 1 else long or (1,)
 
 
-HINTS = (
-    (
-        "rng|prng",
-        "it draws random numbers, as dropout does: switch that off by call_kwargs, such as"
-        ' {"deterministic": True} or {"train": False}',
-    ),
-    (
-        "immutable|running_average",
-        'it is in training mode: switch that off by call_kwargs, such as {"train": False}',
-    ),
-    (
-        "missing|required",
-        "where an argument of the network's own is missing, give it in call_kwargs, such as"
-        ' {"train": False} or {"key": None}',
-    ),
-    (
-        "same dtypes|float16",
-        "images enter as float32: convert each array of weights to it, by astype(jnp.float32)",
-    ),
-    (
-        "shape|dimension|channels|axis|axes|incompatible",
-        "do input_size, the number of channels in mean and the variables fit it?",
-    ),
-)
+HINTS = {
+    "rng|prng": "it draws random numbers, as dropout does: switch that off by call_kwargs, such as"
+    ' {"deterministic": True} or {"train": False}',
+    "immutable|running_average": "it is in training mode: switch that off by call_kwargs, such as"
+    ' {"train": False}',
+    "missing|required": "where an argument of the network's own is missing, give it in call_kwargs,"
+    ' such as {"train": False} or {"key": None}',
+    "same dtypes|float16": "images enter as float32: convert each array of weights to it, by"
+    " astype(jnp.float32)",
+    "shape|dimension|channels|axis|axes|incompatible": "do input_size, the number of channels in"
+    " mean and the variables fit it?",
+}
 """What is looked for in an error of a network's own -> what may help; the first that is found."""
 
 
-def explained(error: Exception, image_shape: tuple[int, ...]) -> ValueError:
-    """What to raise in place of an error of a network that is run on an image of this shape."""
+def explained(error: Exception, shape: tuple[int, ...]) -> ValueError:
+    """What to raise in place of an error of a network that is run on images of this shape."""
     if isinstance(error, StochasticNetworkError):
         return StochasticNetworkError()
     text = str(error).strip().splitlines()
-    shape = image_shape if len(image_shape) == 4 else (1, *image_shape)
     message = (
         f"the network cannot be run on images of shape {shape}:"
         f" {type(error).__name__}: {text[0] if text else ''}"
     )
-    for words, hint in HINTS:
+    for words, hint in HINTS.items():
         if re.search(words, f"{type(error).__name__} {error}", re.IGNORECASE):
             return ValueError(f"{message} ({hint})")
     return ValueError(message)
@@ -327,11 +293,7 @@ Axes = tuple[int, int]
 
 
 def channel_axes(jaxpr: Any) -> dict[Any, int]:
-    """Variable -> its channels' axis, for those of which it is known.
-
-    Convolutions and matrix products make channels, images have them last; what moves or reshapes
-    their axis is followed. Operations of one place each leave them where they are.
-    """
+    """Variable -> its channels' axis, followed from the images and from products on."""
     images = jaxpr.invars[-1]
     found: dict[Any, Axes] = {images: (images.aval.ndim - 1, images.aval.ndim)}
     spread(jaxpr, found, set(), _axes)
@@ -395,14 +357,11 @@ def unused_size(jaxpr: Any) -> int:
 
 
 def may_mix(jaxpr: Any, size: int) -> bool:
-    """Whether an operation may combine images of a batch of `size`, see `unused_size`.
-
-    Some that do not are suspected as well, such as what sorts the images.
-    """
+    """Whether an operation may combine images of a batch of `size`; what sorts them is one."""
     for eqn in jaxpr.eqns:
-        for v, axis in _combined(eqn):
-            if not is_literal(v) and v.aval.shape[axis] and v.aval.shape[axis] % size == 0:
-                return True
+        sizes = [v.aval.shape[axis] for v, axis in _combined(eqn) if not is_literal(v)]
+        if any(n and n % size == 0 for n in sizes):
+            return True
         if any(may_mix(called, size) for called in inner_jaxprs(eqn)):
             return True
     return False

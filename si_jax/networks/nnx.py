@@ -6,17 +6,9 @@ from typing import Any
 import jax
 from flax import nnx
 
+from si_jax.networks import framework
 from si_jax.networks.equations import uses
-from si_jax.networks.framework import (
-    Framework,
-    Named,
-    StochasticNetworkError,
-    Visit,
-    check_left_out,
-    first_positional,
-    intercepted,
-    is_a,
-)
+from si_jax.networks.framework import Framework, Named, Visit, is_a
 
 NORMS = (nnx.BatchNorm, nnx.GroupNorm, nnx.InstanceNorm, nnx.LayerNorm, nnx.RMSNorm)
 
@@ -32,7 +24,7 @@ def prepare(network: nnx.Module, variables: Any) -> tuple[nnx.Module, Named]:
         parts: Any = nnx.split(network, nnx.Param, nnx.RngState, ...)
         _, params, _, state = parts
         variables = {"params": nnx.to_pure_dict(params), "state": nnx.to_pure_dict(state)}
-    check_left_out(variables, "Flax NNX module")
+    framework.check_left_out(variables, "Flax NNX module")
     return network, variables
 
 
@@ -46,7 +38,7 @@ def run(network: nnx.Module, variables: Named, images: Any, kwargs: Named, visit
         path = vars(module).get(PATH, paths.get(id(module)))
         if not path:
             return call(*args, **kwargs)
-        return visit(path, originals[path], *first_positional(call, args, kwargs))
+        return visit(path, originals[path], *framework.first_positional(call, args, kwargs))
 
     def called(variables, images):
         parts: Any = nnx.split(nnx.clone(network), nnx.Param, nnx.RngState, ...)
@@ -63,12 +55,12 @@ def run(network: nnx.Module, variables: Named, images: Any, kwargs: Named, visit
         drawn = any(a is not b for a, b in zip(before, _counts(copy), strict=True))
         return (out, drawn)
 
-    with intercepted({type(module) for module in originals.values()}, seam):
+    with framework.intercepted({type(module) for module in originals.values()}, seam):
         out, drawn = called(variables, images)
     if drawn:  # by nnx.bridge.ToNNX in vain, perhaps
         closed = jax.make_jaxpr(lambda *args: called(*args)[0])(variables, images)
         if uses(closed.jaxpr, ("random_bits", "threefry2x32")):
-            raise StochasticNetworkError
+            raise framework.StochasticNetworkError
     return out
 
 

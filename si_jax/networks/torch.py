@@ -7,7 +7,7 @@ user's module stays as it is, and several threads can run one network.
 import copy
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -16,15 +16,8 @@ import jax.numpy as jnp
 import torch
 from torch.utils import _pytree as pytree
 
-from si_jax.networks.framework import (
-    Framework,
-    Named,
-    StochasticNetworkError,
-    Visit,
-    check_left_out,
-    first_positional,
-    intercepted,
-)
+from si_jax.networks import framework
+from si_jax.networks.framework import Framework, Named, Visit
 
 INSTALL = 'pip install "si-jax[torch]"'
 NORM = re.compile(r"(batch|group|instance|layer|rms)_?norm(act)?(\dd)?$", re.IGNORECASE)
@@ -41,7 +34,7 @@ def prepare(network: torch.nn.Module, variables: Any) -> tuple[torch.nn.Module, 
             _check_tensor(name, tensor)
             variables[_kind(tensor)][name] = _array(tensor)
     advice = ": load a state dict by network.load_state_dict"
-    check_left_out(variables, "PyTorch module", advice)
+    framework.check_left_out(variables, "PyTorch module", advice)
     bare = {}
     for tensor in tensors.values():
         shape = torch.empty_like(tensor, device="meta", requires_grad=False)
@@ -73,7 +66,7 @@ def run(
         path = paths.get(id(module))
         if not path:
             return call(*args, **kwargs)
-        call, args = first_positional(call, args, kwargs)
+        call, args = framework.first_positional(call, args, kwargs)
         given = env.t2j_iso(args)
         inside: list[Any] = []  # what the module made of its inputs, in place perhaps
 
@@ -98,14 +91,14 @@ def run(
     if parameters:
         images = images.astype(parameters[0].dtype)
     kinds = {type(module) for module in originals.values()}
-    with env, torch.no_grad(), intercepted(kinds, seam), warnings.catch_warnings():
+    with env, torch.no_grad(), framework.intercepted(kinds, seam), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Explicitly requested dtype int64")  # JAX uses int32
         x = env.j2t_iso(jnp.moveaxis(images, -1, 1))
         with torch.device("jax"):
             out = env.t2j_iso(_entries(filled(x, **kwargs)))
     with jax.ensure_compile_time_eval():
         if env.prng_key is not keys[0] or not torch.equal(torch.get_rng_state(), keys[1]):
-            raise StochasticNetworkError
+            raise framework.StochasticNetworkError
     return out
 
 
@@ -148,17 +141,13 @@ def _tensors(network: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Every tensor that a module holds, once, by its path; those in its attributes too."""
     found: dict[int, tuple[str, torch.Tensor]] = {}
     for place, module in network.named_modules():
-        for path, leaf in _leaves(vars(module)):
+        for path, leaf in pytree.tree_leaves_with_path(vars(module)):
             if isinstance(leaf, torch.Tensor):
-                name = "/".join([*place.split("."), path] if place else [path])
+                keys = [str(getattr(key, "key", getattr(key, "idx", key))) for key in path]
+                own = keys[1:] if keys[0] in ("_parameters", "_buffers") else keys
+                name = "/".join([*place.split("."), *own] if place else own)
                 found.setdefault(id(leaf), (name, leaf))
     return dict(found.values())
-
-
-def _leaves(attributes: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    for path, leaf in pytree.tree_leaves_with_path(attributes):
-        keys = [str(getattr(key, "key", getattr(key, "idx", key))) for key in path]
-        yield "/".join(keys[1:] if keys[0] in ("_parameters", "_buffers") else keys), leaf
 
 
 def _kind(tensor: torch.Tensor) -> str:
@@ -191,11 +180,7 @@ def _entries(out: Any) -> Any:
 
 
 def _check(network: torch.nn.Module) -> None:
-    """Refuse what torchax cannot run.
-
-    Raises:
-        ValueError: if torchax is not there, or the network is scripted or quantised.
-    """
+    """Refuse what torchax cannot run, and any network where it is missing."""
     try:
         import torchax  # noqa: F401
     except Exception as error:

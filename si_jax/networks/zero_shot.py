@@ -1,6 +1,6 @@
 """A classifier of any image encoder and the embeddings of class names."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
@@ -54,12 +54,11 @@ def zero_shot(image_features: Any, text_embeddings: Any, *, scale: float = 100.0
 
 def prepare(network: ZeroShot, variables: Any) -> tuple[ZeroShot, Named]:
     """The encoder as its framework prepares it; its variables, and the head's."""
-    inner = framework_of(network.encoder)
-    if network.weights is None:  # prepared before
-        encoder, held = inner.prepare(network.encoder, variables["encoder"])
-        return replace(network, encoder=encoder), {**variables, "encoder": held}
-    encoder, held = inner.prepare(network.encoder, variables)
-    return ZeroShot(encoder, None), {"encoder": held, HEAD: network.weights}
+    weights = network.weights
+    if weights is None:  # prepared before
+        weights, variables = variables[HEAD], variables["encoder"]
+    encoder, held = framework_of(network.encoder).prepare(network.encoder, variables)
+    return ZeroShot(encoder, None), {"encoder": held, HEAD: weights}
 
 
 def run(network: ZeroShot, variables: Named, images: Any, kwargs: Named, visit: Visit) -> Any:

@@ -17,16 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from si_jax.data.files import write_text
 from si_jax.model import Model, checked_size
 from si_jax.models import ARCHITECTURES, NORMALISATIONS, architecture
-from si_jax.weights.saved import (
-    SUMS,
-    WEIGHTS,
-    check_sums,
-    read_card,
-    read_variables,
-    saving,
-    to_store,
-    write_arrays,
-)
+from si_jax.weights import saved
 
 CARD = "card.json"
 INSIDE = "checkpoint"
@@ -208,8 +199,8 @@ def save_checkpoint(
         card.pop("options", None)
         card |= {"model": model.name, "head": model.head, "num_classes": model.num_classes}
     card |= {key: list(getattr(model, key)) for key in ("input_size", "mean", "std")}
-    with saving(directory, CARD, overwrite) as hidden:
-        write_arrays(hidden / WEIGHTS, to_store(model.variables, dtype))
+    with saved.saving(directory, CARD, overwrite) as hidden:
+        saved.write_arrays(hidden / saved.WEIGHTS, saved.to_store(model.variables, dtype))
         write_text(hidden / CARD, json.dumps(card, indent=2) + "\n")
     return Path(directory).resolve()
 
@@ -231,10 +222,10 @@ def load_model(
             or shapes than the network's.
     """
     directory = find_checkpoint(checkpoint)
-    listed = check_sums(directory)
-    card = read_card(directory / CARD, Card)
+    listed = saved.check_sums(directory)
+    card = saved.read_card(directory / CARD, Card)
     if not listed and card.sha256 is None:
-        raise ValueError(f"{directory} is damaged: its file {SUMS} is missing")
+        raise ValueError(f"{directory} is damaged: its file {saved.SUMS} is missing")
     facts = card.model_dump(exclude_unset=True)
     shapes = like.variables if like is not None else _shapes(directory, facts)
     sha256 = None if listed else card.sha256
@@ -242,7 +233,7 @@ def load_model(
         "input_size": tuple(card.input_size),
         "mean": tuple(card.mean),
         "std": tuple(card.std),
-        "variables": read_variables(directory / WEIGHTS, shapes, sha256=sha256),
+        "variables": saved.read_variables(directory / saved.WEIGHTS, shapes, sha256=sha256),
         "card": facts,
         "precision": precision,
     }

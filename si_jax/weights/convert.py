@@ -23,16 +23,11 @@ from si_jax.data.files import check_new, read_arrays
 from si_jax.model import Model, checked_size
 from si_jax.models import ARCHITECTURES, NORMALISATIONS, architecture
 from si_jax.models.family import Layout
-from si_jax.weights.checkpoint import (
-    abstract_variables,
-    build_model,
-    load_model,
-    make_module,
-    save_checkpoint,
-)
+from si_jax.weights import checkpoint
 from si_jax.weights.convert_names import canonical, flax_name, source_name
 from si_jax.weights.saved import check_finite, file_hash
 
+Named = Mapping[str, Any]
 NESTED = ("state_dict", "model", "model_state_dict", "net")
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
 
@@ -88,9 +83,9 @@ def convert_checkpoint(
     model = convert_torch(name, Path(source), **options)
     images = np.random.default_rng(0).normal(size=(2, *model.image_shape)).astype(np.float32)
     expected = model.logits(images, batch_size=2)
-    path = save_checkpoint(out, model)
+    path = checkpoint.save_checkpoint(out, model)
     try:
-        saved = load_model(path)
+        saved = checkpoint.load_model(path)
         same = jax.tree.map(np.array_equal, dict(saved.variables), dict(model.variables))
         difference = float(np.abs(saved.logits(images, batch_size=2) - expected).max())
         if not all(jax.tree.leaves(same)) or not difference <= 1e-4 * np.abs(expected).max():
@@ -152,7 +147,8 @@ def convert_torch(
     _check_options(name, options)
     head = shapes.get(layout.head)
     num_classes = head[0 if layout.oihw else -1] if head else arch.num_classes
-    abstract = abstract_variables(make_module(name, num_classes, options), input_size)
+    module = checkpoint.make_module(name, num_classes, options)
+    abstract = checkpoint.abstract_variables(module, input_size)
     variables = _fill(abstract, layout, state, names, notes)
     notes += [f"assumed: {text}" for text in layout.assumed(options)]
     if mean is None or std is None:
@@ -161,7 +157,7 @@ def convert_torch(
             normalisation = "cifar10" if is_cifar10 else arch.normalisation
             notes.append(f"assumed: trained with the mean and deviation of {normalisation}")
         mean, std = NORMALISATIONS[normalisation]
-    return build_model(
+    return checkpoint.build_model(
         name,
         num_classes,
         input_size=input_size,
@@ -173,9 +169,7 @@ def convert_torch(
     )
 
 
-def _layout(
-    name: str, state: Mapping[str, Any], part: str | None, notes: list[str]
-) -> tuple[Layout, Mapping[str, str]]:
+def _layout(name: str, state: Named, part: str | None, notes: list[str]) -> tuple[Layout, Named]:
     """The layout in which a checkpoint names this family's weights, and the names."""
     family = ARCHITECTURES[name].family
     for layout in family.layouts:
@@ -192,28 +186,18 @@ def _layout(
 def _check_options(name: str, options: Mapping[str, Any]) -> None:
     """Refuse a checkpoint whose shape is another architecture's."""
     arch = ARCHITECTURES[name]
-    if all(options[k] == v for k, v in arch.options.items()):
-        return
-    same = [
-        other
-        for other, a in ARCHITECTURES.items()
-        if a.family.build is arch.family.build
-        and all(options[k] == v for k, v in a.options.items())
-    ]
     different = [k for k, v in arch.options.items() if options[k] != v]
+    if not different:
+        return
+    rows = {n: a for n, a in ARCHITECTURES.items() if a.family.build is arch.family.build}
+    same = [n for n, a in rows.items() if a.options.items() <= options.items()]
     has = ", ".join(f"{k} {options[k]}" for k in different)
     expected = ", ".join(f"{k} {arch.options[k]}" for k in different)
     hint = f"convert it as {same[0]!r}" if same else "no architecture here has that shape"
     raise ValueError(f"the checkpoint is not a {name} ({expected}): it has {has}; {hint}")
 
 
-def _fill(
-    abstract: Any,
-    layout: Layout,
-    state: Mapping[str, Any],
-    names: Mapping[str, str],
-    notes: list[str],
-) -> Any:
+def _fill(abstract: Any, layout: Layout, state: Named, names: Named, notes: list[str]) -> Any:
     """The tree of `abstract`'s shapes, filled from `state`, or an error that lists every fault.
 
     A head without bias gets zeros. Sub-modules of the file in which the network has no weight at
@@ -273,9 +257,7 @@ def _to_kernel(value: np.ndarray, ndim: int, oihw: bool) -> np.ndarray:
 # --- files: nothing in them is executed -----------------------------------------------------------
 
 
-def load_state(
-    source: str | Path | Mapping[str, Any], part: str | None, notes: list[str]
-) -> tuple[dict[str, Any], dict[str, str]]:
+def load_state(source: str | Path | Named, part: str | None, notes: list[str]) -> tuple[dict, dict]:
     """Names and arrays of a checkpoint, and what a card says of it: the source's name and SHA-256.
 
     `part` chooses among several state dicts, by its key or by a prefix of names. `notes` gets a
@@ -297,7 +279,7 @@ def load_state(
     return dict(state), {"source": path.name, "source_sha256": file_hash(path)}
 
 
-def _find_state(value: Any, part: str | None, notes: list[str]) -> Mapping[str, Any] | None:
+def _find_state(value: Any, part: str | None, notes: list[str]) -> Named | None:
     """The state dict that `value` is, or has under a usual name; None if there is none."""
     if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
         return None

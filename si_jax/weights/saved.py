@@ -21,15 +21,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from pydantic import BaseModel, ValidationError
 
-from si_jax.data.files import (
-    MAX_FILES,
-    check_new,
-    open_regular,
-    read_bytes,
-    read_json,
-    write_text,
-    written_whole,
-)
+from si_jax.data import files
 
 SUMS = "SHA256SUMS"
 WEIGHTS = "weights"
@@ -90,11 +82,11 @@ def saving(directory: str | os.PathLike, card: str, overwrite: bool = False) -> 
     """
     directory = Path(directory).resolve()
     if not (overwrite and (directory / card).is_file()):
-        check_new(directory)
-    with written_whole(directory) as hidden:
+        files.check_new(directory)
+    with files.written_whole(directory) as hidden:
         yield hidden
         lines = [f"{file_hash(hidden / name)}  {name}\n" for name in _files(hidden) if name != SUMS]
-        write_text(hidden / SUMS, "".join(lines))
+        files.write_text(hidden / SUMS, "".join(lines))
 
 
 def check_sums(directory: Path) -> bool:
@@ -105,7 +97,7 @@ def check_sums(directory: Path) -> bool:
     if not os.path.lexists(directory / SUMS):
         return False
     try:
-        lines = read_bytes(directory / SUMS).decode().splitlines()
+        lines = files.read_bytes(directory / SUMS).decode().splitlines()
         rows = [re.fullmatch(r"([0-9a-f]{64})  (.+)", line) for line in lines]
         expected = {row[2]: row[1] for row in rows if row}
         if not lines or len(expected) != len(lines):
@@ -125,7 +117,7 @@ def check_sums(directory: Path) -> bool:
 
 def file_hash(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
-    with open_regular(path) as file:
+    with files.open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -141,15 +133,15 @@ def _files(directory: Path) -> list[str]:
             for name in sorted(names)
             if not name.startswith(".")
         ]
-        if len(found) > MAX_FILES:
-            raise ValueError(f"it holds more than {MAX_FILES} files")
+        if len(found) > files.MAX_FILES:
+            raise ValueError(f"it holds more than {files.MAX_FILES} files")
     return found
 
 
 def read_card(path: Path, card: type[SomeCard]) -> SomeCard:
     """A file of JSON as the model `card` has it."""
     try:
-        return card.model_validate(read_json(path))
+        return card.model_validate(files.read_json(path))
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
@@ -179,11 +171,10 @@ def read_variables(directory: Path, like: Any, *, sha256: str | None = None) -> 
         if n in stored and stored[n].shape != tuple(x.shape)
     ]
     if faults:
-        more = f"\n  and {len(faults) - SHOWN} more" * (len(faults) > SHOWN)
+        more = [f"and {len(faults) - SHOWN} more"] * (len(faults) > SHOWN)
         raise ValueError(
             f"{directory} holds the weights of another network, with {len(faults)} differences:\n  "
-            + "\n  ".join(faults[:SHOWN])
-            + more
+            + "\n  ".join([*faults[:SHOWN], *more])
         )
     arrays = _named(read_arrays(directory))
     if sha256 is not None and sha256 != weights_hash(unflatten_dict(arrays, sep="/")):
@@ -206,10 +197,8 @@ def weights_hash(weights: Any) -> str:
 
 def check_finite(name: str, array: np.ndarray, consequence: str) -> None:
     """Refuse an array of floating-point numbers that are not all finite in float32."""
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        return
-    bad = int(array.size - np.isfinite(array.astype(np.float32)).sum())
-    if bad:
+    real = jnp.issubdtype(array.dtype, jnp.floating)
+    if real and (bad := int((~np.isfinite(array.astype(np.float32))).sum())):
         raise ValueError(
             f"{name} holds NaN or infinite values ({bad} of {array.size}): {consequence}"
         )

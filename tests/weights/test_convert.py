@@ -290,7 +290,7 @@ def test_the_script_writes_a_checkpoint_with_a_card(tmp_path, capsys):
 def test_what_does_not_read_back_is_removed(tmp_path, capsys, monkeypatch):
     (tmp_path / "a.npz").write_bytes(npz(**resnet8()))
     changed = si_jax.convert_torch("resnet8", other())
-    monkeypatch.setattr(convert, "load_model", lambda path: changed)
+    monkeypatch.setattr(convert.checkpoint, "load_model", lambda path: changed)
     line = [tmp_path / "a.npz", "--model", "resnet8", "--out", tmp_path / "b"]
     status, out, err = made.run(capsys, *line)
     assert (status, out) == (2, "") and "has been removed" in err
