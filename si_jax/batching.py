@@ -30,6 +30,9 @@ PREFETCH = 2
 """How many batches are dispatched before the results of the first of them are fetched."""
 
 
+Parts = Iterable[tuple[Any, np.ndarray, bool]]
+
+
 class Replicated:
     """A tree of arrays, copied to the devices once however many functions take it."""
 
@@ -58,12 +61,7 @@ class Batched:
             take the place of the function's.
     """
 
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        *weights: Replicated,
-        exact: Callable[..., Any] | None = None,
-    ):
+    def __init__(self, function: Callable, *weights: Replicated, exact: Callable | None = None):
         self._function = jax.jit(function)
         self._exact = Batched(exact, *weights) if exact else None
         self._weights = weights
@@ -100,13 +98,7 @@ class Batched:
         """The function's results for one batch of at most `batch_size` images."""
         return self.start(images, batch_size=batch_size)()
 
-    def over(
-        self,
-        parts: Iterable[tuple[Any, np.ndarray, bool]],
-        *,
-        batch_size: int,
-        ahead: int = PREFETCH,
-    ) -> Iterator[tuple[Any, Any]]:
+    def over(self, parts: Parts, *, batch_size: int, ahead: int = PREFETCH) -> Iterator[tuple]:
         """(what came with the images, the function's results) of one part after the other.
 
         A part is (anything, at most `batch_size` images, whether these are all that there are, so

@@ -175,11 +175,4 @@ _GOOGLE = family.Layout(
     separator="/",
     oihw=False,
 )
-FAMILY = family.Family(
-    title="BiT ResNetV2",
-    build=BiT,
-    head="head",
-    taps=_taps,
-    stages=_stages,
-    layouts=(_TORCH, _GOOGLE),
-)
+FAMILY = family.Family("BiT ResNetV2", BiT, "head", _taps, _stages, (_TORCH, _GOOGLE))

@@ -168,24 +168,16 @@ def _assumed(options: Mapping[str, Any]) -> list[str]:
     return assumed
 
 
-FAMILY = family.Family(
-    title="ResNet",
-    build=ResNet,
-    head="linear",
-    taps=_taps,
-    stages=_stages,
-    layouts=(
-        family.Layout(
-            block=r"layer\d+\.\d+\.",
-            modules=(
-                (r"^layer(\d+)_(\d+)/", r"layer\1.\2."),
-                (r"shortcut_conv$", "shortcut.0"),
-                (r"shortcut_bn$", "shortcut.1"),
-            ),
-            head="linear.weight",
-            infer=_infer,
-            aliases=((r"^(fc|classifier)\.", "linear."), (r"\.downsample\.", ".shortcut.")),
-            assumed=_assumed,
-        ),
+_LAYOUT = family.Layout(
+    block=r"layer\d+\.\d+\.",
+    modules=(
+        (r"^layer(\d+)_(\d+)/", r"layer\1.\2."),
+        (r"shortcut_conv$", "shortcut.0"),
+        (r"shortcut_bn$", "shortcut.1"),
     ),
+    head="linear.weight",
+    infer=_infer,
+    aliases=((r"^(fc|classifier)\.", "linear."), (r"\.downsample\.", ".shortcut.")),
+    assumed=_assumed,
 )
+FAMILY = family.Family("ResNet", ResNet, "linear", _taps, _stages, (_LAYOUT,))

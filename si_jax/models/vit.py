@@ -131,35 +131,29 @@ def _assumed(options: Mapping[str, Any]) -> list[str]:
     return [f"{options['heads']} heads of {options['width'] // options['heads']} channels"]
 
 
-FAMILY = family.Family(
-    title="Vision Transformer",
-    build=VisionTransformer,
-    head="head",
-    taps=_taps,
-    stages=lambda module: (),
-    layouts=(
-        family.Layout(
-            block=r"encoder\.layers\.encoder_layer_\d+\.",
-            modules=(
-                (r"^layer_0*(\d+)/", r"encoder.layers.encoder_layer_\1."),
-                (r"attention/(\w+)$", r"self_attention.\1"),
-                (r"mlp_1$", "mlp.0"),
-                (r"mlp_2$", "mlp.3"),
-                (r"^ln$", "encoder.ln"),
-                (r"^head$", "heads.head"),
-            ),
-            head="heads.head.weight",
-            infer=_infer,
-            special={
-                "params/class_token": "class_token",
-                "params/pos_embedding": "encoder.pos_embedding",
-            },
-            aliases=(
-                (r"\.in_proj_(weight|bias)$", r".in_proj.\1"),
-                (r"\.mlp\.linear_1\.", ".mlp.0."),
-                (r"\.mlp\.linear_2\.", ".mlp.3."),
-            ),
-            assumed=_assumed,
-        ),
+_LAYOUT = family.Layout(
+    block=r"encoder\.layers\.encoder_layer_\d+\.",
+    modules=(
+        (r"^layer_0*(\d+)/", r"encoder.layers.encoder_layer_\1."),
+        (r"attention/(\w+)$", r"self_attention.\1"),
+        (r"mlp_1$", "mlp.0"),
+        (r"mlp_2$", "mlp.3"),
+        (r"^ln$", "encoder.ln"),
+        (r"^head$", "heads.head"),
     ),
+    head="heads.head.weight",
+    infer=_infer,
+    special={
+        "params/class_token": "class_token",
+        "params/pos_embedding": "encoder.pos_embedding",
+    },
+    aliases=(
+        (r"\.in_proj_(weight|bias)$", r".in_proj.\1"),
+        (r"\.mlp\.linear_1\.", ".mlp.0."),
+        (r"\.mlp\.linear_2\.", ".mlp.3."),
+    ),
+    assumed=_assumed,
+)
+FAMILY = family.Family(
+    "Vision Transformer", VisionTransformer, "head", _taps, lambda module: (), (_LAYOUT,)
 )

@@ -103,22 +103,14 @@ def _infer(shapes: family.Shapes) -> dict[str, Any]:
     return {"depth": 6 * (max(indices) + 1) + 4, "widen": max(1, width[0] // 16)}
 
 
-FAMILY = family.Family(
-    title="Wide ResNet",
-    build=WideResNet,
-    head="fc",
-    taps=_taps,
-    stages=_stages,
-    layouts=(
-        family.Layout(
-            block=r"block\d+\.layer\.\d+\.",
-            modules=(
-                (r"^block(\d+)_(\d+)/", r"block\1.layer.\2."),
-                (r"shortcut_conv$", "convShortcut"),
-            ),
-            head="fc.weight",
-            infer=_infer,
-            aliases=((r"^(linear|classifier)\.", "fc."),),
-        ),
+_LAYOUT = family.Layout(
+    block=r"block\d+\.layer\.\d+\.",
+    modules=(
+        (r"^block(\d+)_(\d+)/", r"block\1.layer.\2."),
+        (r"shortcut_conv$", "convShortcut"),
     ),
+    head="fc.weight",
+    infer=_infer,
+    aliases=((r"^(linear|classifier)\.", "fc."),),
 )
+FAMILY = family.Family("Wide ResNet", WideResNet, "fc", _taps, _stages, (_LAYOUT,))

@@ -4,13 +4,14 @@ import contextlib
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from si_jax.networks.equations import inner_jaxprs, is_literal, spread
@@ -359,7 +360,8 @@ def unused_size(jaxpr: Any) -> int:
 def may_mix(jaxpr: Any, size: int) -> bool:
     """Whether an operation may combine images of a batch of `size`; what sorts them is one."""
     for eqn in jaxpr.eqns:
-        sizes = [v.aval.shape[axis] for v, axis in _combined(eqn) if not is_literal(v)]
+        combined = [(v.aval.shape, axes) for v, axes in _combined(eqn) if not is_literal(v)]
+        sizes = [shape[axis] for shape, axes in combined for axis in axes]
         if any(n and n % size == 0 for n in sizes):
             return True
         if any(may_mix(called, size) for called in inner_jaxprs(eqn)):
@@ -367,35 +369,29 @@ def may_mix(jaxpr: Any, size: int) -> bool:
     return False
 
 
-def _combined(eqn: Any) -> Iterator[tuple[Any, int]]:
+def _combined(eqn: Any) -> list[tuple[Any, Iterable[int]]]:
     """Operands of an equation and those of their axes along which it combines values."""
     name, params, x = eqn.primitive.name, eqn.params, (*eqn.invars, None)[0]
     if name == "dot_general":
-        contracted, _ = params["dimension_numbers"]
-        for v, axes in zip(eqn.invars, contracted, strict=True):
-            yield from ((v, axis) for axis in axes)
-    elif name == "conv_general_dilated":
-        yield from ((x, axis) for axis in params["dimension_numbers"].lhs_spec[1:])
-    elif name == "scan" and params["num_carry"]:
-        rest = eqn.invars[params["num_consts"] + params["num_carry"] :]
-        yield from ((v, 0) for v in rest if not is_literal(v))
-    elif name == "concatenate":
-        yield from ((v, params["dimension"]) for v in eqn.invars)
-    elif "window_dimensions" in params:
-        yield from ((x, axis) for axis, n in enumerate(params["window_dimensions"]) if n > 1)
-    elif name in ("slice", "dynamic_slice", "gather"):
+        return [*zip(eqn.invars, params["dimension_numbers"][0], strict=True)]
+    if name == "conv_general_dilated":
+        return [(x, params["dimension_numbers"].lhs_spec[1:])]
+    if name == "scan" and params["num_carry"]:
+        return [(v, [0]) for v in eqn.invars[params["num_consts"] + params["num_carry"] :]]
+    if name == "concatenate":
+        return [(v, [params["dimension"]]) for v in eqn.invars]
+    if "window_dimensions" in params:
+        return [(x, [axis for axis, n in enumerate(params["window_dimensions"]) if n > 1])]
+    if name in ("slice", "dynamic_slice", "gather"):
         sizes = params.get("slice_sizes")
         if sizes is None:
-            limits = zip(params["start_indices"], params["limit_indices"], strict=True)
-            sizes = [stop - start for start, stop in limits]
-        shape = x.aval.shape if not is_literal(x) else ()
-        yield from ((x, axis) for axis, n in enumerate(sizes[: len(shape)]) if n != shape[axis])
-    elif name == "top_k":
-        yield x, x.aval.ndim - 1
-    elif name.startswith(("arg", "cum", "reduce_", "rev", "sort")):
-        axes = params.get("axes", params.get("dimensions"))
+            sizes = np.subtract(params["limit_indices"], params["start_indices"])
+        pairs = zip(sizes, x.aval.shape, strict=False)
+        return [(x, [axis for axis, (part, whole) in enumerate(pairs) if part != whole])]
+    if name == "top_k":
+        return [(x, [x.aval.ndim - 1])]
+    if name.startswith(("arg", "cum", "reduce_", "rev", "sort")):
         single = params.get("axis", params.get("dimension"))
-        for v in eqn.invars:
-            ndim = getattr(v.aval, "ndim", 0)
-            given = axes if axes is not None else [] if single is None else [single]
-            yield from ((v, axis) for axis in given if axis < ndim)
+        axes = params.get("axes", params.get("dimensions", [] if single is None else [single]))
+        return [(v, [a for a in axes if a < getattr(v.aval, "ndim", 0)]) for v in eqn.invars]
+    return []
