@@ -31,6 +31,7 @@ PREFETCH = 2
 
 
 Parts = Iterable[tuple[Any, np.ndarray, bool]]
+"""(anything, images of a batch at most, whether these are all, so that batches may be smaller)."""
 
 
 class Replicated:
@@ -50,15 +51,10 @@ class Replicated:
 class Batched:
     """`function(*weights, images)` over static batches, jitted once per shape.
 
-    The last batch is padded with copies of its last image, and the results of the padding are
-    dropped. Batches are split over all local devices, to whose number they are rounded up. All
-    transfers are explicit, so that it runs under `jax.transfer_guard("disallow")`.
-
-    Args:
-        function: (*weights, batch of images) -> tree of arrays with the batch axis first.
-        weights: what it takes first; each is copied to the devices once.
-        exact: what computes those images for which the function's `"settled"` is false; its results
-            take the place of the function's.
+    The last batch is padded with copies of its last image. Batches are split over all local
+    devices, to whose number they are rounded up. All transfers are explicit, so that it runs under
+    `jax.transfer_guard("disallow")`. `exact` computes those images for which the function's
+    `"settled"` is false.
     """
 
     def __init__(self, function: Callable, *weights: Replicated, exact: Callable | None = None):
@@ -101,9 +97,7 @@ class Batched:
     def over(self, parts: Parts, *, batch_size: int, ahead: int = PREFETCH) -> Iterator[tuple]:
         """(what came with the images, the function's results) of one part after the other.
 
-        A part is (anything, at most `batch_size` images, whether these are all that there are, so
-        that fewer than a batch may make smaller ones); `ahead` batches are begun before the first
-        is fetched.
+        `ahead` batches are begun before the first is fetched.
         """
         pending: deque[tuple[Any, Callable[[], Any]]] = deque()
         for item, images, few in parts:
@@ -121,10 +115,7 @@ class Batched:
             yield item, fetch()
 
     def start(self, images: np.ndarray, *, batch_size: int) -> Callable[[], Any]:
-        """Begin one batch; what is returned waits for its results and gives them.
-
-        The devices work while the caller prepares the next batch, or fetches the last one.
-        """
+        """Begin one batch; what is returned waits for its results and gives them."""
         devices = tuple(jax.local_devices())
         size = -(-batch_size // len(devices)) * len(devices)
         count = len(images)

@@ -25,20 +25,12 @@ COMBINE: dict[str, Callable[[Array, Array], Array]] = {"add": jnp.add, "multiply
 
 @dataclass(frozen=True)
 class AscentPath:
-    """The adversarial path and what is made of the gradients along it, by default as published.
+    """The adversarial path and what is made of the gradients along it, by default as published."""
 
-    Attributes:
-        steps: T, the number of gradients; T = 1 takes no adversarial step.
-        step_size: alpha, in the units of the activation.
-        combine: `"add"` or `"multiply"`.
-        objective: what the adversarial step ascends: `"ce"`, the cross-entropy with the
-            pseudo-label, or `"max"`, the attribution target itself.
-    """
-
-    steps: int = 2
-    step_size: float = 0.001
-    combine: str = "add"
-    objective: str = "ce"
+    steps: int = 2  # T, the number of gradients; T = 1 takes no adversarial step
+    step_size: float = 0.001  # alpha, in the units of the activation
+    combine: str = "add"  # or "multiply"
+    objective: str = "ce"  # ascend the cross-entropy with the pseudo-label; "max": the target
 
     def __post_init__(self):
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:

@@ -26,20 +26,11 @@ FEATURES = "(features)"
 
 
 class Forward(NamedTuple):
-    """What one forward pass gives.
-
-    Logits and features are float32 whatever the network computes in, so that every score is;
-    outputs are as the network has them.
-
-    Attributes:
-        logits: (batch, classes).
-        features: (batch, features), the input of the classifier head; the logits without one.
-        outputs: path -> output of the sub-modules that were to be recorded.
-    """
+    """What one forward pass gives: float32 logits and features whatever the network computes in."""
 
     logits: Float[Array, "batch classes"]
-    features: Float[Array, "batch features"]
-    outputs: dict[str, Any]
+    features: Float[Array, "batch features"]  # the input of the classifier head, or the logits
+    outputs: dict[str, Any]  # path -> output, as it is, of the sub-modules that were to be recorded
 
 
 def forward(
@@ -88,15 +79,11 @@ Gradients = Callable[[Target], dict[str, Array]]
 
 @dataclass(frozen=True)
 class Traced:
-    """One forward pass as a list of equations (a jaxpr), of which every value can be had.
-
-    Their inputs are the leaves of (variables, images); `logits`, `features` and `taps` are
-    variables of theirs.
-    """
+    """One forward pass as a list of equations (a jaxpr), of which every value can be had."""
 
     closed: Any
-    arguments: tuple[Any, Any]
-    logits: Any
+    arguments: tuple[Any, Any]  # variables and images, whose leaves are the inputs
+    logits: Any  # a variable of the equations, as the features and each of the taps
     features: Any
     taps: dict[str, Any]
 
@@ -134,16 +121,12 @@ class Traced:
 
 @dataclass(frozen=True)
 class Linearised:
-    """A forward pass and its gradients at taps, by one linearisation however many are asked for.
-
-    `values` are those of every variable; `gradient` gives, of an attribution target, its gradient
-    at each of the taps that were differentiated.
-    """
+    """A forward pass and its gradients at taps, by one linearisation however many are asked for."""
 
     traced: Traced
-    values: dict[Any, Any]
+    values: dict[Any, Any]  # of every variable
     out: Forward
-    gradient: Gradients
+    gradient: Gradients  # at the taps that were differentiated
 
     def split(self, replaced: Mapping[str, Float[Array, "batch ..."]]) -> Gradients:
         """Gradients with taps replaced, each of them on its own: target -> path -> gradient.
@@ -255,8 +238,7 @@ def _differentiate(run, at, total) -> tuple[Gradients, Any]:
 def _rows(traced, values, replaced) -> tuple[Array, Array]:
     """Logits and features (taps, batch, ...) of the network with one tap replaced in each row.
 
-    Every equation runs on those rows alone whose tap it depends on; elsewhere the plain `values`
-    stand.
+    Every equation runs on those rows alone whose tap it depends on; elsewhere `values` stand.
     """
     # in the network's order, which JAX does not keep: it sorts the keys of what it differentiates
     replaced = {path: replaced[path] for path in traced.taps if path in replaced}

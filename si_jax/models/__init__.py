@@ -1,9 +1,7 @@
 """Networks, one architecture a file, and their table.
 
-In flows an architecture's name; out flows a Flax network that knows nothing of detectors, with
-what is needed to feed it (input size, normalisation, path of the classifier head). Each row of the
-table is a family of networks and the options that make one: to add an architecture, write its
-module and its `Family` in a file here, and its rows below.
+Each row of the table is a family of networks and the options that make one: to add an
+architecture, write its module and its `Family` in a file here, and its rows below.
 """
 
 from collections.abc import Callable, Mapping

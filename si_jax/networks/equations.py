@@ -95,8 +95,8 @@ def inner_jaxprs(eqn: Any) -> Iterator[Any]:
 def spread(jaxpr: Any, facts: dict[Any, Any], others: set[Any], rule: Callable[..., Any]) -> None:
     """Find what is known of the variables that depend on those in `facts` or in `others`.
 
-    `rule(equation, output, facts, whether each operand depends on them)` is the fact of an output,
-    None where it has none: then it is one of the `others`.
+    `rule(equation, output, facts, whether each operand depends on them)` is the fact of an output;
+    None makes it one of the `others`.
     """
     for eqn in jaxpr.eqns:
         depends = [not is_literal(v) and (v in facts or v in others) for v in eqn.invars]
@@ -196,10 +196,7 @@ class Equations:
         return None
 
     def _behind(self, x: Any, values: Mapping[Any, Any]) -> Iterator[Any]:
-        """The equations whose operands are all in `values`, which may grow, in order.
-
-        Products of one of them and of something else are among them.
-        """
+        """The equations whose operands are in `values`, which may grow; of a product but one may."""
         seen, waiting = set(), list(self.users.get(x, ()))
         while waiting:
             eqn = min(waiting, key=lambda e: self._order[id(e)])

@@ -1,8 +1,7 @@
 """Equinox: a module maps one image, channels first; it is batched here, and seen channels last.
 
-It is batched by `jax.vmap`, inside which no activation has the axis of the images. A call that is
-to be seen is therefore made a `jax.custom_batching.custom_vmap`, whose rule gets what it is batched
-over: the activations of all images.
+Inside `jax.vmap` no activation has the axis of the images. A call that is to be seen is therefore a
+`jax.custom_batching.custom_vmap`, whose rule gets the activations of all images.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -159,10 +159,8 @@ _replaced: dict[type, tuple[int, Any]] = {}  # class -> how many need it replace
 
 @contextlib.contextmanager
 def intercepted(classes: Iterable[type], seam: Seam) -> Iterator[None]:
-    """Inside, `seam` stands in for the calls of instances of `classes` in this thread.
+    """Inside, `seam` stands in for the calls of instances of `classes`, in this thread alone.
 
-    Other threads may use the same classes at the same time: their calls are what they were. The
-    classes get their own `__call__` back when nobody needs it replaced any more, whatever happens.
     A class's call of its parent's `__call__` on the same object is not intercepted again.
     """
     owners = {c for cls in classes for c in cls.__mro__ if "__call__" in vars(c)} - {object}

@@ -2,9 +2,8 @@
 
 The head is the layer whose input, the features, becomes the logits by weights alone. That is
 proven in the trace: nothing but linear operations with coefficients that no image changes lie
-between the features and the logits, and no other way leads from the images to them. The weights are
-what that map is, whatever class the layer is of: a `Dense`, a 1x1 convolution on a pooled map, an
-`Einsum`, or a layer with LoRA or weight normalisation.
+between the features and the logits, and no other way leads from the images to them. So the layer
+may be of any class, such as a 1x1 convolution on a pooled map or a layer with LoRA.
 """
 
 from collections.abc import Callable, Mapping, Sequence

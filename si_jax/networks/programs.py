@@ -2,9 +2,7 @@
 
 On a CPU, XLA hands convolutions and reductions to one library (YNNPACK), or else leaves them to
 another (Eigen). Eigen is the faster at ordinary convolutions, YNNPACK at depthwise ones and at
-reductions, which take far more time for the same work. So the work of each is weighed: a network of
-ordinary convolutions is compiled without YNNPACK; a MobileNet, a transformer, or BiT, whose kernels
-and groups are normalised, as XLA has it. Scores differ by float32 rounding. `python
+reductions, so the work of each is weighed. Scores differ by float32 rounding. `python
 scripts/benchmark.py ways` measures both; see `scripts/README.md`.
 """
 

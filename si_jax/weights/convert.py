@@ -1,8 +1,6 @@
 """Import PyTorch checkpoints (and Google's BiT files) into the Flax networks.
 
 The layouts of an architecture's family give every Flax weight its one name in the other framework.
-What is missing, left over or of another shape is an error that lists everything. What a file does
-not say, and what in it is not needed, is noted in the model's card.
 """
 
 import os
@@ -34,10 +32,7 @@ AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
 
 @dataclass(frozen=True)
 class Converted:
-    """A finished conversion: the model as saved, its directory, and the logits of random input.
-
-    `print` says what was converted and how exactly it is read again.
-    """
+    """A finished conversion: the model as saved, its directory, and the logits of random input."""
 
     model: Model
     path: Path
@@ -200,8 +195,8 @@ def _check_options(name: str, options: Mapping[str, Any]) -> None:
 def _fill(abstract: Any, layout: Layout, state: Named, names: Named, notes: list[str]) -> Any:
     """The tree of `abstract`'s shapes, filled from `state`, or an error that lists every fault.
 
-    A head without bias gets zeros. Sub-modules of the file in which the network has no weight at
-    all, such as a second head, are left out if nothing else is wrong. Both are noted.
+    Sub-modules of the file in which the network has no weight at all, such as a second head, are
+    left out if nothing else is wrong.
     """
     faults: list[str] = []
     arrays, used = [], set()
@@ -245,13 +240,10 @@ def _fill(abstract: Any, layout: Layout, state: Named, names: Named, notes: list
 
 def _to_kernel(value: np.ndarray, ndim: int, oihw: bool) -> np.ndarray:
     """A kernel in Flax's order: (height, width, in, out), or (in, out) for a linear layer."""
-    if value.ndim == 4 and oihw:
-        value = value.transpose(2, 3, 1, 0)
-    elif value.ndim == 2 and oihw:
-        value = value.T
-    if ndim == 2 and value.ndim == 4 and value.shape[:2] == (1, 1):
-        value = value[0, 0]  # a 1x1 convolution that serves as the linear head
-    return value
+    if oihw and value.ndim in (2, 4):
+        value = value.transpose(*range(2, value.ndim), 1, 0)
+    # a 1x1 convolution may serve as the linear head
+    return value[0, 0] if ndim == 2 and value.shape[:-2] == (1, 1) else value
 
 
 # --- files: nothing in them is executed -----------------------------------------------------------
@@ -260,8 +252,7 @@ def _to_kernel(value: np.ndarray, ndim: int, oihw: bool) -> np.ndarray:
 def load_state(source: str | Path | Named, part: str | None, notes: list[str]) -> tuple[dict, dict]:
     """Names and arrays of a checkpoint, and what a card says of it: the source's name and SHA-256.
 
-    `part` chooses among several state dicts, by its key or by a prefix of names. `notes` gets a
-    sentence if the weights are an average, or there is one beside them.
+    `part` chooses among several state dicts, by its key or by a prefix of names.
     """
     if isinstance(source, Mapping):
         if (state := _find_state(source, part, notes)) is None:

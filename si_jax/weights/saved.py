@@ -1,10 +1,8 @@
 """The one saved form: a directory of JSON and arrays, with a list of every file's SHA-256.
 
-The list is compared before anything else opens a file, so that whoever parses one finds what was
-written; `sha256sum --check SHA256SUMS` compares it too. Arrays are those of a network of any
-framework. They are written and read by orbax, and compared by name and shape before any memory is
-taken; nothing is unpickled or executed. What lies in such a directory may be of that form itself:
-then the outer list holds the inner one.
+The list is compared before anything else opens a file; `sha256sum --check SHA256SUMS` compares it
+too. Arrays are compared by name and shape before any memory is taken; nothing is unpickled or
+executed. A directory inside may be of that form itself: then the outer list holds the inner one.
 """
 
 import contextlib
