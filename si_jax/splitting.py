@@ -184,8 +184,7 @@ def linearise(
     """
     taps = tuple(dict.fromkeys(taps))
     traced = trace(model, variables, images, (*taps, *watch))
-    shapes = {k: traced.taps[k].aval for k in taps}
-    offsets = {k: jnp.zeros(shapes[k].shape, shapes[k].dtype) for k in taps}
+    offsets = {k: jnp.zeros_like(traced.taps[k].aval) for k in taps}
 
     def run(offsets):
         values = dict(zip(traced.variables, traced.run(offsets), strict=True))
@@ -235,7 +234,7 @@ def _differentiate(run, at, total) -> tuple[Gradients, Any]:
     return gradient, auxiliary
 
 
-def _rows(traced, values, replaced) -> tuple[Array, Array]:
+def _rows(traced, values, replaced) -> tuple[Array, ...]:
     """Logits and features (taps, batch, ...) of the network with one tap replaced in each row.
 
     Every equation runs on those rows alone whose tap it depends on; elsewhere `values` stand.
@@ -248,32 +247,22 @@ def _rows(traced, values, replaced) -> tuple[Array, Array]:
     new = [z[None] for z in replaced.values()]
     rows: dict[Any, tuple[list[int], Array]] = {}  # variable -> its rows, and their values
 
-    def put(variable, indices, stacked):
-        own = begun.get(variable, [])
-        parts = [stacked, *(new[i] for i in own)] if indices else [new[i] for i in own]
-        if parts:
-            stacked = jnp.concatenate(parts) if len(parts) > 1 else parts[0]
-            rows[variable] = ([*indices, *own], stacked)
-
     for eqn in traced.closed.jaxpr.eqns:
         inputs = _inputs(eqn)
         indices = sorted({i for v in inputs if v in rows for i in rows[v][0]})
-        results = [None] * len(eqn.outvars)
+        made: list[list[Array]] = [[] for _ in eqn.outvars]
         if indices:
             operands = [
                 _aligned(*rows[v], values[v], indices) if v in rows else values[v] for v in inputs
             ]
             axes = [0 if v in rows else None for v in inputs]
-            results = jax.vmap(partial(apply, eqn, inputs), in_axes=axes)(*operands)
-        for variable, stacked in zip(eqn.outvars, results, strict=True):
-            put(variable, indices, stacked)
-    everything = list(range(len(new)))
-
-    def all_rows(variable):
-        indices, stacked = rows.get(variable, ([], None))
-        return _aligned(indices, stacked, values[variable], everything)
-
-    return all_rows(traced.logits), all_rows(traced.features)
+            made = [[x] for x in jax.vmap(partial(apply, eqn, inputs), in_axes=axes)(*operands)]
+        for variable, parts in zip(eqn.outvars, made, strict=True):
+            own = begun.get(variable, [])
+            if parts := [*parts, *(new[i] for i in own)]:
+                rows[variable] = ([*indices, *own], jnp.concatenate(parts))
+    ends = (traced.logits, traced.features)
+    return tuple(_aligned(*rows.get(v, ([], None)), values[v], range(len(new))) for v in ends)
 
 
 def _aligned(indices, stacked, plain, wanted) -> Array:

@@ -196,7 +196,7 @@ class Equations:
         return None
 
     def _behind(self, x: Any, values: Mapping[Any, Any]) -> Iterator[Any]:
-        """The equations whose operands are in `values`, which may grow; of a product but one may."""
+        """The equations of `values`, which may grow, or, for products, of one of them."""
         seen, waiting = set(), list(self.users.get(x, ()))
         while waiting:
             eqn = min(waiting, key=lambda e: self._order[id(e)])
