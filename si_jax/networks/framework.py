@@ -6,6 +6,7 @@ import importlib
 import inspect
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -136,6 +137,18 @@ def first_positional(
     name, value = next(iter(kwargs.items()))
     rest = {k: v for k, v in kwargs.items() if k != name}
     return lambda first: call(**{name: first}, **rest), (value,)
+
+
+def numbering() -> Callable[[str], str]:
+    """A function that gives names as they are, but numbers one that comes again: `bn#1`."""
+    counts: Counter[str] = Counter()
+
+    def numbered(name):
+        count = counts[name]
+        counts[name] += 1
+        return f"{name}#{count}" if count else name
+
+    return numbered
 
 
 @contextlib.contextmanager

@@ -68,21 +68,13 @@ def run(network: keras.Model, variables: Named, images: Any, kwargs: Named, visi
 
 
 def _owned(network: keras.Model) -> dict[str, dict[str, Any]]:
-    """Trained variables and the others, by their paths."""
+    """Trained variables and the others, by their paths, numbered where one comes again."""
     kinds = {"params": network.trainable_variables, "state": network.non_trainable_variables}
-    return {kind: _named(variables) for kind, variables in kinds.items()}
-
-
-def _named(variables: list[Any]) -> dict[str, Any]:
-    """Variables by their paths; a path that comes again is numbered."""
-    named: dict[str, Any] = {}
-    for variable in variables:
-        path, count = variable.path, 0
-        while path in named:
-            count += 1
-            path = f"{variable.path}#{count}"
-        named[path] = variable
-    return named
+    owned = {}
+    for kind, variables in kinds.items():
+        numbered = framework.numbering()
+        owned[kind] = {numbered(variable.path): variable for variable in variables}
+    return owned
 
 
 def _activates(layer: Any) -> bool:

@@ -3,7 +3,6 @@
 import contextlib
 import math
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from si_jax.networks import framework
 from si_jax.networks.equations import inner_jaxprs, is_literal, spread
-from si_jax.networks.framework import Framework, Named, StochasticNetworkError, Visit, framework_of
+from si_jax.networks.framework import Framework, Named, Visit
 
 Images = Float[Array | jax.ShapeDtypeStruct, "batch height width channels"]
 
@@ -80,7 +80,7 @@ class Network:
     @cached_property
     def framework(self) -> Framework:
         """How networks of this kind are run."""
-        return framework_of(self.module)
+        return framework.framework_of(self.module)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -218,21 +218,17 @@ def may_mix_images(network: Network) -> bool:
 
 def _run(network, variables, images, visit, inline):
     """The network's output; paths of repeated calls are numbered."""
-    counts: Counter[str] = Counter()
+    numbered = framework.numbering()
 
-    def numbered(path, module, call, args):
-        count = counts[path]
-        counts[path] += 1
-        return visit(f"{path}#{count}" if count else path, module, call, args)
+    def shown(path, module, call, args):
+        return visit(numbered(path), module, call, args)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.default_matmul_precision(network.precision))
         if inline:
             stack.enter_context(jax.disable_jit())
             stack.enter_context(network.framework.inline())
-        return network.framework.run(
-            network.module, variables, images, network.call_kwargs, numbered
-        )
+        return network.framework.run(network.module, variables, images, network.call_kwargs, shown)
 
 
 def _logits(network, out):
@@ -276,8 +272,8 @@ HINTS = {
 
 def explained(error: Exception, shape: tuple[int, ...]) -> ValueError:
     """What to raise in place of an error of a network that is run on images of this shape."""
-    if isinstance(error, StochasticNetworkError):
-        return StochasticNetworkError()
+    if isinstance(error, framework.StochasticNetworkError):
+        return framework.StochasticNetworkError()
     text = str(error).strip().splitlines()
     message = (
         f"the network cannot be run on images of shape {shape}:"

@@ -30,8 +30,7 @@ def prepare(network: nnx.Module, variables: Any) -> tuple[nnx.Module, Named]:
 
 def run(network: nnx.Module, variables: Named, images: Any, kwargs: Named, visit: Visit) -> Any:
     """Call a fresh copy with `variables` and with `visit` around each sub-module's call."""
-    originals = {_name(path): module for path, module in _modules(network)}
-
+    originals = dict(_modules(network))
     paths: dict[int, str] = {}
 
     def seam(module, call, args, kwargs):
@@ -47,13 +46,13 @@ def run(network: nnx.Module, variables: Named, images: Any, kwargs: Named, visit
         nnx.replace_by_pure_dict(state, variables["state"])
         copy = nnx.merge(graphdef, params, rngs, state)
         for path, module in _modules(copy):
-            paths[id(module)] = _name(path)
+            paths[id(module)] = path
             if not isinstance(module, nnx.bridge.ToNNX):  # which takes each attribute for weights
-                setattr(module, PATH, _name(path))
+                setattr(module, PATH, path)
         before = _counts(copy)
         out = copy(images, **kwargs)
         drawn = any(a is not b for a, b in zip(before, _counts(copy), strict=True))
-        return (out, drawn)
+        return out, drawn
 
     with framework.intercepted({type(module) for module in originals.values()}, seam):
         out, drawn = called(variables, images)
@@ -64,13 +63,11 @@ def run(network: nnx.Module, variables: Named, images: Any, kwargs: Named, visit
     return out
 
 
-def _modules(network: nnx.Module) -> Iterator[tuple[tuple[Any, ...], nnx.Module]]:
-    """Every module inside, itself included, and its path; `nnx.iter_modules` of any version."""
-    return ((path, x) for path, x in nnx.iter_graph(network) if isinstance(x, nnx.Module))
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    return "/".join(map(str, path))
+def _modules(network: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:
+    """Path and object of each module, itself included; `nnx.iter_modules` of any version."""
+    for path, x in nnx.iter_graph(network):
+        if isinstance(x, nnx.Module):
+            yield "/".join(map(str, path)), x
 
 
 def _counts(module: nnx.Module) -> list[Any]:
