@@ -97,29 +97,20 @@ def build_model(
     num_classes = num_classes or arch.num_classes
     input_size = checked_size(input_size or arch.input_size)
     own_mean, own_std = NORMALISATIONS[arch.normalisation]
-    mean, std = tuple(mean or own_mean), tuple(std or own_std)
+    fed = {"input_size": input_size, "mean": mean or own_mean, "std": std or own_std}
     module = make_module(name, num_classes, options)
     if variables is None:
         variables = jax.device_get(init(module, input_size, seed))
+    facts = {"model": name, "options": {**arch.options, **options}, "num_classes": num_classes}
     return Model(
         module,
         variables,
-        input_size=input_size,
-        mean=mean,
-        std=std,
+        **{key: tuple(values) for key, values in fed.items()},
         head=arch.family.head,
         name=name,
         call_kwargs={"train": False},
         precision=precision,
-        card={
-            "model": name,
-            "options": {**arch.options, **options},
-            "num_classes": num_classes,
-            "input_size": list(input_size),
-            "mean": list(mean),
-            "std": list(std),
-            **(card or {}),
-        },
+        card={**facts, **{key: list(values) for key, values in fed.items()}, **(card or {})},
     )
 
 
@@ -138,16 +129,9 @@ def with_new_head(model: Model, num_classes: int) -> Model:
         inside = tuple(key.key for key in keys[: len(path)]) == path
         return np.zeros(expected.shape, expected.dtype) if inside else np.asarray(leaf)
 
-    return build_model(
-        model.name,
-        num_classes,
-        input_size=model.input_size,
-        mean=model.mean,
-        std=model.std,
-        variables=jax.tree.map_with_path(keep, dict(model.variables), abstract),
-        precision=model.precision,
-        **options,
-    )
+    variables = jax.tree.map_with_path(keep, dict(model.variables), abstract)
+    kept = {key: getattr(model, key) for key in ("input_size", "mean", "std", "precision")}
+    return build_model(model.name, num_classes, variables=variables, **kept, **options)
 
 
 def make_module(name: str, num_classes: int, options: Mapping[str, Any]) -> nn.Module:
@@ -229,14 +213,9 @@ def load_model(
     facts = card.model_dump(exclude_unset=True)
     shapes = like.variables if like is not None else _shapes(directory, facts)
     sha256 = None if listed else card.sha256
-    given: dict[str, Any] = {
-        "input_size": tuple(card.input_size),
-        "mean": tuple(card.mean),
-        "std": tuple(card.std),
-        "variables": saved.read_variables(directory / saved.WEIGHTS, shapes, sha256=sha256),
-        "card": facts,
-        "precision": precision,
-    }
+    variables = saved.read_variables(directory / saved.WEIGHTS, shapes, sha256=sha256)
+    given: dict[str, Any] = {"variables": variables, "card": facts, "precision": precision}
+    given |= {key: tuple(facts[key]) for key in ("input_size", "mean", "std")}
     if like is not None:
         return dataclasses.replace(like, **given)
     return build_model(card.model, card.num_classes, **given, **facts["options"])
