@@ -127,10 +127,6 @@ def _infer(shapes: family.Shapes) -> dict[str, Any]:
     }
 
 
-def _assumed(options: Mapping[str, Any]) -> list[str]:
-    return [f"{options['heads']} heads of {options['width'] // options['heads']} channels"]
-
-
 _LAYOUT = family.Layout(
     block=r"encoder\.layers\.encoder_layer_\d+\.",
     modules=(
@@ -152,7 +148,7 @@ _LAYOUT = family.Layout(
         (r"\.mlp\.linear_1\.", ".mlp.0."),
         (r"\.mlp\.linear_2\.", ".mlp.3."),
     ),
-    assumed=_assumed,
+    assumed=lambda o: [f"{o['heads']} heads of {o['width'] // o['heads']} channels"],
 )
 FAMILY = family.Family(
     "Vision Transformer", VisionTransformer, "head", _taps, lambda module: (), (_LAYOUT,)

@@ -139,21 +139,17 @@ def _hint(name: str, given: tuple[int, ...], shape: Shape) -> str:
         (channels, *size): f"{one}.transpose(1, 2, 0)[None]",
         size: f"{one}[None, ..., None]" if channels == 1 else "",
     }
-    if given in known:
-        return known[given]
     many = {
-        (channels, *size): f"these are channels first: give {name}.transpose(0, 2, 3, 1)",
-        size: f"the axis of the one channel is missing: give {name}[..., None]"
+        (channels, *size): f"; these are channels first: give {name}.transpose(0, 2, 3, 1)",
+        size: f"; the axis of the one channel is missing: give {name}[..., None]"
         if channels == 1
-        else f"these are grey: give np.repeat({name}[..., None], {channels}, axis=-1)",
-        (*size, 1): f"these are grey: give np.repeat({name}, {channels}, axis=-1)",
-        (*size, channels + 1): f"leave out the last channel: give {name}[..., :{channels}]",
+        else f"; these are grey: give np.repeat({name}[..., None], {channels}, axis=-1)",
+        (*size, 1): f"; these are grey: give np.repeat({name}, {channels}, axis=-1)",
+        (*size, channels + 1): f"; leave out the last channel: give {name}[..., :{channels}]",
     }
-    if given[1:] in many:
-        return f"; {many[given[1:]]}"
-    if len(given) == 4 and given[3] == channels:
-        return "; bring them to the model's input size first"
-    return ""
+    is_other_size = len(given) == 4 and given[3] == channels
+    other = "; bring them to the model's input size first" if is_other_size else ""
+    return known.get(given) or many.get(given[1:], other)
 
 
 def _check_normalised(images: np.ndarray, mean: Numbers, std: Numbers) -> None:
