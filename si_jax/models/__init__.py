@@ -41,6 +41,7 @@ class Architecture:
 
 
 _cifar = partial(Architecture, num_classes=100, input_size=(32, 32), normalisation="cifar100")
+_bit = partial(Architecture, bit.FAMILY, 1000, (480, 480), "half")
 _imagenet = partial(Architecture, num_classes=1000, input_size=(224, 224), normalisation="imagenet")
 
 
@@ -50,15 +51,6 @@ def _resnet(row: Callable[..., Architecture], *blocks: int, **options: Any) -> A
     stem = "imagenet" if row is _imagenet else "cifar"
     options = {"blocks": blocks, "widths": widths, "stem": stem, "bottleneck": False, **options}
     return row(resnet.FAMILY, options=options)
-
-
-def _wrn(depth: int, widen: int) -> Architecture:
-    return _cifar(wide_resnet.FAMILY, options={"depth": depth, "widen": widen})
-
-
-def _bit(*units: int, width_factor: int) -> Architecture:
-    options = {"units": units, "width_factor": width_factor}
-    return Architecture(bit.FAMILY, 1000, (480, 480), "half", options)
 
 
 _B16 = {"patch": 16, "layers": 12, "width": 768, "hidden": 3072, "heads": 12}
@@ -77,15 +69,15 @@ ARCHITECTURES: dict[str, Architecture] = {
     "imagenet_resnet50": _resnet(_imagenet, 3, 4, 6, 3, bottleneck=True),
     "imagenet_resnet101": _resnet(_imagenet, 3, 4, 23, 3, bottleneck=True),
     "imagenet_vit_b16": _imagenet(vit.FAMILY, options=_B16),
-    "wrn_16_4": _wrn(16, 4),
-    "wrn_28_10": _wrn(28, 10),
-    "wrn_40_2": _wrn(40, 2),
-    "bit_r50x1": _bit(3, 4, 6, 3, width_factor=1),
-    "bit_r101x1": _bit(3, 4, 23, 3, width_factor=1),
-    "bit_r50x3": _bit(3, 4, 6, 3, width_factor=3),
-    "bit_r101x3": _bit(3, 4, 23, 3, width_factor=3),
-    "bit_r152x2": _bit(3, 8, 36, 3, width_factor=2),
-    "bit_r152x4": _bit(3, 8, 36, 3, width_factor=4),
+    "wrn_16_4": _cifar(wide_resnet.FAMILY, options={"depth": 16, "widen": 4}),
+    "wrn_28_10": _cifar(wide_resnet.FAMILY, options={"depth": 28, "widen": 10}),
+    "wrn_40_2": _cifar(wide_resnet.FAMILY, options={"depth": 40, "widen": 2}),
+    "bit_r50x1": _bit({"units": (3, 4, 6, 3), "width_factor": 1}),
+    "bit_r101x1": _bit({"units": (3, 4, 23, 3), "width_factor": 1}),
+    "bit_r50x3": _bit({"units": (3, 4, 6, 3), "width_factor": 3}),
+    "bit_r101x3": _bit({"units": (3, 4, 23, 3), "width_factor": 3}),
+    "bit_r152x2": _bit({"units": (3, 8, 36, 3), "width_factor": 2}),
+    "bit_r152x4": _bit({"units": (3, 8, 36, 3), "width_factor": 4}),
 }
 """Every architecture by name."""
 

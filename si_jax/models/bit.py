@@ -29,14 +29,10 @@ class StdConv(nn.Module):
         kernel = self.param("kernel", nn.initializers.he_normal(), shape)
         mean, variance = (f(kernel, axis=(0, 1, 2)) for f in (jnp.mean, jnp.var))
         kernel = (kernel - mean) / jnp.sqrt(variance + 1e-10)
-        padding = self.kernel_size // 2
-        return jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            (self.stride, self.stride),
-            ((padding, padding), (padding, padding)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        strides, padding = (self.stride,) * 2, [(self.kernel_size // 2,) * 2] * 2
+        layout = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=layout)
 
 
 class Bottleneck(nn.Module):

@@ -10,8 +10,6 @@ from flax import linen as nn
 from si_jax.checks import check_choice, check_counts
 from si_jax.models import family
 
-STEMS = ("cifar", "imagenet")
-
 
 class Block(nn.Module):
     """Two 3x3 convolutions beside a shortcut, or a bottleneck of 1x1, 3x3 and 1x1.
@@ -78,7 +76,14 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x: family.Images, train: bool = False) -> family.Logits:
         """Logits of normalised images."""
-        self._check()
+        check_counts("blocks", self.blocks, most=family.MAX_BLOCKS)
+        check_counts("widths", self.widths, most=family.MAX_WIDTH, length=len(self.blocks))
+        check_choice(("conv", "pad"), shortcut=self.shortcut)
+        check_choice(("cifar", "imagenet"), stem=self.stem)
+        if self.bottleneck not in (True, False):
+            raise ValueError(f"bottleneck (={self.bottleneck!r}) must be True or False")
+        if self.bottleneck and self.shortcut == "pad":
+            raise ValueError("shortcut (='pad') is only there for networks without bottlenecks")
         large = self.stem == "imagenet"
         size, stride = (7, 2) if large else (3, 1)
         conv = partial(nn.Conv, use_bias=False, dtype=self.dtype)
@@ -93,16 +98,6 @@ class ResNet(nn.Module):
                 x = Block(width, stride, *kinds, name=f"layer{stage}_{index}")(x, train)
         x = jnp.mean(x, axis=(1, 2))
         return nn.Dense(self.num_classes, dtype=self.dtype, name="linear")(x)
-
-    def _check(self) -> None:
-        check_counts("blocks", self.blocks, most=family.MAX_BLOCKS)
-        check_counts("widths", self.widths, most=family.MAX_WIDTH, length=len(self.blocks))
-        check_choice(("conv", "pad"), shortcut=self.shortcut)
-        check_choice(STEMS, stem=self.stem)
-        if self.bottleneck not in (True, False):
-            raise ValueError(f"bottleneck (={self.bottleneck!r}) must be True or False")
-        if self.bottleneck and self.shortcut == "pad":
-            raise ValueError("shortcut (='pad') is only there for networks without bottlenecks")
 
 
 def batch_norm(*, train: bool, dtype: Any, name: str) -> nn.BatchNorm:

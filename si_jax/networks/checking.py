@@ -37,14 +37,11 @@ def check_constants(mean: Numbers, std: Numbers) -> None:
 
 
 def check_weights(variables: Any) -> None:
-    """Refuse weights that are not finite, so large that float32 overflows, or all zero.
-
-    Weights that are still to come (`jax.ShapeDtypeStruct`) and tracers are passed over.
-    """
+    """Refuse weights that are not finite, so large that float32 overflows, or all zero."""
     kernels = zeros = 0
     for path, leaf in jax.tree.leaves_with_path(variables):
         if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, np.ndarray | jax.Array):
-            continue
+            continue  # such as the shapes of weights that are still to come
         if not jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating) or not leaf.size:
             continue
         leaf = np.asarray(leaf)

@@ -128,9 +128,7 @@ def check_left_out(variables: Any, network: str, advice: str = "") -> None:
         )
 
 
-def first_positional(
-    call: Callable[..., Any], args: tuple[Any, ...], kwargs: Named
-) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+def first_positional(call: Callable, args: tuple, kwargs: Named) -> tuple[Callable, tuple]:
     """A call and its arguments such that the input is `args[0]`, however it was passed."""
     if args or not kwargs:
         return lambda *args: call(*args, **kwargs), args

@@ -104,11 +104,7 @@ def head_of(network: Network, head: str | None) -> str | None:
 
 
 def _found(look: Outline) -> str | None:
-    """Path of the last call that makes the logits of its input by weights.
-
-    That is one that multiplies by the weights itself, or, if there is none, as for a tap of a
-    function, one behind which that is done.
-    """
+    """Path of the last call that makes the logits by weights of its own, or of what lies behind."""
     y, behind = look.logits, None
     for path, (x, out) in reversed([*look.values.items()]):
         if x is None or is_literal(x) or not _maps(look, x, y):
@@ -132,9 +128,7 @@ def _maps(look: Outline, x: Any, y: Any = None, product: bool = True) -> bool:
     return y in linear and linear[y] >= product
 
 
-def _product(
-    eqn: Any, out: Any, linear: Mapping[Any, bool], depends: Sequence[bool]
-) -> bool | None:
+def _product(eqn: Any, out: Any, linear: Mapping, depends: Sequence[bool]) -> bool | None:
     """Whether weights were multiplied on the linear way to an output; None if it is not linear."""
     carried = [not is_literal(v) and v in linear for v in eqn.invars]
     if carried != depends or not _is_linear(eqn, carried):

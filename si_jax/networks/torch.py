@@ -31,7 +31,12 @@ def prepare(network: torch.nn.Module, variables: Any) -> tuple[torch.nn.Module, 
     if variables is None:
         variables = {"params": {}, "buffers": {}}
         for name, tensor in tensors.items():
-            _check_tensor(name, tensor)
+            if torch.nn.parameter.is_lazy(tensor):
+                raise ValueError(f"{name} has no values yet: call the network once on an image")
+            if tensor.is_meta:
+                raise ValueError(f"{name} has no values (device meta): load the network's weights")
+            if tensor.device.type != "cpu":
+                raise ValueError(f"{name} lies on {tensor.device}: give network.cpu()")
             variables[_kind(tensor)][name] = _array(tensor)
     advice = ": load a state dict by network.load_state_dict"
     framework.check_left_out(variables, "PyTorch module", advice)
@@ -196,15 +201,6 @@ def _check(network: torch.nn.Module) -> None:
         )
     if any(".quantized" in kind.__module__ for kind in kinds):
         raise ValueError("the network is quantised: give the one that it was made of, in floats")
-
-
-def _check_tensor(name: str, tensor: torch.Tensor) -> None:
-    if torch.nn.parameter.is_lazy(tensor):
-        raise ValueError(f"{name} has no values yet: call the network once on an image")
-    if tensor.is_meta:
-        raise ValueError(f"{name} has no values (device meta): load the network's weights")
-    if tensor.device.type != "cpu":
-        raise ValueError(f"{name} lies on {tensor.device}: give network.cpu()")
 
 
 FRAMEWORK = Framework(

@@ -15,8 +15,6 @@ import numpy as np
 from si_jax.model import Model
 from si_jax.weights.convert import load_state
 
-FORM = "MODULE:FUNCTION of a Python module, timm:NAME or transformers:NAME"
-
 
 def torch_model(
     name: str,
@@ -49,7 +47,10 @@ def torch_model(
     """
     place, colon, what = name.partition(":")
     if not (place and colon and what):
-        raise ValueError(f"torch (={name!r}) must be {FORM}")
+        raise ValueError(
+            f"torch (={name!r}) must be MODULE:FUNCTION of a Python module, timm:NAME or"
+            " transformers:NAME"
+        )
     make = {"timm": _timm, "transformers": _transformers}.get(place, _function)
     network, found = make(place, what, pretrained and checkpoint is None)
     card = {"model": name, **found.pop("card", {})}
