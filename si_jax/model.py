@@ -1,7 +1,7 @@
 """A network together with its weights and with what is needed to feed it."""
 
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -169,8 +169,8 @@ class Model(Network):
         return self._head(variables)[1]
 
     @cached_property
-    def linear_head(self) -> heads.LinearHead | None:
-        """The linear map from the features to the logits; None if they are not linear in them."""
+    def linear_head(self) -> Callable[[Mapping[str, Any]], heads.Weights] | None:
+        """Variables -> the linear map of the features to the logits; None if it is not linear."""
         return heads.linear_head(self, self.head) if self.head else None
 
     def _head(self, variables):
@@ -183,7 +183,7 @@ class Model(Network):
                 " alone, such as 'energy', serve this network"
             )
         with jax.transfer_guard("allow"):  # weights on the host are moved once, outside any batch
-            return self.linear_head.weights(variables)
+            return self.linear_head(variables)
 
     def prepare_images(self, images: Any, scale: str | None = None) -> np.ndarray:
         """`images` as this network takes them, uint8 or float32 normalised.

@@ -7,13 +7,14 @@ may be of any class, such as a 1x1 convolution on a pooled map or a layer with L
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from si_jax.networks.equations import PRODUCTS, inner, is_literal, spread
+from si_jax.networks.framework import Named
 from si_jax.networks.network import HIDDEN, Network, Outline
 
 SHOWN = 12
@@ -30,23 +31,14 @@ OF_THE_FIRST = ("div", "dynamic_slice", "gather")
 """Primitives that are linear in their first operand where the others are constants."""
 
 
-class LinearHead(NamedTuple):
-    """The map from the features, whose shape has no batch axis, to the logits.
-
-    `weights` gives, of the variables, traced or real, (features, classes) and (classes,) float32.
-    """
-
-    features: tuple[int, ...]
-    weights: Callable[
-        [Mapping[str, Any]], tuple[Float[Array, "features classes"], Float[Array, "classes"]]
-    ]
+Weights = tuple[Float[Array, "features classes"], Float[Array, "classes"]]
 
 
-def linear_head(network: Network, path: str) -> LinearHead | None:
-    """The linear map from the input of a call to the logits; None if it is more than that."""
+def linear_head(network: Network, path: str) -> Callable[[Named], Weights] | None:
+    """Variables, traced or real -> the linear map of a call's input to the logits; None if none."""
     look = network.outline
     x, y = look.values.get(path, (None, None))[0], look.logits
-    if x is None or is_literal(x) or not _maps(look, x, y):
+    if not _maps(look, x):
         return None
     jaxpr, consts = look.closed.jaxpr, look.closed.consts
     needed, equations = {y}, []
@@ -73,7 +65,7 @@ def linear_head(network: Network, path: str) -> LinearHead | None:
         rows = jnp.eye(size, dtype=x.aval.dtype).reshape(size, *x.aval.shape)
         return jax.vmap(lambda row: jax.jvp(logits, (origin,), (row,))[1])(rows), logits(origin)
 
-    return LinearHead(tuple(x.aval.shape[1:]), weights)
+    return weights
 
 
 def head_of(network: Network, head: str | None) -> str | None:
@@ -105,13 +97,12 @@ def head_of(network: Network, head: str | None) -> str | None:
 
 def _found(look: Outline) -> str | None:
     """Path of the last call that makes the logits by weights of its own, or of what lies behind."""
-    y, behind = look.logits, None
+    behind = None
     for path, (x, out) in reversed([*look.values.items()]):
-        if x is None or is_literal(x) or not _maps(look, x, y):
-            continue
-        if out is not None and _maps(look, x, out) and _maps(look, out, y, product=False):
-            return path
-        behind = behind or path
+        if _maps(look, x):
+            if out is not None and _maps(look, x, out) and _maps(look, out, product=False):
+                return path
+            behind = behind or path
     return behind
 
 
