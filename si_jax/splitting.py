@@ -100,17 +100,13 @@ class Traced:
         added: dict[Any, list[Array]] = {}
         for path, offset in (offsets or {}).items():
             added.setdefault(self.taps[path], []).append(offset)
-        values: dict[Any, Any] = {}
-
-        def put(variables, arrays):
-            for v, x in zip(variables, arrays, strict=True):
-                values[v] = functools.reduce(jnp.add, added.get(v, ()), x)
-
-        put(jaxpr.invars, jax.tree.leaves(self.arguments))
-        put(jaxpr.constvars, self.closed.consts)
+        given = [*jax.tree.leaves(self.arguments), *self.closed.consts]
+        values = dict(zip([*jaxpr.invars, *jaxpr.constvars], given, strict=True))
         for eqn in jaxpr.eqns:
             inputs = _inputs(eqn)
-            put(eqn.outvars, apply(eqn, inputs, *(values[v] for v in inputs)))
+            made = apply(eqn, inputs, *(values[v] for v in inputs))
+            for v, x in zip(eqn.outvars, made, strict=True):
+                values[v] = functools.reduce(jnp.add, added.get(v, ()), x)
         return [values[v] for v in self.variables]
 
     def outputs(self, values: Mapping[Any, Any]) -> Forward:
@@ -138,10 +134,7 @@ class Linearised:
         def run(replaced):
             return _rows(self.traced, self.values, replaced), None
 
-        def total(target, logits, features):
-            return jnp.sum(jax.vmap(lambda *row: target(Forward(*row, {})))(logits, features))
-
-        return _differentiate(run, dict(replaced), total)[0]
+        return _differentiate(run, dict(replaced), jax.vmap)[0]
 
 
 def trace(model: Network, variables: Named, images: Images, taps: Iterable[str]) -> Traced:
@@ -190,10 +183,7 @@ def linearise(
         values = dict(zip(traced.variables, traced.run(offsets), strict=True))
         return (values[traced.logits], values[traced.features]), list(values.values())
 
-    def total(target, logits, features):
-        return jnp.sum(target(Forward(logits, features, {})))
-
-    gradient, values = _differentiate(run, offsets, total)
+    gradient, values = _differentiate(run, offsets)
     values = dict(zip(traced.variables, values, strict=True))
     return Linearised(traced, values, traced.outputs(values), gradient)
 
@@ -220,15 +210,16 @@ def _inputs(eqn: Any) -> tuple[Any, ...]:
     return tuple(dict.fromkeys(v for v in eqn.invars if not is_literal(v)))
 
 
-def _differentiate(run, at, total) -> tuple[Gradients, Any]:
+def _differentiate(run, at, over=lambda function: function) -> tuple[Gradients, Any]:
     """(target -> gradients at `at`, auxiliary results) of `run`, which gives logits and features.
 
-    `total(target, logits, features)` is the sum of a target over all images.
+    `over` maps a function over their rows, where they have such.
     """
     outputs, pullback, auxiliary = jax.vjp(run, at, has_aux=True)
 
     def gradient(target):
-        cotangents = jax.grad(lambda outputs: total(target, *outputs))(outputs)
+        each = over(lambda *row: target(Forward(*row, {})))
+        cotangents = jax.grad(lambda outputs: jnp.sum(each(*outputs)))(outputs)
         return pullback(cotangents)[0]
 
     return gradient, auxiliary

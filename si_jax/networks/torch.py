@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import torch
+from torch.nn import Module
 from torch.utils import _pytree as pytree
 
 from si_jax.networks import framework
@@ -24,7 +25,7 @@ NORM = re.compile(r"(batch|group|instance|layer|rms)_?norm(act)?(\dd)?$", re.IGN
 """How classes of norms are called, PyTorch's and others', such as timm's `LayerNorm2d`."""
 
 
-def prepare(network: torch.nn.Module, variables: Any) -> tuple[torch.nn.Module, Named]:
+def prepare(network: Module, variables: Any) -> tuple[Module, Named]:
     """A copy in evaluation mode without weights, and its weights as JAX arrays by their paths."""
     _check(network)
     tensors = _tensors(network)
@@ -48,9 +49,7 @@ def prepare(network: torch.nn.Module, variables: Any) -> tuple[torch.nn.Module, 
     return copy.deepcopy(network, bare).eval(), variables
 
 
-def run(
-    network: torch.nn.Module, variables: Named, images: Any, kwargs: Named, visit: Visit
-) -> Any:
+def run(network: Module, variables: Named, images: Any, kwargs: Named, visit: Visit) -> Any:
     """Call a copy that holds `variables`, with `visit` around each sub-module's call."""
     from torchax.tensor import Environment
 
@@ -142,7 +141,7 @@ def _on_tensors(env: Any, function: Any) -> Any:
     return lambda *args: env.j2t_iso(function(*env.t2j_iso(args)))
 
 
-def _tensors(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+def _tensors(network: Module) -> dict[str, torch.Tensor]:
     """Every tensor that a module holds, once, by its path; those in its attributes too."""
     found: dict[int, tuple[str, torch.Tensor]] = {}
     for place, module in network.named_modules():
@@ -184,7 +183,7 @@ def _entries(out: Any) -> Any:
     return out
 
 
-def _check(network: torch.nn.Module) -> None:
+def _check(network: Module) -> None:
     """Refuse what torchax cannot run, and any network where it is missing."""
     try:
         import torchax  # noqa: F401
