@@ -106,9 +106,8 @@ class BiT(nn.Module):
 def _taps(module: BiT) -> Mapping[str, Sequence[str]]:
     """The norms of the last block, before which no gradient is needed, and what enters the head.
 
-    A role with `:gn` behind it is the named variant of the tenth tap: the GroupNorm inside
-    `before_head` in place of `before_head` itself, which the published evaluation uses for
-    Textures.
+    With `:gn` the tenth tap is the GroupNorm inside `before_head` in place of `before_head` itself,
+    which the published evaluation uses for Textures.
     """
     block4 = "block4_*/gn?"
     return {

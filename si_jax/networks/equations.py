@@ -47,15 +47,12 @@ BROADCAST = ("broadcast_in_dim", "reshape", "squeeze")
 
 
 class Activation(NamedTuple):
-    """An activation that is like a ReLU: the `id`s of its equations, and the variables they make.
+    """An activation that is like a ReLU."""
 
-    `output` is the last of these; `switches` is whether it is zero, and not only small, below zero.
-    """
-
-    equations: frozenset[int]
-    made: frozenset[Any]
-    output: Any
-    switches: bool
+    equations: frozenset[int]  # their `id`s
+    made: frozenset[Any]  # the variables that they make
+    output: Any  # the last of these
+    switches: bool  # whether it is zero, and not only small, below zero
 
 
 def is_literal(variable: Any) -> bool:

@@ -146,10 +146,7 @@ def _arrays(tree: Any) -> list[Any]:
 
 
 def with_arrays(tree: Any, arrays: Sequence[Any], states: Sequence[eqx.nn.State] = ()) -> Any:
-    """A tree with other arrays in it; and with copies of its own or of other states.
-
-    A state is good for one use, and inference never changes it.
-    """
+    """A tree with other arrays in it, and copies of states, as each is good for one use."""
     left = iter(arrays)
 
     def put(x):
