@@ -1,7 +1,4 @@
-"""What a model refuses: images, constants and weights that cannot be what they are meant to be.
-
-NumPy arrays alone: no network is run here.
-"""
+"""What a model refuses: images, constants and weights that cannot be what they are meant to be."""
 
 from collections.abc import Sequence
 from typing import Any

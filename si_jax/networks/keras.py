@@ -50,8 +50,10 @@ def run(network: keras.Model, variables: Named, images: Any, kwargs: Named, visi
         if layer is network or any(layer is twin for twin in twins):
             return call(*args, **kwargs)
         path = f"{_inside.get()}{layer.name}"
-        if _activates(layer):
-            shown = partial(visit, f"{path}/{PREACTIVATION}", layer.activation)
+        activation = vars(layer).get("activation")  # of other Keras operations too
+        is_alone = isinstance(layer, keras.layers.Activation)
+        if callable(activation) and activation is not keras.activations.linear and not is_alone:
+            shown = partial(visit, f"{path}/{PREACTIVATION}", activation)
             call = _with_activation(layer, shown)
             twins.append(call)
         call, args = framework.first_positional(call, args, kwargs)
@@ -75,13 +77,6 @@ def _owned(network: keras.Model) -> dict[str, dict[str, Any]]:
         numbered = framework.numbering()
         owned[kind] = {numbered(variable.path): variable for variable in variables}
     return owned
-
-
-def _activates(layer: Any) -> bool:
-    """Whether a layer, or another of Keras' operations, applies an activation to what it makes."""
-    activation = vars(layer).get("activation")
-    is_alone = isinstance(layer, keras.layers.Activation)
-    return callable(activation) and activation is not keras.activations.linear and not is_alone
 
 
 def _with_activation(layer: keras.Layer, shown: Any) -> keras.Layer:

@@ -1,7 +1,6 @@
 """PyTorch: a module runs as a JAX computation by torchax, and is seen channels last.
 
-A copy of the module is made for each run, with the run's arrays in place of its tensors. So the
-user's module stays as it is, and several threads can run one network.
+A copy of the module with the run's arrays in place of its tensors is made for each run.
 """
 
 import copy
