@@ -290,8 +290,8 @@ def _own(x: Any) -> Any:
 
 def checked_size(input_size: int | Sequence[int] | None) -> tuple[int, int]:
     """A height and a width in pixels; one number is both."""
-    size = input_size if isinstance(input_size, Sequence) else (input_size, input_size)
-    whole = [isinstance(n, numbers.Integral) and not isinstance(n, bool) and n > 0 for n in size]
+    size: Any = input_size if isinstance(input_size, Sequence) else (input_size, input_size)
+    whole = [isinstance(n, numbers.Integral) and n is not True and int(n) > 0 for n in size]
     if len(size) != 2 or not all(whole):
         raise ValueError(
             f"input_size (={input_size!r}) must be a height and a width of at least 1 pixel"

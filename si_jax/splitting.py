@@ -225,7 +225,7 @@ def _differentiate(run, at, over=lambda function: function) -> tuple[Gradients, 
     return gradient, auxiliary
 
 
-def _rows(traced, values, replaced) -> tuple[Array, ...]:
+def _rows(traced, values, replaced) -> tuple[Array, Array]:
     """Logits and features (taps, batch, ...) of the network with one tap replaced in each row.
 
     Every equation runs on those rows alone whose tap it depends on; elsewhere `values` stand.
@@ -252,8 +252,11 @@ def _rows(traced, values, replaced) -> tuple[Array, ...]:
             own = begun.get(variable, [])
             if parts := [*parts, *(new[i] for i in own)]:
                 rows[variable] = ([*indices, *own], jnp.concatenate(parts))
-    ends = (traced.logits, traced.features)
-    return tuple(_aligned(*rows.get(v, ([], None)), values[v], range(len(new))) for v in ends)
+
+    def all_rows(v):
+        return _aligned(*rows.get(v, ([], None)), values[v], range(len(new)))
+
+    return all_rows(traced.logits), all_rows(traced.features)
 
 
 def _aligned(indices, stacked, plain, wanted) -> Array:

@@ -16,7 +16,8 @@ WAYS = (
     " the model's mean and std are already taken off, to Model or to this call"
 )
 LARGEST_WEIGHT = 1e20  # its square is beyond float32
-Shape, Numbers = tuple[int, int, int], Sequence[float]
+Shape = tuple[int, int, int]
+Numbers = Sequence[float]
 FAR = 10  # how many times a normalised image's range is certainly none
 
 

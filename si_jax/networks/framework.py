@@ -85,9 +85,10 @@ def register_framework(base: type, framework: Framework) -> None:
 
 def framework_of(network: Any) -> Framework:
     """The framework that a network belongs to."""
+    rows: list[tuple[Any, Any]] = [*REGISTERED.items()]
     # what was not imported cannot have made the network
-    known = [(getattr(sys.modules.get(k), base, None), m) for (k, base), m in FRAMEWORKS.items()]
-    for cls, found in (*REGISTERED.items(), *known):
+    rows += [(getattr(sys.modules.get(k), base, None), m) for (k, base), m in FRAMEWORKS.items()]
+    for cls, found in rows:
         if cls is not None and isinstance(network, cls):
             return importlib.import_module(found).FRAMEWORK if isinstance(found, str) else found
         if cls is not None and isinstance(network, type) and issubclass(network, cls):

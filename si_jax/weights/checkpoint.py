@@ -97,7 +97,8 @@ def build_model(
     num_classes = num_classes or arch.num_classes
     input_size = checked_size(input_size or arch.input_size)
     own_mean, own_std = NORMALISATIONS[arch.normalisation]
-    fed = {"input_size": input_size, "mean": mean or own_mean, "std": std or own_std}
+    mean, std = tuple(mean or own_mean), tuple(std or own_std)
+    fed: dict[str, Any] = {"input_size": input_size, "mean": mean, "std": std}
     module = make_module(name, num_classes, options)
     if variables is None:
         variables = jax.device_get(init(module, input_size, seed))
@@ -105,7 +106,7 @@ def build_model(
     return Model(
         module,
         variables,
-        **{key: tuple(values) for key, values in fed.items()},
+        **fed,
         head=arch.family.head,
         name=name,
         call_kwargs={"train": False},
