@@ -365,7 +365,7 @@ def may_mix(jaxpr: Any, size: int) -> bool:
     return False
 
 
-def _combined(eqn: Any) -> list[tuple[Any, Iterable[int]]]:
+def _combined(eqn: Any) -> list[tuple[Any, Iterable[Any]]]:
     """Operands of an equation and those of their axes along which it combines values."""
     name, params, x = eqn.primitive.name, eqn.params, (*eqn.invars, None)[0]
     if name == "dot_general":
