@@ -683,9 +683,9 @@ def test_without_rank_one_is_numpys_svd(shape):
 )
 def test_rankfeat_takes_the_outputs_of_the_last_stages(network, options, taps):
     row = si_jax.models.ARCHITECTURES[network]
-    module = row.build(num_classes=3, **row.options | options)
+    module = row.family.build(num_classes=3, **row.options | options)
     shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.ones((1, *row.input_size, 3)))
-    net = si_jax.Model(module, shapes, row.input_size, (0.5,) * 3, (0.5,) * 3, row.head)
+    net = si_jax.Model(module, shapes, row.input_size, (0.5,) * 3, (0.5,) * 3, row.family.head)
     assert si_jax.make_detector("rankfeat", net).settings["taps"] == taps
     assert si_jax.make_detector("rankfeat", net, stages=1).settings["taps"] == taps[1:]
 
