@@ -25,8 +25,10 @@ from si_jax.evaluation import job
 from si_jax.evaluation.sharing import score_share, score_with_ray
 from si_jax.evaluation.store import escaped
 
-ASIDE = ("benchmark", "protocol", "out", "data_dir", "ood_root", "download", "batch_size", "share",
-         "ray", "gpus")  # fmt: skip
+ASIDE = (
+    *("benchmark", "protocol", "out", "data_dir", "ood_root", "download", "batch_size"),
+    *("share", "ray", "gpus"),
+)
 """Options on which no result depends, or which the directory's name says."""
 
 HIDDEN = dict.fromkeys(("label", "taps", "variant", "tap_chunk"), "")  # they are no options

@@ -160,7 +160,8 @@ def monitor(
                 rejected += row["is_ood"] - (recent[0] if len(recent) == window else 0)
                 recent.append(row["is_ood"])
                 wealth, share = test.update(row["is_ood"]), rejected / len(recent)
-                yield Observation(test.count - 1, **row, window_share=share, wealth=wealth,
-                                  drift=test.drift)  # fmt: skip
+                yield Observation(
+                    test.count - 1, **row, window_share=share, wealth=wealth, drift=test.drift
+                )
 
     return observations()

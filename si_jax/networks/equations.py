@@ -29,14 +29,34 @@ LONGEST = 32
 
 
 ELEMENTWISE: dict[str, Callable[..., Any]] = {
-    "abs": np.abs, "add": np.add, "convert_element_type": np.asarray, "copy": np.asarray,
-    "div": np.divide, "erf": special.erf, "erfc": special.erfc, "exp": np.exp, "expm1": np.expm1,
-    "ge": np.greater_equal, "gt": np.greater, "integer_pow": lambda x, y: x**y,
-    "le": np.less_equal, "log1p": np.log1p, "logistic": special.expit, "lt": np.less,
-    "max": np.maximum, "min": np.minimum, "mul": np.multiply, "ne": np.not_equal,
-    "neg": np.negative, "pow": np.power, "select_n": lambda which, *cases: np.choose(which, cases),
-    "sqrt": np.sqrt, "square": np.square, "sub": np.subtract, "tanh": np.tanh,
-}  # fmt: skip
+    "abs": np.abs,
+    "add": np.add,
+    "convert_element_type": np.asarray,
+    "copy": np.asarray,
+    "div": np.divide,
+    "erf": special.erf,
+    "erfc": special.erfc,
+    "exp": np.exp,
+    "expm1": np.expm1,
+    "ge": np.greater_equal,
+    "gt": np.greater,
+    "integer_pow": lambda x, y: x**y,
+    "le": np.less_equal,
+    "log1p": np.log1p,
+    "logistic": special.expit,
+    "lt": np.less,
+    "max": np.maximum,
+    "min": np.minimum,
+    "mul": np.multiply,
+    "ne": np.not_equal,
+    "neg": np.negative,
+    "pow": np.power,
+    "select_n": lambda which, *cases: np.choose(which, cases),
+    "sqrt": np.sqrt,
+    "square": np.square,
+    "sub": np.subtract,
+    "tanh": np.tanh,
+}
 """Primitive -> what it does to NumPy arrays."""
 
 PRODUCTS = ("conv_general_dilated", "dot_general")
