@@ -1,5 +1,6 @@
 """A detector as one file that runs without this library: of `jax.export`, or of ONNX."""
 
+import copy
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -180,7 +181,8 @@ def _certain_score(detector: Detector, inputs: Inputs, state: State, branches: b
     if not branches:
         return jnp.where(settled, score, jnp.nan)
 
-    def exact():
-        return jnp.where(settled, score, detector.compute(inputs, state, exact=True)["score"])
+    def exact():  # on a copy of the inputs, as the pass that it sets ends with the branch
+        whole = detector.compute(copy.copy(inputs), state, exact=True)
+        return jnp.where(settled, score, whole["score"])
 
     return jax.lax.cond(jnp.all(settled), lambda: score, exact)
