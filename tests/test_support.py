@@ -55,6 +55,33 @@ def test_supports_are_those_of_the_gradients_at_every_position():
     assert off > 100  # the step turned them off
 
 
+@pytest.mark.parametrize(
+    ("kernel", "options"),
+    [
+        (1, {"window_strides": (3, 2)}),  # what no window covers is not read
+        (2, {"window_strides": (3, 3), "padding": "SAME"}),
+        (3, {"window_strides": (2, 2), "padding": [(1, 0), (0, 2)]}),
+        (3, {"padding": [(-1, 1), (2, -2)], "rhs_dilation": (1, 2)}),
+        (3, {"lhs_dilation": (2, 3), "padding": [(2, 2), (1, 3)]}),
+        (2, {"window_strides": (1, 2), "feature_group_count": 2}),
+    ],
+)
+def test_readers_through_a_convolution_are_counted_as_its_gradient_adds(kernel, options):
+    options = {"window_strides": (1, 1), "padding": "VALID", **options}
+    groups = options.get("feature_group_count", 1)
+
+    def convolve(x):
+        weights = jnp.ones((kernel, kernel, 4 // groups, 6))
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, weights, dimension_numbers=numbers, **options)
+
+    out, pull = jax.vjp(convolve, jnp.zeros((2, 7, 8, 4)))
+    on = jnp.asarray(np.random.default_rng(0).random(out.shape) < 0.2, jnp.float32)
+    (equation,) = jax.make_jaxpr(convolve)(jnp.zeros((2, 7, 8, 4))).eqns[-1:]
+    counts = support._through_convolution(equation, on)
+    np.testing.assert_allclose(jnp.broadcast_to(counts, (2, 7, 8, 4)), pull(on)[0], atol=1e-4)
+
+
 def gated_network(x):
     """A norm of which one channel's scale is 0, a residual branch, and no ReLU at the end."""
     x = nn.Conv(4, (1, 1), name="stem")(x)
