@@ -18,6 +18,7 @@ FLAGS = {
     r"\ballow_missing=True": "--allow-missing",
     r"\bood=\{'(.+?)': PATH\}": r"--ood \1=PATH",
     r"\bas data_dir\b": "as --data-dir",
+    r"\bthan max_gib\b": "than --max-gib",
     r"\bcheckpoint \(='(.*?)'\)(.*) needs an arch\w*$": r"--checkpoint \1\2 needs --model NAME",
     r"\barchitecture and init exclude": "--model and --init exclude",
     r"\ban architecture, or a checkpoint as init": "--model NAME or --init CHECKPOINT",

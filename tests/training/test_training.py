@@ -1,5 +1,6 @@
 """Training: it learns, it resumes to the bit, its options do what they say, mistakes are named."""
 
+import contextlib
 import csv
 import dataclasses
 import functools
@@ -21,6 +22,7 @@ from si_jax.weights.checkpoint import abstract_variables, make_module
 RECIPE = training.Recipe(epochs=4, batch_size=16, learning_rate=0.05, crop_padding=1)
 
 assert_close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+NANS = functools.partial(jax.debug_nans, True)
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 
@@ -111,12 +113,14 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_epoch(
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
 
 
-@pytest.mark.parametrize("mode", [jax.checking_leaks, jax.disable_jit])
-@pytest.mark.usefixtures("strict_promotion", "debug_nans")
-def test_it_trains_under_jaxs_strict_modes(mode, small, coloured):
+@pytest.mark.usefixtures("strict_promotion")
+@pytest.mark.parametrize("modes", [[jax.checking_leaks, NANS], [jax.disable_jit]])
+def test_it_trains_under_jaxs_strict_modes(modes, small, coloured):
     recipe = dataclasses.replace(RECIPE, epochs=1, batch_size=4, ema=0.5, label_smoothing=0.1)
     images, labels = coloured[0][:4], coloured[1][:4]
-    with mode():
+    with contextlib.ExitStack() as stack:
+        for mode in modes:
+            stack.enter_context(mode())
         trained = training.train(small, images, labels, recipe, held_out=(images, labels))
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(trained.variables))
 
