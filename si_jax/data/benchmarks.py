@@ -22,16 +22,12 @@ __all__ = ["BENCHMARKS", "Benchmark", "MissingDataset", "OodSet", "Resolved", "f
 
 @dataclasses.dataclass(frozen=True)
 class SearchPaths:
-    """Where to look for data sets: below the folders, or where the user says by a set's name.
+    """Where to look for data sets: below the folders, or where the user says by a set's name."""
 
-    Without `data_dir`, in the default folder and in TFDS's own; `ood_root` is else `data_dir`.
-    `fetch` is whether a TFDS set that is not prepared may be downloaded.
-    """
-
-    data_dir: str | os.PathLike | None = None
-    ood_root: str | os.PathLike | None = None
+    data_dir: str | os.PathLike | None = None  # None for the default folder and TFDS's own
+    ood_root: str | os.PathLike | None = None  # else `data_dir`
     given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    fetch: bool = False
+    fetch: bool = False  # whether a TFDS set that is not prepared may be downloaded
 
     @property
     def root(self) -> Path:
@@ -65,35 +61,20 @@ class MissingDataset(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
-    """The sets of an evaluation as they were found.
+    """The sets of an evaluation as they were found; `print` shows them."""
 
-    Attributes:
-        benchmark: its name, or that of custom data.
-        num_classes: of the classifier.
-        protocol: `"published"`, `"openood"` or `"own"`.
-        preprocessing: of all images.
-        test: in-distribution images.
-        train: images that detectors are fitted on, or None.
-        ood: out-of-distribution sets.
-        absent: sets of the benchmark that are missing.
-        train_absent: what to do about training images where `train` is None.
-        unlisted: sets that were taken whole where OpenOOD lists a part of them.
-        incomplete: groups, sorted, whose averages are not the benchmark's for either reason.
-        shifted: covariate-shifted images of the same classes, for the full spectrum.
-    """
-
-    benchmark: str
+    benchmark: str  # or the name of custom data
     num_classes: int
-    protocol: str
+    protocol: str  # "published", "openood" or "own"
     preprocessing: Preprocessing
-    test: ImageSet
-    train: ImageSet | None
+    test: ImageSet  # in-distribution images
+    train: ImageSet | None  # images that detectors are fitted on
     ood: tuple[OodSet, ...]
-    absent: tuple[MissingDataset, ...] = ()
-    train_absent: str = ""
-    unlisted: tuple[str, ...] = ()
-    incomplete: tuple[str, ...] = ()
-    shifted: tuple[ImageSet, ...] = ()
+    absent: tuple[MissingDataset, ...] = ()  # sets of the benchmark that are missing
+    train_absent: str = ""  # what to do about training images where `train` is None
+    unlisted: tuple[str, ...] = ()  # sets that were taken whole where OpenOOD lists a part of them
+    incomplete: tuple[str, ...] = ()  # groups whose averages are not the benchmark's, sorted
+    shifted: tuple[ImageSet, ...] = ()  # covariate-shifted images of the same classes
 
     def __str__(self) -> str:
         rows = [("in-distribution", self.test), *((o.group, o.images) for o in self.ood)]
@@ -122,10 +103,7 @@ class Resolved:
 
 
 def find(spec: DatasetSpec, paths: SearchPaths, num_classes: int | None = None) -> Found:
-    """Open a set at the first of its sources where it is; only then think of downloading it.
-
-    `num_classes` is the classifier's, where the set's labels are its classes.
-    """
+    """Open a set where it lies; `num_classes` is the classifier's whose classes its labels are."""
     if spec.name in paths.given:
         data, folders = paths.given[spec.name], num_classes if spec.class_folders else None
         images = as_image_set(data, spec.name, num_classes=folders)

@@ -1,13 +1,9 @@
 """The data sets and the benchmarks made of them, as two tables: one row a set.
 
-To add a set, write its row in `DATASETS` and name it in a line of `BENCHMARKS`.
-
-Two protocols: `published` crops the centre without resizing (480x480 for ImageNet), `openood`
-resizes the shorter side and then crops, and takes the images that OpenOOD lists where the lists lie
-below the data folder; their out-of-distribution sets differ too. `far` sets share nothing with the
-in-distribution classes, `near` sets resemble them; they are averaged apart. `extra` sets are used
-where they lie, in no average, and never missed. The near set of `published` on CIFAR is an
-addition: the published averages are over the far sets.
+To add a set, write its row in `DATASETS` and name it in a line of `BENCHMARKS`. `far` sets share
+nothing with the in-distribution classes, `near` sets resemble them; each has its average. `extra`
+sets are used where they lie, in no average, and never missed. The near set of `published` on CIFAR
+is an addition: the published averages are over the far sets.
 """
 
 import dataclasses
@@ -50,30 +46,17 @@ CIFAR's binary version; or a TFDS split."""
 
 @dataclasses.dataclass(frozen=True)
 class DatasetSpec:
-    """A data set.
+    """A data set."""
 
-    Attributes:
-        name: what reports call it.
-        sources: where it may lie, the preferred one first.
-        download: the file that holds it; the one that `published` takes where there are two.
-        openood: OpenOOD's own archive of it.
-        lists: names of OpenOOD's lists of it, its own choice of the images; else `test_NAME`.
-        class_folders: whether its class folders are a classifier's classes, in their order.
-        manually: how to get it where it cannot be downloaded, an order without a full stop.
-        make: gives its images, as `as_image_set` takes, where they are made on the spot.
-        list_files: the lists below the data folder, as `listed` sets; the first that is there is
-            taken, before all sources.
-    """
-
-    name: str
-    sources: tuple[Source, ...] = ()
-    download: Download | None = None
-    openood: Download | None = None
-    lists: tuple[str, ...] = ()
-    class_folders: bool = True
-    manually: str = ""
-    make: Callable[[], Any] | None = None
-    list_files: tuple[str, ...] = ()
+    name: str  # in reports
+    sources: tuple[Source, ...] = ()  # where it may lie, the preferred one first
+    download: Download | None = None  # the file that holds it; of two, that of `published`
+    openood: Download | None = None  # OpenOOD's own archive of it
+    lists: tuple[str, ...] = ()  # OpenOOD's lists of its choice of the images; else `test_NAME`
+    class_folders: bool = True  # whether these are a classifier's classes, in their order
+    manually: str = ""  # how to get it by hand, an order without a full stop
+    make: Callable[[], Any] | None = None  # gives images, as `as_image_set` takes, on the spot
+    list_files: tuple[str, ...] = ()  # set by `listed`; the first there goes before all sources
 
     def listed(self, *folders: str) -> "DatasetSpec":
         """The same set as the images that OpenOOD lists for it, in folders of its lists."""
@@ -263,19 +246,15 @@ DATASETS = {spec.name: spec for spec in _ROWS}
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """In-distribution splits and, for each protocol, out-of-distribution sets by group.
-
-    `size` is the key of `PREPROCESSING` beside the protocol; `train` is what detectors are fitted
-    on; `shifted` are covariate-shifted images of the same classes, for the full spectrum.
-    """
+    """In-distribution splits and, for each protocol, out-of-distribution sets by group."""
 
     name: str
     num_classes: int
-    size: str
+    size: str  # the key of `PREPROCESSING` beside the protocol
     test: DatasetSpec
-    train: DatasetSpec
+    train: DatasetSpec  # what detectors are fitted on
     ood: Mapping[str, Mapping[str, tuple[DatasetSpec, ...]]]
-    shifted: tuple[DatasetSpec, ...] = ()
+    shifted: tuple[DatasetSpec, ...] = ()  # covariate-shifted images of the same classes
 
     def specs(self, protocol: str) -> list[tuple[str, DatasetSpec]]:
         """'test', 'train' and all groups of a protocol, each with a set."""
@@ -302,8 +281,9 @@ def _cifar(name: str, num_classes: int, other: str) -> Benchmark:
         "far": _sets("mnist", "svhn", "textures", "places365", lists=[name]),
         "near": (*_sets(other, lists=[name]), whole_tin),
     }
-    ood, (test, train) = {"published": published, "openood": openood}, _sets(name, f"{name}_train")
-    return Benchmark(name, num_classes, "small", test, train, ood, _sets(f"{name}_c"))
+    test, train, shifted = _sets(name, f"{name}_train", f"{name}_c")
+    ood = {"published": published, "openood": openood}
+    return Benchmark(name, num_classes, "small", test, train, ood, (shifted,))
 
 
 def _imagenet_openood(*folders: str) -> Mapping[str, tuple[DatasetSpec, ...]]:

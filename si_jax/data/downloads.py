@@ -1,7 +1,4 @@
-"""`prepare`, which downloads the public sets of a benchmark that are not on this machine.
-
-Archives are unpacked all or nothing, inside the folder, without links and bombs.
-"""
+"""`prepare`, which downloads the public sets of a benchmark that are not on this machine."""
 
 import contextlib
 import dataclasses
@@ -167,10 +164,9 @@ class UnsafeArchive(ValueError):
 
 
 def unpack(archive: Path, root: Path, folder: str) -> Path:
-    """Unpack a tar (of any compression) or zip file to `folder` below `root`, and return its path.
+    """Unpack a tar or zip file to `folder` below `root`, all or nothing.
 
-    Archives differ in how much of `folder` their paths repeat: with 'a/b' as the folder, a member
-    called 'a/b/c.png', 'b/c.png' or 'c.png' becomes `root`/a/b/c.png.
+    With 'a/b' as the folder, a member 'a/b/c.png', 'b/c.png' or 'c.png' becomes `root`/a/b/c.png.
     """
     if not hasattr(tarfile, "data_filter"):  # which refuses what would land elsewhere
         raise OSError(f"{archive} is unpacked by Python 3.11.4 or newer: upgrade Python")

@@ -20,11 +20,8 @@ def from_folder(
 ) -> ImageSet:
     """Read the images of a folder, in the order of their relative paths, as the page says.
 
-    The label of an image is the position of its top-level folder among those that hold images,
-    sorted by name, or by number if all of them are numbers; images that lie flat have none (-1).
-    `classes` (names in the order of the labels), or else `<folder>.wnid_to_index.json` beside the
-    folder (name to label), take the place of these positions; otherwise there must be
-    `num_classes` folders.
+    Top-level folders are the classes, in the order of `classes`, as `<folder>.wnid_to_index.json`
+    beside the folder maps them, or else `num_classes` in their own; what lies flat has none (-1).
     """
     root = Path(path).expanduser()
     if not root.is_dir():

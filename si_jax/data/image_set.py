@@ -1,8 +1,4 @@
-"""`ImageSet` and `ImageStream`, the two forms in which images reach the rest of the library.
-
-Content is hashed, so that a file that is replaced is noticed. Hashes are kept below `files.home()`
-under a key of every file's path, size, inode and times of change.
-"""
+"""`ImageSet` and `ImageStream`, the two forms in which images reach the rest of the library."""
 
 import contextlib
 import dataclasses
@@ -36,7 +32,7 @@ class UnreadableImage(ValueError):
 
 
 Image = Shaped[np.ndarray, "height width channels"]
-Load = Callable[[Any], tuple[np.ndarray, int]]
+Load = Callable[[Any], tuple[np.ndarray, int]]  # uint8, RGB, at its own size; or a `Prepared`
 
 
 class Prepared(NamedTuple):
@@ -68,29 +64,17 @@ class ImageStream:
 
 @dataclasses.dataclass(frozen=True)
 class ImageSet:
-    """A finite, ordered set of images that are decoded one at a time, on demand.
+    """A finite, ordered set of images that are decoded one at a time, on demand."""
 
-    Attributes:
-        name: what the set is called in messages.
-        size: number of images.
-        structure: hexadecimal hash of what determines names, labels and order.
-        load_fn: gives the image (uint8, RGB, at its own size) and the label of an index, in several
-            threads at once; a `Prepared` for an array, which may be grey or of floats.
-        ident_fn: gives the name of the image at an index, e.g. its file or 'cifar100/test[17]'.
-        digest_fn: gives a row of `digests` for each of several indices; None where `structure` says
-            it all.
-        notes: sentences that a run reports with its results, such as which files were left out.
-        other_labels: where class folders are numbers such as 2 and 10, the label that each label
-            would be if they were sorted as text, as PyTorch's ImageFolder does; else empty.
-    """
-
-    name: str
+    name: str  # in messages
     size: int
-    structure: str
-    load_fn: Load = dataclasses.field(repr=False)
-    ident_fn: Callable[[int], str] = dataclasses.field(repr=False)
+    structure: str  # hexadecimal hash of what determines names, labels and order
+    load_fn: Load = dataclasses.field(repr=False)  # takes an index, in several threads at once
+    ident_fn: Callable[[int], str] = dataclasses.field(repr=False)  # the name of the image there
+    # gives a row of `digests` for each of several indices; None where `structure` says it all
     digest_fn: Callable | None = dataclasses.field(default=None, repr=False)
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # sentences for a report, such as which files were left out
+    # of class folders that are numbers, the label that each would be if they were sorted as text
     other_labels: tuple[int, ...] = ()
 
     def __len__(self) -> int:
@@ -208,10 +192,7 @@ def make_set(
     origin: Callable[[np.ndarray], tuple[Sequence[Path], object]] | None = None,
     **more: Any,
 ) -> ImageSet:
-    """A set that hashes what `read` gives of an image: its content, or else its pixels, and facts.
-
-    Hashes are recalled while what `origin` gives is the same: files, and what else counts.
-    """
+    """A set that hashes what `read`, or else `load`, gives; again where `origin` has changed."""
     if not size:
         raise MissingSet(f"{name} is empty: it holds no images; give at least one")
 
@@ -248,7 +229,7 @@ def make_set(
 
 
 def remembered(compute: Callable, count: int, paths: Sequence[Path], facts: object) -> np.ndarray:
-    """Compute `count` rows of 32 bytes, or recall them where no file of `paths` has changed."""
+    """Compute `count` rows of 32 bytes, or recall them where no file has changed, by its status."""
     began = time.time_ns()
     states = [_state(path) for path in paths]
     if sum(state[0] for state in states) < WORTH_CACHING:

@@ -86,8 +86,7 @@ def as_images(
         data = [data]
     if isinstance(data, Mapping) or _is_pair(data):
         images, given = _parts(data, name)
-        images = as_images(images, name, channels=channels)
-        return images if given is None else _labelled(images, given)
+        return as_images(images, name, labels=given, channels=channels)
     if hasattr(data, "dtype") and hasattr(data, "to_list"):  # a column of a data frame
         data = data.to_list()
     if _is_array(data):

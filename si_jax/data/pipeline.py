@@ -62,12 +62,10 @@ def batches(
     skip_unreadable: bool = False,
     image_shape: tuple[int, int, int] | None = None,
 ) -> Iterator[Batch]:
-    """Decode and transform images in threads and yield them in order, in batches.
+    """Decode and transform images in threads and yield them in order, `prefetch + 1` held at most.
 
-    At most `prefetch + 1` batches are held at a time. Arrays in the size that `transform` crops to,
-    and of other numbers than uint8, are left as they are. Images that cannot be decoded are an
-    error, or masked out and named if `skip_unreadable`. All have `image_shape`, or the shape of the
-    first image, which the first batch must then hold.
+    Arrays in the size that `transform` crops to, or of other numbers than uint8, are left as they
+    are. All images have `image_shape`, or else the shape of the first of the first batch.
     """
     check_least(1, batch_size=batch_size, workers=workers)
     check_least(0, prefetch=prefetch)

@@ -21,14 +21,10 @@ MOST_PIXELS = 50_000_000  # of a resized image; so long a one is cut before
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """Resize (bilinear, antialiased), then crop the centre; call it on an image.
+    """Resize (bilinear, antialiased), then crop the centre; call it on an image."""
 
-    `crop` is (height, width); zeros are added around a smaller image. `resize` is None for none,
-    the length of the shorter side, or (height, width) to ignore the aspect ratio.
-    """
-
-    crop: tuple[int, int]
-    resize: int | tuple[int, int] | None = None
+    crop: tuple[int, int]  # (height, width); zeros are added around a smaller image
+    resize: int | tuple[int, int] | None = None  # of the shorter side, or of (height, width)
 
     def __call__(self, image: RGB) -> RGB:
         """Apply it to one image, uint8 of shape (height, width, 3)."""
@@ -37,11 +33,17 @@ class Preprocessing:
     def resized(self, image: RGB) -> RGB:
         """The image before the crop; a very long one is cut about its middle, to bound memory."""
         short, long = sorted(image.shape[:2])
-        if isinstance(self.resize, int) and self.resize**2 * long // short > MOST_PIXELS:
-            kept = max(short, -(-max(self.crop) * short // self.resize) + 4)
-            kept += (long - kept) % 2  # what lies in the middle stays there
-            image = center_crop(image, tuple(min(side, kept) for side in image.shape[:2]))
-        return resize(image, self.resize)
+        if not isinstance(self.resize, int):
+            height, width = self.resize or image.shape[:2]
+        else:
+            if self.resize**2 * long // short > MOST_PIXELS:
+                kept = max(short, -(-max(self.crop) * short // self.resize) + 4)
+                kept += (long - kept) % 2  # what lies in the middle stays there
+                image = center_crop(image, tuple(min(side, kept) for side in image.shape[:2]))
+            height, width = (int(self.resize * side / short) for side in image.shape[:2])
+        if (height, width) == image.shape[:2]:
+            return image
+        return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
     def __str__(self) -> str:
         if self.resize is None:
@@ -65,12 +67,7 @@ PREPROCESSING = {
 def preprocessing_for(
     input_size: tuple[int, int], card: Mapping[str, Any] | None = None
 ) -> Preprocessing:
-    """How images of any size are brought to a network's input size.
-
-    The card's `"preprocessing"`, `{"resize": ..., "crop": ...}` as in `Preprocessing`, decides;
-    without it the shorter side is resized to the input size and the centre cropped (where the input
-    is not square, both sides are resized).
-    """
+    """How images are brought to a network's input size: as its card says, or else by resizing."""
     height, width = input_size
     entry = (card or {}).get("preprocessing")
     if entry is None:
@@ -88,23 +85,8 @@ def preprocessing_for(
     return Preprocessing(crop, size)
 
 
-def resize(image: RGB, size: int | tuple[int, int] | None) -> RGB:
-    """Resize to what `Preprocessing.resize` says; the longer side is rounded down."""
-    sides = image.shape[:2]
-    if isinstance(size, int):
-        height, width = (int(size * side / min(sides)) for side in sides)
-    else:
-        height, width = size or sides
-    if (height, width) == sides:
-        return image
-    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-
-
 def center_crop(image: RGB, size: tuple[int, int]) -> RGB:
-    """Crop the centre; where a side is too short, zeros are added, the odd one at the far end.
-
-    Offsets of a crop are rounded half to even, as torchvision's `CenterCrop` does.
-    """
+    """Crop the centre, offsets rounded half to even; zeros are added where a side is too short."""
     missing = [max(0, want - have) for want, have in zip(size, image.shape, strict=False)]
     if any(missing):
         margins = [(lack // 2, (lack + 1) // 2) for lack in missing]

@@ -48,11 +48,7 @@ DRAWN = 10_000
 def from_path(
     path: AnyPath, *, name: str = "", num_classes: int | None = None, classes: Sequence[str] = ()
 ) -> ImageSet:
-    """Open a folder, a `.npz` file, a list (`.txt`), one of SVHN's `.mat` files, or images by name.
-
-    Images are named by the path of one, or by a glob such as `photos/**/*.jpg`. A folder with
-    `labels.npy` holds CIFAR's corrupted copies.
-    """
+    """Open a folder, a `.npz` file, a list (`.txt`), a `.mat` file of SVHN, an image, or a glob."""
     path, kind = Path(path).expanduser(), kind_of(path)
     openers: dict = {".npz": from_npz, ".mat": from_svhn_mat, "corruptions": from_corruptions}
     if kind in openers:
@@ -95,11 +91,7 @@ def matching(pattern: str) -> list[str]:
 def from_list(
     path: AnyPath, *, name: str = "", roots: Sequence[AnyPath] = (), num_classes: int | None = None
 ) -> ImageSet:
-    """Read the images that a text file lists, one a line: a path, and a label behind a blank.
-
-    A label is a number or, on all lines, a wnid such as n01440764, whose number is its place among
-    all of the list's, sorted.
-    """
+    """Read the images that a text file lists, one a line: a path, and a number or wnid if known."""
     path = _existing_file(path)
     try:
         lines = files.read_bytes(path).decode("utf-8-sig").split("\n")
@@ -119,6 +111,7 @@ def from_list(
             f"{path} has {len(wnids)} different wnids as labels, where every line must have one and"
             f" the classifier has {num_classes} classes: give another list"
         )
+    # the label of a wnid, such as n01440764, is its place among all of the list's
     places = {wnid: place for place, wnid in enumerate(wnids)}
     labels = [places.get(text, NO_LABEL) if wnids else max(int(text), NO_LABEL) for text in texts]
     if num_classes is not None and not 0 <= min(labels) <= max(labels) < num_classes:

@@ -15,12 +15,7 @@ from si_jax.data.image_set import NO_LABEL, ImageSet, MissingSet, UnreadableImag
 def from_tfds(
     name: str, split: str, data_dir: AnyPath | None = None, *, fetch: bool = False, called: str = ""
 ) -> ImageSet:
-    """Open one split of a TFDS set of images, `called` NAME/SPLIT else.
-
-    A set that is prepared in the array_record format is read as it lies, without TensorFlow and
-    without TFDS's code for that set. With `fetch`, it is prepared first, which needs TensorFlow
-    (the extra `tfds`); downloads are checked against TFDS's registered checksums.
-    """
+    """Open one split of a TFDS set of images as it lies; with `fetch`, TensorFlow prepares it."""
     directory, home = find_prepared(name, data_dir), tfds_dirs(data_dir)[0]
     if directory is None and fetch:
         _prepare(name, home)
@@ -30,48 +25,6 @@ def from_tfds(
             f"{name} is not prepared in {home}: prepare it there with tfds.builder({name!r}"
             f", data_dir={str(home)!r}, file_format='array_record').download_and_prepare()"
         )
-    return _open(name, split, directory, called or f"{name}/{split}")
-
-
-def find_prepared(name: str, data_dir: AnyPath | None = None) -> Path | None:
-    """Find the highest prepared version of a set in the first folder that has one, or None."""
-    for folder in tfds_dirs(data_dir):
-        found = [info.parent for info in (folder / name).glob("*/dataset_info.json")]
-        versions = [path for path in found if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
-        if versions:
-            return max(versions, key=lambda path: [int(part) for part in path.name.split(".")])
-    return None
-
-
-def tfds_dirs(data_dir: AnyPath | None = None) -> tuple[Path, ...]:
-    """The folders that may hold TFDS's sets; what is prepared anew goes to the first."""
-    if data_dir is not None:
-        return (Path(data_dir).expanduser(),)
-    tfds = os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
-    return (default_data_dir(), Path(tfds))
-
-
-def _prepare(name: str, data_dir: Path) -> None:
-    if importlib.util.find_spec("tensorflow") is None:
-        raise MissingSet(
-            f'{name} is not prepared in {data_dir}: pip install "si-jax[tfds]" to download and'
-            " prepare it, or give the directory in which it is as data_dir"
-        )
-    import tensorflow_datasets as tfds
-
-    config = tfds.download.DownloadConfig(force_checksums_validation=True)
-    try:
-        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
-        builder.download_and_prepare(download_config=config)
-    except Exception as error:  # TFDS raises whatever its downloader and its set's code do
-        reason = " ".join(str(error).split())[:300]
-        raise MissingSet(
-            f"{name} cannot be downloaded and prepared in {data_dir} ({type(error).__name__}:"
-            f" {reason}): check the network and the free space, or prepare it manually"
-        ) from error
-
-
-def _open(name: str, split: str, directory: Path, called: str) -> ImageSet:
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(str(directory))
@@ -120,4 +73,43 @@ def _open(name: str, split: str, directory: Path, called: str) -> ImageSet:
     splits = sorted(builder.info.splits.items())
     shards = [(key, info.shard_lengths, info.num_bytes) for key, info in splits]
     structure = ("tfds", name, str(builder.info.version), split, shards)
-    return make_set(called, len(source), load, structure, ident=ident, read=read, origin=origin)
+    called, size = called or f"{name}/{split}", len(source)
+    return make_set(called, size, load, structure, ident=ident, read=read, origin=origin)
+
+
+def find_prepared(name: str, data_dir: AnyPath | None = None) -> Path | None:
+    """Find the highest prepared version of a set in the first folder that has one, or None."""
+    for folder in tfds_dirs(data_dir):
+        found = [info.parent for info in (folder / name).glob("*/dataset_info.json")]
+        versions = [path for path in found if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
+        if versions:
+            return max(versions, key=lambda path: [int(part) for part in path.name.split(".")])
+    return None
+
+
+def tfds_dirs(data_dir: AnyPath | None = None) -> tuple[Path, ...]:
+    """The folders that may hold TFDS's sets; what is prepared anew goes to the first."""
+    if data_dir is not None:
+        return (Path(data_dir).expanduser(),)
+    tfds = os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    return (default_data_dir(), Path(tfds))
+
+
+def _prepare(name: str, data_dir: Path) -> None:
+    if importlib.util.find_spec("tensorflow") is None:
+        raise MissingSet(
+            f'{name} is not prepared in {data_dir}: pip install "si-jax[tfds]" to download and'
+            " prepare it, or give the directory in which it is as data_dir"
+        )
+    import tensorflow_datasets as tfds
+
+    config = tfds.download.DownloadConfig(force_checksums_validation=True)
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+        builder.download_and_prepare(download_config=config)
+    except Exception as error:  # TFDS raises whatever its downloader and its set's code do
+        reason = " ".join(str(error).split())[:300]
+        raise MissingSet(
+            f"{name} cannot be downloaded and prepared in {data_dir} ({type(error).__name__}:"
+            f" {reason}): check the network and the free space, or prepare it manually"
+        ) from error

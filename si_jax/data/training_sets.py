@@ -31,10 +31,7 @@ class TrainingSets:
 
 
 def find(dataset: str, data_dir: str | os.PathLike | None = None, *, seed: int = 0) -> TrainingSets:
-    """A benchmark's training and held-out images, or those in `train` and `val` of a folder.
-
-    Of a folder with class folders alone, a tenth of the images is held out, drawn by `seed`.
-    """
+    """A benchmark's training and held-out images, or a folder's; a tenth of one without `train`."""
     if table := BENCHMARKS.get(dataset):
         paths = SearchPaths(data_dir)
         try:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from si_jax.data.preprocessing import PREPROCESSING, center_crop, resize
+from si_jax.data.preprocessing import PREPROCESSING, Preprocessing, center_crop
 
 
 def ramp(height, width):
@@ -35,8 +35,10 @@ def test_crops():
 def test_resize_is_pillows_bilinear(shape, size, expected):
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     resized = Image.fromarray(image).resize(expected[::-1], Image.Resampling.BILINEAR)
-    np.testing.assert_array_equal(resize(image, size), np.asarray(resized))
-    assert resize(image, min(shape)) is image and resize(image, None) is image
+    found = Preprocessing((8, 8), size).resized(image)
+    np.testing.assert_array_equal(found, np.asarray(resized))
+    for same in (min(shape), shape, None):
+        assert Preprocessing((8, 8), same).resized(image) is image
 
 
 def test_protocols():
