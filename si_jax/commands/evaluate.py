@@ -87,7 +87,9 @@ def main(
     dataset = "digits" if benchmark is None and id_set is None else benchmark
     images = in_distribution(dataset, id_set)
     directory = checked_directory(out or default_directory(dataset, images, given))
-    part = None if share is None else shares(share)
+    part = None if share is None else re.fullmatch(r"(\d+)/(\d+)", share)
+    if share is not None and not part:
+        raise ValueError(f"--share {share}: write it as K/N, such as 1/8")
     detectors = run.keywords.get("detectors")
     job.labelled(detectors or ())
     common = {name: plain_value(text) for name, text in si.keywords.items()}
@@ -105,7 +107,7 @@ def main(
     run = partial(run, model, sets, options=options, out=directory)
     scoring = {k: v for k, v in run.keywords.items() if k != "command"}
     if part:
-        score_share(model, sets, share=part, **scoring)
+        score_share(model, sets, share=(int(part[1]), int(part[2])), **scoring)
         return print(f"saved share {share} below {directory / 'scores'}")
     if ray is not None:
         score_with_ray(model, sets, workers=ray, gpus=gpus, **scoring)
@@ -114,13 +116,6 @@ def main(
     for path in done.saved:
         print(f"saved {path}")
     print(f"saved {directory / 'scores'}/<detector>/<set>/<chunk>.npz")
-
-
-def shares(text: str) -> tuple[int, int]:
-    """`"2/8"` -> (2, 8)."""
-    if found := re.fullmatch(r"(\d+)/(\d+)", text):
-        return int(found[1]), int(found[2])
-    raise ValueError(f"--share {text}: write it as K/N, such as 1/8")
 
 
 def in_distribution(dataset: str | None, text: str | None) -> str | dict[str, str] | None:

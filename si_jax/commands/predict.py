@@ -132,11 +132,7 @@ def write_explanation(detector: Detector, file: str, directory: Path) -> None:
 
 
 def listed(paths: tuple[str, ...], left_out: list[str]) -> Iterator[str]:
-    """The images that the command line names, `-` standing for the lines of standard input.
-
-    A path on the command line that does not exist is an error before anything is computed; one on
-    standard input is reported as unreadable when its turn comes.
-    """
+    """The images that the command line names, `-` standing for the lines of standard input."""
     for path in paths:
         if path != "-" and not glob.has_magic(path) and not Path(path).expanduser().exists():
             raise ValueError(f"{path} does not exist: give files or folders of images")

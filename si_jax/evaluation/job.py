@@ -22,11 +22,7 @@ from si_jax.weights.torch_modules import torch_model
 
 @dataclass(frozen=True)
 class Job:
-    """What is evaluated on what: detectors by their labels, and the sets that were found.
-
-    With shifted sets, all is measured a second time with them counted as in-distribution: the full
-    spectrum.
-    """
+    """What is evaluated on what: detectors by their labels, and the sets that were found."""
 
     model: Model
     detectors: Mapping[str, Detector]

@@ -33,11 +33,7 @@ Fetch = Callable[[], Found]  # waits for what was begun
 
 
 def fit_job(job: Job, directory: Path) -> tuple[dict[str, Any], list[str]]:
-    """Fit a job's detectors, or load their fits; what to report of it, and notes on the sets.
-
-    While fitting, the logits and features of all images are held: (features + classes) * 4 bytes
-    an image. A fit is stored as `<directory>/<detector>.npz`.
-    """
+    """Fit a job's detectors, or load their fits; what to report of it, and notes on the sets."""
     unfitted = {name: detector for name, detector in job.detectors.items() if detector.needs_fit}
     train = job.found.train
     if train is None or not unfitted:
@@ -96,11 +92,7 @@ class Scorer:
         return self.start(images, list(self.detectors))()
 
     def start(self, images: np.ndarray, wanted: Sequence[str], *, few: bool = False) -> Fetch:
-        """Begin to score images; what is returned waits for the results and gives them.
-
-        `wanted` detectors are needed; `few` says that these are all images of a set, so that fewer
-        than a batch may make a smaller one.
-        """
+        """Begin to score images; `few`, all of a set's, may make a smaller batch than is usual."""
         started: list[tuple[Mapping[str, Detector], list[Callable[[], dict]]]] = []
         for group, run in self._groups:
             if set(group) & set(wanted):
@@ -136,16 +128,12 @@ def _batched(group: Mapping[str, Detector]) -> Batched:
 
 @dataclass(frozen=True)
 class Scored:
-    """One image set, scored: by detector the arrays, and names of the images that were left out.
+    """One image set, scored."""
 
-    `computed` images were gone through now, by the detector with the least stored, in `seconds`,
-    compilation included.
-    """
-
-    arrays: dict[str, Scores]
-    unreadable: tuple[str, ...]
-    computed: int
-    seconds: float
+    arrays: dict[str, Scores]  # of each detector
+    unreadable: tuple[str, ...]  # names of the images that were left out
+    computed: int  # images that were gone through now, by the detector with the least stored
+    seconds: float  # that this took, compilation included
 
 
 def scorer_of(job: Job) -> Scorer:
@@ -179,10 +167,7 @@ def score_job(job: Job, directory: Path) -> dict[str, Scored]:
 
 
 def score_set(scorer: Scorer, image_set: ImageSet, transform: Transform, **options: Any) -> Scored:
-    """Score one image set with every detector, beginning at the first chunk that is not stored.
-
-    The arguments and errors are those of `score_chunks`; not one readable image is an error too.
-    """
+    """Score one image set with every detector; the options are those of `score_chunks`."""
     began = time.monotonic()
     arrays, computed = score_chunks(scorer, image_set, transform, **options)
     seconds = time.monotonic() - began if computed else 0.0
@@ -220,10 +205,8 @@ def score_chunks(
 ) -> tuple[dict[str, Scores], int]:
     """Detector -> scores of the chunks of these `numbers`, and how many images were gone through.
 
-    Scores are stored as soon as a chunk is finished, as `<directory>/<detector>/<set>/<chunk>.npz`;
-    `facts` are what else determines them (weights, protocol). Batches of `batch_size`, decoded by
-    `workers` threads, are those of the whole set, so that no score depends on what was stored. An
-    image that cannot be read is an error unless they are skipped; so is a score that is not finite.
+    A chunk is stored as soon as it is finished. Batches are those of the whole set, so that no
+    score depends on what was stored. `facts` are what else determines scores (weights, protocol).
     """
     spans = chunks_of(len(image_set), batch_size)
     numbers = range(len(spans)) if numbers is None else numbers

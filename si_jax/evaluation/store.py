@@ -5,9 +5,6 @@ it is as good as none. The key holds the network's weights and its program, the 
 its method's version and what it has learnt, preprocessing, the set's content, and the versions of
 jax and flax. It holds no source file: a change of a comment makes nothing stale, and a change of a
 method's scores is marked by the method's version.
-
-A file is written beside its final name and renamed, so what has that name is always whole, whoever
-else writes at the time.
 """
 
 import contextlib
@@ -77,11 +74,8 @@ def key_of(facts: Mapping[str, Any]) -> str:
 
 
 def detector_facts(detector: Detector) -> dict[str, Any]:
-    """What determines a detector's scores beside the network and what it has learnt.
-
-    A method without a version has a key of its own each time, so that nothing stored under it is
-    ever taken for current.
-    """
+    """What determines a detector's scores beside the network and what it has learnt."""
+    # without a version nothing that is stored is ever taken for current
     version = uuid.uuid4().hex if detector.version is None else detector.version
     return {"detector": detector.name, "settings": detector.settings, "version": version}
 
@@ -157,10 +151,7 @@ def read_chunk(path: Path, key: str) -> Chunk | None:
 
 
 class Scores(Mapping[str, np.ndarray]):
-    """One detector's arrays for one set, from the files of its chunks, with a row for each image.
-
-    `HELD` is in memory, as `held`; any other array is read each time it is asked for.
-    """
+    """One detector's arrays for one set; all but `HELD` are read each time they are asked for."""
 
     def __init__(self, paths: Sequence[Path], key: str, chunks: Sequence[Chunk]):
         self.paths, self._key = paths, key

@@ -106,10 +106,7 @@ def tune(
     grid: Mapping[str, Sequence[Any]] | None = None,
     batch_size: int | None = None,
 ) -> tuple[list[Trial], dict[str, str]]:
-    """Try every combination of a detector's options, all of them on one forward pass if they can.
-
-    Gives the trials, the best first and of equals the earlier one, and what cannot be tried: why.
-    """
+    """Try all combinations of a detector's options: trials, best first, and why others are not."""
     if not ood:
         raise ValueError("ood is empty: give at least one validation set")
     every = {describe(name, options): options for options in candidates(name, grid)}
@@ -159,11 +156,7 @@ def _content(images: ImageSet, index: int) -> bytes | None:
 def validation_ood(
     images: Shaped[np.ndarray, "n height width channels"], seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Out-of-distribution images made of in-distribution ones.
-
-    `noise` draws every pixel from all pixels of the images; `shuffled` has their 4 x 4 patches in
-    another order (a remainder at the right and at the bottom stays).
-    """
+    """`noise`, drawn from all pixels of in-distribution images, and `shuffled` patches of each."""
     n, height, width, channels = images.shape
     if min(height, width) < PATCHES:
         raise ValueError(f"images ({height}x{width}) are too small for {PATCHES}x{PATCHES} patches")

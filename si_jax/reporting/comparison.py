@@ -34,11 +34,7 @@ class Entry:
 
 
 def join(runs: Sequence[Run]) -> list[Entry]:
-    """Join the runs that differ only in their seed, in the order of the first of each.
-
-    A seed is `results.seed` and any `seed0` in the checkpoint's name. Where two runs agree in
-    the seed as well, all runs of that kind are kept apart.
-    """
+    """Join the runs that differ only in seeds, `results.seed` and any in a checkpoint's name."""
     kinds: dict[str, list[Run]] = {}
     for run in runs:
         kinds.setdefault(_kind(run.results), []).append(run)

@@ -1,8 +1,6 @@
 """The pictures of a report, drawn with matplotlib without touching its global state.
 
-Colours are Okabe and Ito's, which colour-blind readers can tell apart; the in-distribution set is
-always blue and an out-of-distribution set always vermilion. Every function gives a
-`matplotlib.figure.Figure`; `encode` turns it into a file's bytes.
+Colours are Okabe and Ito's, which colour-blind readers can tell apart.
 """
 
 import io
@@ -16,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
+from scipy.special import logit
 
 from si_jax.evaluation import metrics
 from si_jax.evaluation.metrics import IdScores, OodScores
@@ -33,9 +32,7 @@ LONGEST = 40  # letters of a detector's name
 
 def log_odds(probability: np.ndarray) -> np.ndarray:
     """Log-odds of probabilities; those that float32 cannot tell from 0 or 1 are its nearest."""
-    nearest = 2.0**-24
-    p = np.clip(probability.astype(np.float64), nearest, 1 - nearest)
-    return np.log(p) - np.log1p(-p)
+    return logit(np.clip(probability.astype(np.float64), 2.0**-24, 1 - 2.0**-24))
 
 
 TAP_ARRAYS = {
@@ -144,11 +141,7 @@ def tap_kind(run: Run, detector: str) -> str | None:
 
 
 def tap_densities(run: Run, detector: str) -> Figure:
-    """What each layer contributes, in-distribution against each out-of-distribution set.
-
-    Lines are means over the images, bands hold the middle 80 % of them; the last panel shows the
-    AUROC that each layer alone would have.
-    """
+    """What each layer contributes to each set, and the AUROC that each layer alone would have."""
     kind = tap_kind(run, detector)
     if kind is None:
         raise ValueError(f"{detector} keeps nothing of its layers one by one")

@@ -1,7 +1,4 @@
-"""Reports as one HTML page each, with the pictures inside and nothing loaded from elsewhere.
-
-The pages' text lies in `templates/`, which escape what they are given.
-"""
+"""Reports as one HTML page each, with the pictures inside and nothing loaded from elsewhere."""
 
 import base64
 import io
@@ -49,10 +46,7 @@ class Section:
 
 
 def write(run: Run, directory: Path) -> Path:
-    """Write `report.html`, a run's answer, tables, pictures and facts; returns the path.
-
-    The run's scores are loaded. The first chart is written beside it, as `overview.png`.
-    """
+    """Write `report.html`, all of a run whose scores are loaded, and `overview.png` beside it."""
     results, overview = run.results, None
     what = f"{results.benchmark} ({results.protocol}), {results.model['name']}"
     if run.ood_sets:

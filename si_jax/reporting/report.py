@@ -240,10 +240,7 @@ def metric_tables(run: Results, metrics: Sequence[str] = ()) -> list[Table]:
 
 
 def csv_rows(run: Results) -> list[list[Any]]:
-    """The header and a row for each detector and set, with fractions; None where there is none.
-
-    Metrics of the full spectrum have columns of their own, where they were measured.
-    """
+    """The header and a row for each detector and set, with fractions; None where there is none."""
     full = full_spectrum(run)
     header = ["detector", "set", "group", "images", *METRICS]
     rows: list[list[Any]] = [header + [f"full_spectrum_{metric}" for metric in METRICS if full]]
@@ -265,11 +262,7 @@ def members_of(run: Results) -> dict[str, list[str]]:
 
 
 def columns(run: Results) -> list[Column]:
-    """The columns of a table.
-
-    The average of a group that lacks sets of the benchmark says over how many sets it is; sets
-    that the user added, in the group `extra`, are averaged nowhere.
-    """
+    """The columns of a table; the group `extra`, which the user added, is averaged nowhere."""
     headed: list[Column] = []
     for group, members in members_of(run).items():
         headed += [Column(name, name, group) for name in members]
@@ -337,9 +330,3 @@ def metric_table(
     better = "higher is better" if METRICS[metric].higher_is_better else "lower is better"
     title = f"{METRICS[metric].report}, % ({better})"
     return Table(title, header, tuple(mark_best(rows, metric)), stubs)
-
-
-def html_table(table: Table) -> str:
-    """A table under its title, as HTML without a style of its own."""
-    source = '{% from "macros.html" import table %}{{ table(shown) }}'
-    return PAGES.from_string(source).render(shown=table)

@@ -1,8 +1,4 @@
-"""Finished runs: what is kept of them in their directories, read again and checked.
-
-Beside results and scores lie small copies of the images that look most and least in-distribution,
-so that a report shows images without having the sets at hand.
-"""
+"""Finished runs: what is kept of them in their directories, read again and checked."""
 
 import csv
 import io
@@ -24,10 +20,9 @@ from si_jax.evaluation import metrics
 from si_jax.evaluation.results import Results
 from si_jax.evaluation.store import PREDICTION, Arrays, Scores, chunk_path, load_scores
 from si_jax.reporting import report
-from si_jax.reporting.report import html_table
 
 RESULTS = "results.json"
-THUMBNAILS = "thumbnails.npz"
+THUMBNAILS = "thumbnails.npz"  # so that a report shows images without having the sets at hand
 REMEDY = "delete it for a report without images, or evaluate again"
 COUNT = 6  # images at either end of the scores
 SIDE = 96  # pixels, the longer side of a thumbnail
@@ -62,7 +57,8 @@ class Run:
         shown = report.metric_tables(self.results, ("auroc", "fpr95"))
         notes = [f"{name}: {value}" for name, value in report.summary(self.results)]
         notes += report.warnings(self.results) + report.tie_notes(self.results)
-        return "".join([*map(html_table, shown), *(f"<p>{escape(note)}</p>" for note in notes)])
+        table = vars(report.PAGES.get_template("macros.html").module)["table"]
+        return "".join([*map(table, shown), *(f"<p>{escape(note)}</p>" for note in notes)])
 
     def to_pandas(self) -> Any:
         """A `pandas.DataFrame` with a row for each detector and set.
