@@ -63,7 +63,7 @@ def class_wise(model: si_jax.Model) -> Plan:
 
     def fit(batches: Batches) -> State:
         run = Batched(lambda variables, x: read(Inputs(model, variables, x)), model.replicated)
-        parts = [found for found, _ in batches.each(run.batch)]
+        parts = [found for found, _ in batches.each(run)]
         rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         mean = rows["density"].mean(axis=0)
         centre = np.tile(PRIOR * mean, (model.num_classes, 1))

@@ -30,14 +30,12 @@ AFFINE = ("add", "sub", "mul", "convert_element_type", "copy", "add_any")
 class Gate:
     """What lies between a tap and the activations right behind it: `equations` of one place each.
 
-    `inputs` are what the activations are given, at least one, with the order that the tap's axes
-    have there; `operands` what else the equations take. `before` is whether the tap is the output
-    of GELU, SiLU or their like, and `inputs` its input.
+    `before` is whether the tap is itself the output of GELU, SiLU or their like.
     """
 
     equations: tuple[Any, ...]
-    inputs: tuple[tuple[Any, tuple[int, ...]], ...]
-    operands: tuple[Any, ...]
+    inputs: tuple[tuple[Any, tuple[int, ...]], ...]  # of activations, and the tap's axes' order
+    operands: tuple[Any, ...]  # what else the equations take
     before: bool = False
 
     def on(self, traced: Traced, tap: Any, values: Mapping[Any, Any]) -> Bool[Array, "batch *tap"]:
@@ -80,10 +78,7 @@ def without_activation(model: Model, taps: Sequence[str]) -> tuple[str, ...]:
 
 
 def taps_with_activation(model: Network, taps: Sequence[str]) -> tuple[str, ...]:
-    """Those taps that a ReLU follows, or GELU, SiLU or their like, or that these make.
-
-    Of those with the same activations, the first.
-    """
+    """Taps that a ReLU, GELU, SiLU or their like follows, or makes; of each such the first tap."""
     gates = _gates(splitting.outline(model, taps), taps)
     first = {gate.inputs: tap for tap, gate in reversed(gates.items()) if gate}
     return tuple(tap for tap, gate in gates.items() if gate and first[gate.inputs] == tap)
@@ -249,10 +244,7 @@ def _stopped(equations: Equations, variable: Any) -> bool:
 
 
 def _passes(eqn: Any, switched: bool) -> bool:
-    """Whether a gradient passes an equation whatever the values are.
-
-    `switched` is whether an operand depends on the values without a gradient, as `x > 0` does.
-    """
+    """Whether a gradient passes whatever the values are; `switched`: an operand is like `x > 0`."""
     name = eqn.primitive.name
     return name in ("add", "sub") or (not switched and (name in SMOOTH or name == "select_n"))
 

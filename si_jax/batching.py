@@ -24,7 +24,7 @@ def progress_bar(description: str, total: int | None = None) -> tqdm:
 
 
 SMALL_BATCH = 8
-"""Fewer images than a batch are run in batches of this size (or of 1, if there is but one)."""
+"""Fewer images than a batch may be run in batches of this size, or of 1, if there is but one."""
 
 PREFETCH = 2
 """How many batches are dispatched before the results of the first of them are fetched."""
@@ -71,11 +71,7 @@ class Batched:
         allow_small_batch: bool = False,
         progress: str = "",
     ) -> Any:
-        """The function's results for all of `images`, as NumPy arrays (N, ...).
-
-        If `allow_small_batch`, fewer images than a batch are run in batches of `SMALL_BATCH` or
-        of 1, which spares work, but compiles the function for up to two more shapes.
-        """
+        """The function's results for all of `images`, as NumPy arrays (N, ...)."""
         check_least(1, batch_size=batch_size)
         if not len(images):
             raise ValueError("images is empty: there is nothing to compute")
@@ -90,15 +86,8 @@ class Batched:
                 bar.update(min(batch_size, len(images) - bar.n))
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
-    def batch(self, images: np.ndarray, *, batch_size: int) -> Any:
-        """The function's results for one batch of at most `batch_size` images."""
-        return self.start(images, batch_size=batch_size)()
-
     def over(self, parts: Parts, *, batch_size: int, ahead: int = PREFETCH) -> Iterator[tuple]:
-        """(what came with the images, the function's results) of one part after the other.
-
-        `ahead` batches are begun before the first is fetched.
-        """
+        """(what came with the images, the results) of each part; `ahead` batches begin before."""
         pending: deque[tuple[Any, Callable[[], Any]]] = deque()
         for item, images, few in parts:
             if not len(images):

@@ -54,11 +54,6 @@ def max_logit(out: Forward) -> Float[Array, "batch"]:
     return jnp.take_along_axis(out.logits, index[:, None], axis=-1)[:, 0]
 
 
-def log_softmax_sum(out: Forward) -> Float[Array, "batch"]:
-    """Sum over the classes of the log-softmax."""
-    return jnp.sum(jax.nn.log_softmax(out.logits), axis=-1)
-
-
 def cross_entropy(out: Forward, labels: Int[Array, "batch"]) -> Float[Array, "batch"]:
     """Cross-entropy with the given classes."""
     log_p = jax.nn.log_softmax(out.logits)

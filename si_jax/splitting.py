@@ -38,14 +38,10 @@ def forward(
     variables: Named,
     images: Images,
     *,
-    record: Iterable[str] = (),
-    edit: Mapping[str, Callable[[Array], Array]] | None = None,
+    record: Iterable[str] = (),  # paths, or `FEATURES`, whose outputs are returned, after editing
+    edit: Mapping[str, Callable[[Array], Array]] | None = None,  # path -> function of the output
 ) -> Forward:
-    """Run a network, recording or editing outputs of sub-modules on the way.
-
-    `record` holds paths (or `FEATURES`) whose outputs, after editing, are returned; `edit` gives
-    functions of outputs (or of the head's input).
-    """
+    """Run a network, recording or editing outputs of sub-modules on the way."""
     record, edit = frozenset(record), edit or {}
     outputs: dict[str, Any] = {}
     features: list[Array] = []
@@ -125,11 +121,7 @@ class Linearised:
     gradient: Gradients  # at the taps that were differentiated
 
     def split(self, replaced: Mapping[str, Float[Array, "batch ..."]]) -> Gradients:
-        """Gradients with taps replaced, each of them on its own: target -> path -> gradient.
-
-        Only what depends on a tap is computed again: the network is run from the first tap on, with
-        one row of images more from each further tap on. `replaced` is in the network's order.
-        """
+        """Gradients with taps replaced, each of them on its own; only what depends on it is run."""
 
         def run(replaced):
             return _rows(self.traced, self.values, replaced), None
@@ -171,10 +163,7 @@ OUTLINES: WeakKeyDictionary[Network, Traced] = WeakKeyDictionary()
 def linearise(
     model: Network, variables: Named, images: Images, taps: Iterable[str], watch: Iterable[str] = ()
 ) -> Linearised:
-    """One forward pass and its linearisation at taps: nothing before the first is differentiated.
-
-    The outputs at `watch` are recorded too.
-    """
+    """One forward pass, linearised from the first of the taps on; `watch` is recorded too."""
     taps = tuple(dict.fromkeys(taps))
     traced = trace(model, variables, images, (*taps, *watch))
     offsets = {k: jnp.zeros_like(traced.taps[k].aval) for k in taps}
@@ -211,10 +200,7 @@ def _inputs(eqn: Any) -> tuple[Any, ...]:
 
 
 def _differentiate(run, at, over=lambda function: function) -> tuple[Gradients, Any]:
-    """(target -> gradients at `at`, auxiliary results) of `run`, which gives logits and features.
-
-    `over` maps a function over their rows, where they have such.
-    """
+    """(target -> gradients at `at`, auxiliary results) of `run`; `over` maps over rows, if any."""
     outputs, pullback, auxiliary = jax.vjp(run, at, has_aux=True)
 
     def gradient(target):

@@ -34,7 +34,7 @@ def read_case(case: Case, sets: Mapping[str, ImageSet], *, batch_size: int = 64)
             image_set, case.resolved.preprocessing, batch_size, image_shape=case.model.image_shape
         )
         parts = [
-            run.batch(case.model.prepare_images(batch.readable[0]), batch_size=batch_size)
+            run(case.model.prepare_images(batch.readable[0]), batch_size=batch_size)
             for batch in shown(made, image_set, f"readings of {case.network}")
         ]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -130,7 +130,7 @@ def computed(batches: Batches, function: Callable[[Inputs], Any]) -> Iterator[Re
     """What a function of a batch gives of the fitting images, and their labels."""
     model = batches.model
     run = Batched(lambda v, images: function(Inputs(model, v, images)), model.replicated)
-    return batches.each(run.batch)
+    return batches.each(run)
 
 
 def of_logits(score: Callable[[Array, State], Array], fit: Fit | None = None) -> Plan:
@@ -163,10 +163,7 @@ PROBES = 4  # random images that a network is run on where its equations do not 
 
 
 def check_logits(model: Model) -> None:
-    """Refuse a network whose outputs are no logits: probabilities, or their logarithms.
-
-    Most are refused by `Model` already, which sees how a network ends; this sees what it returns.
-    """
+    """Refuse a network that returns probabilities or their logarithms, where `Model` has not."""
     if model not in _FAULTS:
         fault = ""
         if model.linear_head is None and model.is_concrete:

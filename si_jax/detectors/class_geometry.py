@@ -228,10 +228,7 @@ def _outcomes(batches: Batches, model: Model) -> Iterator[tuple[np.ndarray, ...]
 def _class_means(
     batches: Batches, model: Model, output: int, *, least: int | float
 ) -> tuple[Float[np.ndarray, "classes columns"], Bool[np.ndarray, "classes"]]:
-    """Class means of the images that are classified right, or of all where these are too few.
-
-    And which classes take all of theirs: those with fewer than `least` that are classified right.
-    """
+    """Class means of images that are classified right, or of all if under `least`; and which so."""
     classes = model.num_classes
     width = (classes, model.num_features)[output]
     sums, counts = np.zeros((2, classes, width)), np.zeros((2, classes))

@@ -28,23 +28,18 @@ LIMIT = 4.0  # half ranges beyond which a layer is drawn at the edge
 
 @dataclass(frozen=True)
 class Explanation:
-    """What is known of one image, to be drawn by `draw`.
-
-    `maps` are those of `attribution_maps`, by tap; `layers`, `positions` and `by_p_value` what
-    `layer_positions` gives. `nearest` are the nearest calibration images, where some are kept, and
-    `similarity` the cosines of their features with the image's; `top` are (class, probability).
-    """
+    """What is known of one image, to be drawn by `draw`."""
 
     image: UInt8[np.ndarray, "height width channels"]
     prediction: predictions.Predictions
-    maps: Mapping[str, np.ndarray]
-    layers: Sequence[str]
+    maps: Mapping[str, np.ndarray]  # of `attribution_maps`, by tap
+    layers: Sequence[str]  # this and the next two are what `layer_positions` gives
     positions: Float[np.ndarray, "layers"]
     by_p_value: bool
-    nearest: Sequence[np.ndarray]
-    similarity: Sequence[float]
+    nearest: Sequence[np.ndarray]  # calibration images, where some are kept
+    similarity: Sequence[float]  # cosines of their features with the image's
     classes: Sequence[str]
-    top: Sequence[tuple[int, float]]
+    top: Sequence[tuple[int, float]]  # (class, probability)
 
     @property
     def is_ood(self) -> bool:
@@ -174,10 +169,7 @@ def draw(detector: Any, shown: Explanation, title: str = "") -> Figure:
 
 
 def mean_map(shown: Explanation) -> np.ndarray:
-    """Mean of the maps of all taps, brought to the image's size, and smoothed.
-
-    Strided convolutions leave a grid in their gradients, which is theirs and not the image's.
-    """
+    """Mean of all maps in the image's size, smoothed: strided convolutions leave a grid in them."""
     size = shown.image.shape[:2]
     maps = [upsampled(values, size) for values in shown.maps.values()]
     mean = np.mean(maps, axis=0) if maps else np.zeros(size, np.float32)

@@ -39,12 +39,8 @@ class Batches:
         return self if self._keep else whole
 
     def each(self, function: Callable[..., Result]) -> Iterator[tuple[Result, np.ndarray]]:
-        """(what `function(images, batch_size=...)` gives, all of it finite, labels) of each batch.
-
-        The batch size is that of the largest batch until now: a last, shorter batch is padded, and
-        nothing is compiled for it again.
-        """
-        size = 0
+        """(what `function(images, batch_size=...)` gives, finite, and labels) of each batch."""
+        size = 0  # the largest until now, so that nothing is compiled for a last, shorter batch
         for images, labels in self._stream():
             if not len(images):
                 continue
@@ -87,10 +83,7 @@ def reservoir(parts: Iterable[Rows], capacity: int, seed: int = 0) -> Float[np.n
 
 
 class Sample:
-    """All rows of a stream, or `capacity` of them, each equally likely, however they come in parts.
-
-    (Vitter, 1985, algorithm R.)
-    """
+    """All rows of a stream, or `capacity` of them, equally likely (Vitter, 1985, algorithm R)."""
 
     def __init__(self, capacity: int, seed: int | Sequence[int] = 0):
         self.rows: list[np.ndarray] = []

@@ -94,10 +94,7 @@ def grad_uncertainty(model: Model, *, parameters: Weights = "head") -> Plan:
 
 
 def _norm(head_norm, loss, size, whole: bool) -> Plan:
-    """The norm for the head, of the forward pass; or that for the `whole` network.
-
-    This is the sum, over all weights, of the `size` of each image's gradient of the loss.
-    """
+    """The norm for the head, or for the `whole` network: the sum of the `size` of its gradients."""
 
     def by_all_weights(inputs: Inputs):
         rest = dict(inputs.variables)

@@ -14,7 +14,7 @@ from si_jax.data.files import json_hash, read_json
 from si_jax.data.preprocessing import preprocessing_for
 from si_jax.detectors import DETECTORS, make_detector
 from si_jax.detectors.detector import Detector
-from si_jax.detectors.saving import ARRAYS, CARD, FORMAT, LAYER, Card, plain, probe_logits
+from si_jax.detectors.saving import ARRAYS, CARD, FORMAT, LAYER, Card, plain
 from si_jax.detectors.threshold import Threshold
 from si_jax.model import Model
 from si_jax.weights import checkpoint, saved
@@ -70,7 +70,7 @@ def load_detector(directory: str | os.PathLike, *, model: Model | None = None) -
                 )
     if "probe" in arrays:
         expected = arrays["probe"]["logits"]
-        difference = np.abs(probe_logits(loaded) - expected).max()
+        difference = np.abs(checkpoint.probe_logits(loaded) - expected).max()
         if not difference <= PROBE_TOLERANCE * np.abs(expected).max():
             raise ValueError("model is another one: of the same weights it makes other logits")
     detector = make_detector(name, loaded, batch_size=card.batch_size, **card.options)

@@ -178,11 +178,7 @@ def nearest_distance(x: Rows, bank: Bank) -> Float[Array, "batch"]:
 
 
 def kth_distance(x: Rows, bank: Bank, k: int) -> Float[Array, "batch"]:
-    """Euclidean distance of unit vectors to the k-th nearest of others.
-
-    The neighbours are found by their cosines, and their distances computed from the differences,
-    which are exact also where they are tiny.
-    """
+    """Euclidean distance of unit vectors to the k-th nearest of others, exact where it is tiny."""
     _, nearest = largest_products(x, bank, k)
     return jnp.sqrt(jnp.max(_squared_distances(x, bank, nearest), axis=0))
 

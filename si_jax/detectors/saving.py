@@ -12,12 +12,10 @@ from typing import Annotated, Any
 
 import jax
 import numpy as np
-from jaxtyping import Float
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from si_jax.cli import versions
 from si_jax.data.files import write_text
-from si_jax.model import Model
 from si_jax.weights import checkpoint, saved
 
 FORMAT = 2
@@ -71,7 +69,7 @@ def save_detector(directory: str | os.PathLike, detector: Any, *, overwrite: boo
         found |= {LAYER + name: values for name, values in threshold.layers.items()}
         parts["threshold"] = {k: values for k, values in found.items() if values is not None}
     if not checkpoint.is_known(model):
-        parts["probe"] = {"logits": probe_logits(model)}
+        parts["probe"] = {"logits": checkpoint.probe_logits(model)}
     parts = {part: jax.tree.map(np.asarray, arrays) for part, arrays in parts.items() if arrays}
     # predicates are saved as the paths that they chose
     options = {k: detector.settings[k] if callable(v) else v for k, v in detector.options.items()}
@@ -93,12 +91,6 @@ def save_detector(directory: str | os.PathLike, detector: Any, *, overwrite: boo
             saved.write_arrays(hidden / ARRAYS, parts)
         write_text(hidden / CARD, text + "\n")
     return Path(directory).resolve()
-
-
-def probe_logits(model: Model) -> Float[np.ndarray, "2 classes"]:
-    """The logits of two random images, by which a network's code is known again."""
-    images = np.random.default_rng(0).normal(size=(2, *model.image_shape)).astype(np.float32)
-    return model.logits(images, batch_size=2)
 
 
 def plain(value: Any) -> Any:

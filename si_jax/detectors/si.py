@@ -30,6 +30,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Annotated, Any, Literal, get_args
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
@@ -264,12 +265,14 @@ def _channel_average(model, path, share, engine, taps, outer, tap_chunk) -> Plan
         def feature_sum(out):
             return jnp.sum(out.features * selected[None], axis=-1)
 
+        def log_softmax_sum(out):
+            return jnp.sum(jax.nn.log_softmax(out.logits), axis=-1)
+
         linear = splitting.linearise(*args, (*taps, outer_tap))
         inputs.forward = linear.out
         options = {"path": path, "tap_chunk": tap_chunk, "reduce": over_positions}
         inner = integrate(linear, taps, target=feature_sum, **options)
-        logs = integration.log_softmax_sum
-        end = integrate(linear, [outer_tap], target=logs, **options)
+        end = integrate(linear, [outer_tap], target=log_softmax_sum, **options)
         scale = jnp.mean(jnp.abs(end[outer_tap]), axis=-1)  # outer^2
         v2 = [inner[k] ** 2 for k in taps]
         return {

@@ -24,10 +24,7 @@ from si_jax.detectors.features import adascale
 
 
 def _row(build: Callable[..., Plan], *needs: str, version: int = 1, batch_size: int = 64) -> Method:
-    """A method whose docstring begins with its summary and, in brackets, its reference.
-
-    Of a `partial` the docstring is that of the function that it is of.
-    """
+    """A method whose docstring begins with its summary and, in brackets, its reference."""
     described = build.args[0] if isinstance(build, partial) else build
     first = (described.__doc__ or "").partition("\n")[0]
     summary, _, reference = first.removesuffix(").").rpartition(" (")

@@ -23,21 +23,13 @@ NORMALISATIONS = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """What is needed to build a network and to feed it.
-
-    Attributes:
-        family: the network class, its taps, its stages, and how checkpoints name it.
-        num_classes: number of logits by default.
-        input_size: height and width of the images, in pixels.
-        normalisation: a key of `NORMALISATIONS`.
-        options: the keywords with which the class makes this very network.
-    """
+    """What is needed to build a network and to feed it."""
 
     family: Family
-    num_classes: int
-    input_size: tuple[int, int]
-    normalisation: str
-    options: Mapping[str, Any] = field(default_factory=dict)
+    num_classes: int  # by default
+    input_size: tuple[int, int]  # height and width of the images, in pixels
+    normalisation: str  # a key of `NORMALISATIONS`
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the class, for this very network
 
 
 _cifar = partial(Architecture, num_classes=100, input_size=(32, 32), normalisation="cifar100")

@@ -70,19 +70,12 @@ class BeforeHead(nn.Module):
 
 
 class BiT(nn.Module):
-    """BiT-S/M ResNetV2; R101x1 has units (3, 4, 23, 3) and width factor 1.
-
-    Attributes:
-        num_classes: number of logits.
-        units: bottleneck units in each of the four blocks.
-        width_factor: factor on all widths.
-        dtype: dtype of the computation; the weights stay float32.
-    """
+    """BiT-S/M ResNetV2; R101x1 has units (3, 4, 23, 3) and width factor 1."""
 
     num_classes: int
-    units: Sequence[int] = (3, 4, 23, 3)
-    width_factor: int = 1
-    dtype: Any = jnp.float32
+    units: Sequence[int] = (3, 4, 23, 3)  # bottlenecks in each of the four blocks
+    width_factor: int = 1  # on all widths
+    dtype: Any = jnp.float32  # of the computation; the weights stay float32
 
     @nn.compact
     def __call__(self, x: family.Images, train: bool = False) -> family.Logits:

@@ -38,47 +38,32 @@ PYTORCH = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var":
 class Layout:
     """How published checkpoints name what a network holds, and what their shapes say of it.
 
-    Attributes:
-        block: pattern that begins the name of a weight in one of the network's blocks.
-        modules: (pattern, replacement) pairs that turn a Flax module path into the other name.
-        head: name of the head's weight matrix.
-        infer: names and shapes -> the options that they imply; nothing where they imply none.
-        leaves: Flax leaf name -> the other leaf name, where it is another.
-        special: Flax path -> the other name, where no rule fits.
-        aliases: other spellings of the same names, as (pattern, replacement) pairs.
-        separator: what stands between the module's name and the leaf's.
-        oihw: whether kernels are stored as (out, in, height, width), linear layers as (out, in).
-        assumed: options -> what a file does not say and is taken for granted, for people.
+    `modules` and `aliases` are (pattern, replacement) pairs: the ones turn a Flax module path into
+    the other name, the others another spelling of that name into it.
     """
 
-    block: str
+    block: str  # pattern that begins the name of a weight in one of the network's blocks
     modules: Sequence[tuple[str, str]]
-    head: str
-    infer: Callable[[Shapes], dict[str, Any]]
-    leaves: Mapping[str, str] = field(default_factory=PYTORCH.copy)
-    special: Mapping[str, str] = field(default_factory=dict)
+    head: str  # name of the head's weight matrix
+    infer: Callable[[Shapes], dict[str, Any]]  # the options that they imply, if any
+    leaves: Mapping[str, str] = field(default_factory=PYTORCH.copy)  # Flax leaf name -> the other
+    special: Mapping[str, str] = field(default_factory=dict)  # Flax path -> name where no rule fits
     aliases: Sequence[tuple[str, str]] = ()
-    separator: str = "."
-    oihw: bool = True
-    assumed: Callable[[Mapping[str, Any]], list[str]] = lambda options: []
+    separator: str = "."  # between the module's name and the leaf's
+    oihw: bool = True  # kernels are (out, in, height, width) or (out, in), else as in Flax
+    assumed: Callable[[Mapping[str, Any]], list[str]] = lambda options: []  # what no file says
 
 
 @dataclass(frozen=True)
 class Family:
     """A network class, and what the rest of the library must know of it.
 
-    Attributes:
-        title: what the network is called in messages, such as "CIFAR ResNet".
-        build: the class: `num_classes` and options by keyword -> module.
-        head: path of the last linear layer.
-        taps: module -> role -> patterns, see `si_jax.taps`; `("(features)",)` is the head's input.
-        stages: module -> paths of the outputs of its stages, in order; none where it has no maps.
-        layouts: how checkpoints of it are read; the first is the usual one.
+    `taps` gives patterns by role, see `si_jax.taps`; `("(features)",)` is the head's input.
     """
 
-    title: str
-    build: Callable[..., nn.Module]
-    head: str
+    title: str  # what the network is called in messages, such as "CIFAR ResNet"
+    build: Callable[..., nn.Module]  # the class: `num_classes` and options by keyword -> module
+    head: str  # path of the last linear layer
     taps: Callable[[Any], Mapping[str, Sequence[str]]]
-    stages: Callable[[Any], tuple[str, ...]]
-    layouts: Sequence[Layout] = ()
+    stages: Callable[[Any], tuple[str, ...]]  # paths of their outputs, in order; none without maps
+    layouts: Sequence[Layout] = ()  # how checkpoints of it are read; the first is the usual one

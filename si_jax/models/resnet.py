@@ -51,27 +51,15 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet with any number of blocks a stage and any widths.
-
-    Attributes:
-        num_classes: number of logits.
-        blocks: blocks in each stage; every stage after the first halves the resolution.
-        widths: channels of each stage; the stem has the first stage's, and a bottleneck's output
-            four times as many.
-        shortcut: `"conv"` or `"pad"`, see `Block`.
-        stem: `"cifar"`, a 3x3 convolution, or `"imagenet"`, a 7x7 convolution and a max-pool, both
-            with stride 2.
-        bottleneck: whether the blocks are bottlenecks.
-        dtype: dtype of the computation; the weights stay float32.
-    """
+    """ResNet with any number of blocks a stage and any widths; see `Block`."""
 
     num_classes: int
-    blocks: Sequence[int] = (3, 4, 6, 3)
-    widths: Sequence[int] = (64, 128, 256, 512)
-    shortcut: str = "conv"
-    stem: str = "cifar"
+    blocks: Sequence[int] = (3, 4, 6, 3)  # in each stage; all but the first halve the resolution
+    widths: Sequence[int] = (64, 128, 256, 512)  # of the stages' blocks; the stem has the first's
+    shortcut: str = "conv"  # or "pad"
+    stem: str = "cifar"  # a 3x3 convolution; "imagenet": 7x7 and a max-pool, both with stride 2
     bottleneck: bool = False
-    dtype: Any = jnp.float32
+    dtype: Any = jnp.float32  # of the computation; the weights stay float32
 
     @nn.compact
     def __call__(self, x: family.Images, train: bool = False) -> family.Logits:
@@ -114,11 +102,9 @@ def _taps(module: ResNet) -> Mapping[str, Sequence[str]]:
     """
     last = len(module.blocks)
     norms = ("layer*/bn?", family.IfPresent("layer*/shortcut_bn"))
-    late = tuple(
-        kind(pattern.format(stage))
-        for stage in sorted({max(1, last - 1), last})
-        for kind, pattern in ((str, "layer{}_*/bn?"), (family.IfPresent, "layer{}_*/shortcut_bn"))
-    )
+    late: tuple[str, ...] = ()
+    for n in sorted({max(1, last - 1), last}):
+        late += (f"layer{n}_*/bn?", family.IfPresent(f"layer{n}_*/shortcut_bn"))
     small = module.stem == "cifar"
     return {
         "si-z": (*("conv1",) * small, *norms),

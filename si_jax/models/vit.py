@@ -53,25 +53,15 @@ class EncoderLayer(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """ViT; B/16 has patches of 16 pixels, 12 layers of width 768 and 12 heads.
-
-    Attributes:
-        num_classes: number of logits.
-        patch: side of a patch, in pixels.
-        layers: encoder layers.
-        width: channels of a token.
-        hidden: width between a perceptron's layers.
-        heads: number of heads.
-        dtype: dtype of the computation; the weights stay float32.
-    """
+    """ViT; B/16 has patches of 16 pixels, 12 layers of width 768 and 12 heads."""
 
     num_classes: int
-    patch: int = 16
-    layers: int = 12
-    width: int = 768
-    hidden: int = 3072
+    patch: int = 16  # side of a patch, in pixels
+    layers: int = 12  # of the encoder
+    width: int = 768  # channels of a token
+    hidden: int = 3072  # width between a perceptron's layers
     heads: int = 12
-    dtype: Any = jnp.float32
+    dtype: Any = jnp.float32  # of the computation; the weights stay float32
 
     @nn.compact
     def __call__(self, x: family.Images, train: bool = False) -> family.Logits:

@@ -36,21 +36,13 @@ class WideBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """WRN-depth-widen; WRN-40-2 has depth 40 and widen 2.
-
-    Attributes:
-        num_classes: number of logits.
-        depth: 6n + 4 layers, n blocks in each of three stages.
-        widen: factor on the widths 16, 32 and 64.
-        dropout: dropout rate inside the blocks, in training only.
-        dtype: dtype of the computation; the weights stay float32.
-    """
+    """WRN-depth-widen; WRN-40-2 has depth 40 and widen 2."""
 
     num_classes: int
-    depth: int = 40
-    widen: int = 2
-    dropout: float = 0.0
-    dtype: Any = jnp.float32
+    depth: int = 40  # 6n + 4 layers, n blocks in each of three stages
+    widen: int = 2  # factor on the widths 16, 32 and 64
+    dropout: float = 0.0  # rate inside the blocks, in training only
+    dtype: Any = jnp.float32  # of the computation; the weights stay float32
 
     @nn.compact
     def __call__(self, x: family.Images, train: bool = False) -> family.Logits:

@@ -42,16 +42,13 @@ LICENCES = {
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished training: the network as saved, its directory and its accuracy; `print` says it.
-
-    `accuracy` is a fraction of `images` held-out images, `seconds` are those of the epochs.
-    """
+    """A finished training: the network as saved, its directory and accuracy; `print` says it."""
 
     model: Model
     path: Path
-    accuracy: float
-    images: int
-    seconds: float
+    accuracy: float  # a fraction of the held-out images
+    images: int  # how many these are
+    seconds: float  # of the epochs
 
     def __str__(self) -> str:
         found = f"accuracy on {self.images} held-out images: {self.accuracy:.2%}"

@@ -29,7 +29,6 @@ from si_jax.data.files import write_text
 from si_jax.model import Model
 from si_jax.networks.programs import compiled
 from si_jax.weights import saved
-from si_jax.weights.saved import weights_hash
 
 REFRESH = 10  # steps between two looks at the loss
 EVALUATION_BATCH = 500
@@ -105,8 +104,8 @@ class Run:
             "options": model.card.get("options", {}),
             "num_classes": model.num_classes,
             "normalisation": [model.mean, model.std],
-            "starts_from": weights_hash(dict(model.variables)),
-            "images": weights_hash([images, labels]),
+            "starts_from": saved.weights_hash(dict(model.variables)),
+            "images": saved.weights_hash([images, labels]),
             **dataclasses.asdict(recipe),
         }
         self.facts = json.loads(json.dumps(facts))

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from si_jax.data.files import write_text
@@ -155,6 +156,12 @@ def init(module: nn.Module, input_size: tuple[int, int], seed: int) -> dict[str,
     """Fresh variables of a network that takes RGB images of that size."""
     image = jnp.zeros((1, *input_size, 3), jnp.float32)
     return jax.jit(module.init)(jax.random.key(seed), image)
+
+
+def probe_logits(model: Model) -> Float[np.ndarray, "2 classes"]:
+    """The logits of two random images, by which a network is known again."""
+    images = np.random.default_rng(0).normal(size=(2, *model.image_shape)).astype(np.float32)
+    return model.logits(images, batch_size=2)
 
 
 def save_checkpoint(

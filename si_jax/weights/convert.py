@@ -76,13 +76,12 @@ def convert_checkpoint(
     """
     check_new(out)
     model = convert_torch(name, Path(source), **options)
-    images = np.random.default_rng(0).normal(size=(2, *model.image_shape)).astype(np.float32)
-    expected = model.logits(images, batch_size=2)
+    expected = checkpoint.probe_logits(model)
     path = checkpoint.save_checkpoint(out, model)
     try:
         saved = checkpoint.load_model(path)
         same = jax.tree.map(np.array_equal, dict(saved.variables), dict(model.variables))
-        difference = float(np.abs(saved.logits(images, batch_size=2) - expected).max())
+        difference = float(np.abs(checkpoint.probe_logits(saved) - expected).max())
         if not all(jax.tree.leaves(same)) or not difference <= 1e-4 * np.abs(expected).max():
             raise ValueError(f"{path} was not the network once read again, and has been removed")
     except BaseException:
@@ -193,11 +192,7 @@ def _check_options(name: str, options: Mapping[str, Any]) -> None:
 
 
 def _fill(abstract: Any, layout: Layout, state: Named, names: Named, notes: list[str]) -> Any:
-    """The tree of `abstract`'s shapes, filled from `state`, or an error that lists every fault.
-
-    Sub-modules of the file in which the network has no weight at all, such as a second head, are
-    left out if nothing else is wrong.
-    """
+    """The tree of `abstract`'s shapes, filled from `state`, or an error that lists every fault."""
     faults: list[str] = []
     arrays, used = [], set()
     head = layout.head.rpartition(layout.separator)[0]
@@ -209,7 +204,10 @@ def _fill(abstract: Any, layout: Layout, state: Named, names: Named, notes: list
             original = names[key]
             value = to_float32(original, state[original])
             if path[-1].key == "kernel":
-                value = _to_kernel(value, leaf.ndim, layout.oihw)
+                if layout.oihw and value.ndim in (2, 4):  # else in Flax's order already
+                    value = value.transpose(*range(2, value.ndim), 1, 0)
+                if leaf.ndim == 2 and value.shape[:-2] == (1, 1):  # a 1x1 convolution as the head
+                    value = value[0, 0]
             if value.shape != leaf.shape:
                 shape = shape_of(state[original])
                 faults.append(f"wrong shape: {original} {shape}, for {ours} {leaf.shape}")
@@ -221,7 +219,7 @@ def _fill(abstract: Any, layout: Layout, state: Named, names: Named, notes: list
             faults.append(f"missing: {key} (for {ours} {leaf.shape})")
     outermost = {key: key.partition(layout.separator)[0] for key in names}
     left_over = [key for key in names if key not in used]
-    if not faults:
+    if not faults:  # sub-modules in which the network has no weight at all, are left out
         own = {key.partition(layout.separator)[0] for key in used}
         apart = [key for key in left_over if outermost[key] not in {*own, key}]
         left_over = [key for key in left_over if key not in apart]
@@ -238,22 +236,11 @@ def _fill(abstract: Any, layout: Layout, state: Named, names: Named, notes: list
     return jax.tree.unflatten(jax.tree.structure(abstract), arrays)
 
 
-def _to_kernel(value: np.ndarray, ndim: int, oihw: bool) -> np.ndarray:
-    """A kernel in Flax's order: (height, width, in, out), or (in, out) for a linear layer."""
-    if oihw and value.ndim in (2, 4):
-        value = value.transpose(*range(2, value.ndim), 1, 0)
-    # a 1x1 convolution may serve as the linear head
-    return value[0, 0] if ndim == 2 and value.shape[:-2] == (1, 1) else value
-
-
 # --- files: nothing in them is executed -----------------------------------------------------------
 
 
 def load_state(source: str | Path | Named, part: str | None, notes: list[str]) -> tuple[dict, dict]:
-    """Names and arrays of a checkpoint, and what a card says of it: the source's name and SHA-256.
-
-    `part` chooses among several state dicts, by its key or by a prefix of names.
-    """
+    """Names and arrays of a checkpoint, and what a card says of it: its source and SHA-256."""
     if isinstance(source, Mapping):
         if (state := _find_state(source, part, notes)) is None:
             raise ValueError("the mapping holds no state dict (names and their arrays)")

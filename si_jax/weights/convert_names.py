@@ -29,10 +29,7 @@ def source_name(path: tuple[Any, ...], layout: Layout) -> str:
 def canonical(
     layout: Layout, names: Iterable[str], part: str | None, notes: list[str]
 ) -> Mapping[str, str] | None:
-    """Name as in a layout's table -> the checkpoint's, without counters; None if none is a block's.
-
-    A prefix that all blocks have is taken off, which is noted; of several, `part` chooses one.
-    """
+    """Name in a layout's table -> the checkpoint's, without counters; None if none is a block's."""
     names = [name for name in names if name.rpartition(".")[2] not in COUNTERS]
     matches = [re.match(rf"(?:(.*?)[./])??{layout.block}", name) for name in names]
     prefixes = dict.fromkeys((match[1] or "") for match in matches if match)

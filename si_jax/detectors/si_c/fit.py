@@ -1,8 +1,4 @@
-"""The fit of S&I-C by readings alone: NumPy arrays in and out, no network.
-
-Readings (see `si_jax.detectors.si_c.score`) can be computed once, by
-`si_jax.detectors.si_c.readings.readings`, and then be fitted here in many ways.
-"""
+"""The fit of S&I-C by readings alone, see `si_jax.detectors.si_c.score`: NumPy in and out."""
 
 import itertools
 from collections.abc import Iterable, Sequence

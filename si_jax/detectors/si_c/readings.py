@@ -1,7 +1,4 @@
-"""What S&I-C reads of an image: energy, channel-average and densities, by shared passes.
-
-The readings are described in `si_jax.detectors.si_c.score`.
-"""
+"""What S&I-C reads of an image by shared passes, as described in `si_jax.detectors.si_c.score`."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -27,32 +24,23 @@ Shapes = Mapping[str, Sequence[int]]
 
 @dataclass(frozen=True)
 class Channels:
-    """The D channels whose densities are read.
-
-    `index` are their places among those of all taps together, ascending; `tap` is the number of
-    each one's tap, `positions` that of the positions that its density is the mean over.
-    """
+    """The D channels whose densities are read."""
 
     taps: tuple[str, ...]
-    index: Int[np.ndarray, "channels"]
-    tap: Int[np.ndarray, "channels"]
-    positions: Int[np.ndarray, "channels"]
+    index: Int[np.ndarray, "channels"]  # their places among those of all taps, ascending
+    tap: Int[np.ndarray, "channels"]  # the number of each one's tap
+    positions: Int[np.ndarray, "channels"]  # how many of them its density is the mean over
 
 
 @dataclass(frozen=True)
 class Reader:
-    """What is read of an image, and where.
+    """What is read of an image, and where; without densities, `channels` and `engine` are None."""
 
-    `read` maps a batch to readings, see `si_jax.detectors.si_c.score`.
-    Densities come from the `engine` `"activation"`, `"gradient"`, or `"mixed"`, some taps' from the
-    one and some from the other; without them, it and `channels` are None.
-    """
-
-    read: Callable[[Inputs], dict[str, Array]]
+    read: Callable[[Inputs], dict[str, Array]]  # readings, see `si_jax.detectors.si_c.score`
     components: tuple[str, ...]
     channels: Channels | None
     inner: tuple[str, ...]
-    engine: str | None
+    engine: str | None  # of the densities: "activation", "gradient", or "mixed" for both
 
 
 def canonical_components(components: Names, known: Sequence[str] = ALL) -> tuple[str, ...]:
@@ -135,11 +123,7 @@ def reader(
 
 
 def readings(reading: Reader, model: Model, images: np.ndarray, *, batch_size: int = 64) -> dict:
-    """The readings of images, to be fitted and scored without the network.
-
-    float32 arrays: `"confidence"` (N,), `"energy"` (N,), and where the components need them
-    `"channel_average"` (N,) and `"density"` (N, D).
-    """
+    """The readings of images, float32, to be fitted and scored without the network."""
     images = model.prepare_images(images)
     return batched(reading, model)(images, batch_size=batch_size, allow_small_batch=True)
 
@@ -171,10 +155,7 @@ def select_channels(taps: Shapes, max_channels: int, seed: int = 0) -> Channels:
 
 
 def log_odds(logits: Float[Array, "batch classes"]) -> Float[Array, "batch"]:
-    """Log-odds of the predicted class: orders images as the largest softmax probability does.
-
-    Unlike that, it does not saturate at 1 in float32.
-    """
+    """Log-odds of the predicted class; orders as its probability, which float32 rounds to 1."""
     predicted = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=bool)
     others = jnp.where(predicted, -jnp.inf, logits)
     return jnp.max(logits, axis=-1) - jax.nn.logsumexp(others, axis=-1)

@@ -19,13 +19,9 @@ Readings = Mapping[str, Num[Array | np.ndarray, "batch ..."]]
 Rows = Float[Array | np.ndarray, "batch columns"]
 OfTaps = Float[Array | np.ndarray, "batch taps"]
 
-COMPONENTS = {
-    "energy": "energy",
-    "channel-average": "channel_average",
-    "zero-deflation": "zero_deflation",
-}
-"""Component -> what its reading is called, in the order in which components are always listed."""
-ALL = tuple(COMPONENTS)
+ALL = ("energy", "channel-average", "zero-deflation")  # in the order that is always theirs
+COMPONENTS = {name: name.replace("-", "_") for name in ALL}
+"""Component -> what its reading is called."""
 
 FORMS = ("hinge", "sum")
 """How a score is made of the components.
