@@ -24,51 +24,83 @@ Intervals = dict[str, dict[str, dict[str, list[Number]]]]  # the same -> [low, h
 
 @dataclass(frozen=True)
 class Results:
-    """What an evaluation measured; a field with a default, and any metric, may lack in a file."""
+    """What an evaluation measured.
 
-    results: Rows  # detector -> out-of-distribution set -> metric -> a fraction
-    averages: Rows  # detector -> group -> metric -> mean over the group's sets
-    groups: dict[str, str]  # out-of-distribution set -> the group that it is averaged in
-    counts: dict[str, int]  # set -> number of images scored
-    # name, classes, parameters, input_size, mean, std, precision, weights_sha256
+    A field with a default may be missing in a file, and a metric in any row of it.
+
+    Attributes:
+        results: detector -> out-of-distribution set -> metric -> a fraction.
+        averages: detector -> group -> metric -> mean over the group's sets.
+        groups: out-of-distribution set -> the group that it is averaged in.
+        counts: set -> number of images scored.
+        model: `name`, `classes`, `parameters`, `input_size`, `mean`, `std`, `precision`,
+            `weights_sha256`.
+        settings: detector -> option -> value; under `detector` its name where it has a label.
+        in_distribution: name of the in-distribution set.
+        benchmark: its name.
+        protocol: its name.
+        preprocessing: what brings an image to the network's size.
+        checkpoint: where the network's weights come from.
+        seed: seed of the subsets.
+        accuracy: of the classifier on the in-distribution set; None without labels.
+        limit: most images of a set; None for all.
+        intervals: detector -> set -> metric -> [low, high].
+        average_intervals: detector -> group -> metric -> [low, high], of the group's mean.
+        bootstrap: how the intervals were drawn: `resamples`, `seed`, `level`.
+        ties: detector -> set -> number of images whose score equals the threshold of `fpr95`,
+            where that is more than a hundredth of them.
+        calibration_error: detector whose score is a probability -> its expected calibration
+            error on the in-distribution set, where all of its images have labels.
+        shifted: covariate-shifted in-distribution set -> the classifier's accuracy on it, None
+            without labels; empty where there is none.
+        full_spectrum: `results` and `averages` once more, with the shifted sets counted as
+            in-distribution; empty where there is none.
+        fit: what detectors were fitted on: `set`, `images`, `detectors`.
+        absent: sets of the benchmark that are absent.
+        incomplete: groups that lack a set.
+        unreadable: set -> names of the images that were left out.
+        notes: what else is to be reported of the sets.
+        warning: why the results may mean nothing; None where they do.
+        device: what they were computed on.
+        computed: set -> number of images scored by this run, not found stored.
+        seconds: set (and `total`) -> what that took.
+        versions: package -> version.
+        command: the command line; '' where there was none.
+        extra: whatever else a file holds.
+    """
+
+    results: Rows
+    averages: Rows
+    groups: dict[str, str]
+    counts: dict[str, int]
     model: dict[str, Any]
-    # detector -> option -> value; under `detector` its name where it has a label
     settings: dict[str, dict[str, Any]]
-    in_distribution: str  # name of the set
+    in_distribution: str
     benchmark: str
     protocol: str
-    preprocessing: str  # what brings an image to the network's size
-    checkpoint: str  # where the network's weights come from
-    seed: int  # of the subsets
-    accuracy: Number | None  # of the classifier on the in-distribution set; None without labels
-    limit: int | None = None  # most images of a set; None for all
-    intervals: Intervals = field(default_factory=dict)
-    average_intervals: Intervals = field(default_factory=dict)  # of the groups' means
-    bootstrap: dict[str, Number] = field(default_factory=dict)  # resamples, seed, level
-    # detector -> set -> images that tie at the threshold of `fpr95`, if over a hundredth of them
+    preprocessing: str
+    checkpoint: str
+    seed: int
+    accuracy: Number | None
+    limit: int | None = None
+    intervals: dict[str, dict[str, dict[str, list[Number]]]] = field(default_factory=dict)
+    average_intervals: dict[str, dict[str, dict[str, list[Number]]]] = field(default_factory=dict)
+    bootstrap: dict[str, Number] = field(default_factory=dict)
     ties: dict[str, dict[str, int]] = field(default_factory=dict)
-    # detector whose score is a probability -> its expected calibration error on the
-    # in-distribution set, where all of its images have labels
     calibration_error: dict[str, Number] = field(default_factory=dict)
-    # covariate-shifted set -> the classifier's accuracy on it, None without labels
     shifted: dict[str, Number | None] = field(default_factory=dict)
-    # `results` and `averages` once more, with the shifted sets counted as in-distribution
     full_spectrum: dict[str, Rows] = field(default_factory=dict)
-    # what detectors were fitted on: set, images, detectors
     fit: dict[str, Any] = field(default_factory=dict)
-    absent: list[str] = field(default_factory=list)  # sets of the benchmark
-    incomplete: list[str] = field(default_factory=list)  # groups that lack a set
-    # set -> names of the images that were left out
+    absent: list[str] = field(default_factory=list)
+    incomplete: list[str] = field(default_factory=list)
     unreadable: dict[str, list[str]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)  # what else is to be reported of the sets
-    warning: str | None = None  # why the results may mean nothing; None where they do
-    device: str = ""  # what they were computed on
-    # set -> number of images scored by this run, not found stored
+    notes: list[str] = field(default_factory=list)
+    warning: str | None = None
+    device: str = ""
     computed: dict[str, int] = field(default_factory=dict)
-    seconds: dict[str, Number] = field(default_factory=dict)  # set, and `total` -> what that took
-    versions: dict[str, str] = field(default_factory=dict)  # of packages
-    command: str = ""  # the command line; '' where there was none
-    # whatever else a file holds
+    seconds: dict[str, Number] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    command: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Any:
