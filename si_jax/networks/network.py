@@ -372,8 +372,12 @@ def _combined(eqn: Any) -> list[tuple[Any, Iterable[Any]]]:
         return [*zip(eqn.invars, params["dimension_numbers"][0], strict=True)]
     if name == "conv_general_dilated":
         return [(x, params["dimension_numbers"].lhs_spec[1:])]
-    if name == "scan" and params["num_carry"]:
-        return [(v, [0]) for v in eqn.invars[params["num_consts"] + params["num_carry"] :]]
+    if name == "scan":  # a step takes a slice of what is scanned, and gives carries as they end
+        step = params["jaxpr"].jaxpr
+        pairs = zip(step.outvars, eqn.outvars, strict=True)
+        carries = any(one.aval.shape == v.aval.shape for one, v in pairs)
+        operands = zip(step.invars, eqn.invars, strict=True)
+        return [(v, [0]) for one, v in operands if carries and one.aval.shape != v.aval.shape]
     if name == "concatenate":
         return [(v, [params["dimension"]]) for v in eqn.invars]
     if "window_dimensions" in params:

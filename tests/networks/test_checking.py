@@ -10,6 +10,7 @@ from pictures import noise
 from PIL import Image
 
 import si_jax
+from si_jax.networks import network
 from si_jax.networks.checking import as_images, check_weights
 
 SHAPE, MEAN, STD = (8, 8, 3), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -148,3 +149,15 @@ def test_logits_that_are_not_finite_are_refused(tiny, tiny_images):
     huge = np.full((2, 8, 8, 3), 3e38, np.float32)
     with pytest.raises(ValueError, match="values that are too large"):
         si_jax.make_detector("msp", tiny).score(huge, scale="normalised")
+
+
+@pytest.mark.parametrize(
+    ("loop", "mixes"),
+    [
+        (lambda x: jax.lax.map(jnp.sin, x), False),
+        (lambda x: jax.lax.scan(lambda y, _: (jnp.sin(y), None), x, length=2)[0], False),
+        (lambda x: jax.lax.scan(lambda y, row: (y + row, y), x[0], x)[1], True),
+    ],
+)
+def test_a_loop_over_the_batch_mixes_images_if_it_carries_something(loop, mixes):
+    assert network.may_mix(jax.make_jaxpr(loop)(jnp.zeros((61, 3))).jaxpr, 61) == mixes
