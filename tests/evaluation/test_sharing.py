@@ -132,6 +132,7 @@ def test_rays_workers_one_of_which_is_killed(small, tmp_path, alone):
 
 
 def test_mistakes_before_ray_is_started(small, tmp_path, monkeypatch):
+    pytest.importorskip("ray")
     for options, message in (
         ({"workers": 0}, r"ray \(=0\) must be at least 1"),
         ({"workers": 2, "options": {"knn": {"a": 1}}}, "does not take the option a"),
