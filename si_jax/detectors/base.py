@@ -46,6 +46,7 @@ Compute = Callable[[Inputs, State], dict[str, Float[Array, "batch ..."]]]
 """A batch and the fit -> its `"score"`, (batch,), and whatever else the detector reports."""
 
 Read = tuple[Any, np.ndarray]
+"""What a function of a batch gives of it, and the labels of its images."""
 
 Fit = Callable[[Batches], State]
 """Streams over the fitting images, as often as it needs to, and returns the state."""

@@ -21,10 +21,10 @@ from si_jax.detectors.options import Count, Positive, Range
 from si_jax.detectors.si import over_positions
 from si_jax.model import Model
 from si_jax.models import family_of
+from si_jax.models.family import Maps
 from si_jax.networks.network import HIDDEN
 from si_jax.taps import Taps, select
 
-Maps = Float[Array, "batch height width channels"]
 SQUARINGS, POWERS = 6, 256
 LIMITS = {"low": (np.minimum, np.inf), "high": (np.maximum, -np.inf)}
 LEAST_BOUND = 1e-6  # added to the bounds by which deviations are divided, as published

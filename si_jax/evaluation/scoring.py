@@ -17,6 +17,7 @@ from tqdm import tqdm
 from si_jax.batching import PREFETCH, Batched, Replicated, fitting_batch_size
 from si_jax.data.image_set import ImageSet, UnreadableImage, overlap, take
 from si_jax.data.pipeline import Batch, batches, shown, tell_unreadable
+from si_jax.data.preprocessing import Transform
 from si_jax.detectors import Detector, Inputs, Plan
 from si_jax.detectors.base import State
 from si_jax.detectors.fitting import Batches
@@ -27,7 +28,6 @@ from si_jax.weights.saved import weights_hash
 
 CHUNK = 512  # images of a score file, less what does not fill a batch
 
-Transform = Callable[[np.ndarray], np.ndarray]
 Found = dict[str, dict[str, np.ndarray]]  # detector -> name -> array with a row for each image
 Fetch = Callable[[], Found]  # waits for what was begun
 

@@ -21,11 +21,11 @@ from si_jax.data.files import check_new, read_arrays
 from si_jax.model import Model, checked_size
 from si_jax.models import ARCHITECTURES, NORMALISATIONS, architecture
 from si_jax.models.family import Layout
+from si_jax.networks.framework import Named
 from si_jax.weights import checkpoint
 from si_jax.weights.convert_names import canonical, flax_name, source_name
 from si_jax.weights.saved import check_finite, file_hash
 
-Named = Mapping[str, Any]
 NESTED = ("state_dict", "model", "model_state_dict", "net")
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
 
